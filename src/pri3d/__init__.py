@@ -1,0 +1,28 @@
+"""pri3d: posed RGB-D recordings -> better image backbones (Pri3D, ICCV 2021).
+
+Every verb of the command line is a function of the same name: ``pri3d.prepare(...)``, ``pri3d.pretrain(...)``.
+They are imported on first use, so ``import pri3d`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+#: verb -> module that holds the function of the same name
+VERBS = {
+    "rooms": "pri3d.rooms.write",
+    "prepare": "pri3d.prepare.run",
+    "pretrain": "pri3d.train.pretrain",
+    "finetune": "pri3d.train.finetune",
+    "export": "pri3d.models.export",
+    "demo": "pri3d.demo",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in VERBS:
+        return getattr(import_module(VERBS[name]), name)
+    raise AttributeError(f"module 'pri3d' has no attribute {name!r}")

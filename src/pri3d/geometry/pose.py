@@ -1,0 +1,59 @@
+"""Rigid transforms, stated once: ``a_from_b`` is (..., 4, 4) and maps points of frame b to frame a.
+
+Poses are float64 on disk and in numpy, float32 on the device.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pri3d.errors import FrameError
+
+
+def transform(a_from_b: Tensor, points_b: Tensor) -> Tensor:
+    """Points (..., N, 3) of frame b -> frame a, with a_from_b (..., 4, 4)."""
+    return points_b @ a_from_b[..., :3, :3].mT + a_from_b[..., None, :3, 3]
+
+
+def invert(a_from_b: Tensor) -> Tensor:
+    """``b_from_a`` (..., 4, 4) of a rigid ``a_from_b``: transposed rotation, no matrix inverse."""
+    rotation = a_from_b[..., :3, :3].mT
+    result = a_from_b.clone()
+    result[..., :3, :3] = rotation
+    result[..., :3, 3] = -(rotation @ a_from_b[..., :3, 3:])[..., 0]
+    return result
+
+
+def invert_array(a_from_b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """:func:`invert` for a numpy transform (4, 4)."""
+    result = np.eye(4)
+    result[:3, :3] = a_from_b[:3, :3].T
+    result[:3, 3] = -a_from_b[:3, :3].T @ a_from_b[:3, 3]
+    return result
+
+
+def check_rigid(pose: NDArray[np.float64], what: str, tolerance: float = 1e-2) -> NDArray[np.float64]:
+    """Return a (4, 4) pose with its rotation made exactly orthonormal, or raise FrameError saying what is wrong.
+
+    ``what`` names the file; ``tolerance`` bounds the entries of R R^T - I (text files carry few digits).
+    """
+    pose = np.asarray(pose, dtype=np.float64)
+    if pose.shape != (4, 4):
+        raise FrameError(f"{what}: the pose has shape {pose.shape}, expected 4 x 4.")
+    if not np.isfinite(pose).all():
+        raise FrameError(f"{what}: the pose is not finite (tracking was lost); the frame is left out.")
+    if not np.allclose(pose[3], (0, 0, 0, 1), atol=1e-6):
+        raise FrameError(f"{what}: the pose's last row is {pose[3].tolist()}, expected 0 0 0 1; is it transposed?")
+    rotation = pose[:3, :3]
+    error = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
+    if error > tolerance:
+        raise FrameError(f"{what}: the pose is not rigid (R R^T differs from the identity by {error:.3g}).")
+    if np.linalg.det(rotation) < 0:
+        raise FrameError(f"{what}: the pose mirrors (determinant -1); one axis has the wrong sign.")
+    u, _, vt = np.linalg.svd(rotation)
+    result = np.eye(4)
+    result[:3, :3] = u @ vt
+    result[:3, 3] = pose[:3, 3]
+    return result

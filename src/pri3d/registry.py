@@ -1,0 +1,34 @@
+"""Names -> classes. A folder keeps a dict ``name -> "module:attribute"``; other packages add entry points."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+from pri3d.errors import ConfigError
+
+
+def names(kind: str, builtin: Mapping[str, str]) -> list[str]:
+    """Every name of a kind ("readers", "objectives", ...): the built-in ones, then those of installed packages."""
+    extra = sorted(e.name for e in entry_points(group=f"pri3d.{kind}") if e.name not in builtin)
+    return [*builtin, *extra]
+
+
+def load(kind: str, builtin: Mapping[str, str], name: str) -> Any:
+    """Import what ``name`` stands for; nothing else of the kind is imported.
+
+    Raises ConfigError for an unknown name, listing the choices and the closest one.
+    """
+    if name in builtin:
+        module, _, attribute = builtin[name].partition(":")
+        return getattr(import_module(module), attribute)
+    for entry in entry_points(group=f"pri3d.{kind}"):
+        if entry.name == name:
+            return entry.load()
+    choices = names(kind, builtin)
+    close = difflib.get_close_matches(name, choices, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ConfigError(f"unknown {kind.removesuffix('s')} {name!r}.{hint} Choices: {', '.join(choices)}.")

@@ -1,0 +1,94 @@
+"""The records that travel between folders: plain named tuples, every field with shape, unit and frame.
+
+Conventions (stated in :mod:`pri3d.geometry.camera` and :mod:`pri3d.geometry.pose`): metres, OpenCV camera axes
+(x right, y down, z forward), pixel centres at integer + 0.5, a transform ``a_from_b`` maps points of frame b to
+frame a, depth is z with 0 = invalid, label 255 = ignored.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+
+class Camera(NamedTuple):
+    """Pinhole intrinsics of an image of a given size."""
+
+    width: int  #: pixels
+    height: int  #: pixels
+    fx: float  #: pixels
+    fy: float  #: pixels
+    cx: float  #: pixels, of the pixel-centre-at-+0.5 grid
+    cy: float  #: pixels
+
+    def resized(self, width: int, height: int) -> Camera:
+        """Intrinsics of the same view sampled at ``width`` x ``height``; exact because pixel centres lie at +0.5."""
+        sx, sy = width / self.width, height / self.height
+        return Camera(width, height, self.fx * sx, self.fy * sy, self.cx * sx, self.cy * sy)
+
+
+class Frame(NamedTuple):
+    """One posed RGB-D frame as a reader states it, before any resampling."""
+
+    name: str  #: unique in its scene; sorted names are in time order
+    color: NDArray[np.uint8]  #: (H, W, 3) RGB of the colour camera
+    depth: NDArray[np.float32]  #: (h, w) metres along z of the depth camera, 0 = invalid
+    color_camera: Camera  #: intrinsics of ``color``
+    depth_camera: Camera  #: intrinsics of ``depth``
+    color_from_depth: NDArray[np.float64]  #: (4, 4) depth-camera points -> colour camera
+    world_from_camera: NDArray[np.float64]  #: (4, 4) colour-camera points -> world
+    label: NDArray[np.uint8] | None = None  #: (H, W) class ids in the colour camera, 255 = ignored
+    instance: NDArray[np.uint16] | None = None  #: (H, W) instance ids in the colour camera, 0 = none
+
+
+class View(NamedTuple):
+    """One prepared frame: depth registered into the colour camera, both of the stored size."""
+
+    color: NDArray[np.uint8]  #: (H, W, 3) RGB
+    depth: NDArray[np.float32]  #: (H, W) metres, 0 = invalid
+    intrinsics: NDArray[np.float64]  #: (4,) fx, fy, cx, cy in pixels of (H, W)
+    world_from_camera: NDArray[np.float64]  #: (4, 4)
+    name: str  #: frame name
+
+
+class Pair(NamedTuple):
+    """Two frames of one scene that see enough of the same surface."""
+
+    scene: str
+    i: int  #: row of the scene's frames.npz
+    j: int  #: row of the scene's frames.npz
+    overlap: float  #: share of points with a partner within the distance, see :mod:`pri3d.prepare.overlap`
+
+
+class Voxels(NamedTuple):
+    """Occupied voxels of a surface; cell c covers [c, c+1) * size, its centre is (c + 0.5) * size."""
+
+    cells: NDArray[np.int32]  #: (V, 3) integer world cells x, y, z, lexicographically sorted, unique
+    size: float  #: edge length, metres
+    color: NDArray[np.uint8] | None = None  #: (V, 3) RGB of the cells, where the source has it
+
+
+class PairBatch(NamedTuple):
+    """B pairs for pre-training. World coordinates are per pair: shifted by a whole number of voxels near camera a."""
+
+    color: torch.Tensor  #: (B, 2, 3, H, W) float 0..1, augmented
+    depth: torch.Tensor  #: (B, 2, H, W) metres, 0 = invalid
+    intrinsics: torch.Tensor  #: (B, 2, 4) fx, fy, cx, cy in pixels of (H, W)
+    world_from_camera: torch.Tensor  #: (B, 2, 4, 4)
+    voxel_cells: torch.Tensor  #: (V, 4) int64: chunk index 2*b+view, x, y, z; rows sorted by chunk, x, y, z; V may be 0
+    voxel_color: torch.Tensor  #: (V, 3) float 0..1, zeros where the source has no colour
+    voxel_size: torch.Tensor  #: () metres
+    seeds: torch.Tensor  #: (B,) int64, every random choice inside a sample derives from it
+    names: list[str]  #: B strings "scene/frame_a+frame_b", for error messages
+
+
+class LabelledBatch(NamedTuple):
+    """B labelled images for semantic fine-tuning."""
+
+    color: torch.Tensor  #: (B, 3, H, W) float 0..1
+    label: torch.Tensor  #: (B, H, W) int64, 255 = ignored
+    names: list[str]  #: B strings "scene/frame"
