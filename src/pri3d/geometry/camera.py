@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def pixel_centres(height: int, width: int, *, like: Tensor) -> Tensor:
-    """Centres of a grid of pixels: (height, width, 2) as u, v = column + 0.5, row + 0.5, of ``like``'s device, dtype."""
+    """Pixel centres (height, width, 2): u = column + 0.5, v = row + 0.5, on the device and of the dtype of ``like``."""
     v = torch.arange(height, device=like.device, dtype=like.dtype) + 0.5
     u = torch.arange(width, device=like.device, dtype=like.dtype) + 0.5
     return torch.stack((u.expand(height, width), v[:, None].expand(height, width)), dim=-1)

@@ -32,7 +32,7 @@ class Scene(Protocol):
         ...
 
     def mesh(self) -> Path | None:
-        """A triangle mesh of the scene's surface in world metres, or None where the source has none."""
+        """Return a triangle mesh of the scene's surface in world metres, or None where the source has none."""
         ...
 
 
