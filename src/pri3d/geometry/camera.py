@@ -37,4 +37,5 @@ def project(points: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
 
 def scale_intrinsics(intrinsics: Tensor, factor_x: float, factor_y: float) -> Tensor:
     """Intrinsics (..., 4) of the same view resampled by a factor; exact because pixel centres lie at +0.5."""
-    return intrinsics * intrinsics.new_tensor((factor_x, factor_y, factor_x, factor_y))
+    x, y = intrinsics[..., 0::2] * factor_x, intrinsics[..., 1::2] * factor_y
+    return torch.stack((x, y), dim=-1).flatten(-2)
