@@ -1,0 +1,74 @@
+"""Geometric prior: pixels against the voxels of the surface chunk their frame sees (paper section 3.2)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pri3d.geometry.matching import choose, match_voxels
+from pri3d.models.resunet3d import ResUNet3d
+from pri3d.objectives import Terms
+from pri3d.objectives.contrast import info_nce
+from pri3d.objectives.view import flatten_cells, mean_of_samples, pick
+from pri3d.types import PairBatch
+
+
+class GeometryObjective(nn.Module):
+    """PointInfoNCE between pixels and voxels, each projected to a common space, for both frames of a pair.
+
+    Args:
+        channels: of the 2D feature maps.
+        points: matches drawn a frame, without replacement.
+        temperature: of the contrast.
+        net3d: size of the sparse 3D network, see :class:`pri3d.models.resunet3d.ResUNet3d`.
+        voxel_input: ``occupancy`` (a one per voxel, the paper) or ``color`` (RGB, the released code).
+        projection: dimensions of the common space.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        points: int = 1024,
+        temperature: float = 0.4,
+        net3d: str = "34C",
+        voxel_input: Literal["occupancy", "color"] = "occupancy",
+        projection: int = 64,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        self.points, self.temperature, self.voxel_input = points, temperature, voxel_input
+        self.net3d = ResUNet3d(net3d, in_channels=1 if voxel_input == "occupancy" else 3)
+        self.project_pixels = nn.Linear(channels, projection)
+        self.project_voxels = nn.Linear(self.net3d.out_channels, projection)
+
+    def forward(self, features: Tensor, batch: PairBatch) -> Terms:
+        """Contrast feature maps (B, 2, C, h, w) with the chunks of the batch; both frames weigh one half.
+
+        A batch without any voxel contributes 0 and no gradient.
+        """
+        if batch.voxel_cells.shape[0] == 0:
+            zero = features.float().sum() * 0
+            return Terms(zero, {name: zero.detach() for name in ("recall", "matches", "chance")})
+        features = features.flatten(0, 1)
+        height, width = features.shape[-2:]
+        matches = match_voxels(
+            batch.depth.flatten(0, 1),
+            batch.intrinsics.flatten(0, 1),
+            batch.world_from_camera.flatten(0, 1),
+            batch.voxel_cells,
+            batch.voxel_size,
+            (height, width),
+        )
+        seeds = torch.stack((batch.seeds, batch.seeds + 1), dim=1).flatten()
+        matches = choose(matches, self.points, seeds)
+        if self.voxel_input == "occupancy":
+            given = batch.voxel_color.new_ones(batch.voxel_cells.shape[0], 1)
+        else:
+            given = batch.voxel_color
+        volume = self.net3d(batch.voxel_cells, given)
+        voxels = volume.index_select(0, matches.second.flatten()).view(*matches.second.shape, -1)
+        first = self.project_pixels(pick(flatten_cells(features), matches.first))
+        contrast = info_nce(first, self.project_voxels(voxels), matches.valid, self.temperature)
+        return mean_of_samples(contrast, matches.valid)
