@@ -1,0 +1,400 @@
+"""The prepared folder: the only place that knows its layout.
+
+    OUT/dataset.json                manifest: settings, versions and, per scene, source, counts, state and hash
+    OUT/pairs.npz                   overlapping pairs of all scenes, in the order of the scenes
+    OUT/scenes/ID/scene.json        what the manifest says of this scene, and the settings it was made with
+    OUT/scenes/ID/frames.npz        names, poses, intrinsics, validity and reasons of rejection
+    OUT/scenes/ID/frames.zip        color/*.jpg, depth/*.png (16-bit mm), label/*.png, instance/*.png; not compressed
+    OUT/scenes/ID/pairs.npz         this scene's pairs
+    OUT/scenes/ID/surface.npz       cells of the voxelised surface, sorted, and their colour where there is one
+
+Everything is written to a temporary name (``.NAME.part``) and renamed: a killed run leaves nothing half-written.
+The same input gives the same bytes: archives carry no time stamps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pri3d.errors import DataError
+from pri3d.types import View, Voxels
+
+FORMAT = 1
+MANIFEST = "dataset.json"
+_SCENE_FILES = ("frames.npz", "frames.zip", "pairs.npz", "surface.npz")
+_LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
+_MILLIMETRE = np.float32(0.001)
+
+
+class FrameTable(NamedTuple):
+    """All N frames of a scene in time order, rejected ones included."""
+
+    names: NDArray[np.str_]  #: (N,)
+    world_from_camera: NDArray[np.float64]  #: (N, 4, 4) colour camera; NaN where rejected
+    intrinsics: NDArray[np.float64]  #: (N, 4) fx, fy, cx, cy in pixels of ``size``; NaN where rejected
+    valid: NDArray[np.bool_]  #: (N,) False where the frame was rejected: it has no images
+    reasons: NDArray[np.str_]  #: (N,) why it was rejected, "" where valid
+    size: tuple[int, int]  #: width, height in pixels of every stored image
+
+
+class PairTable(NamedTuple):
+    """P overlapping pairs of frames; rows i < j of the scene's :class:`FrameTable`."""
+
+    scene: NDArray[np.str_]  #: (P,) scene ids
+    i: NDArray[np.int32]  #: (P,)
+    j: NDArray[np.int32]  #: (P,)
+    overlap: NDArray[np.float32]  #: (P,) share of points with a partner, see :mod:`pri3d.prepare.overlap`
+    baseline: NDArray[np.float32]  #: (P,) metres between the two camera centres
+    angle: NDArray[np.float32]  #: (P,) radians between the two viewing directions
+
+    @classmethod
+    def empty(cls) -> PairTable:
+        """Return a table of no pairs."""
+        return cls(*(np.zeros(0, dtype) for dtype in _PAIR_TYPES))
+
+    @classmethod
+    def concatenate(cls, tables: list[PairTable]) -> PairTable:
+        """All rows of the tables, in order."""
+        columns = zip(*(tables or [cls.empty()]), strict=True)
+        return cls(*(np.concatenate(column) for column in columns))
+
+
+_PAIR_TYPES = ("<U1", np.int32, np.int32, np.float32, np.float32, np.float32)
+
+
+class SceneStore:
+    """Read side of one scene. Cheap to pickle; files are opened where they are read, so any process may use it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.id = path.name
+
+    def __reduce__(self) -> tuple[type[SceneStore], tuple[Path]]:
+        return SceneStore, (self.path,)  # caches stay behind
+
+    @cached_property
+    def frames(self) -> FrameTable:
+        """The scene's frames. Raises DataError where frames.npz is missing or damaged."""
+        with _npz(self.path / "frames.npz") as data:
+            width, height = (int(value) for value in data["size"])
+            columns = [data[name] for name in FrameTable._fields[:-1]]
+            return FrameTable._make([*columns, (width, height)])
+
+    def view(self, row: int) -> View:
+        """Frame ``row`` with colour and depth of the stored size.
+
+        Raises DataError where the frame was rejected, or naming archive and entry where the file is damaged.
+        """
+        table = self.frames
+        name = self._name(row)
+        with self._archive() as file:
+            color = self._image(file, f"color/{name}.jpg")
+            depth = self._image(file, f"depth/{name}.png")
+        metres = depth.astype(np.float32) * _MILLIMETRE
+        return View(color, metres, table.intrinsics[row], table.world_from_camera[row], name)
+
+    def label(self, row: int) -> NDArray[np.uint8] | None:
+        """Class ids (H, W) of frame ``row``, 255 = ignored; None where it has none. Raises DataError as `view`."""
+        pixels: NDArray[np.uint8] | None = self._optional(f"label/{self._name(row)}.png")
+        return pixels
+
+    def instance(self, row: int) -> NDArray[np.uint16] | None:
+        """Instance ids (H, W) of frame ``row``, 0 = none; None where it has none. Raises DataError as `view`."""
+        pixels: NDArray[np.uint16] | None = self._optional(f"instance/{self._name(row)}.png")
+        return pixels
+
+    def surface(self) -> Voxels:
+        """Occupied cells of the whole scene, possibly none; kept in memory after the first call. Raises DataError."""
+        return self._surface
+
+    def pairs(self) -> PairTable:
+        """Return this scene's pairs. Raises DataError where pairs.npz is missing or damaged."""
+        return _read_pairs(self.path / "pairs.npz")
+
+    @cached_property
+    def _surface(self) -> Voxels:
+        with _npz(self.path / "surface.npz") as data:
+            return Voxels(data["cells"], float(data["size"]), data.get("color"))
+
+    @cached_property
+    def _index(self) -> dict[str, zipfile.ZipInfo]:
+        path = self.path / "frames.zip"
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return {entry.filename: entry for entry in archive.infolist()}
+        except (OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path}: not a readable archive ({error}). {_again(path)}") from error
+
+    def _name(self, row: int) -> str:
+        table = self.frames
+        if not 0 <= row < len(table.names):
+            raise DataError(f"{self.path}: frame row {row} does not exist; rows are 0..{len(table.names) - 1}.")
+        if not table.valid[row]:
+            raise DataError(f"{self.path}: frame {table.names[row]} was rejected: {table.reasons[row]}")
+        return str(table.names[row])
+
+    @contextmanager
+    def _archive(self) -> Iterator[BinaryIO]:
+        # Opened per read: a data set has more scenes than a process may hold open files.
+        path = self.path / "frames.zip"
+        try:
+            with path.open("rb", buffering=0) as file:
+                yield file
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error}). {_again(path)}") from error
+
+    def _optional(self, entry: str) -> Any:
+        if entry not in self._index:
+            return None
+        with self._archive() as file:
+            return self._image(file, entry)
+
+    def _image(self, file: BinaryIO, entry: str) -> Any:
+        where = f"{self.path / 'frames.zip'}: entry {entry}"
+        try:
+            with Image.open(io.BytesIO(self._bytes(file, entry))) as image:
+                pixels = np.array(image)
+        except OSError as error:  # pillow's own errors are OSErrors
+            raise DataError(f"{where} is not a readable image ({error}). {_again(self.path)}") from error
+        if pixels.shape[:2] != self.frames.size[::-1]:
+            raise DataError(f"{where} has shape {pixels.shape}, not {self.frames.size[::-1]}. {_again(self.path)}")
+        return pixels
+
+    def _bytes(self, file: BinaryIO, entry: str) -> bytes:
+        where = f"{self.path / 'frames.zip'}: entry {entry}"
+        info = self._index.get(entry)
+        if info is None:
+            raise DataError(f"{where} is missing. {_again(self.path)}")
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise DataError(f"{where} is compressed; the archive must be stored uncompressed. {_again(self.path)}")
+        file.seek(info.header_offset)
+        header = file.read(_LOCAL_HEADER + len(entry.encode()) + info.file_size)
+        start = _LOCAL_HEADER + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+        data = header[start : start + info.file_size]
+        if start + info.file_size > len(header):  # an extra field in the local header, or the file ends too early
+            data += file.read(info.file_size - len(data))
+        if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
+            raise DataError(f"{where} is damaged (wrong checksum or length). {_again(self.path)}")
+        return data
+
+
+class Store:
+    """Read side of a prepared folder."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the folder. Raises DataError where it is no prepared store, unfinished or damaged."""
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path)
+        if self.manifest["state"] != "finished":
+            raise DataError(f"{self.path}: its preparation has not finished. Run the same `pri3d prepare` again.")
+        for file in (scene_folder(self.path, scene) / name for scene in self.scenes for name in _SCENE_FILES):
+            if not file.is_file():
+                raise DataError(f"{file}: missing from the prepared store. {_again(file)}")
+        self._cache: dict[str, SceneStore] = {}
+
+    def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
+        return Store, (self.path,)
+
+    @property
+    def scenes(self) -> list[str]:
+        """Ids of the finished scenes, sorted."""
+        return sorted(self.manifest["scenes"])
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the label ids 0..n-1, None where the source has no labels."""
+        return self.manifest["class_names"]  # type: ignore[no-any-return]
+
+    @property
+    def hash(self) -> str:
+        """Digest of what decides the content: the scenes' hashes and the settings, not times or versions."""
+        content = {"scenes": {k: v["hash"] for k, v in self.manifest["scenes"].items()}}
+        content["settings"] = self.manifest["settings"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def scene(self, scene_id: str) -> SceneStore:
+        """Return the read side of one scene, the same object each time. Raises DataError for an unknown id."""
+        if scene_id not in self._cache:
+            if scene_id not in self.manifest["scenes"]:
+                raise DataError(f"{self.path}: has no scene {scene_id!r}. It has {', '.join(self.scenes)}.")
+            self._cache[scene_id] = SceneStore(scene_folder(self.path, scene_id))
+        return self._cache[scene_id]
+
+    def pairs(self) -> PairTable:
+        """All overlapping pairs. Raises DataError where it was prepared without pairs or pairs.npz is damaged."""
+        if not self.manifest["settings"]["pairs"]:
+            raise DataError(f"{self.path}: was prepared with --pairs false. Prepare it again with pairs, elsewhere.")
+        return _read_pairs(self.path / "pairs.npz")
+
+
+class SceneWriter:
+    """Write side of one scene: a folder beside the target, renamed by :meth:`finish`, removed on any error.
+
+    Use as a context manager: ``add`` or ``reject`` every frame in time order, then ``finish``.
+    """
+
+    def __init__(self, root: Path, scene_id: str, size: tuple[int, int] = (0, 0)) -> None:
+        """Prepare to write scene ``scene_id`` of the store ``root``; ``size`` is width, height of its images."""
+        self.target = scene_folder(root, scene_id)
+        self.path = self.target.with_name(f".{scene_id}.part")
+        self.size = size
+        self._rows: list[tuple[str, NDArray[np.float64], NDArray[np.float64], bool, str]] = []
+
+    def __enter__(self) -> Self:
+        shutil.rmtree(self.path, ignore_errors=True)  # left by a killed run
+        self.path.mkdir(parents=True)
+        self._zip = zipfile.ZipFile(self.path / "frames.zip", "w", zipfile.ZIP_STORED)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        try:
+            self._zip.close()
+        finally:  # closing writes too: on a full disk it raises, and the folder must still go
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def add(
+        self, view: View, label: NDArray[np.uint8] | None = None, instance: NDArray[np.uint16] | None = None
+    ) -> None:
+        """Store a frame: colour as JPEG (quality 95), depth rounded to millimetres; all images of ``size``."""
+        images = {"label": label, "instance": instance, "depth": millimetres(view.depth)}
+        data = {f"{kind}/{view.name}.png": _encode(x, "PNG") for kind, x in images.items() if x is not None}
+        data[f"color/{view.name}.jpg"] = _encode(view.color, "JPEG")
+        for entry in sorted(data):
+            self._zip.writestr(zipfile.ZipInfo(entry), data[entry])
+        self._rows.append((view.name, view.world_from_camera, view.intrinsics, True, ""))
+
+    def reject(self, name: str, reason: str) -> None:
+        """Record a frame that is left out, and why."""
+        self._rows.append((name, np.full((4, 4), np.nan), np.full(4, np.nan), False, reason))
+
+    def finish(self, pairs: PairTable, surface: Voxels, record: dict[str, Any]) -> dict[str, Any]:
+        """Write the tables and rename. Return ``record`` with the scene's ``hash`` and ``bytes`` added (scene.json)."""
+        self._zip.close()
+        columns = [np.array(column) for column in zip(*self._rows, strict=True)]
+        table: dict[str, Any] = dict(zip(FrameTable._fields, [*columns, np.array(self.size)], strict=True))
+        np.savez(self.path / "frames.npz", **table)
+        np.savez(self.path / "pairs.npz", **pairs._asdict())
+        cells: dict[str, Any] = {name: value for name, value in surface._asdict().items() if value is not None}
+        np.savez_compressed(self.path / "surface.npz", **cells)
+        files = [self.path / name for name in _SCENE_FILES]
+        digest = hashlib.sha256()
+        for file in files:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        size = sum(file.stat().st_size for file in files)
+        record = {**record, "hash": digest.hexdigest(), "bytes": size}
+        (self.path / "scene.json").write_text(json.dumps(record, indent=1) + "\n")
+        shutil.rmtree(self.target, ignore_errors=True)
+        self.path.replace(self.target)
+        return record
+
+
+def millimetres(depth: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Depth in metres, 0 = invalid -> whole millimetres; what does not fit 16 bits becomes 0."""
+    values = np.rint(depth * np.float32(1000))
+    return np.where((values > 0) & (values <= 65535), values, 0).astype(np.uint16)
+
+
+def scene_folder(root: Path, scene_id: str) -> Path:
+    """Return where the scene lies in the store."""
+    return root / "scenes" / scene_id
+
+
+def read_scene_record(root: Path, scene_id: str) -> dict[str, Any] | None:
+    """Return what :meth:`SceneWriter.finish` wrote, or None where the scene is not finished. Raises DataError."""
+    path = scene_folder(root, scene_id) / "scene.json"
+    return _json(path) if path.is_file() else None
+
+
+def finished_scenes(root: Path) -> list[str]:
+    """Ids of the finished scenes of a store that may itself be unfinished, sorted."""
+    return sorted(p.parent.name for p in (root / "scenes").glob("*/scene.json") if not p.parent.name.startswith("."))
+
+
+def read_manifest(root: Path) -> dict[str, Any]:
+    """Return the manifest. Raises DataError where there is none or it is of another kind or format."""
+    path = root / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{root}: not a prepared store (no {MANIFEST}). Make one: pri3d prepare RECORDING {root}")
+    manifest = _json(path)
+    if manifest.get("format") != FORMAT:
+        found = manifest.get("format")
+        raise DataError(f"{path}: format {found!r}, this version reads {FORMAT}. Prepare the recording again.")
+    return manifest
+
+
+def write_manifest(root: Path, manifest: dict[str, Any]) -> None:
+    """Write dataset.json at once; ``format`` is added. Nothing is touched where the content is the same."""
+    text = json.dumps({"format": FORMAT, **manifest}, indent=1) + "\n"
+    path = root / MANIFEST
+    if not path.is_file() or path.read_text() != text:
+        with _atomic(path) as part:
+            part.write_text(text)
+
+
+def write_pairs(root: Path, pairs: PairTable) -> None:
+    """Write the whole store's pairs.npz at once. Nothing is touched where the content is the same."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **pairs._asdict())
+    path = root / "pairs.npz"
+    if not path.is_file() or path.read_bytes() != buffer.getvalue():
+        with _atomic(path) as part:
+            part.write_bytes(buffer.getvalue())
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[Path]:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _npz(path: Path) -> Iterator[Any]:
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            yield data
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path}: missing or damaged ({error}). {_again(path)}") from error
+
+
+def _read_pairs(path: Path) -> PairTable:
+    with _npz(path) as data:
+        return PairTable(*(data[name] for name in PairTable._fields))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error}). Delete it and run `pri3d prepare` again.") from error
+    return content
+
+
+def _encode(pixels: NDArray[np.uint8] | NDArray[np.uint16], form: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, form, quality=95)  # PNG has no quality and ignores it
+    return buffer.getvalue()
+
+
+def _again(path: Path) -> str:
+    folder = path.parent if path.suffix else path
+    return f"Delete {folder} and run the same `pri3d prepare` again: it makes only what is missing."
