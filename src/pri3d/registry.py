@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from pri3d.errors import ConfigError
+
+T = TypeVar("T")
 
 
 def names(kind: str, builtin: Mapping[str, str]) -> list[str]:
@@ -28,7 +30,18 @@ def load(kind: str, builtin: Mapping[str, str], name: str) -> Any:
     for entry in entry_points(group=f"pri3d.{kind}"):
         if entry.name == name:
             return entry.load()
-    choices = names(kind, builtin)
+    raise unknown(kind.removesuffix("s"), names(kind, builtin), name)
+
+
+def choice(what: str, options: Mapping[str, T], name: str) -> T:
+    """Look ``name`` up in a plain dict. Raises ConfigError for an unknown name, as :func:`load` does."""
+    if name not in options:
+        raise unknown(what, list(options), name)
+    return options[name]
+
+
+def unknown(what: str, choices: Sequence[str], name: str) -> ConfigError:
+    """Build the error for a name that is not among the choices: lists them and suggests the closest."""
     close = difflib.get_close_matches(name, choices, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ConfigError(f"unknown {kind.removesuffix('s')} {name!r}.{hint} Choices: {', '.join(choices)}.")
+    return ConfigError(f"unknown {what} {name!r}.{hint} Choices: {', '.join(choices)}.")

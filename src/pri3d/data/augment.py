@@ -1,0 +1,71 @@
+"""Colour augmentation of single images; every draw comes from the generator that is passed in.
+
+The operations are torchvision's; only the drawing of their parameters is ours, because torchvision draws from the
+global generator and a resumed run must repeat the draws of the killed one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from pri3d import registry
+
+
+class ColorRecipe(NamedTuple):
+    """How strongly colours change; the amplitudes are ColorJitter's."""
+
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    p_jitter: float
+    p_gray: float
+    p_blur: float
+    sigma: tuple[float, float] = (0.1, 2.0)  #: of the Gaussian blur, pixels of a 320-pixel-wide image
+
+
+#: The released code's recipe for ScanNet pairs (reference: ColorJitter, grayscale, blur), and none.
+STRONG = ColorRecipe(0.4, 0.4, 0.4, 0.1, 0.8, 0.2, 0.5)
+#: For fine-tuning: colours move, sharpness stays.
+LIGHT = ColorRecipe(0.3, 0.3, 0.3, 0.05, 0.8, 0.1, 0.0)
+RECIPES: dict[str, ColorRecipe | None] = {"strong": STRONG, "light": LIGHT, "none": None}
+
+
+def recipe(name: str) -> ColorRecipe | None:
+    """Look a recipe up by name. Raises ConfigError listing the names."""
+    return registry.choice("augment", RECIPES, name)
+
+
+def augment_color(image: Tensor, recipe: ColorRecipe | None, generator: torch.Generator) -> Tensor:
+    """Augment one RGB image (3, H, W) uint8 or float 0..1; same shape and dtype."""
+    if recipe is None:
+        return image
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=generator))
+
+    if uniform(0, 1) < recipe.p_jitter:
+        steps: list[tuple[Callable[[Tensor, float], Tensor], float]] = [
+            (function, uniform(max(0.0, 1 - amplitude), 1 + amplitude))
+            for function, amplitude in (
+                (F.adjust_brightness, recipe.brightness),
+                (F.adjust_contrast, recipe.contrast),
+                (F.adjust_saturation, recipe.saturation),
+            )
+        ]
+        steps.append((F.adjust_hue, uniform(-recipe.hue, recipe.hue)))
+        for position in torch.randperm(len(steps), generator=generator).tolist():
+            function, amount = steps[position]
+            image = function(image, amount)
+    if uniform(0, 1) < recipe.p_gray:
+        image = F.rgb_to_grayscale(image, num_output_channels=3)
+    if uniform(0, 1) < recipe.p_blur:
+        sigma = uniform(*recipe.sigma) * image.shape[-1] / 320
+        image = F.gaussian_blur(image, [2 * math.ceil(3 * sigma) + 1] * 2, [sigma] * 2)
+    return image

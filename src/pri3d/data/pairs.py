@@ -1,0 +1,164 @@
+"""Prepared pairs -> pre-training batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pri3d.data.augment import ColorRecipe, augment_color
+from pri3d.data.images import Interpolation, resize_color, resize_nearest
+from pri3d.data.sampler import Draw, derive
+from pri3d.errors import ConfigError, DataError
+from pri3d.geometry.voxels import coarsen, crop, frustum_box
+from pri3d.store import PairTable, Store
+from pri3d.types import PairBatch, View, Voxels
+
+
+class PairItem(NamedTuple):
+    """One pair before batching; fields as in types.PairBatch without the leading batch."""
+
+    color: Tensor
+    depth: Tensor
+    intrinsics: Tensor
+    world_from_camera: Tensor
+    chunks: tuple[Voxels, Voxels]
+    seed: int
+    name: str
+
+
+def split_pairs(store: Store, holdout: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the pair table for training and for validation, from disjoint frames.
+
+    With ten scenes or more the last ``holdout`` share of scenes is held out; with fewer, the last share of each
+    scene's frames in time. Pairs across the border are in neither. ``holdout`` = 0 trains on everything.
+    Raises ConfigError outside 0..0.9.
+    """
+    if not 0 <= holdout <= 0.9:
+        raise ConfigError(f"holdout = {holdout}: give a share of the frames between 0 and 0.9.")
+    table = store.pairs()
+    if holdout == 0:
+        return np.arange(len(table.i)), np.empty(0, np.int64)
+    if len(store.scenes) >= 10:
+        kept = store.scenes[: len(store.scenes) - max(1, round(holdout * len(store.scenes)))]
+        late_i = late_j = ~np.isin(table.scene, kept)
+    else:
+        border = {name: (1 - holdout) * len(store.scene(name).frames.names) for name in store.scenes}
+        limit = np.array([border[name] for name in table.scene.tolist()])
+        late_i, late_j = table.i >= limit, table.j >= limit
+    return np.flatnonzero(~late_i & ~late_j), np.flatnonzero(late_i & late_j)
+
+
+class PairDataset(Dataset[PairItem]):
+    """Items of a prepared store's pair table, resized, augmented, with the chunk each frame sees.
+
+    Args:
+        folder: the prepared store.
+        rows: rows of the pair table to use.
+        size: (width, height) of the images.
+        seed: of the run; with the draw it fixes augmentation and point choice.
+        recipe: colour augmentation, None for none.
+        voxel: edge of the chunks' voxels in metres, a whole multiple of the prepared one; 0 leaves chunks out.
+        interpolation: of colour.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rows: NDArray[np.int64],
+        size: tuple[int, int],
+        seed: int,
+        recipe: ColorRecipe | None = None,
+        voxel: float = 0.0,
+        interpolation: Interpolation = "bilinear",
+    ) -> None:
+        self.store = Store(folder)
+        self.table: PairTable = self.store.pairs()
+        self.rows, self.size, self.seed, self.recipe = rows, size, seed, recipe
+        self.voxel, self.interpolation = voxel, interpolation
+        self._surfaces: dict[str, Voxels] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, draw: Draw) -> PairItem:
+        row = int(self.rows[draw.item])
+        scene_id = str(self.table.scene[row])
+        scene = self.store.scene(scene_id)
+        views = scene.view(int(self.table.i[row])), scene.view(int(self.table.j[row]))
+        seed = derive(self.seed, draw.epoch, draw.item)
+        generator = torch.Generator().manual_seed(seed)
+        colors = [
+            augment_color(resize_color(v.color, self.size, self.interpolation), self.recipe, generator) for v in views
+        ]
+        depth = np.stack([resize_nearest(v.depth, self.size) for v in views])
+        intrinsics = np.stack([self._intrinsics(v) for v in views])
+        poses = np.stack([v.world_from_camera for v in views])
+        surface = self._surface(scene_id)
+        # Coordinates near the camera keep float32 exact wherever the recording's origin lies.
+        origin = np.floor(poses[0, :3, 3] / surface.size).astype(np.int64)
+        chunks = tuple(self._chunk(surface, view, origin) for view in views)
+        poses[:, :3, 3] -= origin * surface.size
+        return PairItem(
+            torch.stack(colors),
+            torch.from_numpy(depth.astype(np.float32)),
+            torch.from_numpy(intrinsics).float(),
+            torch.from_numpy(poses).float(),
+            (chunks[0], chunks[1]),
+            seed,
+            f"{scene_id}/{views[0].name}+{views[1].name}",
+        )
+
+    def _intrinsics(self, view: View) -> NDArray[np.float64]:
+        height, width = view.depth.shape
+        scale = np.tile((self.size[0] / width, self.size[1] / height), 2)
+        return np.asarray(view.intrinsics * scale, dtype=np.float64)
+
+    def _surface(self, scene_id: str) -> Voxels:
+        if not self.voxel:
+            return Voxels(np.empty((0, 3), np.int32), 1.0)
+        if scene_id not in self._surfaces:
+            self._surfaces[scene_id] = coarsen(self.store.scene(scene_id).surface(), self.voxel)
+        return self._surfaces[scene_id]
+
+    def _chunk(self, surface: Voxels, view: View, origin: NDArray[np.int64]) -> Voxels:
+        box = frustum_box(view.depth, view.intrinsics, view.world_from_camera) if len(surface.cells) else None
+        if box is None:
+            return Voxels(surface.cells[:0], surface.size)
+        chunk = crop(surface, *box)
+        return chunk._replace(cells=(chunk.cells - origin).astype(np.int32))
+
+
+def collate(items: list[PairItem]) -> PairBatch:
+    """Stack pairs; the ragged chunks become one list of rows that begin with the chunk's number 2*b+view."""
+    rows, colors = [], []
+    for number, chunk in enumerate(chunk for item in items for chunk in item.chunks):
+        cells = torch.from_numpy(chunk.cells.astype(np.int64))
+        rows.append(torch.cat((torch.full((len(cells), 1), number), cells), dim=1))
+        given = np.zeros(chunk.cells.shape, np.uint8) if chunk.color is None else chunk.color
+        colors.append(torch.from_numpy(given))
+    return PairBatch(
+        color=torch.stack([item.color for item in items]).float() / 255,
+        depth=torch.stack([item.depth for item in items]),
+        intrinsics=torch.stack([item.intrinsics for item in items]),
+        world_from_camera=torch.stack([item.world_from_camera for item in items]),
+        voxel_cells=torch.cat(rows),
+        voxel_color=torch.cat(colors).float() / 255,
+        voxel_size=torch.tensor(items[0].chunks[0].size),
+        seeds=torch.tensor([item.seed for item in items]),
+        names=[item.name for item in items],
+    )
+
+
+def check_pairs(rows: NDArray[np.int64], store: Store, batch: int) -> None:
+    """Refuse a store without enough training pairs. Raises DataError naming the store and what to change."""
+    if len(rows) < batch:
+        raise DataError(
+            f"{store.path}: {len(rows)} training pairs for batches of {batch}. Prepare more frames (a smaller "
+            "--frame_step), accept less overlap (--min_overlap), or lower --batch or --holdout."
+        )
