@@ -1,0 +1,159 @@
+"""The 2D network of pre-training: encoder + decoder -> one feature per cell of half the image's resolution.
+
+Paper, "Architecture for Pre-training": a U-Net with residual connections, a ResNet as encoder, a decoder of
+convolutions and bilinear interpolation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pri3d.errors import ConfigError
+from pri3d.models.encoders import Encoder, build_encoder
+
+Size = tuple[int, int]
+
+
+class UNet(nn.Module):
+    """Images (B, 3, H, W), RGB 0..1 -> features (B, channels, ceil(H / 2), ceil(W / 2)).
+
+    ``decoder`` is "paper" (5 x 5 up-projections; takes the published checkpoints) or "slim" (64 channels, 3 x 3; for
+    small machines). Normalisation happens inside. Raises ConfigError for an unknown decoder.
+    """
+
+    def __init__(self, encoder: Encoder, decoder: str = "paper", channels: int = 32) -> None:
+        super().__init__()
+        if decoder not in DECODERS:
+            raise ConfigError(f"unknown decoder {decoder!r}. Choices: {', '.join(DECODERS)}.")
+        self.encoder = encoder
+        self.decoder_name = decoder
+        self.channels = channels
+        self.decoder = DECODERS[decoder](encoder, channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """RGB 0..1 (B, 3, H, W) -> features (B, channels, ceil(H / 2), ceil(W / 2))."""
+        maps = self.encoder(self.encoder.normalise(images))
+        half = (-(-images.shape[-2] // 2), -(-images.shape[-1] // 2))
+        features: Tensor = self.decoder(maps, half)
+        return features
+
+
+class UpProjection(nn.Module):
+    """Resize, then a residual block: 5 x 5 and 3 x 3 convolution beside a 5 x 5 shortcut."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 5, padding=2, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv1_2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn1_2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(inputs, outputs, 5, padding=2, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        """Map (B, inputs, h, w) -> (B, outputs, *size)."""
+        # align_corners: the published weights were trained so; it also keeps cell i of a strided convolution over
+        # cell 2 i of the finer map.
+        x = F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+        main = self.bn1_2(self.conv1_2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(main + self.bn2(self.conv2(x)))
+
+
+class PaperDecoder(nn.Module):
+    """Up-projections from the coarsest map to half resolution, each finer map of stride 4 or more added on the way.
+
+    For a ResNet this is the network of the published checkpoints, module names included (up1 to up4, conv0). Where an
+    encoder leaves a gap (a single-scale ViT), up-projections that halve the stride and the channels fill it.
+    """
+
+    def __init__(self, encoder: Encoder, channels: int) -> None:
+        super().__init__()
+        levels = [k for k, stride in enumerate(encoder.strides) if stride > 2] or [len(encoder.strides) - 1]
+        width = encoder.channels[levels[-1]]
+        self.start = levels[-1]
+        self.steps: list[tuple[str, int]] = []  # (module, index of the map to add) in order
+        for k in reversed(levels[:-1]):
+            self._append(width, encoder.channels[k], k)
+            width = encoder.channels[k]
+        stride = encoder.strides[levels[0]]
+        self.fill: list[tuple[str, int]] = []  # (module, stride of its output)
+        while stride > 2:
+            stride = max(2, stride // 2)
+            narrow = max(width // 2, 16)
+            self.fill.append((self._append(width, narrow), stride))
+            width = narrow
+        self.conv0 = nn.Conv2d(width, channels, 1)
+
+    def _append(self, inputs: int, outputs: int, skip: int | None = None) -> str:
+        name = f"up{sum(1 for _ in self.children()) + 1}"
+        self.add_module(name, UpProjection(inputs, outputs))
+        if skip is not None:
+            self.steps.append((name, skip))
+        return name
+
+    def forward(self, maps: list[Tensor], half: Size) -> Tensor:
+        """Maps of the encoder, finest first -> (B, channels, *half)."""
+        x = maps[self.start]
+        for name, k in self.steps:
+            x = getattr(self, name)(x, _size(maps[k])) + maps[k]
+        for name, stride in self.fill:
+            size = (-(-2 * half[0] // stride), -(-2 * half[1] // stride))
+            x = getattr(self, name)(x, half if stride == 2 else size)
+        features: Tensor = self.conv0(x)
+        if _size(features) != half:  # an encoder whose only maps are of stride 1 or 2
+            features = F.interpolate(features, size=half, mode="bilinear", align_corners=False)
+        return features
+
+
+class SlimDecoder(nn.Module):
+    """Laterals of 64 channels added top-down, a 3 x 3 convolution at each level, the last one at half resolution."""
+
+    WIDTH = 64
+
+    def __init__(self, encoder: Encoder, channels: int) -> None:
+        super().__init__()
+        width = self.WIDTH
+        self.coarse = [k for k, stride in enumerate(encoder.strides) if stride > 2]
+        self.fine = [k for k, stride in enumerate(encoder.strides) if stride <= 2]
+        self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1) for c in encoder.channels)
+        self.smooth = nn.ModuleDict({str(k): _conv_bn(width) for k in self.coarse})
+        self.out = nn.Conv2d(width, channels, 3, padding=1)
+
+    def forward(self, maps: list[Tensor], half: Size) -> Tensor:
+        """Maps of the encoder, finest first -> (B, channels, *half)."""
+        width = self.WIDTH
+        x = maps[-1].new_zeros(maps[-1].shape[0], width, *_size(maps[-1]))
+        for k in reversed(self.coarse):
+            x = self.smooth[str(k)](self.laterals[k](maps[k]) + _resize(x, _size(maps[k])))
+        x = _resize(x, half)
+        for k in reversed(self.fine):
+            x = x + _resize(self.laterals[k](maps[k]), half)
+        features: Tensor = self.out(x)
+        return features
+
+
+DECODERS: dict[str, Callable[[Encoder, int], nn.Module]] = {"paper": PaperDecoder, "slim": SlimDecoder}
+
+
+def build_unet(encoder: str = "resnet18", decoder: str = "paper", channels: int | None = None) -> UNet:
+    """Untrained U-Net by name; ``channels`` defaults to the paper's code: 128 where the encoder ends on 2048, else 32.
+
+    Raises ConfigError for an unknown encoder or decoder.
+    """
+    net = build_encoder(encoder)
+    return UNet(net, decoder, channels or (128 if net.channels[-1] >= 2048 else 32))
+
+
+def _conv_bn(width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+
+
+def _size(x: Tensor) -> Size:
+    return int(x.shape[-2]), int(x.shape[-1])
+
+
+def _resize(x: Tensor, size: Size) -> Tensor:
+    return x if _size(x) == size else F.interpolate(x, size=size, mode="bilinear", align_corners=False)
