@@ -12,7 +12,7 @@ _STEP = 0.3  # radians of the round walk between frames: neighbours share about 
 _CLEARANCE = 0.3  # metres to any solid
 _NEAR = 0.6  # metres; a surface closer than this counts as near
 _MAX_NEAR = 0.04  # share of near pixels
-_MAX_SINGLE = 0.45  # share of the view that one instance may fill
+_MAX_SINGLE = 0.4  # share of the view that one instance may fill
 _DRAWS = 60
 
 
@@ -35,7 +35,7 @@ def _pose(room: Room, frame: int, phase: NDArray[np.float64], cast: Caster) -> N
     eye = np.array((*(middle + way * room.size[:2] * (0.25 + 0.07 * wave[0])), 1.4 + 0.3 * wave[1]))
     side = np.array((-way[1], way[0]))
     target = np.array((*(middle - way * room.size[:2] * (0.2 + 0.12 * wave[2]) + 0.6 * wave[3] * side), 0.0))
-    target[2] = 0.75 + 0.45 * wave[4]
+    target[2] = 0.85 + 0.6 * wave[4]
     best, least = look_at(eye, target, 0.06 * wave[5]), np.inf
     for draw in range(_DRAWS):
         shift = rng.uniform(-1, 1, 3) * (0.03, 0.03, 0.015) * draw
@@ -72,6 +72,6 @@ def _badness(room: Room, pose: NDArray[np.float64], cast: Caster) -> float:
     rays = np.stack((x / room.focal, y / room.focal, np.ones_like(x)), axis=-1).reshape(-1, 3) @ pose[:3, :3].T
     origins = np.broadcast_to(eye, rays.shape)
     triangle = cast(origins, rays)
-    near = float((distance(room.mesh, triangle, origins, rays) < _NEAR).mean())
+    near = float((distance(room.planes[triangle], origins, rays) < _NEAR).mean())
     single = np.bincount(room.instance[triangle])[1:].max(initial=0) / len(rays)
     return max(near - _MAX_NEAR, 0.0) + max(float(single) - _MAX_SINGLE, 0.0)

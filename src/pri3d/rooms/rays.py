@@ -6,46 +6,65 @@ from collections.abc import Callable
 from importlib.util import find_spec
 
 import numpy as np
-import trimesh
 from numpy.typing import NDArray
 
 #: origins (N, 3) and directions (N, 3) -> index of the first triangle hit (N,), -1 where there is none
 Caster = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.int64]]
 
+_SCALE = 16.0  # embree computes in float32 with absolute tolerances made for scenes about 100 units wide
 
-def caster(mesh: trimesh.Trimesh, use_embree: bool | None = None) -> Caster:
-    """Return the function that casts rays at ``mesh``; ``use_embree`` None takes embree where it is installed."""
+
+def caster(corners: NDArray[np.float64], use_embree: bool | None = None) -> Caster:
+    """Return the function that casts rays at triangles ``corners`` (F, 3, 3), metres.
+
+    ``use_embree`` None takes embree where it is installed (there is no wheel for Linux on Arm).
+    """
     if use_embree is None:
         use_embree = find_spec("embreex") is not None
-    if use_embree:
-        from trimesh.ray.ray_pyembree import RayMeshIntersector  # noqa: PLC0415  (no wheel for Linux on Arm)
+    return _embree(corners) if use_embree else _loop(corners)
 
-        first: Caster = RayMeshIntersector(mesh).intersects_first
-        return first
-    from pri3d.rooms.rayloop import first_hits  # noqa: PLC0415  (compiles on first use)
 
-    corners = np.ascontiguousarray(mesh.triangles, dtype=np.float64)
+def _embree(corners: NDArray[np.float64]) -> Caster:
+    from embreex.mesh_construction import TriangleMesh  # noqa: PLC0415  (optional)
+    from embreex.rtcore_scene import EmbreeScene  # noqa: PLC0415
+
+    scene = EmbreeScene()
+    vertices = (corners.reshape(-1, 3) * _SCALE).astype(np.float32)
+    TriangleMesh(scene, vertices, np.arange(len(vertices), dtype=np.int32).reshape(-1, 3))
 
     def cast(origins: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArray[np.int64]:
-        hits: NDArray[np.int64] = first_hits(corners, np.asarray(origins, float), np.asarray(directions, float))
+        hits: NDArray[np.int64] = scene.run((origins * _SCALE).astype(np.float32), directions.astype(np.float32))
         return hits
 
     return cast
 
 
-def distance(
-    mesh: trimesh.Trimesh,
-    triangle: NDArray[np.int64],
-    origins: NDArray[np.float64],
-    directions: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Ray parameter t (N,) where origin + t * direction meets the plane of ``triangle``; 0 for triangle -1.
+def _loop(corners: NDArray[np.float64]) -> Caster:
+    from pri3d.rooms.rayloop import first_hits  # noqa: PLC0415  (numba takes seconds to import)
 
-    Exact to float64: the plane decides, not the float32 hit. With camera rays whose z is 1, t is the depth.
+    corners = np.ascontiguousarray(corners, dtype=np.float64)
+
+    def cast(origins: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArray[np.int64]:
+        hits: NDArray[np.int64] = first_hits(corners, np.ascontiguousarray(origins), np.ascontiguousarray(directions))
+        return hits
+
+    return cast
+
+
+def triangle_planes(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Planes (F, 4) of triangles (F, 3, 3): unit normal n and offset d with n . x = d on the plane."""
+    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    return np.concatenate((normal, np.einsum("ij,ij->i", normal, corners[:, 0])[:, None]), axis=1)
+
+
+def distance(
+    planes: NDArray[np.float64], origins: NDArray[np.float64], directions: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Ray parameter t (N,) where origin + t * direction meets its plane (N, 4); 0 for parallel rays.
+
+    Exact to float64: the plane decides, not embree's float32. With camera rays whose z is 1, t is the depth.
     """
-    normal = mesh.face_normals[triangle]
-    corner = mesh.vertices[mesh.faces[triangle, 0]]
-    along = np.einsum("ij,ij->i", normal, directions)
-    valid = (triangle >= 0) & (np.abs(along) > 1e-12)
-    t = np.einsum("ij,ij->i", normal, corner - origins) / np.where(valid, along, 1.0)
-    return np.where(valid, t, 0.0)
+    along = np.einsum("ij,ij->i", planes[:, :3], directions)
+    height = planes[:, 3] - np.einsum("ij,ij->i", planes[:, :3], origins)
+    return np.asarray(np.divide(height, along, out=np.zeros_like(along), where=np.abs(along) > 1e-12))

@@ -28,7 +28,7 @@ def render_room(room: Room, frames: int, width: int, height: int, noise: bool = 
     sensor's errors and holes and varies exposure and white balance; without it depth and colour are exact. Frame k
     does not depend on ``frames``.
     """
-    cast = caster(room.mesh)
+    cast = caster(room.vertices[room.faces])
     camera = room_camera(room, width, height)
     poses = camera_path(room, frames, cast)
     return [_frame(room, k, pose, camera, cast, noise) for k, pose in enumerate(poses)]
@@ -41,8 +41,8 @@ def _frame(room: Room, index: int, pose: NDArray[np.float64], camera: Camera, ca
     rays = rays.reshape(-1, 3) @ pose[:3, :3].T
     origins = np.broadcast_to(pose[:3, 3], rays.shape)
     triangle = cast(origins, rays)
-    z = distance(room.mesh, triangle, origins, rays)
     hit = triangle >= 0
+    z = distance(room.planes[triangle], origins, rays) * hit
     color = _shade(room, triangle, origins + z[:, None] * rays, rays, cast) * hit[:, None]
     color, depth = color.reshape(*shape, 3), z.reshape(shape).astype(np.float32)
     if noise:
@@ -69,7 +69,7 @@ def _shade(
     cast: Caster,
 ) -> NDArray[np.float32]:
     """Linear RGB (N, 3) of surface points (N, 3) on ``triangle`` (N,) seen along ``rays`` (N, 3)."""
-    normal = room.mesh.face_normals[triangle]
+    normal = room.planes[triangle, :3]
     normal = normal * -np.sign(np.einsum("ij,ij->i", normal, rays))[:, None]
     light = np.full(points.shape, _AMBIENT) * (0.85 + 0.15 * normal[:, 2:])
     for position, power in zip(room.lights, room.light_color, strict=True):
@@ -78,7 +78,7 @@ def _shade(
         facing = np.einsum("ij,ij->i", normal, -ray) / np.sqrt(squared)
         origins = np.broadcast_to(position, ray.shape)
         first = cast(origins, ray)
-        seen = (first == triangle) | (distance(room.mesh, first, origins, ray) > 1 - 1e-3)
+        seen = (first == triangle) | (first < 0) | (distance(room.planes[first], origins, ray) > 1 - 1e-3)
         light += (np.maximum(facing, 0) * seen * 2.2 / (1 + 0.35 * squared))[:, None] * power
     color: NDArray[np.float32] = (light * albedo(room.materials, room.material[triangle], points)).astype(np.float32)
     return color

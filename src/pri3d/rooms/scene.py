@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import trimesh
 from numpy.typing import NDArray
 
 from pri3d.rooms.furniture import BUILDERS, Piece, Support, clutter
+from pri3d.rooms.rays import triangle_planes
 from pri3d.rooms.shapes import Part, box
 
 #: names of the class ids 0..n-1 in labels
@@ -43,7 +43,9 @@ class Room:
     seed: int
     index: int
     size: NDArray[np.float64]  #: (3,) metres
-    mesh: trimesh.Trimesh  #: F triangles, world metres
+    vertices: NDArray[np.float64]  #: (V, 3) world metres
+    faces: NDArray[np.int64]  #: (F, 3) rows of ``vertices``
+    planes: NDArray[np.float64]  #: (F, 4) unit normal and offset of each triangle
     label: NDArray[np.uint8]  #: (F,) class id of each triangle
     instance: NDArray[np.uint16]  #: (F,) instance id of each triangle, 0 for wall, floor and ceiling
     material: NDArray[np.int64]  #: (F,) row of ``materials``
@@ -76,11 +78,8 @@ def build_room(seed: int, index: int) -> Room:
     parts = [s.part for s in solids]
     counts = [len(p.faces) for p in parts]
     first = np.concatenate(([0], np.cumsum([len(p.vertices) for p in parts])[:-1]))
-    mesh = trimesh.Trimesh(
-        np.concatenate([p.vertices for p in parts]),
-        np.concatenate([p.faces + start for p, start in zip(parts, first, strict=True)]),
-        process=False,
-    )
+    vertices = np.concatenate([p.vertices for p in parts])
+    faces = np.concatenate([p.faces + start for p, start in zip(parts, first, strict=True)])
     look = generator(seed, index, MATERIALS)
     middle = size[:2] / 2
     lights = [(*(middle + look.uniform(-0.35, 0.35, 2) * size[:2]), size[2] - look.uniform(0.15, 0.4)) for _ in "ab"]
@@ -88,7 +87,9 @@ def build_room(seed: int, index: int) -> Room:
         seed=seed,
         index=index,
         size=size,
-        mesh=mesh,
+        vertices=vertices,
+        faces=faces,
+        planes=triangle_planes(vertices[faces]),
         label=np.repeat([s.label for s in solids], counts).astype(np.uint8),
         instance=np.repeat([s.instance for s in solids], counts).astype(np.uint16),
         material=np.repeat([s.material for s in solids], counts),
@@ -145,7 +146,8 @@ def _furnish(rng: np.random.Generator, size: NDArray[np.float64], material: int)
     """
     names = list(BUILDERS)
     wanted = [names[k] for k in rng.permutation(len(names))]
-    wanted += [names[k] for k in rng.integers(len(names), size=int(size[0] * size[1] / 3))]
+    more = [name for name in names if name not in {"bed", "sofa"}] * 2
+    wanted += [more[k] for k in rng.permutation(len(more))[: int(size[0] * size[1] / 2)]]
     pieces = [(name, BUILDERS[name](rng)) for name in wanted]
     pieces.sort(key=lambda named: not named[1].at_wall)  # what needs a wall comes first, else it finds none free
     taken: list[NDArray[np.float64]] = []
@@ -232,7 +234,7 @@ def _materials(rng: np.random.Generator, count: int) -> Materials:
     turn = np.where(rng.random((count, 1, 1)) < 0.35, np.roll(turn, 1, axis=1), turn)  # some stripes run level
     frequency = np.exp(rng.uniform(np.log(2.5), np.log(14.0), (count, 1, 1)))
     return Materials(
-        kind=rng.integers(_TEXTURES, size=count),
+        kind=np.maximum(rng.integers(-1, _TEXTURES, size=count), 0),
         color=color.astype(np.float32),
         frame=(turn * frequency).astype(np.float32),
         phase=rng.uniform(0, 32, (count, 3)).astype(np.float32),

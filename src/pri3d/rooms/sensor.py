@@ -23,12 +23,11 @@ def noisy_depth(depth: NDArray[np.float32], rng: np.random.Generator) -> NDArray
     jump = ndimage.maximum_filter(depth, 3) - ndimage.minimum_filter(depth, 3)
     edge = (jump > 0.04 + 0.05 * depth) & (rng.random(depth.shape) < 0.6)
     valid = (depth > 0) & ~edge & (z >= _NEAREST) & (z <= _FARTHEST)
-    measured: NDArray[np.float32] = (np.round(z * 1000) / 1000 * valid).astype(np.float32)
-    return measured
+    return np.array(np.round(z * 1000) / 1000 * valid, np.float32)
 
 
 def noisy_color(color: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
     """Linear RGB (H, W, 3) -> the same with this frame's exposure, white balance and read noise."""
     gain = rng.uniform(0.8, 1.25) * rng.uniform(0.94, 1.06, 3)
     shot = rng.standard_normal(color.shape, dtype=np.float32) * (0.004 + 0.01 * np.sqrt(color))
-    return color * gain.astype(np.float32) + shot
+    return np.array(color * gain + shot, np.float32)

@@ -40,7 +40,7 @@ def ellipsoid(centre: ArrayLike, radii: ArrayLike, tone: int = 0) -> Part:
 
 @cache
 def _template(kind: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Vertices and faces of a unit solid around the origin: box edge 1; cylinder radius and height 1; sphere radius 1."""
+    """Vertices and faces of a unit solid around the origin: edge, radius and height are 1."""
     if kind == "box":
         mesh = trimesh.creation.box((1, 1, 1))
     elif kind == "cylinder":

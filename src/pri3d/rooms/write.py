@@ -1,0 +1,155 @@
+"""Rooms on disk: the layout of the ``folder`` reader (docs/own-data.md), one scene a room, and rooms.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import trimesh
+import yaml
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import track
+
+from pri3d.errors import ConfigError
+from pri3d.rooms.render import render_room
+from pri3d.rooms.scene import CLASS_NAMES, Room, build_room
+from pri3d.types import Camera, Frame
+
+_VERSION = 1  # of the pictures: raised when the same seed gives other rooms
+
+
+def rooms(
+    out: Path,
+    rooms: int = 24,
+    frames: int = 40,
+    size: str = "160x120",
+    labels: bool = True,
+    seed: int = 0,
+    first: int = 0,
+    workers: int = 0,
+) -> None:
+    """Write procedural rooms with exact poses and labels: a recording that needs no download.
+
+    A finished room is kept, so a stopped run continues and a larger ``rooms`` adds to what is there. Room k of a seed
+    is the same whatever the other flags, up to size, labels and the number of frames.
+
+    Args:
+        out: folder to write, created where it is missing.
+        rooms: how many rooms.
+        frames: pictures per room; neighbours overlap by about 60 %.
+        size: width x height of the pictures in pixels, as in 160x120.
+        labels: whether to write class and instance labels too.
+        seed: rooms of another seed are all different.
+        first: number of the first room; ranges that do not meet share no room, which makes disjoint splits.
+        workers: processes; 0 takes one per core.
+
+    Raises:
+        ConfigError: a flag is out of range, or ``out`` holds rooms of other settings.
+    """
+    width, height = _parse_size(size)
+    if rooms < 1 or frames < 1 or first < 0 or workers < 0:
+        raise ConfigError(
+            f"--rooms {rooms} --frames {frames} --first {first} --workers {workers}: rooms and frames must be at "
+            "least 1, first and workers at least 0."
+        )
+    settings = {
+        "format": "pri3d rooms",
+        "version": _VERSION,
+        "seed": seed,
+        "frames": frames,
+        "width": width,
+        "height": height,
+        "class_names": list(CLASS_NAMES) if labels else None,
+    }
+    _claim(out, settings)
+    missing = [k for k in range(first, first + rooms) if not (out / room_id(k)).is_dir()]
+    work = partial(_write_room, out, seed, frames, width, height, labels)
+    workers = min(workers or _cores(), len(missing))
+    if workers <= 1:
+        for index in track(missing, "rooms"):
+            work(index)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for _ in track(pool.map(work, missing), "rooms", total=len(missing)):
+            pass
+
+
+def _cores() -> int:
+    """Cores this process may use; a container or job often has fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def room_id(index: int) -> str:
+    """Return the folder name, and scene id, of room ``index``."""
+    return f"room-{index:04d}"
+
+
+def _parse_size(size: str) -> tuple[int, int]:
+    width, _, height = size.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) >= 16 and int(height) >= 16):
+        raise ConfigError(f"--size {size}: give width x height in pixels, at least 16x16, as in 160x120.")
+    return int(width), int(height)
+
+
+def _claim(out: Path, settings: dict[str, object]) -> None:
+    """Write rooms.json, or check that the one there says the same."""
+    path = out / "rooms.json"
+    if path.exists():
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise ConfigError(f"{path}: not readable ({error}). Choose another folder, or remove this one.") from error
+        differ = [key for key in settings if not isinstance(found, dict) or found.get(key) != settings[key]]
+        if differ:
+            raise ConfigError(
+                f"{out}: holds rooms of other settings ({', '.join(differ)} differ). Choose another folder, or remove "
+                "this one."
+            )
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    partial_path = out / f".rooms.json.{os.getpid()}"
+    partial_path.write_text(json.dumps(settings, indent=1) + "\n")
+    partial_path.replace(path)
+
+
+def _write_room(out: Path, seed: int, frames: int, width: int, height: int, labels: bool, index: int) -> None:
+    """Render one room into a temporary folder and rename it, so that a folder with the final name is complete."""
+    target = out / room_id(index)
+    temporary = out / f".{room_id(index)}.part"
+    shutil.rmtree(temporary, ignore_errors=True)
+    room = build_room(seed, index)
+    pictures = render_room(room, frames, width, height)
+    for name in ("color", "depth", "pose", *(("label", "instance") if labels else ())):
+        (temporary / name).mkdir(parents=True)
+    for frame in pictures:
+        _write_frame(temporary, frame, labels)
+    (temporary / "cameras.yaml").write_text(_cameras(pictures[0].color_camera))
+    room_mesh(room).export(temporary / "mesh.ply")
+    temporary.rename(target)
+
+
+def _write_frame(folder: Path, frame: Frame, labels: bool) -> None:
+    Image.fromarray(frame.color).save(folder / "color" / f"{frame.name}.jpg", quality=92, subsampling=0)
+    millimetres = np.round(frame.depth * 1000).astype(np.uint16)
+    Image.fromarray(millimetres).save(folder / "depth" / f"{frame.name}.png")
+    np.savetxt(folder / "pose" / f"{frame.name}.txt", frame.world_from_camera, fmt="%.9f")
+    if labels and frame.label is not None and frame.instance is not None:
+        Image.fromarray(frame.label).save(folder / "label" / f"{frame.name}.png")
+        Image.fromarray(frame.instance).save(folder / "instance" / f"{frame.name}.png")
+
+
+def _cameras(camera: Camera) -> str:
+    return yaml.safe_dump({"color": camera._asdict(), "depth": camera._asdict(), "depth_scale": 0.001}, sort_keys=False)
+
+
+def room_mesh(room: Room) -> trimesh.Trimesh:
+    """Return the surface of the room in world metres, coloured by the first colour of each triangle's material."""
+    color: NDArray[np.float64] = room.materials.color[room.material, 0] ** (1 / 2.2) * 255
+    return trimesh.Trimesh(room.vertices, room.faces, face_colors=color.astype(np.uint8), process=False)
