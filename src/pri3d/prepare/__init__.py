@@ -1,0 +1,1 @@
+"""A recording -> the prepared store: frames, overlapping pairs, surface."""

@@ -1,0 +1,176 @@
+"""How much of the same surface two frames see (paper section 3.1), exactly and fast.
+
+The paper's overlap of frames a and b is the number of corresponding pixels in both over the number of valid pixels in
+both; a pixel of a corresponds where some back-projected pixel of b lies within ``distance`` (2 cm) of its point.
+
+Exact window: a pixel of b within ``distance`` R of a point (X, Y, Z) of camera b projects within
+``f R sqrt(1 + (X / Z)^2) / (Z - R)`` pixels of the point's own projection, so the nearest neighbour need only be sought
+there; tiles whose depth range cannot reach the point are passed over.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from pri3d.geometry.pose import invert_array
+
+Mode = Literal["paper", "max"]
+TILE = 8  # pixels; edge of the tiles that keep their nearest and farthest depth
+
+
+class DepthStack(NamedTuple):
+    """N registered depth images of one scene, compact enough to stay in memory."""
+
+    depth: NDArray[np.uint16]  #: (N, h, w) millimetres, 0 = invalid
+    intrinsics: NDArray[np.float64]  #: (N, 4) fx, fy, cx, cy in pixels of (h, w)
+    world_from_camera: NDArray[np.float64]  #: (N, 4, 4)
+
+
+class TileRange(NamedTuple):
+    """Nearest and farthest valid depth of every tile of N images."""
+
+    near: NDArray[np.uint16]  #: (N, ceil(h / TILE), ceil(w / TILE)) millimetres, 65535 where nothing is valid
+    far: NDArray[np.uint16]  #: the same shape, millimetres, 0 where nothing is valid
+
+
+def tile_ranges(depth: NDArray[np.uint16]) -> TileRange:
+    """Depth range of the tiles of ``depth`` (N, h, w) in millimetres, 0 = invalid."""
+    n, h, w = depth.shape
+    tall, wide = -(-h // TILE), -(-w // TILE)
+    near = np.empty((n, tall, wide), np.uint16)
+    far = np.empty((n, tall, wide), np.uint16)
+    for k in range(n):
+        padded = np.pad(depth[k], ((0, tall * TILE - h), (0, wide * TILE - w)))
+        tiles = padded.reshape(tall, TILE, wide, TILE)
+        far[k] = tiles.max(axis=(1, 3))
+        near[k] = np.where(tiles > 0, tiles, np.uint16(65535)).min(axis=(1, 3))
+    return TileRange(near, far)
+
+
+def overlap(
+    stack: DepthStack, tiles: TileRange, i: int, j: int, *, distance: float, step: int, mode: Mode = "paper"
+) -> float:
+    """Overlap 0..1 of frames i and j, asking every ``step``-th pixel in both axes; exact for the pixels asked.
+
+    ``distance`` is the match distance in metres. Mode ``paper``: corresponding pixels of both over valid pixels of
+    both (section 3.1); ``max``: the larger of the two frames' shares, as the authors' code has it.
+    """
+    shares, weights = [], []
+    for a, b in ((i, j), (j, i)):
+        b_from_a = invert_array(stack.world_from_camera[b]) @ stack.world_from_camera[a]
+        source, target = (stack.depth[a], stack.intrinsics[a]), (stack.depth[b], stack.intrinsics[b])
+        hits, asked = _hits(*source, b_from_a, *target, tiles.near[b], tiles.far[b], distance, step)
+        shares.append(hits / max(asked, 1))
+        weights.append(asked)
+    if mode == "max":
+        return max(shares)
+    return float(np.dot(shares, weights) / max(sum(weights), 1))
+
+
+def query_step(height: int, width: int, queries: int = 4800) -> int:
+    """Step in both axes that asks at least ``queries`` pixels of an image: 8 at 640 x 480."""
+    return max(1, int(np.sqrt(height * width / queries)))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _hits(
+    depth_a: NDArray[np.uint16],
+    intrinsics_a: NDArray[np.float64],
+    b_from_a: NDArray[np.float64],
+    depth_b: NDArray[np.uint16],
+    intrinsics_b: NDArray[np.float64],
+    near: NDArray[np.uint16],
+    far: NDArray[np.uint16],
+    distance: float,
+    step: int,
+) -> tuple[int, int]:
+    """Pixels of a, every ``step``-th, that have a point of b within ``distance``; and how many were valid."""
+    hits, asked = 0, 0
+    point = np.empty(3)
+    for row in range(step // 2, depth_a.shape[0], step):
+        for column in range(step // 2, depth_a.shape[1], step):
+            z = depth_a[row, column] * 1e-3
+            if z == 0.0:
+                continue
+            asked += 1
+            x = (column + 0.5 - intrinsics_a[2]) / intrinsics_a[0] * z
+            y = (row + 0.5 - intrinsics_a[3]) / intrinsics_a[1] * z
+            for k in range(3):
+                point[k] = b_from_a[k, 0] * x + b_from_a[k, 1] * y + b_from_a[k, 2] * z + b_from_a[k, 3]
+            hits += _has_neighbour(point, depth_b, intrinsics_b, near, far, distance)
+    return hits, asked
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _span(x: float, z: float, focal: float, centre: float, distance: float, size: int) -> tuple[int, int]:
+    """First and last column (or row) whose pixel centre may hold a point within ``distance`` of (x, z)."""
+    if z <= distance:  # the point touches the camera's plane: any pixel may be near it
+        return 0, size - 1
+    middle = x / z * focal + centre - 0.5
+    reach = focal * distance * np.sqrt(1.0 + (x / z) ** 2) / (z - distance)
+    # Clipped before the conversion: far outside the image the numbers do not fit an integer.
+    return int(np.ceil(max(middle - reach, 0.0))), int(np.floor(min(max(middle + reach, -1.0), size - 1.0)))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _has_neighbour(
+    point: NDArray[np.float64],
+    depth: NDArray[np.uint16],
+    intrinsics: NDArray[np.float64],
+    near: NDArray[np.uint16],
+    far: NDArray[np.uint16],
+    distance: float,
+) -> int:
+    """1 where some pixel's point lies within ``distance`` of ``point`` (camera frame), else 0."""
+    z = point[2]
+    if z <= -distance:
+        return 0
+    left, right = _span(point[0], z, intrinsics[0], intrinsics[2], distance, depth.shape[1])
+    top, bottom = _span(point[1], z, intrinsics[1], intrinsics[3], distance, depth.shape[0])
+    if left > right or top > bottom:
+        return 0
+    middle_v, middle_u = (top + bottom) // 2, (left + right) // 2
+    if _scan(point, depth, intrinsics, distance, middle_u, middle_u, middle_v, middle_v):
+        return 1
+    lowest, highest = (z - distance) * 1e3, (z + distance) * 1e3
+    for tile_v in range(top // TILE, bottom // TILE + 1):
+        for tile_u in range(left // TILE, right // TILE + 1):
+            if near[tile_v, tile_u] > highest or far[tile_v, tile_u] < lowest:
+                continue
+            u0, u1 = max(left, tile_u * TILE), min(right, tile_u * TILE + TILE - 1)
+            v0, v1 = max(top, tile_v * TILE), min(bottom, tile_v * TILE + TILE - 1)
+            if _scan(point, depth, intrinsics, distance, u0, u1, v0, v1):
+                return 1
+    return 0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _scan(
+    point: NDArray[np.float64],
+    depth: NDArray[np.uint16],
+    intrinsics: NDArray[np.float64],
+    distance: float,
+    left: int,
+    right: int,
+    top: int,
+    bottom: int,
+) -> bool:
+    """Whether a pixel of the window [left, right] x [top, bottom] has a point within ``distance`` of ``point``."""
+    limit = distance * distance
+    per_u, per_v = 1.0 / intrinsics[0], 1.0 / intrinsics[1]
+    for row in range(top, bottom + 1):
+        ray_v = (row + 0.5 - intrinsics[3]) * per_v
+        for column in range(left, right + 1):
+            if depth[row, column] == 0:
+                continue
+            z = depth[row, column] * 1e-3
+            dz = z - point[2]
+            dx = (column + 0.5 - intrinsics[2]) * per_u * z - point[0]
+            dy = ray_v * z - point[1]
+            if dx * dx + dy * dy + dz * dz <= limit:
+                return True
+    return False

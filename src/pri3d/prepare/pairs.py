@@ -1,0 +1,138 @@
+"""Which pairs of frames see the same surface: a voxel-set estimate of all, the exact overlap of those worth it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from pri3d.prepare.overlap import DepthStack, Mode, overlap, query_step, tile_ranges
+from pri3d.store import PairTable
+
+HOPELESS = 0.05  #: pairs whose estimate lies below are not measured
+NEAR_THRESHOLD = 0.01  #: pairs this near the threshold are measured at every second pixel, where they are decided
+_CHUNK = 256  # pairs a thread takes at a time
+
+
+def estimate(stack: DepthStack, cell: float = 0.04, mode: Mode = "paper") -> NDArray[np.float32]:
+    """Overlap (N, N) of all frames from shared cells of ``cell`` metres, off by about 0.006; diagonal 1.
+
+    Every second pixel counts as corresponding where the other frame occupies its cell. The cell is twice the match
+    distance: then what the cells' borders miss and what their corners add cancel.
+    """
+    counts = _cell_counts(stack, cell)
+    occupied = counts.copy()
+    occupied.data = np.ones_like(occupied.data)
+    shared = np.asarray((counts @ occupied.T).todense(), dtype=np.float32)  # [a, b]: pixels of a in b's cells
+    total = np.maximum(np.diagonal(shared), 1)
+    if mode == "max":
+        shares = shared / total[:, None]
+        return np.maximum(shares, shares.T)
+    both: NDArray[np.float32] = (shared + shared.T) / (total[:, None] + total[None, :])
+    return both
+
+
+def measure(
+    stack: DepthStack,
+    pairs: NDArray[np.int32],
+    *,
+    distance: float,
+    min_overlap: float,
+    mode: Mode = "paper",
+    threads: int = 1,
+    progress: Callable[[int], None] = lambda _: None,
+) -> NDArray[np.float32]:
+    """Exact-window overlap (P,) of ``pairs`` (P, 2) on a grid of about 4800 pixels a frame.
+
+    Pairs within ``NEAR_THRESHOLD`` of ``min_overlap`` are measured again on a denser grid, which decides them.
+    ``distance`` in metres; ``progress`` is told how many pairs are done.
+    """
+    tiles = tile_ranges(stack.depth)
+    step = query_step(*stack.depth.shape[1:])
+    fine = max(1, step // 4)
+
+    def chunk(rows: NDArray[np.int32]) -> list[float]:
+        values = []
+        for i, j in rows:
+            value = overlap(stack, tiles, i, j, distance=distance, step=step, mode=mode)
+            if abs(value - min_overlap) < NEAR_THRESHOLD and fine < step:
+                value = overlap(stack, tiles, i, j, distance=distance, step=fine, mode=mode)
+            values.append(value)
+        return values
+
+    result: list[float] = []
+    parts = np.array_split(pairs, max(1, -(-len(pairs) // _CHUNK)))
+    with ThreadPoolExecutor(threads) as pool:  # the kernel releases the interpreter
+        for values in pool.map(chunk, parts):
+            result += values
+            progress(len(result))
+    return np.array(result, dtype=np.float32)
+
+
+def mine(
+    stack: DepthStack,
+    *,
+    distance: float = 0.02,
+    min_overlap: float = 0.3,
+    mode: Mode = "paper",
+    threads: int = 1,
+    progress: Callable[[int], None] = lambda _: None,
+) -> tuple[NDArray[np.int32], NDArray[np.float32], float]:
+    """Pairs (P, 2), i < j, that overlap by ``min_overlap`` or more, their overlap (P,), and the best overlap found.
+
+    ``distance`` is the match distance in metres; the best overlap tells how far off a scene without pairs is.
+    """
+    guess = estimate(stack, cell=2 * distance, mode=mode)
+    rows, columns = np.triu_indices(len(stack.depth), k=1)
+    worth = guess[rows, columns] >= min(HOPELESS, min_overlap / 4)
+    pairs = np.stack((rows, columns), axis=1).astype(np.int32)[worth]
+    values = measure(
+        stack, pairs, distance=distance, min_overlap=min_overlap, mode=mode, threads=threads, progress=progress
+    )
+    kept = values >= min_overlap
+    return pairs[kept], values[kept], float(values.max(initial=0.0))
+
+
+def pair_table(
+    scene: str,
+    rows: NDArray[np.int32],
+    pairs: NDArray[np.int32],
+    overlaps: NDArray[np.float32],
+    world_from_camera: NDArray[np.float64],
+) -> PairTable:
+    """Pairs (P, 2) of mined frames -> the store's table.
+
+    ``rows`` (N,) are the mined frames' rows in the scene's frame table, ``world_from_camera`` (N, 4, 4) their poses.
+    """
+    first, second = world_from_camera[pairs[:, 0]], world_from_camera[pairs[:, 1]]
+    baseline = np.linalg.norm(first[:, :3, 3] - second[:, :3, 3], axis=1)
+    cosine = np.einsum("pi,pi->p", first[:, :3, 2], second[:, :3, 2])
+    angle = np.arccos(np.clip(cosine, -1, 1))
+    i, j = rows[pairs[:, 0]].astype(np.int32), rows[pairs[:, 1]].astype(np.int32)
+    names = np.full(len(pairs), scene)
+    return PairTable(names, i, j, overlaps, baseline.astype(np.float32), angle.astype(np.float32))
+
+
+def _cell_counts(stack: DepthStack, cell: float) -> sparse.csr_array:
+    """How many of every second pixel of frame n lie in which cell: sparse (N, cells)."""
+    keys = [_cell_keys(stack, n, cell) for n in range(len(stack.depth))]
+    found = [np.unique(key, return_counts=True) for key in keys]
+    _, columns = np.unique(np.concatenate([unique for unique, _ in found]), return_inverse=True)
+    counts = np.concatenate([count for _, count in found]).astype(np.float32)
+    starts = np.concatenate(([0], np.cumsum([len(unique) for unique, _ in found])))
+    return sparse.csr_array((counts, columns, starts), shape=(len(keys), int(columns.max(initial=0)) + 1))
+
+
+def _cell_keys(stack: DepthStack, n: int, cell: float) -> NDArray[np.int64]:
+    depth = stack.depth[n, 1::2, 1::2].astype(np.float64) * 1e-3
+    fx, fy, cx, cy = stack.intrinsics[n]
+    v, u = np.nonzero(depth)
+    z = depth[v, u]
+    points = np.stack(((2 * u + 1.5 - cx) / fx * z, (2 * v + 1.5 - cy) / fy * z, z), axis=1)
+    pose = stack.world_from_camera[n]
+    cells = np.floor((points @ pose[:3, :3].T + pose[:3, 3]) / cell).astype(np.int64)
+    key: NDArray[np.int64] = (cells[:, 0] << 42) + (cells[:, 1] << 21) + cells[:, 2]  # injective within 2^20 cells
+    return key
