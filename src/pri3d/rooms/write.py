@@ -131,6 +131,8 @@ def _write_room(out: Path, seed: int, frames: int, width: int, height: int, labe
     for frame in pictures:
         _write_frame(temporary, frame, labels)
     (temporary / "cameras.yaml").write_text(_cameras(pictures[0].color_camera))
+    if labels:  # named here too, so that a room can be opened alone
+        (temporary / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n")
     room_mesh(room).export(temporary / "mesh.ply")
     temporary.rename(target)
 
