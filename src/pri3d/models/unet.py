@@ -95,7 +95,7 @@ class PaperDecoder(nn.Module):
         return name
 
     def forward(self, maps: list[Tensor], half: Size) -> Tensor:
-        """Maps of the encoder, finest first -> (B, channels, *half)."""
+        """Turn the encoder's maps, finest first, into (B, channels, *half)."""
         x = maps[self.start]
         for name, k in self.steps:
             x = getattr(self, name)(x, _size(maps[k])) + maps[k]
@@ -123,7 +123,7 @@ class SlimDecoder(nn.Module):
         self.out = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, maps: list[Tensor], half: Size) -> Tensor:
-        """Maps of the encoder, finest first -> (B, channels, *half)."""
+        """Turn the encoder's maps, finest first, into (B, channels, *half)."""
         width = self.WIDTH
         x = maps[-1].new_zeros(maps[-1].shape[0], width, *_size(maps[-1]))
         for k in reversed(self.coarse):
