@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pri3d.models.unet import UNet
+from pri3d.errors import WeightsError
+from pri3d.models.unet import UNet, build_unet
+from pri3d.models.weights import read_provenance, read_state, save_state
 
 IGNORED = 255  #: label of pixels that neither train nor count
 
@@ -66,3 +69,26 @@ class Confusion:
         occurs = true > 0
         mean = float(iou[occurs].mean()) if bool(occurs.any()) else float("nan")
         return SemanticScore(mean, float(hit.sum() / matrix.sum()), dict(zip(names, iou.tolist(), strict=True)))
+
+
+def save_semantic(model: SemanticUNet, path: Path, class_names: Sequence[str], provenance: Mapping[str, Any]) -> None:
+    """Write a fine-tuned network; its encoder and decoder keep the keys of a pre-trained model's file."""
+    unet = model.unet
+    built = {"encoder": unet.encoder.name, "decoder": unet.decoder_name, "channels": unet.channels}
+    state = unet.state_dict() | {f"classifier.{key}": value for key, value in model.classifier.state_dict().items()}
+    save_state(state, path, {**provenance, **built, "task": "semantic", "class_names": list(class_names)})
+
+
+def load_semantic(path: Path) -> tuple[SemanticUNet, list[str]]:
+    """Rebuild a fine-tuned network from its file or run folder: on the CPU in eval mode, and its class names.
+
+    Raises WeightsError where the file holds something else.
+    """
+    record = read_provenance(path)
+    if record.get("task") != "semantic":
+        raise WeightsError(f"{path}: not a semantic model. Give the run folder of `pri3d finetune semantic`.")
+    names = list(record["class_names"])
+    model = SemanticUNet(build_unet(record["encoder"], record["decoder"], record["channels"]), len(names))
+    state = {key if key.startswith("classifier.") else f"unet.{key}": value for key, value in read_state(path).items()}
+    model.load_state_dict(state)
+    return model.eval(), names

@@ -1,0 +1,212 @@
+"""``pri3d finetune``: a backbone + labelled frames -> a segmentation network and its scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pri3d.data.augment import recipe
+from pri3d.data.images import parse_size
+from pri3d.data.labelled import LabelledDataset, collate
+from pri3d.data.sampler import Draw
+from pri3d.errors import ConfigError, DataError
+from pri3d.models.unet import UNet, build_unet
+from pri3d.models.weights import load_weights, read_provenance, read_state
+from pri3d.tasks.semantic import Confusion, SemanticUNet, save_semantic, semantic_loss
+from pri3d.train.engine import StepModule, fit
+from pri3d.train.runs import RunFolder, read_json, write_json
+from pri3d.train.settings import FinetuneSettings, Precision, resolve
+from pri3d.types import LabelledBatch
+
+
+class SemanticModule(StepModule):
+    """The segmentation network under cross-entropy."""
+
+    settings: FinetuneSettings
+
+    def __init__(self, settings: FinetuneSettings, model: SemanticUNet) -> None:
+        super().__init__(settings)
+        self.model = model
+
+    def loss(self, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean cross-entropy over labelled pixels."""
+        scores = self.model(batch.color.contiguous(memory_format=torch.channels_last))
+        return semantic_loss(scores, batch.label), {}
+
+
+class Validator(Callback):
+    """Scores the network every ``eval_every`` steps and at the end; keeps the best weights and ``scores.json``."""
+
+    def __init__(self, dataset: LabelledDataset, run: RunFolder, done: int, provenance: dict[str, Any]) -> None:
+        self.dataset, self.run, self.provenance = dataset, run, provenance
+        history = read_json(run.scores)["history"] if run.scores.exists() and done else []
+        self.history = [entry for entry in history if entry["step"] <= done]
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Validate where the step asks for it."""
+        module, step = pl_module, trainer.global_step
+        if not isinstance(module, SemanticModule) or (batch_idx + 1) % module.settings.accumulate:
+            return
+        if step % module.settings.eval_every and step != module.settings.steps:
+            return
+        with trainer.precision_plugin.val_step_context():
+            entry = evaluate_semantic(module.model, self.dataset, module.settings.micro_batch)
+        self.history.append({"step": step, **entry})
+        best = max(self.history, key=lambda item: item["miou"])
+        if best is self.history[-1]:
+            save_semantic(module.model, self.run.best, self.dataset.class_names, {**self.provenance, "steps": step})
+        write_json(self.run.scores, {"last": self.history[-1], "best": best, "history": self.history})
+
+
+@torch.no_grad()
+def evaluate_semantic(model: SemanticUNet, dataset: LabelledDataset, batch: int) -> dict[str, Any]:
+    """mIoU, pixel accuracy and IoU per class of a network on every item of a data set; one confusion matrix."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    confusion = Confusion(len(dataset.class_names))
+    loader = DataLoader(dataset, batch, sampler=[Draw(0, k) for k in range(len(dataset))], collate_fn=collate)
+    for images in loader:
+        predicted = model(images.color.to(device)).argmax(dim=1)
+        confusion.update(predicted, images.label.to(device))
+    model.train(was_training)
+    return confusion.score(dataset.class_names)._asdict()
+
+
+def finetune(
+    task: Literal["semantic"],
+    data: Path,
+    val: Path,
+    weights: str = "scratch",
+    part: Literal["all", "encoder"] = "all",
+    preset: str = "quick",
+    run: Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    workers: int = 1,
+    encoder: str | None = None,
+    decoder: Literal["paper", "slim"] | None = None,
+    channels: int | None = None,
+    size: str | None = None,
+    fraction: float | None = None,
+    augment: str | None = None,
+    optimizer: Literal["sgd", "adamw"] | None = None,
+    lr: float | None = None,
+    momentum: float | None = None,
+    dampening: float | None = None,
+    weight_decay: float | None = None,
+    schedule: Literal["constant", "step", "poly", "onecycle"] | None = None,
+    steps: int | None = None,
+    batch: int | None = None,
+    micro_batch: int | None = None,
+    eval_every: int | None = None,
+    precision: Precision | None = None,
+) -> Path:
+    """Fine-tune on labelled frames and score on others (paper section 5.1).
+
+    Every option that is not given has the preset's value; a pri3d model brings its own encoder, decoder and channels.
+
+    Args:
+        task: semantic.
+        data: prepared store with labels, to train on.
+        val: prepared store with labels, to score on.
+        weights: scratch, a pre-training run, or a weights file.
+        part: what is taken of the weights: all (encoder and decoder) or encoder.
+        preset: `quick`, `paper`, or the path of a YAML file with the options below.
+        run: folder of this run; default runs/<task>-<name of data>-<name of weights>-<seed>.
+        resume: continue the run in that folder.
+        seed: of new weights, order and augmentation.
+        workers: processes that load data.
+        encoder: for weights that do not name theirs: resnet18, resnet50, or a timm name.
+        decoder: for weights that do not name theirs: paper or slim.
+        channels: for weights that do not name theirs: of the feature map.
+        size: of the images, width x height.
+        fraction: nested share of the labelled training frames.
+        augment: strong, light (both also mirror) or none.
+        optimizer: sgd or adamw.
+        lr: peak learning rate.
+        momentum: of sgd.
+        dampening: of sgd.
+        weight_decay: of weights with two axes or more (adamw), of all (sgd).
+        schedule: step, poly, onecycle, constant.
+        steps: optimizer steps.
+        batch: images a step.
+        micro_batch: images a forward pass.
+        eval_every: steps between validations; the last step is always validated.
+        precision: auto, fp32 or bf16.
+
+    Returns:
+        The run folder: scores.json (last, best, history, per class), weights.safetensors, best.safetensors.
+
+    Raises:
+        ConfigError, DataError, WeightsError: before any work, naming what to change.
+    """
+    if task != "semantic":
+        raise ConfigError(f"unknown task {task!r}. Choices: semantic.")
+    record = {} if weights == "scratch" else read_provenance(Path(weights))
+    given = locals() | {name: _agreed(name, locals()[name], record) for name in ("encoder", "decoder", "channels")}
+    settings = resolve(FinetuneSettings, "finetune", preset, given)
+    shape = parse_size(settings.size)
+    train_set = LabelledDataset(data, shape, seed, recipe(settings.augment), settings.fraction)
+    val_set = LabelledDataset(val, shape)
+    _check_sets(train_set, val_set, settings)
+    name = f"{task}-{data.name}-{Path(weights).stem}-{seed}"
+    folder = RunFolder(run or Path("runs") / name)
+    provenance = {
+        "preset": preset,
+        "init": weights,
+        "init_data_hash": record.get("data_hash"),
+        "part": part,
+        "data": str(data),
+        "data_hash": f"{train_set.store.hash}+{val_set.store.hash}",
+    }
+    pl.seed_everything(seed, verbose=False)
+    unet = build_unet(settings.encoder, settings.decoder, settings.channels)
+    if weights != "scratch":
+        _load(unet, Path(weights), part, record)
+    model = SemanticUNet(unet, len(train_set.class_names)).to(memory_format=torch.channels_last)
+    done = folder.open("finetune", settings, provenance, resume)
+    if done < settings.steps:
+        validator = Validator(val_set, folder, done, provenance)
+        fit(SemanticModule(settings, model), train_set, collate, folder, done, seed, workers, [validator])
+        save_semantic(model, folder.weights, train_set.class_names, {**provenance, "steps": settings.steps})
+    return folder.path
+
+
+def _agreed(name: str, given: Any, record: dict[str, Any]) -> Any:
+    """The network option the user gave, else the one the weights file states. Raises ConfigError where they differ."""
+    stated = record.get(name)
+    if given is not None and stated is not None and given != stated:
+        raise ConfigError(f"--{name} {given}: the weights are of a network with {name} {stated}. Leave the flag out.")
+    return stated if given is None else given
+
+
+def _check_sets(train_set: LabelledDataset, val_set: LabelledDataset, settings: FinetuneSettings) -> None:
+    """Refuse label spaces that differ and data that fill no batch."""
+    if train_set.class_names != val_set.class_names:
+        raise DataError(
+            f"{train_set.store.path} and {val_set.store.path} name other classes: "
+            f"{train_set.class_names} and {val_set.class_names}."
+        )
+    if len(train_set) < settings.micro_batch:
+        raise DataError(
+            f"{train_set.store.path}: {len(train_set)} labelled frames for batches of {settings.micro_batch}. "
+            "Lower --micro_batch and --batch, or raise --fraction."
+        )
+
+
+def _load(unet: UNet, weights: Path, part: str, record: dict[str, Any]) -> None:
+    """Fill the network from a file; files that are not pri3d's hold an encoder only."""
+    if part == "all" and record:
+        state = {key: value for key, value in read_state(weights).items() if not key.startswith("classifier.")}
+        load_weights(unet, state, minimum=1.0)
+    else:
+        load_weights(unet.encoder, weights, prefix="encoder." if record else None)

@@ -1,0 +1,138 @@
+"""The run folder: resolved settings, provenance, metrics, checkpoint, weights. The only place that knows its paths."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+import pri3d
+from pri3d.errors import ConfigError, DataError, WeightsError
+from pri3d.train.settings import TrainSettings
+
+
+class RunFolder:
+    """Paths and small files of one run.
+
+    ``config.yaml`` resolved settings and provenance, ``metrics.csv`` one row a logged step, ``tensorboard/``,
+    ``last.ckpt`` everything needed to continue, ``initial.safetensors`` and ``weights.safetensors`` the network
+    before and after, ``best.safetensors`` the best validated one where there is validation.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.csv"
+        self.checkpoint = path / "last.ckpt"
+        self.initial = path / "initial.safetensors"
+        self.weights = path / "weights.safetensors"
+        self.best = path / "best.safetensors"
+        self.scores = path / "scores.json"
+
+    def open(self, verb: str, settings: TrainSettings, provenance: Mapping[str, Any], resume: bool) -> int:
+        """Create the folder, or check that it holds this very run, and say how many steps are done.
+
+        Raises ConfigError where a run is in the way, or where the settings to resume with differ, naming them.
+        """
+        stated = {
+            "verb": verb,
+            "settings": dataclasses.asdict(settings),
+            "provenance": {**provenance, "pri3d": pri3d.__version__, "torch": torch.__version__},
+        }
+        if not self.config.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.config, yaml.safe_dump(stated, sort_keys=False))
+            return 0
+        if not resume:
+            raise ConfigError(f"{self.path}: holds a run already. Continue it with --resume, or choose another --run.")
+        self._compare(yaml.safe_load(self.config.read_text(encoding="utf-8")), stated)
+        return self._steps_done()
+
+    def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
+        differences = [
+            f"{name} was {before.get(part, {}).get(name)!r}, is {value!r}"
+            for part, names in (("settings", now["settings"]), ("provenance", ("data_hash", "weights_hash")))
+            for name in names
+            if (value := now[part].get(name)) != before.get(part, {}).get(name)
+        ]
+        if differences:
+            raise ConfigError(f"{self.path}: cannot resume, this run had other settings: {'; '.join(differences)}.")
+
+    def _steps_done(self) -> int:
+        if not self.checkpoint.exists():
+            return 0
+        try:
+            return int(torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+        except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+            raise WeightsError(f"{self.checkpoint}: damaged ({error}). Delete it to start this run anew.") from error
+
+    def read_config(self) -> dict[str, Any]:
+        """Resolved settings and provenance. Raises DataError where the folder holds no run."""
+        if not self.config.is_file():
+            raise DataError(f"{self.path}: no run here (no config.yaml). Give the folder that --run named.")
+        return dict(yaml.safe_load(self.config.read_text(encoding="utf-8")))
+
+
+class MetricsFile:
+    """``metrics.csv``: rows of step and named numbers, appended; columns may join later."""
+
+    def __init__(self, path: Path, keep_until: int) -> None:
+        """Open for appending; rows after step ``keep_until`` belong to steps that will be run again and go."""
+        self.path = path
+        rows = read_metrics(path) if path.exists() else []
+        self.rows: list[dict[str, float]] = [row for row in rows if row["step"] <= keep_until]
+        self.columns = list(dict.fromkeys(name for row in self.rows for name in row)) or ["step"]
+        self._rewrite()
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one row."""
+        row: dict[str, float] = {"step": step, **values}
+        self.rows.append(row)
+        new = [name for name in row if name not in self.columns]
+        if new:
+            self.columns += new
+            self._rewrite()
+            return
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+    def _rewrite(self) -> None:
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        temporary.replace(self.path)
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a metrics.csv; empty cells are left out."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises DataError naming a file that is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}). Delete it, or restore it.") from error

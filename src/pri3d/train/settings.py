@@ -1,0 +1,168 @@
+"""The settings of a run: one dataclass per verb, filled from a preset file and overridden by what the user gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import yaml
+
+from pri3d.data.images import Interpolation
+from pri3d.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16"]
+S = TypeVar("S", bound="TrainSettings")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """What every training run has."""
+
+    size: str
+    augment: str
+    optimizer: Literal["sgd", "adamw"]
+    lr: float
+    momentum: float
+    dampening: float
+    weight_decay: float
+    schedule: Literal["constant", "step", "poly", "onecycle"]
+    steps: int
+    batch: int
+    micro_batch: int
+    precision: Precision
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the numbers, each with its flag."""
+        found = [
+            f"{name} = {getattr(self, name)}: must be positive"
+            for name in ("lr", "steps", "batch", "micro_batch")
+            if not getattr(self, name) > 0
+        ]
+        if not found and self.batch % self.micro_batch:
+            found.append(f"batch = {self.batch} is not a multiple of micro_batch = {self.micro_batch}")
+        return found
+
+    @property
+    def accumulate(self) -> int:
+        """Forward passes per optimizer step."""
+        return self.batch // self.micro_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainSettings(TrainSettings):
+    """A pre-training run; see :func:`pri3d.train.pretrain.pretrain` for each field."""
+
+    encoder: str
+    decoder: Literal["paper", "slim"]
+    channels: int
+    init: str
+    objectives: dict[str, float]
+    points: int
+    temperature: float
+    distance: float
+    voxel: float
+    net3d: str
+    voxel_input: Literal["occupancy", "color"]
+    interpolation: Interpolation
+    holdout: float
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneSettings(TrainSettings):
+    """A fine-tuning run; see :func:`pri3d.train.finetune.finetune` for each field."""
+
+    encoder: str
+    decoder: Literal["paper", "slim"]
+    channels: int
+    fraction: float
+    eval_every: int
+    seed: int = 0
+
+
+def presets(verb: str) -> list[str]:
+    """Names of the shipped presets of a verb."""
+    folder = resources.files("pri3d.train") / "presets"
+    prefix = "" if verb == "pretrain" else f"{verb}-"
+    found = (Path(str(item)).stem for item in folder.iterdir() if str(item).endswith(".yaml"))
+    return sorted(
+        name.removeprefix(prefix)
+        for name in found
+        if name.startswith(prefix) and (prefix or not name.startswith("finetune-"))
+    )
+
+
+def resolve(kind: type[S], verb: str, preset: str, given: Mapping[str, Any]) -> S:
+    """Settings of a shipped preset or a YAML file, with what the user gives on top.
+
+    ``given`` may hold all arguments of a verb: None means not given, and those that are no setting of ``kind`` (its
+    folders, its workers) are left alone.
+
+    Raises ConfigError naming every problem at once: unknown preset or key, wrong type, impossible number.
+    """
+    hints = get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    values = _read(verb, preset)
+    values |= {name: value for name, value in given.items() if value is not None and name in fields}
+    problems = []
+    for name, value in values.items():
+        if name not in fields:
+            close = difflib.get_close_matches(name, fields, n=1)
+            problems.append(f"unknown setting {name!r}" + (f", did you mean {close[0]!r}?" if close else ""))
+        else:
+            try:
+                values[name] = _convert(value, hints[name])
+            except (TypeError, ValueError) as error:
+                problems.append(f"{name} = {value!r}: {error}")
+    required = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
+    problems += [f"{name} is missing" for name in required]
+    if not problems:
+        settings = kind(**values)
+        problems = settings.problems()
+        if not problems:
+            return settings
+    raise ConfigError(f"preset {preset!r}: " + "; ".join(problems) + ".")
+
+
+def _read(verb: str, preset: str) -> dict[str, Any]:
+    """Key-value pairs of a shipped preset, or of the YAML file of that path."""
+    path = Path(preset)
+    if path.suffix not in {".yaml", ".yml"}:
+        name = preset if verb == "pretrain" else f"{verb}-{preset}"
+        choices = presets(verb)
+        if preset not in choices:
+            raise ConfigError(
+                f"unknown preset {preset!r} of {verb}. Choices: {', '.join(choices)}, or the path of a .yaml file."
+            )
+        path = Path(str(resources.files("pri3d.train") / "presets" / f"{name}.yaml"))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({error}).") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected 'name: value' lines.")
+    return values
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """Value of the type a field wants; only changes that lose nothing. Raises TypeError or ValueError."""
+    options: tuple[Any, ...] = getattr(hint, "__args__", ())
+    if getattr(hint, "__origin__", None) is Literal:
+        if value not in options:
+            raise ValueError(f"choose one of {', '.join(options)}")
+        return value
+    if getattr(hint, "__origin__", None) is dict:
+        if not isinstance(value, dict):
+            raise TypeError("expected {name: number}")
+        return {str(key): _convert(number, options[1]) for key, number in value.items()}
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if hint in (int, str) and isinstance(value, hint) and not isinstance(value, bool):
+        return value
+    raise TypeError(f"expected {getattr(hint, '__name__', hint)}")
