@@ -6,6 +6,7 @@ They are imported on first use, so ``import pri3d`` costs nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -13,16 +14,23 @@ __version__ = "0.1.0"
 
 #: verb -> module that holds the function of the same name
 VERBS = {
+    "demo": "pri3d.chain",
     "rooms": "pri3d.rooms.write",
     "prepare": "pri3d.prepare.run",
     "pretrain": "pri3d.train.pretrain",
+    "probe": "pri3d.evaluate.probe",
     "finetune": "pri3d.train.finetune",
     "export": "pri3d.models.export",
-    "demo": "pri3d.demo",
 }
+
+
+def find_verb(name: str) -> Callable[..., Any]:
+    """Import the function of a verb."""
+    verb: Callable[..., Any] = getattr(import_module(VERBS[name]), name)
+    return verb
 
 
 def __getattr__(name: str) -> Any:
     if name in VERBS:
-        return getattr(import_module(VERBS[name]), name)
+        return find_verb(name)
     raise AttributeError(f"module 'pri3d' has no attribute {name!r}")

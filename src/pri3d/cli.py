@@ -1,0 +1,134 @@
+"""The command line: each verb is the function of the same name, its signature the options.
+
+The only file that knows jsonargparse. A verb's module is imported when that verb is asked for, so ``pri3d --help`` needs no PyTorch.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from jsonargparse import ArgumentParser
+
+import pri3d
+from pri3d import registry
+from pri3d.errors import Pri3DError
+
+#: verb -> what it does, example
+ABOUT = {
+    "demo": ("the whole chain on rendered rooms: no data, no GPU", "pri3d demo --out demo --max-minutes 8"),
+    "rooms": (
+        "render furnished rooms as RGB-D recordings with labels",
+        "pri3d rooms data/rooms --rooms 24 --frames 40",
+    ),
+    "prepare": (
+        "recordings -> frames, overlapping pairs, surface",
+        "pri3d prepare scans/kitchen out/kitchen --reader sevenscenes",
+    ),
+    "pretrain": (
+        "prepared pairs -> a better backbone (View, Geo, View+Geo)",
+        "pri3d pretrain out/kitchen --preset quick --steps 300 --run runs/kitchen",
+    ),
+    "probe": (
+        "how well features find the same point in another view, by angle",
+        "pri3d probe out/kitchen --weights runs/kitchen",
+    ),
+    "finetune": (
+        "backbone + labelled frames -> segmentation network and scores",
+        "pri3d finetune semantic out/train out/val --weights runs/kitchen",
+    ),
+    "export": (
+        "a run -> weights for other libraries",
+        "pri3d export runs/kitchen --to torchvision --out kitchen_r18.safetensors",
+    ),
+}
+
+
+class Parser(ArgumentParser):
+    """Shows options with hyphens, as they are usually typed; underscores work as well."""
+
+    def format_help(self, *args: Any, **options: Any) -> str:
+        """Help text with hyphenated options."""
+        text = str(super().format_help(*args, **options))
+        return re.sub(r"--\w+", lambda found: "--" + found[0][2:].replace("_", "-"), text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. Exit code 0, 1 for an error that says what to do, 2 for a wrong option, 130 after CTRL-C."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        print(f"pri3d {pri3d.__version__}")
+        return 0
+    try:
+        if words[0] not in ABOUT:
+            raise registry.unknown("verb", list(ABOUT), words[0])
+        verb = pri3d.find_verb(words[0])
+        options = build_parser(words[0], verb).parse_args(normalise(words[1:], verb))
+        verb(**vars(options))
+    except Pri3DError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 130 if error.__class__.__name__ == "InterruptedRunError" else 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing half-written is left, the same command continues", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser(name: str, verb: Callable[..., Any]) -> Parser:
+    """Parser of one verb from its signature and docstring; required parameters are positional, lists take several."""
+    parser = Parser(prog=f"pri3d {name}", epilog=f"example: {ABOUT[name][1]}")
+    hints = get_type_hints(verb)
+    required = {key for key, option in inspect.signature(verb).parameters.items() if option.default is option.empty}
+    several = {key for key in required if hints[key] == list[Path]}
+    for key in several:
+        parser.add_argument(
+            key, nargs="+", type=Path, metavar=key.upper().removesuffix("S"), help="one or more folders"
+        )
+    parser.add_function_arguments(verb, as_positional=True, skip=several)
+    return parser
+
+
+def normalise(words: Sequence[str], verb: Callable[..., Any]) -> list[str]:
+    """Options as the parser knows them: ``--min-overlap`` is ``--min_overlap``, ``--no-labels`` ``--labels=false``."""
+    switches = {key for key, hint in get_type_hints(verb).items() if hint is bool and key != "return"}
+    result = []
+    for position, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if not word.startswith("--"):
+            result.append(word)
+            continue
+        name = name[2:].replace("-", "_")
+        following = words[position + 1] if position + 1 < len(words) else ""
+        if name in switches and not equals and following not in ("true", "false"):
+            result.append(f"--{name}=true")
+        elif name.removeprefix("no_") in switches and not equals:
+            result.append(f"--{name.removeprefix('no_')}=false")
+        else:
+            result.append(f"--{name}{equals}{value}")
+    return result
+
+
+def _overview() -> str:
+    width = max(map(len, ABOUT))
+    lines = [f"  {name.ljust(width)}  {about}" for name, (about, _) in ABOUT.items()]
+    examples = [f"  {example}" for _, example in ABOUT.values()]
+    return "\n".join(
+        [
+            "usage: pri3d VERB ...    (pri3d VERB --help for its options)",
+            "",
+            "Turns posed RGB-D recordings into better image backbones (Pri3D, ICCV 2021).",
+            "",
+            "verbs:",
+            *lines,
+            "",
+            "examples:",
+            *examples,
+        ]
+    )
