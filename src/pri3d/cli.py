@@ -1,6 +1,7 @@
 """The command line: each verb is the function of the same name, its signature the options.
 
-The only file that knows jsonargparse. A verb's module is imported when that verb is asked for, so ``pri3d --help`` needs no PyTorch.
+The only file that knows jsonargparse. A verb's module is imported when that verb is asked for, so ``pri3d --help``
+needs no PyTorch.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def build_parser(name: str, verb: Callable[..., Any]) -> Parser:
         parser.add_argument(
             key, nargs="+", type=Path, metavar=key.upper().removesuffix("S"), help="one or more folders"
         )
-    parser.add_function_arguments(verb, as_positional=True, skip=several)
+    parser.add_function_arguments(verb, as_positional=True, skip={*several})
     return parser
 
 

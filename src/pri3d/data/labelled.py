@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pri3d.data.augment import ColorRecipe, augment_color
-from pri3d.data.images import resize_color, resize_nearest
 from pri3d.data.sampler import Draw, derive
 from pri3d.errors import ConfigError, DataError
+from pri3d.geometry.images import resize_color, resize_nearest
 from pri3d.store import Store
 from pri3d.types import LabelledBatch
 

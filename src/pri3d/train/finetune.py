@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pri3d.data.augment import recipe
-from pri3d.data.images import parse_size
 from pri3d.data.labelled import LabelledDataset, collate
 from pri3d.data.sampler import Draw
 from pri3d.errors import ConfigError, DataError
+from pri3d.geometry.images import parse_size
 from pri3d.models.unet import UNet, build_unet
 from pri3d.models.weights import load_weights, read_provenance, read_state
 from pri3d.tasks.semantic import Confusion, SemanticUNet, save_semantic, semantic_loss

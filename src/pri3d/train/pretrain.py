@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pri3d.data.augment import recipe
-from pri3d.data.images import Interpolation, parse_size
 from pri3d.data.pairs import PairDataset, check_pairs, collate, split_pairs
 from pri3d.errors import ConfigError, DataError
+from pri3d.geometry.images import Interpolation, parse_size
 from pri3d.models.encoders import build_encoder
 from pri3d.models.unet import UNet
 from pri3d.models.weights import init_encoder, save_model

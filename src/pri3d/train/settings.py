@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
 
-from pri3d.data.images import Interpolation
 from pri3d.errors import ConfigError
+from pri3d.geometry.images import Interpolation
 
 Precision = Literal["auto", "fp32", "bf16"]
 S = TypeVar("S", bound="TrainSettings")

@@ -1,0 +1,163 @@
+"""``pri3d probe``: do features find the same 3D point in another view? No labels, no training, held-out pairs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+
+from pri3d.data.pairs import PairDataset, collate, split_pairs
+from pri3d.data.sampler import Draw, derive
+from pri3d.errors import ConfigError, DataError
+from pri3d.geometry.images import parse_size
+from pri3d.geometry.matching import choose, match_pixels
+from pri3d.models.unet import UNet
+from pri3d.models.weights import load_model
+from pri3d.store import Store
+
+#: Upper ends of the viewing-angle bins, degrees.
+ANGLES = (15.0, 30.0, 60.0, 180.0)
+
+
+class Recall(NamedTuple):
+    """Share 0..1 of points whose most similar cell in the other view lies within the distance of the true place."""
+
+    mean: float  #: over all points of all pairs
+    by_angle: dict[str, float]  #: bin such as "15-30" degrees between viewing directions -> recall; NaN where empty
+    points: int  #: counted
+    pairs: int  #: with at least one match
+
+
+@torch.no_grad()
+def matching_recall(
+    unet: UNet,
+    dataset: PairDataset,
+    angles: NDArray[np.float32],
+    pixels: float = 10.0,
+    width: int = 320,
+    points: int = 1000,
+) -> Recall:
+    """Nearest-neighbour matching by cosine over all cells of the second view.
+
+    Args:
+        unet: network in eval mode.
+        dataset: held-out pairs.
+        angles: (P,) radians between the viewing directions of each pair.
+        pixels: a point is found when the chosen cell's centre lies within this distance of the true pixel,
+            in pixels of an image ``width`` wide.
+        width: of that image.
+        points: matches drawn a pair, the same for every network.
+    """
+    found, counted = np.zeros(len(dataset)), np.zeros(len(dataset))
+    device = next(unet.parameters()).device
+    for k in track(range(len(dataset)), description="matching", transient=True):
+        batch = collate([dataset[Draw(0, k)]])
+        features = unet(batch.color.flatten(0, 1).to(device)).float()
+        grid = (int(features.shape[-2]), int(features.shape[-1]))
+        matches = match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, grid, 0.02)
+        matches = choose(matches, points, batch.seeds)
+        keep = matches.valid[0]
+        gap = cell_distance(features, matches.first[0, keep].to(device), matches.second[0, keep].to(device))
+        found[k] = int((gap * (width / grid[1]) <= pixels).sum())
+        counted[k] = int(keep.sum())
+    return _summary(found, counted, np.degrees(angles))
+
+
+def cell_distance(features: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Distance (n,) in cells between the most similar cell of view 1 and the true one.
+
+    features (2, C, h, w), first and second (n,) flat cells of the matched points in view 0 and 1.
+    """
+    rows = F.normalize(features.flatten(2), dim=1)
+    best = (rows[0][:, first].mT @ rows[1]).argmax(dim=1)
+    columns = features.shape[-1]
+    return torch.hypot((best % columns - second % columns).float(), (best // columns - second // columns).float())
+
+
+def _summary(found: NDArray[np.float64], counted: NDArray[np.float64], degrees: NDArray[np.float32]) -> Recall:
+    by_angle, low = {}, 0.0
+    for high in ANGLES:
+        inside = (degrees >= low) & (degrees < high)
+        total = counted[inside].sum()
+        by_angle[f"{low:g}-{high:g}"] = float(found[inside].sum() / total) if total else math.nan
+        low = high
+    total = counted.sum()
+    mean = float(found.sum() / total) if total else math.nan
+    return Recall(mean, by_angle, int(total), int((counted > 0).sum()))
+
+
+def probe(
+    data: Path,
+    weights: list[Path],
+    holdout: float = 0.1,
+    size: str = "160x120",
+    pixels: float = 10.0,
+    pairs: int = 200,
+    seed: int = 0,
+) -> dict[str, Recall]:
+    """Compare networks by how well their features find the same 3D point in another view.
+
+    Uses pairs that pre-training with the same --holdout did not see. Prints one row per network: recall within
+    --pixels (of a 320-pixel-wide image), by angle between the views.
+
+    Args:
+        data: prepared store.
+        weights: runs or weights files; of a run folder the state before training is shown too.
+        holdout: as given to pretrain.
+        size: of the images, width x height.
+        pixels: a point counts as found within this distance, in pixels of a 320-pixel-wide image.
+        pairs: at most so many held-out pairs, drawn with the seed.
+        seed: of the draw of pairs and points.
+
+    Returns:
+        Name of the weights -> recall.
+    """
+    store = Store(data)
+    rows = split_pairs(store, holdout)[1]
+    if holdout <= 0 or len(rows) == 0:
+        raise ConfigError(f"holdout = {holdout}: leaves no pair of {data} to probe on. Give a larger share.")
+    if len(rows) > pairs:
+        rows = np.sort(np.random.default_rng(derive(seed)).choice(rows, pairs, replace=False))
+    dataset = PairDataset(data, rows, parse_size(size), seed)
+    angles = store.pairs().angle[rows]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    results = {
+        name: matching_recall(load_model(path)[0].eval().to(device), dataset, angles, pixels)
+        for name, path in _states(weights).items()
+    }
+    _show(results, pixels)
+    return results
+
+
+def _states(weights: list[Path]) -> dict[str, Path]:
+    """Name -> file; a run folder gives its network before and after training."""
+    states: dict[str, Path] = {}
+    for path in weights:
+        if not path.exists():
+            raise DataError(f"{path}: no such run or weights file.")
+        before = path / "initial.safetensors"
+        if path.is_dir() and before.is_file():
+            states[f"{path.name} before"] = before
+            states[f"{path.name} after"] = path
+        else:
+            states[path.name] = path
+    return states
+
+
+def _show(results: dict[str, Recall], pixels: float) -> None:
+    table = Table(title=f"3D-correspondence recall within {pixels:g} px, by angle between the views")
+    for column in ("network", "all", *(f"{name}°" for name in next(iter(results.values())).by_angle), "pairs"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    for name, recall in results.items():
+        bins = ["-" if math.isnan(value) else f"{value:.3f}" for value in recall.by_angle.values()]
+        table.add_row(name, f"{recall.mean:.3f}", *bins, str(recall.pairs))
+    Console().print(table)
