@@ -20,8 +20,8 @@ _CHUNK = 256  # pairs a thread takes at a time
 def estimate(stack: DepthStack, cell: float = 0.04, mode: Mode = "paper") -> NDArray[np.float32]:
     """Overlap (N, N) of all frames from shared cells of ``cell`` metres, off by about 0.006; diagonal 1.
 
-    Every second pixel counts as corresponding where the other frame occupies its cell. The cell is twice the match
-    distance: then what the cells' borders miss and what their corners add cancel.
+    A pixel, every second one at 640 x 480, corresponds where the other frame occupies its cell. The cell is twice the
+    match distance: then what the cells' borders miss and what their corners add cancel.
     """
     counts = _cell_counts(stack, cell)
     occupied = counts.copy()
@@ -43,15 +43,16 @@ def measure(
     min_overlap: float,
     mode: Mode = "paper",
     threads: int = 1,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> NDArray[np.float32]:
     """Exact-window overlap (P,) of ``pairs`` (P, 2) on a grid of about 4800 pixels a frame.
 
     Pairs within ``NEAR_THRESHOLD`` of ``min_overlap`` are measured again on a denser grid, which decides them.
-    ``distance`` in metres; ``progress`` is told how many pairs are done.
+    ``distance`` in metres; ``progress`` is told pairs done and in all.
     """
     tiles = tile_ranges(stack.depth)
-    step = query_step(*stack.depth.shape[1:])
+    height, width = stack.depth.shape[1:]
+    step = query_step(height, width)
     fine = max(1, step // 4)
 
     def chunk(rows: NDArray[np.int32]) -> list[float]:
@@ -68,7 +69,7 @@ def measure(
     with ThreadPoolExecutor(threads) as pool:  # the kernel releases the interpreter
         for values in pool.map(chunk, parts):
             result += values
-            progress(len(result))
+            progress(len(result), len(pairs))
     return np.array(result, dtype=np.float32)
 
 
@@ -79,7 +80,7 @@ def mine(
     min_overlap: float = 0.3,
     mode: Mode = "paper",
     threads: int = 1,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32], float]:
     """Pairs (P, 2), i < j, that overlap by ``min_overlap`` or more, their overlap (P,), and the best overlap found.
 
@@ -117,8 +118,10 @@ def pair_table(
 
 
 def _cell_counts(stack: DepthStack, cell: float) -> sparse.csr_array:
-    """How many of every second pixel of frame n lie in which cell: sparse (N, cells)."""
-    keys = [_cell_keys(stack, n, cell) for n in range(len(stack.depth))]
+    """How many of the asked pixels of frame n lie in which cell: sparse (N, cells)."""
+    height, width = stack.depth.shape[1:]
+    step = query_step(height, width, queries=76800)  # fewer leave cells empty and the estimate low
+    keys = [_cell_keys(stack, n, cell, step) for n in range(len(stack.depth))]
     found = [np.unique(key, return_counts=True) for key in keys]
     _, columns = np.unique(np.concatenate([unique for unique, _ in found]), return_inverse=True)
     counts = np.concatenate([count for _, count in found]).astype(np.float32)
@@ -126,12 +129,13 @@ def _cell_counts(stack: DepthStack, cell: float) -> sparse.csr_array:
     return sparse.csr_array((counts, columns, starts), shape=(len(keys), int(columns.max(initial=0)) + 1))
 
 
-def _cell_keys(stack: DepthStack, n: int, cell: float) -> NDArray[np.int64]:
-    depth = stack.depth[n, 1::2, 1::2].astype(np.float64) * 1e-3
+def _cell_keys(stack: DepthStack, n: int, cell: float, step: int) -> NDArray[np.int64]:
+    first = step // 2
+    depth = stack.depth[n, first::step, first::step] * 1e-3
     fx, fy, cx, cy = stack.intrinsics[n]
     v, u = np.nonzero(depth)
     z = depth[v, u]
-    points = np.stack(((2 * u + 1.5 - cx) / fx * z, (2 * v + 1.5 - cy) / fy * z, z), axis=1)
+    points = np.stack(((step * u + first + 0.5 - cx) / fx * z, (step * v + first + 0.5 - cy) / fy * z, z), axis=1)
     pose = stack.world_from_camera[n]
     cells = np.floor((points @ pose[:3, :3].T + pose[:3, 3]) / cell).astype(np.int64)
     key: NDArray[np.int64] = (cells[:, 0] << 42) + (cells[:, 1] << 21) + cells[:, 2]  # injective within 2^20 cells

@@ -1,0 +1,166 @@
+"""A scene's frames -> registered, resampled and written; the depth of all of them for mining and fusion."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pri3d.errors import ConfigError, DataError, FrameError
+from pri3d.geometry.pose import check_rigid
+from pri3d.geometry.registration import register_depth
+from pri3d.prepare.overlap import DepthStack
+from pri3d.readers import Scene
+from pri3d.store import SceneWriter, millimetres
+from pri3d.types import Camera, Frame, View
+
+_SAME_ASPECT = 0.01  # relative; ScanNet's 1296 x 968 counts as 4:3
+
+
+class Prepared(NamedTuple):
+    """One frame ready to be stored, and its depth as mining wants it."""
+
+    view: View  #: colour and depth of the stored size
+    label: NDArray[np.uint8] | None  #: (H, W) class ids, 255 = ignored
+    instance: NDArray[np.uint16] | None  #: (H, W) instance ids, 0 = none
+    depth: NDArray[np.uint16]  #: (h, w) millimetres in the colour camera at the depth's own resolution, 0 = invalid
+    camera: Camera  #: intrinsics of ``depth``
+
+
+class SceneFrames(NamedTuple):
+    """What the later steps need of the n frames of a scene that were kept, N being all."""
+
+    rows: NDArray[np.int32]  #: (n,) rows of the frame table
+    total: int  #: N
+    reasons: list[str]  #: N - n reasons of rejection
+    stack: DepthStack  #: depth at its own resolution
+    views: list[View]  #: the stored frames; empty where they are not wanted
+
+
+def parse_size(size: str) -> tuple[int, int]:
+    """``WIDTHxHEIGHT`` -> width, height in pixels. Raises ConfigError."""
+    match = re.fullmatch(r"(\d+)x(\d+)", size)
+    if not match or min(int(match[1]), int(match[2])) < 16:
+        raise ConfigError(f"--size {size}: write it as WIDTHxHEIGHT in pixels, 16 or more each, for example 320x240.")
+    return int(match[1]), int(match[2])
+
+
+def stored_size(camera: Camera, wanted: tuple[int, int]) -> tuple[int, int]:
+    """Width, height an image of ``camera`` is stored at: fitted into ``wanted``, aspect ratio kept, never enlarged.
+
+    An aspect ratio that differs by less than 1 % from the wanted one is taken for equal: the intrinsics carry the
+    two scales exactly, and all scenes of a data set get one size.
+    """
+    scale_x, scale_y = wanted[0] / camera.width, wanted[1] / camera.height
+    if max(scale_x, scale_y) <= 1 and abs(scale_x / scale_y - 1) < _SAME_ASPECT:
+        return wanted
+    scale = min(scale_x, scale_y, 1.0)
+    return max(1, round(camera.width * scale)), max(1, round(camera.height * scale))
+
+
+def prepare_frame(frame: Frame, size: tuple[int, int], max_depth: float) -> Prepared:
+    """Check one frame, register its depth into the colour camera and resample everything to ``size`` at most.
+
+    ``size`` is width, height in pixels, see :func:`stored_size`; depth beyond ``max_depth`` m becomes invalid.
+    Colour is resampled bilinearly with antialiasing, depth and labels take the nearest pixel. Raises FrameError with
+    the reason where the frame is unusable.
+    """
+    _check_images(frame)
+    pose = check_rigid(frame.world_from_camera, frame.name)
+    color_from_depth = check_rigid(frame.color_from_depth, f"{frame.name}: color_from_depth")
+    depth = np.where(np.isfinite(frame.depth) & (frame.depth > 0), frame.depth, 0).astype(np.float32)
+    camera = frame.color_camera.resized(frame.depth_camera.width, frame.depth_camera.height)
+    registered = register_depth(depth, frame.depth_camera, camera, color_from_depth)
+    registered = np.where(registered <= max_depth, registered, np.float32(0))
+    if not registered.any():
+        raise FrameError(f"{frame.name}: no valid depth within {max_depth} m in the colour camera's view.")
+    width, height = stored_size(frame.color_camera, size)
+    color = frame.color
+    if (width, height) != (frame.color_camera.width, frame.color_camera.height):
+        color = np.array(Image.fromarray(color).resize((width, height), Image.Resampling.BILINEAR))
+    intrinsics = np.array(frame.color_camera.resized(width, height)[2:], np.float64)
+    view = View(color, nearest(registered, width, height), intrinsics, pose, frame.name)
+    label = None if frame.label is None else nearest(frame.label, width, height).astype(np.uint8)
+    instance = None if frame.instance is None else nearest(frame.instance, width, height).astype(np.uint16)
+    return Prepared(view, label, instance, millimetres(registered), camera)
+
+
+def nearest(image: NDArray[Any], width: int, height: int) -> NDArray[Any]:
+    """Sample an image (h, w) at the pixel centres of a ``width`` x ``height`` one, taking the pixel they fall in."""
+    rows = ((np.arange(height) + 0.5) * image.shape[0] / height).astype(np.int64)
+    columns = ((np.arange(width) + 0.5) * image.shape[1] / width).astype(np.int64)
+    sampled: NDArray[Any] = image[rows[:, None], columns]
+    return sampled
+
+
+def read_frames(
+    scene: Scene,
+    writer: SceneWriter,
+    *,
+    size: tuple[int, int],
+    max_depth: float,
+    frame_step: int,
+    keep_views: bool,
+    progress: Callable[[int, int], None],
+) -> SceneFrames:
+    """Read every ``frame_step``-th frame once and write it, or the reason why it is left out.
+
+    ``keep_views`` keeps the stored images in memory; ``progress`` is told frames done and in all. Raises DataError
+    where no frame is usable.
+    """
+    names = list(scene.names)
+    indices = range(0, len(names), frame_step)
+    rows: list[int] = []
+    reasons: list[str] = []
+    views: list[View] = []
+    cameras, poses = [], []
+    depth = np.zeros((0, 0, 0), np.uint16)
+    for row, index in enumerate(indices):
+        progress(row, len(indices))
+        try:
+            item = prepare_frame(scene.frame(index), size, max_depth)
+            depth = depth if rows else np.zeros((len(indices), *item.depth.shape), np.uint16)
+            _check_same(item, depth, writer)
+        except FrameError as error:
+            writer.reject(names[index], str(error))
+            reasons.append(str(error))
+            continue
+        writer.size = item.view.color.shape[1], item.view.color.shape[0]
+        writer.add(item.view, item.label, item.instance)
+        depth[len(rows)] = item.depth
+        rows.append(row)
+        cameras.append(item.camera[2:])
+        poses.append(item.view.world_from_camera)
+        if keep_views:
+            views.append(item.view)
+    if not rows:
+        why = f" The first: {reasons[0]}" if reasons else ""
+        raise DataError(f"none of {len(indices)} frames is usable.{why}")
+    stack = DepthStack(depth[: len(rows)], np.array(cameras), np.array(poses))
+    return SceneFrames(np.array(rows, np.int32), len(indices), reasons, stack, views)
+
+
+def _check_images(frame: Frame) -> None:
+    for what, image, camera in (
+        ("colour", frame.color, frame.color_camera),
+        ("depth", frame.depth, frame.depth_camera),
+        ("label", frame.label, frame.color_camera),
+        ("instance", frame.instance, frame.color_camera),
+    ):
+        if image is not None and image.shape[:2] != (camera.height, camera.width):
+            found = f"{image.shape[1]} x {image.shape[0]}"
+            raise FrameError(f"{frame.name}: {what} is {found}, its camera {camera.width} x {camera.height} pixels.")
+    for what, ids, limit in (("label", frame.label, 255), ("instance", frame.instance, 65535)):
+        if ids is not None and ids.size and not 0 <= ids.min() <= ids.max() <= limit:
+            raise FrameError(f"{frame.name}: {what} ids reach from {ids.min()} to {ids.max()}, allowed are 0..{limit}.")
+
+
+def _check_same(item: Prepared, depth: NDArray[np.uint16], writer: SceneWriter) -> None:
+    if writer.size != (0, 0) and writer.size != item.view.color.shape[1::-1]:
+        raise FrameError(f"{item.view.name}: its size differs from the first frame's; a scene has one camera size.")
+    if depth.shape[1:] != item.depth.shape:
+        raise FrameError(f"{item.view.name}: its depth is {item.depth.shape}, the first frame's {depth.shape[1:]}.")

@@ -1,0 +1,309 @@
+"""Recordings -> the prepared store: scenes in parallel, kept where they are finished, one manifest."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import platform
+import re
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from pri3d.errors import ConfigError, DataError, Pri3DError
+from pri3d.prepare.frames import parse_size
+from pri3d.prepare.scene import Job, Settings, open_cached, prepare_scene
+from pri3d.store import (
+    MANIFEST,
+    PairTable,
+    SceneStore,
+    finished_scenes,
+    read_manifest,
+    read_scene_record,
+    scene_folder,
+    write_manifest,
+    write_pairs,
+)
+
+_PACKAGES = ("pri3d", "numpy", "numba", "pillow", "scipy")
+_UNITS = {
+    "length": "metre",
+    "depth image": "millimetre",
+    "angle": "radian",
+    "camera axes": "x right, y down, z forward",
+}
+_log = logging.getLogger(__name__)
+
+
+def prepare(
+    recordings: list[Path],
+    out: Path,
+    reader: str | None = None,
+    cameras: Path | None = None,
+    size: str = "320x240",
+    frame_step: int = 1,
+    max_depth: float = 6.0,
+    overlap: Literal["paper", "max"] = "paper",
+    min_overlap: float = 0.3,
+    distance: float = 0.02,
+    voxel: float = 0.02,
+    pairs: bool = True,
+    surface: bool = True,
+    workers: int = 0,
+) -> None:
+    """Turn recordings into a prepared store: frames, overlapping pairs and the surface of every scene.
+
+    Finished scenes are kept, so a stopped run continues, more recordings can be added later, and a second run changes
+    nothing. A scene that fails is listed with its reason while the others go on.
+
+    Args:
+        recordings: folders of the recordings.
+        out: folder of the store, created where it is missing.
+        reader: format of the recordings; found out from their layout where it is not given.
+        cameras: YAML file that states the colour and the depth camera, for recordings that do not.
+        size: largest stored image, WIDTHxHEIGHT in pixels; the aspect ratio is kept and nothing is enlarged.
+        frame_step: take every so many frames; the paper takes every 25th of ScanNet.
+        max_depth: metres; farther depth counts as invalid.
+        overlap: "paper" for corresponding pixels of both frames over valid pixels of both, "max" for the larger of the
+            two frames' shares, as the authors' code has it.
+        min_overlap: pairs that overlap by less are left out.
+        distance: metres within which two points correspond.
+        voxel: edge length of the surface's cells in metres.
+        pairs: whether to mine pairs; labelled images for fine-tuning need none.
+        surface: whether to voxelise the surface; only the Geometry objective needs it.
+        workers: processes; 0 takes one per core.
+
+    Raises:
+        ConfigError: a flag is out of range, or ``out`` was made with other settings.
+        DataError: some scene failed (the others are there), or the disk is full.
+    """
+    digest = None if cameras is None else hashlib.sha256(_read(cameras)).hexdigest()[:16]
+    settings = Settings(size, frame_step, max_depth, overlap, min_overlap, distance, voxel, pairs, surface, digest)
+    _check(settings, recordings, workers)
+    old = _claim(out, settings)
+    jobs, class_names = _jobs([Path(r) for r in recordings], reader, cameras, out, settings)
+    todo = [job for job in jobs if not _is_finished(job)]
+    manifest = {
+        "state": "unfinished",
+        "settings": old["settings"] if old else settings._asdict(),
+        "units": _UNITS,
+        "class_names": _merge_names(old, class_names),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "scenes": {},
+        "failed": {},
+    }
+    with _disk(out):
+        if todo or old is None:
+            out.mkdir(parents=True, exist_ok=True)
+            write_manifest(out, {**(old or manifest), "state": "unfinished"})
+        failed = _run(todo, workers or _cores())
+        if old is not None and len(failed) == len(todo):
+            manifest["versions"] = old["versions"]  # nothing new was made
+        _finish(out, manifest, failed)
+    _summary(out, manifest)
+    if failed:
+        reasons = "".join(f"\n  {scene}: {why}" for scene, why in sorted(failed.items()))
+        raise DataError(f"{len(failed)} of {len(jobs)} scenes failed, the others are in {out}:{reasons}")
+
+
+def _check(settings: Settings, recordings: list[Path], workers: int) -> None:
+    parse_size(settings.size)
+    limits = {
+        "--frame_step": (settings.frame_step, 1, float("inf")),
+        "--max_depth": (settings.max_depth, 0.01, 65.0),
+        "--min_overlap": (settings.min_overlap, 0.001, 1.0),
+        "--distance": (settings.distance, 1e-4, 10.0),
+        "--voxel": (settings.voxel, 1e-3, 10.0),
+        "--workers": (workers, 0, 1024),
+    }
+    wrong = [
+        f"{flag} {v:g} (allowed: {low:g} to {high:g})"
+        for flag, (v, low, high) in limits.items()
+        if not low <= v <= high
+    ]
+    if settings.overlap not in ("paper", "max"):
+        wrong.append(f"--overlap {settings.overlap} (allowed: paper, max)")
+    if not recordings:
+        wrong.append("no recording given")
+    if wrong:
+        raise ConfigError(f"prepare: {'; '.join(wrong)}.")
+
+
+def _claim(out: Path, settings: Settings) -> dict[str, Any] | None:
+    """Return the manifest that is already there. Raises ConfigError where ``out`` is something else or differs."""
+    if not (out / MANIFEST).is_file():
+        if out.exists() and (not out.is_dir() or any(not p.name.startswith(".") for p in out.iterdir())):
+            raise ConfigError(f"{out}: exists and is no prepared store. Choose an empty or new folder.")
+        return None
+    old = read_manifest(out)
+    there, now = old["settings"], settings._asdict()
+    differ = [f"{name}: {there.get(name)!r}, now {now[name]!r}" for name in now if there.get(name) != now[name]]
+    if differ:
+        raise ConfigError(
+            f"{out}: was prepared with other settings ({'; '.join(differ)}). Choose another OUT or delete it."
+        )
+    return old
+
+
+def _jobs(
+    recordings: list[Path], reader: str | None, cameras: Path | None, out: Path, settings: Settings
+) -> tuple[list[Job], list[str] | None]:
+    """Return all scenes of all recordings, and the class names they share."""
+    jobs: dict[str, Job] = {}
+    names: list[list[str] | None] = []
+    for recording in recordings:
+        opened, scenes = open_cached(recording, reader, cameras)
+        names.append(None if opened.class_names is None else list(opened.class_names))
+        for scene in scenes:
+            if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", scene):
+                raise DataError(f"{recording}: scene id {scene!r} is no folder name; use letters, digits, - _ and .")
+            if scene in jobs:
+                raise DataError(f"scene {scene} is in {jobs[scene].recording} and in {recording}. Rename one folder.")
+            jobs[scene] = Job(recording, reader, cameras, scene, out, settings)
+    if any(other != names[0] for other in names):
+        raise DataError("the recordings have different class names. Prepare them into one store each.")
+    return list(jobs.values()), names[0]
+
+
+def _merge_names(old: dict[str, Any] | None, new: list[str] | None) -> list[str] | None:
+    if old is not None and old["class_names"] != new:
+        raise DataError("the recordings' class names differ from the store's. Prepare them into another OUT.")
+    return new
+
+
+def _is_finished(job: Job) -> bool:
+    """Whether the store has this scene. Raises ConfigError where its source is or looks another one."""
+    record = read_scene_record(job.out, job.scene)
+    if record is None:
+        return False
+    frames = len(open_cached(job.recording, job.reader, job.cameras)[1][job.scene].names)
+    for what, there, now in (
+        ("comes from", record["source"], str(job.recording)),
+        ("was made of", record["source_frames"], frames),
+    ):
+        if there != now:
+            folder = scene_folder(job.out, job.scene)
+            raise ConfigError(f"scene {job.scene} {what} {there}, now {now}. Delete {folder} to make it anew.")
+    return True
+
+
+def _run(jobs: list[Job], workers: int) -> dict[str, str]:
+    """Prepare the scenes; return the failed ones and why."""
+    processes = max(1, min(workers, len(jobs)))
+    jobs = [job._replace(threads=workers // processes) for job in jobs]
+    failed: dict[str, str] = {}
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        overall = progress.add_task("scenes", total=len(jobs))
+        outcomes = _parallel(jobs, processes) if processes > 1 else _inline(jobs, progress)
+        for job, reason in outcomes:
+            progress.advance(overall)
+            if reason is not None:
+                failed[job.scene] = reason
+    return failed
+
+
+def _inline(jobs: list[Job], progress: Progress) -> Iterator[tuple[Job, str | None]]:
+    bar = progress.add_task("", total=None)
+    for job in jobs:
+
+        def report(step: str, done: int, total: int, scene: str = job.scene) -> None:
+            progress.update(bar, description=f"{scene}: {step}", completed=done, total=total)
+
+        try:
+            prepare_scene(job, report)
+            yield job, None
+        except Exception as error:
+            yield job, _reason(error)
+
+
+def _parallel(jobs: list[Job], processes: int) -> Iterator[tuple[Job, str | None]]:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(prepare_scene, job): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                error = future.exception()
+                yield futures[future], None if error is None else _reason(error)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _reason(error: BaseException) -> str:
+    """Why a scene failed, or raise what must stop the whole run: a full disk, a killed worker, an interruption."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        raise error
+    if isinstance(error, BrokenProcessPool):
+        raise DataError(
+            "a worker process died, often for want of memory. Try fewer --workers; finished scenes stay."
+        ) from error
+    if not isinstance(error, Exception):
+        raise error
+    if not isinstance(error, Pri3DError | OSError):
+        _log.error("unexpected error", exc_info=error)  # a reader's bug must not cost the other scenes
+        return f"{type(error).__name__}: {error}"
+    return str(error)
+
+
+def _finish(out: Path, manifest: dict[str, Any], failed: dict[str, str]) -> None:
+    scenes = finished_scenes(out)
+    if manifest["settings"]["pairs"]:
+        tables = [SceneStore(scene_folder(out, scene)).pairs() for scene in scenes]
+        write_pairs(out, PairTable.concatenate(tables))
+    manifest["scenes"] = {scene: read_scene_record(out, scene) for scene in scenes}
+    manifest["failed"] = dict(sorted(failed.items()))
+    manifest["state"] = "finished" if scenes else "failed"
+    write_manifest(out, manifest)
+
+
+def _summary(out: Path, manifest: dict[str, Any]) -> None:
+    """Print one line a scene, and totals."""
+    columns = ("frames", "rejected", "pairs", "voxels", "seconds", "bytes")
+    table = Table("scene", *columns[:-1], "MB", title=str(out))
+    totals = dict.fromkeys(columns, 0.0)
+    for scene, record in manifest["scenes"].items():
+        for column in columns:
+            totals[column] += record[column]
+        table.add_row(escape(scene), *_cells(record))
+    for scene, reason in manifest["failed"].items():
+        table.add_row(escape(scene), f"[red]failed: {escape(reason)}")
+    if len(manifest["scenes"]) > 1:
+        table.add_row("all", *_cells(totals), style="bold")
+    Console(stderr=True).print(table)
+
+
+def _cells(record: dict[str, Any]) -> list[str]:
+    counts = [f"{record[name]:,.0f}" for name in ("frames", "rejected", "pairs", "voxels")]
+    return [*counts, f"{record['seconds']:.1f}", f"{record['bytes'] / 1e6:.1f}"]
+
+
+@contextmanager
+def _disk(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise DataError(f"{out}: the disk is full. Free some space and run the same command again.") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--cameras {path}: cannot be read ({error}).") from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
