@@ -289,7 +289,7 @@ class SceneWriter:
         columns = [np.array(column) for column in zip(*self._rows, strict=True)]
         table: dict[str, Any] = dict(zip(FrameTable._fields, [*columns, np.array(self.size)], strict=True))
         np.savez(self.path / "frames.npz", **table)
-        np.savez(self.path / "pairs.npz", **pairs._asdict())
+        np.savez_compressed(self.path / "pairs.npz", **pairs._asdict())
         cells: dict[str, Any] = {name: value for name, value in surface._asdict().items() if value is not None}
         np.savez_compressed(self.path / "surface.npz", **cells)
         files = [self.path / name for name in _SCENE_FILES]
@@ -350,7 +350,7 @@ def write_manifest(root: Path, manifest: dict[str, Any]) -> None:
 def write_pairs(root: Path, pairs: PairTable) -> None:
     """Write the whole store's pairs.npz at once. Nothing is touched where the content is the same."""
     buffer = io.BytesIO()
-    np.savez(buffer, **pairs._asdict())
+    np.savez_compressed(buffer, **pairs._asdict())
     path = root / "pairs.npz"
     if not path.is_file() or path.read_bytes() != buffer.getvalue():
         with _atomic(path) as part:

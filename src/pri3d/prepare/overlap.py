@@ -165,10 +165,10 @@ def _scan(
     for row in range(top, bottom + 1):
         ray_v = (row + 0.5 - intrinsics[3]) * per_v
         for column in range(left, right + 1):
-            if depth[row, column] == 0:
-                continue
             z = depth[row, column] * 1e-3
             dz = z - point[2]
+            if abs(dz) > distance or z == 0.0:
+                continue
             dx = (column + 0.5 - intrinsics[2]) * per_u * z - point[0]
             dy = ray_v * z - point[1]
             if dx * dx + dy * dy + dz * dz <= limit:

@@ -13,7 +13,7 @@ from pri3d.prepare.overlap import DepthStack, Mode, overlap, query_step, tile_ra
 from pri3d.store import PairTable
 
 HOPELESS = 0.05  #: pairs whose estimate lies below are not measured
-NEAR_THRESHOLD = 0.01  #: pairs this near the threshold are measured at every second pixel, where they are decided
+NEAR_THRESHOLD = 0.01  #: pairs this near the threshold are measured on a denser grid, see :func:`measure`
 _CHUNK = 256  # pairs a thread takes at a time
 
 
@@ -47,27 +47,26 @@ def measure(
 ) -> NDArray[np.float32]:
     """Exact-window overlap (P,) of ``pairs`` (P, 2) on a grid of about 4800 pixels a frame.
 
-    Pairs within ``NEAR_THRESHOLD`` of ``min_overlap`` are measured again on a denser grid, which decides them.
-    ``distance`` in metres; ``progress`` is told pairs done and in all.
+    While a pair is within ``NEAR_THRESHOLD`` of ``min_overlap`` it is measured again with half the step, and the band
+    round the threshold shrinks to a third, as the sampling error does. ``distance`` in metres; ``progress`` is told
+    pairs done and in all.
     """
     tiles = tile_ranges(stack.depth)
     height, width = stack.depth.shape[1:]
     step = query_step(height, width)
-    fine = max(1, step // 4)
 
-    def chunk(rows: NDArray[np.int32]) -> list[float]:
-        values = []
-        for i, j in rows:
-            value = overlap(stack, tiles, i, j, distance=distance, step=step, mode=mode)
-            if abs(value - min_overlap) < NEAR_THRESHOLD and fine < step:
-                value = overlap(stack, tiles, i, j, distance=distance, step=fine, mode=mode)
-            values.append(value)
-        return values
+    def decide(i: int, j: int) -> float:
+        spacing, band = step, NEAR_THRESHOLD
+        value = overlap(stack, tiles, i, j, distance=distance, step=spacing, mode=mode)
+        while spacing > 1 and abs(value - min_overlap) < band:
+            spacing, band = spacing // 2, band / 3
+            value = overlap(stack, tiles, i, j, distance=distance, step=spacing, mode=mode)
+        return value
 
     result: list[float] = []
     parts = np.array_split(pairs, max(1, -(-len(pairs) // _CHUNK)))
     with ThreadPoolExecutor(threads) as pool:  # the kernel releases the interpreter
-        for values in pool.map(chunk, parts):
+        for values in pool.map(lambda part: [decide(i, j) for i, j in part], parts):
             result += values
             progress(len(result), len(pairs))
     return np.array(result, dtype=np.float32)
