@@ -1,6 +1,7 @@
 """The 3D network of the geometric prior: a residual U-Net of sparse convolutions.
 
-Paper, "Architecture for Pre-training". 34C is the topology the authors ran; 18A and 14A are its smaller sisters, tiny is for demonstrations on a CPU.
+Paper, "Architecture for Pre-training". 34C is the topology the authors ran; 18A and 14A are its smaller sisters,
+tiny is for demonstrations on a CPU.
 """
 
 from __future__ import annotations
@@ -34,6 +35,16 @@ SIZES = {
 }
 
 
+class Norm(nn.BatchNorm1d):
+    """Batch norm that takes its running statistics where a level has a single voxel, which has no deviation."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Features (N, C) -> (N, C)."""
+        if self.training and len(input) == 1:
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(input)
+
+
 class ResUNet3d(nn.Module):
     """Occupied voxels with features -> one feature per voxel, in the caller's row order.
 
@@ -58,7 +69,7 @@ class ResUNet3d(nn.Module):
         self.in_channels = in_channels
         self.depth = len(planes) // 2
         self.stem = SubmConv(in_channels, stem_channels, stem_kernel)
-        self.stem_norm = nn.BatchNorm1d(stem_channels)
+        self.stem_norm = Norm(stem_channels)
         widths = [stem_channels, *planes[: self.depth]]
         self.encoder = nn.ModuleList(
             Stage(Down(widths[i], widths[i]), widths[i], 0, widths[i + 1], blocks[i]) for i in range(self.depth)
@@ -74,7 +85,8 @@ class ResUNet3d(nn.Module):
     def forward(self, coords: Tensor, feats: Tensor) -> Tensor:
         """Voxels (N, 4) int (batch, x, y, z in cells, unique rows) and features (N, in_channels) -> (N, out_channels).
 
-        Raises DataError for an empty set, repeated or out-of-range coords, or features that do not belong to them.
+        Raises DataError for an empty set (leave such a batch out), repeated or out-of-range coords, or features that
+        do not belong to them.
         """
         if feats.shape != (len(coords), self.in_channels):
             raise DataError(
@@ -99,7 +111,7 @@ class Stage(nn.Module):
     def __init__(self, move: Down | Up, moved: int, skip: int, outputs: int, blocks: int) -> None:
         super().__init__()
         self.move = move
-        self.norm = nn.BatchNorm1d(moved)
+        self.norm = Norm(moved)
         widths = [moved + skip, *[outputs] * blocks]
         self.blocks = nn.ModuleList(Block(a, b) for a, b in pairwise(widths))
 
@@ -119,12 +131,12 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv1 = SubmConv(inputs, outputs)
-        self.norm1 = nn.BatchNorm1d(outputs)
+        self.norm1 = Norm(outputs)
         self.conv2 = SubmConv(outputs, outputs)
-        self.norm2 = nn.BatchNorm1d(outputs)
+        self.norm2 = Norm(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs))
+            self.shortcut = nn.Sequential(nn.Linear(inputs, outputs, bias=False), Norm(outputs))
 
     def forward(self, x: Tensor, geometry: Geometry, level: int) -> Tensor:
         """Features (N, inputs) -> (N, outputs) of the same level."""

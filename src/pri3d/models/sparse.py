@@ -244,21 +244,25 @@ def _same_pairs(keys: Tensor, kernel: int) -> Pairs:
     start = torch.cat((torch.searchsorted(keys, first[:-1]), here[None]))
     # Keys of a run are consecutive, so its voxels lie in consecutive rows from its start.
     padded = torch.cat((keys, keys.new_full((kernel,), torch.iinfo(torch.int64).max)))
-    hits, row = [], start
+    hits, row, target = [], start.view(-1).clone(), first.view(-1)
     for z in range(kernel):
-        hit = padded[row] == first + z
+        hit = padded.index_select(0, row) == target + z
         if z >= r:
-            hit[-1] = False
+            hit[-n:] = False
         hits.append(hit)
-        row = row + hit
-    found = torch.stack(hits)  # (kernel, runs, N)
-    before = found.cumsum(0, dtype=torch.uint8) - found.to(torch.uint8)
+        row += hit
+    found = torch.stack(hits)  # (kernel, runs * N)
+    before = found.cumsum(0, dtype=torch.uint8).sub_(found.view(torch.uint8))
     flat = found.view(-1).nonzero()[:, 0]
-    inp = start.view(-1)[flat % start.numel()] + before.view(-1)[flat]
-    counts = found.sum(-1).view(-1).tolist()
+    groups = kernel * len(start)
+    edges = torch.searchsorted(flat, torch.arange(groups + 1, device=device) * n)
+    counts = edges.diff()
+    group = torch.repeat_interleave(counts, output_size=len(flat))
+    inp = start.view(-1).index_select(0, flat - group // len(start) * start.numel())
+    inp += before.view(-1).index_select(0, flat)
     bases = [((x + r) * kernel + y + r) * kernel for x, y in runs] + [kernel**3 // 2 + 1]
     offsets = [base + z for z in range(kernel) for base in bases]
-    return Pairs(n, kernel**3 // 2, _split(offsets, counts, flat % n, inp), kernel**3)
+    return Pairs(n, kernel**3 // 2, _split(offsets, counts.tolist(), flat - group * n, inp), kernel**3)
 
 
 def _down_pairs(fine: Level, parents: int) -> Pairs:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from pri3d import __version__
@@ -164,7 +164,8 @@ def save_state(state: Mapping[str, Tensor], path: Path, provenance: Mapping[str,
     temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    save_file(tensors, temporary, metadata={"format": "pt", "pri3d": json.dumps(dict(provenance), sort_keys=True)})
+    header = {"format": "pt", "pri3d": json.dumps(dict(provenance), sort_keys=True)}
+    temporary.write_bytes(save(tensors, metadata=header))  # save_file would make it readable by its owner alone
     temporary.replace(path)
 
 
@@ -183,6 +184,8 @@ def load_model(path: Path) -> tuple[UNet, dict[str, Any]]:
     absent = [key for key in ("encoder", "decoder", "channels") if key not in record]
     if absent:
         raise WeightsError(f"{path} does not say its {', '.join(absent)}: it is no model of a pri3d run")
+    if record.get("part") == "encoder":
+        raise WeightsError(f"{path} holds an encoder alone, not a whole model: pass it as --init")
     unet = UNet(build_encoder(str(record["encoder"])), str(record["decoder"]), int(record["channels"]))
     try:
         unet.load_state_dict(read_state(path))
