@@ -1,7 +1,8 @@
 """A recording -> frames. One file per format; nothing after a reader knows which data set it was.
 
 A reader is a class built with the recording's folder. To add one, write such a class, inherit
-``tests/readers/contract.py`` for its tests, and add one line to ``READERS`` (or an entry point ``pri3d.readers``).
+``tests/readers/reader_contract.py`` for its tests, and add one line to ``READERS`` (or an entry point
+``pri3d.readers``).
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from pri3d.types import Camera
 _TOP = ("color", "depth", "color_from_depth", "pose_of", "depth_scale")
 _INTRINSICS = ("fx", "fy", "cx", "cy")
 _SIZE = ("width", "height")
+_LARGEST = 1e6  # pixels or metres; larger numbers are slips, nan compares false
 
 
 class Intrinsics(NamedTuple):
@@ -65,7 +65,7 @@ def read_cameras(path: Path) -> Cameras:
     """Parse a cameras.yaml. Raises ConfigError that names the file, the key and the known keys."""
     try:
         stated = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     top = _mapping(stated, str(path), _TOP)
     if "color" not in top:
@@ -104,7 +104,7 @@ def _mapping(value: Any, what: str, known: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _number(value: Any, what: str, positive: bool = False) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _LARGEST:
         raise ConfigError(f"{what} is {value!r}, expected a number.")
     if positive and value <= 0:
         raise ConfigError(f"{what} is {value}, expected more than 0.")
@@ -117,7 +117,10 @@ def _intrinsics(value: Any, what: str) -> Intrinsics:
     if missing:
         raise ConfigError(f"{what}: {', '.join(missing)} missing; all of fx, fy, cx, cy are needed, in pixels.")
     fx, fy, cx, cy = (_number(keys[key], f"{what}.{key}", positive=True) for key in _INTRINSICS)
-    width, height = (int(_number(keys[key], f"{what}.{key}", True)) if key in keys else None for key in _SIZE)
+    for key in _SIZE:
+        if key in keys and _number(keys[key], f"{what}.{key}", positive=True) % 1:
+            raise ConfigError(f"{what}.{key} is {keys[key]}, expected whole pixels.")
+    width, height = (int(keys[key]) if key in keys else None for key in _SIZE)
     return Intrinsics(fx, fy, cx, cy, width, height)
 
 
@@ -132,10 +135,12 @@ def _transform(value: Any, path: Path) -> NDArray[np.float64]:
     name, shape = ("translation", (3,)) if "translation" in keys else ("matrix", (4, 4))
     try:
         numbers = np.array(keys[name], dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{what}.{name}: expected numbers, found {keys[name]!r}.") from error
     if numbers.shape != shape:
         raise ConfigError(f"{what}.{name}: has shape {numbers.shape}, expected {shape}.")
+    if not (np.abs(numbers) < _LARGEST).all():
+        raise ConfigError(f"{what}.{name}: {keys[name]!r} is not finite or far too large.")
     result = np.eye(4)
     if name == "translation":
         result[:3, 3] = numbers

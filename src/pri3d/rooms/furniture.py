@@ -146,7 +146,7 @@ def plant(rng: np.random.Generator) -> Piece:
         way *= rng.uniform(0.3, 0.8) / np.linalg.norm(way)
         centre = np.array([0, 0, h - crown]) + way * (crown, crown, 1.3 * crown)
         parts.append(ellipsoid(centre, rng.uniform(0.25, 0.5, 3) * crown, 1))
-    wide = 2.3 * max(crown, 1.3 * pot)
+    wide = 2.6 * max(crown, pot)
     return Piece(parts, wide, wide)
 
 

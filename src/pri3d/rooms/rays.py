@@ -40,12 +40,14 @@ def _embree(corners: NDArray[np.float64]) -> Caster:
 
 
 def _loop(corners: NDArray[np.float64]) -> Caster:
-    from pri3d.rooms.rayloop import first_hits  # noqa: PLC0415  (numba takes seconds to import)
+    from pri3d.rooms.rayloop import blocks, first_hits  # noqa: PLC0415  (numba takes seconds to import)
 
     corners = np.ascontiguousarray(corners, dtype=np.float64)
+    boxes = blocks(corners)
 
     def cast(origins: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArray[np.int64]:
-        hits: NDArray[np.int64] = first_hits(corners, np.ascontiguousarray(origins), np.ascontiguousarray(directions))
+        starts, rays = np.ascontiguousarray(origins), np.ascontiguousarray(directions)
+        hits: NDArray[np.int64] = first_hits(corners, boxes, starts, rays)
         return hits
 
     return cast
