@@ -21,7 +21,8 @@ def noisy_depth(depth: NDArray[np.float32], rng: np.random.Generator) -> NDArray
     steps = np.round(_DISPARITY / np.maximum(z, 0.05) * _SUBPIXEL)
     z = _DISPARITY * _SUBPIXEL / np.maximum(steps, 1)
     jump = ndimage.maximum_filter(depth, 3) - ndimage.minimum_filter(depth, 3)
-    edge = (jump > 0.04 + 0.05 * depth) & (rng.random(depth.shape) < 0.6)
+    share = 0.6 * min(1.0, depth.shape[1] / 160)  # a hole is a few millimetres wide, not a share of a coarse pixel
+    edge = (jump > 0.04 + 0.05 * depth) & (rng.random(depth.shape) < share)
     valid = (depth > 0) & ~edge & (z >= _NEAREST) & (z <= _FARTHEST)
     return np.array(np.round(z * 1000) / 1000 * valid, np.float32)
 
