@@ -52,7 +52,8 @@ def export(
     ``run`` is a run folder or its weights file. ``torchvision`` writes the encoder under torchvision's names (ResNets
     only); ``safetensors`` writes the encoder of any network, or with ``part="all"`` the whole U-Net, under pri3d's own
     names. The header keeps the run's record (encoder, preset, steps, init, data hash, version). ``out`` defaults to
-    ``encoder_torchvision.safetensors``, ``encoder.safetensors`` or ``model.safetensors`` beside the weights. Returns it.
+    ``encoder_torchvision.safetensors``, ``encoder.safetensors`` or ``model.safetensors`` beside it.
+    Returns the file.
 
     Raises ConfigError for a combination that does not exist, WeightsError for a damaged run, or where the reloaded
     features differ from the run's by more than 1e-5; then nothing is left at ``out``.

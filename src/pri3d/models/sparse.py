@@ -88,6 +88,8 @@ class Geometry:
 
     def _cached(self, kind: str, level: int, kernel: int) -> Pairs:
         key = (kind, level, kernel)
+        if not 0 <= level - (kind == "up") <= level + (kind == "down") < len(self.levels):
+            raise ConfigError(f"no {kind} convolution at level {level} of {len(self.levels)}: build more levels")
         if key not in self._maps:
             if kind == "same":
                 self._maps[key] = _same_pairs(self.levels[level].keys, kernel)
@@ -268,7 +270,7 @@ def _same_pairs(keys: Tensor, kernel: int) -> Pairs:
 def _down_pairs(fine: Level, parents: int) -> Pairs:
     """Pairs child -> parent of one level, by the child's place."""
     if fine.parents is None or fine.slots is None:
-        raise ConfigError("there is no level below the coarsest: build the geometry with more levels")
+        raise ConfigError("the coarsest level has no parents: build the geometry with more levels")
     slots, children = torch.sort(fine.slots, stable=True)
     counts = torch.bincount(slots, minlength=8).tolist()
     return Pairs(parents, None, _split(list(range(8)), counts, fine.parents[children], children))

@@ -113,7 +113,7 @@ def build_timm_state(name: str) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
     except (OSError, RuntimeError) as error:
-        raise WeightsError(f"the weights of timm's {name} cannot be fetched: {str(error).splitlines()[0]}") from error
+        raise WeightsError(f"the weights of timm's {name} cannot be fetched: {_reason(error)}") from error
     return state
 
 
@@ -133,14 +133,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise WeightsError(
-            f"{path} is not a plain file of tensors, and pri3d runs no code out of files ({str(error).splitlines()[0]})"
+            f"{path} is not a plain file of tensors, and pri3d runs no code out of files ({_reason(error)})"
             ". If it is damaged, fetch it again; if you trust it, re-save its tensors alone: "
             "torch.save(torch.load(PATH, weights_only=False)['state_dict'], 'clean.pth')"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise WeightsError(
-            f"{path} is damaged or no torch file ({str(error).splitlines()[0]}): fetch it again"
-        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+        raise WeightsError(f"{path} is damaged or no torch file ({_reason(error)}): fetch it again") from error
     return _unnest(content, path)
 
 
@@ -235,6 +233,11 @@ def _optional(key: str) -> bool:
 
 def _elements(own: Mapping[str, Tensor], keys: Mapping[str, Tensor]) -> int:
     return sum(own[key].numel() for key in keys if not key.endswith("num_batches_tracked"))
+
+
+def _reason(error: Exception) -> str:
+    """First line of an exception's text, its kind where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _shape(x: Tensor) -> str:
