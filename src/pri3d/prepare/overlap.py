@@ -88,19 +88,25 @@ def _hits(
     distance: float,
     step: int,
 ) -> tuple[int, int]:
-    """Pixels of a, every ``step``-th, that have a point of b within ``distance``; and how many were valid."""
+    """Pixels of a, every ``step``-th, that have a point of b within ``distance``; and how many were valid.
+
+    An even step has no middle pixel: the two beside it take turns, else one side of the image would weigh more.
+    """
     hits, asked = 0, 0
     point = np.empty(3)
-    for row in range(step // 2, depth_a.shape[0], step):
-        for column in range(step // 2, depth_a.shape[1], step):
-            z = depth_a[row, column] * 1e-3
-            if z == 0.0:
+    height, width = depth_a.shape
+    for k in range(-(-height // step)):
+        row = k * step + (step - k % 2) // 2
+        for m in range(-(-width // step)):
+            column = m * step + (step - (k + m) % 2) // 2
+            if row >= height or column >= width or depth_a[row, column] == 0:
                 continue
+            z = depth_a[row, column] * 1e-3
             asked += 1
             x = (column + 0.5 - intrinsics_a[2]) / intrinsics_a[0] * z
             y = (row + 0.5 - intrinsics_a[3]) / intrinsics_a[1] * z
-            for k in range(3):
-                point[k] = b_from_a[k, 0] * x + b_from_a[k, 1] * y + b_from_a[k, 2] * z + b_from_a[k, 3]
+            for i in range(3):
+                point[i] = b_from_a[i, 0] * x + b_from_a[i, 1] * y + b_from_a[i, 2] * z + b_from_a[i, 3]
             hits += _has_neighbour(point, depth_b, intrinsics_b, near, far, distance)
     return hits, asked
 
