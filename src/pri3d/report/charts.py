@@ -1,0 +1,174 @@
+"""Curves and scores as PNG bytes: rows of numbers in, bytes out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from pri3d.report.style import INK, MUTED, png, series_color, series_label, style
+
+Rows = Sequence[Mapping[str, float]]
+
+
+def training_figure(rows: Rows, weights: Mapping[str, float]) -> bytes:
+    """Return a PNG of a pre-training run: loss against chance, match recall and learning rate over the steps.
+
+    ``rows`` are those of metrics.csv: ``step``, ``loss``, ``lr`` and, an objective, ``NAME/loss``, ``NAME/recall`` and
+    ``NAME/chance``. ``weights`` are the objectives' (1 where not given). Chance is the loss of a network that cannot
+    tell points apart, ln of the number of points. Thin lines are single batches, thick ones their running mean.
+    """
+    names = [
+        key.removesuffix("/loss") for key in dict.fromkeys(k for row in rows for k in row) if key.endswith("/loss")
+    ]
+    with style():
+        figure = Figure(figsize=(10, 3.3), layout="constrained")
+        loss, recall, rate = figure.subplots(1, 3, width_ratios=(1.25, 1.25, 0.8))
+        _title(loss, "Loss", "dotted: chance")
+        _title(recall, "Match recall", "partner is the most similar point")
+        _title(rate, "Learning rate", "")
+        if len(names) > 1:
+            total = sum(weights.get(name, 1.0) * _column(rows, f"{name}/chance") for name in names)
+            _curve(loss, rows, "loss", INK, "total")
+            loss.plot(_column(rows, "step"), total, color=INK, linestyle=":", linewidth=1.2)
+        for k, name in enumerate(names):
+            color = series_color(name, k)
+            _curve(loss, rows, f"{name}/loss", color, name)
+            loss.plot(_column(rows, "step"), _column(rows, f"{name}/chance"), color=color, linestyle=":", linewidth=1.2)
+            _curve(recall, rows, f"{name}/recall", color, name)
+        rate.plot(_column(rows, "step"), _column(rows, "lr"), color=MUTED)
+        loss.set_ylim(bottom=0)
+        recall.set_ylim(0, 1)
+        recall.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        rate.set_ylim(bottom=0)
+        rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=True)
+        for axes in (loss, recall, rate):
+            axes.set_xlabel("step")
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        handles = loss.get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]))
+        return png(figure)
+
+
+def validation_figure(histories: Mapping[str, Sequence[Rows]], losses: Mapping[str, Sequence[Rows]]) -> bytes:
+    """Return a PNG of fine-tuning runs by method: validation mIoU and training loss over the steps.
+
+    ``histories`` have rows with ``step`` and ``miou``, ``losses`` rows with ``step`` and ``loss``; one list a seed.
+    Thin lines are seeds, the thick one is their mean.
+    """
+    with style():
+        figure = Figure(figsize=(10, 3.4), layout="constrained")
+        panels = figure.subplots(1, 2)
+        for axes, runs, key in zip(panels, (histories, losses), ("miou", "loss"), strict=True):
+            for k, (method, seeds) in enumerate(runs.items()):
+                _seeds(axes, seeds, key, series_color(method, k), series_label(method))
+            axes.set_xlabel("fine-tuning step")
+            axes.set_ylim(bottom=0)
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        _title(panels[0], "Validation mIoU", "on held-out frames")
+        _title(panels[1], "Training loss", "cross-entropy")
+        handles = panels[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]))
+        return png(figure)
+
+
+def miou_figure(scores: Mapping[str, Sequence[float]]) -> bytes:
+    """Return a PNG of mIoU by method: a bar to the mean, a dot a seed; ``scores`` are shares 0..1."""
+    with style():
+        figure = Figure(figsize=(10, 0.62 * len(scores) + 0.85), layout="constrained")
+        axes = figure.subplots()
+        for k, (method, values) in enumerate(scores.items()):
+            color, mean = series_color(method, k), float(np.mean(values))
+            axes.barh(k, mean, height=0.56, color=color, alpha=0.32)
+            axes.plot([mean, mean], [k - 0.28, k + 0.28], color=color, linewidth=3, solid_capstyle="butt")
+            shift = np.linspace(-0.14, 0.14, len(values)) if len(values) > 1 else np.zeros(1)
+            axes.scatter(values, k + shift, s=42, color=color, edgecolors="white", linewidths=1, zorder=3)
+            right = max(mean, *values)
+            axes.annotate(
+                f"{mean:.1%}", (right, k), (9, 0), textcoords="offset points", va="center", weight="bold", color=INK
+            )
+        axes.set_yticks(range(len(scores)), [series_label(method) for method in scores], color=INK)
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.margins(x=0.12)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xlabel("mIoU on held-out frames (bar: mean, dots: seeds)")
+        return png(figure)
+
+
+def iou_figure(scores: Mapping[str, Mapping[str, float]]) -> bytes:
+    """Return a PNG of IoU by class: a dot a method, joined by a line; ``scores`` is method -> class -> share 0..1.
+
+    Classes stand in their own order; a NaN (the class neither occurs nor is predicted) leaves its dot out.
+    """
+    classes = list(dict.fromkeys(name for values in scores.values() for name in values))
+    table = np.array([[values.get(name, np.nan) for name in classes] for values in scores.values()], float)
+    with style():
+        figure = Figure(figsize=(10, 0.29 * len(classes) + 1.1), layout="constrained")
+        axes = figure.subplots()
+        rows = np.arange(len(classes))
+        present = np.flatnonzero(np.isfinite(table).any(axis=0))
+        low, high = np.nanmin(table[:, present], axis=0), np.nanmax(table[:, present], axis=0)
+        axes.hlines(present, low, high, color="#c3c8d1", linewidth=3.5)
+        for k, method in enumerate(scores):
+            color = series_color(method, k)
+            axes.scatter(table[k], rows, s=58, color=color, edgecolors="white", linewidths=1, zorder=3 + k,
+                         label=series_label(method))  # fmt: skip
+        axes.set_yticks(rows, classes, color=INK)
+        axes.set_ylim(len(classes) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlim(-0.02, max(0.1, float(np.nanmax(table, initial=0.0))) * 1.06)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xlabel("IoU, mean over seeds")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(scores))
+        return png(figure)
+
+
+def running_mean(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
+    """Mean of each value (N,) and its up to ``reach`` neighbours on either side, NaN left out."""
+    known = np.isfinite(values)
+    window = np.ones(2 * reach + 1)
+    total = np.convolve(np.where(known, values, 0), window, "full")[reach : reach + len(values)]
+    count = np.convolve(known, window, "full")[reach : reach + len(values)]
+    mean: NDArray[np.float64] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return mean
+
+
+def _curve(axes: Axes, rows: Rows, key: str, color: str, label: str) -> None:
+    steps, values = _column(rows, "step"), _column(rows, key)
+    axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.35)
+    axes.plot(steps, running_mean(values, max(1, len(values) // 40)), color=color, label=label)
+
+
+def _seeds(axes: Axes, seeds: Sequence[Rows], key: str, color: str, label: str) -> None:
+    """Thin line a seed, thick mean over the steps that all seeds have; loss is smoothed."""
+    smooth = 0 if key == "miou" else 2
+    curves = []
+    for rows in seeds:
+        values = running_mean(_column(rows, key), smooth)
+        steps = _column(rows, "step")
+        curves.append(dict(zip(steps.tolist(), values.tolist(), strict=True)))
+        axes.plot(steps, values, color=color, linewidth=0.9, alpha=0.5, marker="." if key == "miou" else None)
+    common = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
+    mean = [float(np.mean([curve[step] for curve in curves])) for step in common]
+    axes.plot(
+        common, mean, color=color, linewidth=2.4, label=label, marker="o" if key == "miou" else None, markersize=4
+    )
+
+
+def _column(rows: Rows, key: str) -> NDArray[np.float64]:
+    """One number a row, NaN where it has none."""
+    return np.array([row.get(key, np.nan) for row in rows], float)
+
+
+def _title(axes: Axes, title: str, remark: str) -> None:
+    axes.set_title(title)
+    if remark:
+        axes.set_title(remark, loc="right", size=8.5, weight="normal", color=MUTED)

@@ -1,0 +1,311 @@
+"""Run folders -> one HTML page, and the picture that stands in the README."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pri3d.errors import DataError
+from pri3d.models.weights import read_provenance
+from pri3d.report import charts, figures, gather
+from pri3d.report.cutaway import drawable
+from pri3d.report.gather import Missing, Runs
+from pri3d.report.html import Page, write_atomic
+from pri3d.report.overview import overview_picture
+from pri3d.report.style import series_label
+from pri3d.store import Store
+
+#: methods whose difference the report states: of the first named to the second, where both were run
+BASELINE, OURS = "scratch", "pri3d"
+T = TypeVar("T")
+
+
+def write_report(
+    out: Path,
+    *,
+    title: str,
+    store: Path,
+    pretrain_run: Path,
+    val_store: Path,
+    finetune_runs: Runs,
+    results: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> Path:
+    """Write one self-contained HTML page about a pre-training run and the fine-tuning runs that started from it.
+
+    What is not there (fine-tuning that was cut short, a store without labels) is left out, and the page says so.
+
+    Args:
+        out: the HTML file.
+        title: of the page.
+        store: prepared store of pre-training.
+        pretrain_run: its run folder.
+        val_store: prepared store with labels that fine-tuning was scored on.
+        finetune_runs: method -> run folders, one a seed; ``scratch`` and ``pri3d`` are compared.
+        results: further numbers to show, name -> number or text; ``semantic_miou`` (method -> mIoU a seed, 0..1) is
+            shown where the runs have no scores.json, ``minutes`` is what everything took.
+        settings: what the page states under "Settings", name -> value or mapping.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        DataError, WeightsError: a file is there but damaged.
+    """
+    page = Page(
+        title, "Pri3D: an image backbone pre-trained on the geometry of posed RGB-D recordings, without labels."
+    )
+    scores = gather.read_scores(finetune_runs)
+    miou = _miou(scores, results)
+    _add_result(page, miou, results, _held_out(store, val_store))
+    _add_data(page, store, pretrain_run)
+    _add_pretraining(page, pretrain_run, [val_store, store])
+    _add_finetuning(page, scores, finetune_runs, val_store)
+    _add_settings(page, store, pretrain_run, val_store, finetune_runs, settings)
+    return page.write(out)
+
+
+def write_overview(path: Path, *, store: Path, pretrain_run: Path, val_store: Path, finetune_runs: Runs) -> Path:
+    """Write the wide picture of the whole method as a PNG: pair, chunk, features, segmentation.
+
+    Arguments as :func:`write_report`. Raises DataError naming the first piece that is missing.
+    """
+    folder = _there(gather.store_with_pairs([val_store, store]))
+    pairs, images = gather.matched_pairs(folder, 1, pretrain_run)
+    chunk = _there(gather.chunk(folder, pretrain_run))
+    maps = _there(gather.feature_maps(images, pretrain_run))
+    frames, names = _there(gather.segmentations(val_store, finetune_runs, 2))
+    return write_atomic(path, overview_picture(pairs[0], chunk, maps, frames, names))
+
+
+def compare(baseline: Sequence[float], ours: Sequence[float]) -> str:
+    """Say in words what two lists of mIoU (0..1, one a seed, same order) show, and what they do not."""
+    points = 100 * (float(np.mean(ours)) - float(np.mean(baseline)))
+    first = (
+        f"Fine-tuned from Pri3D the network reaches {np.mean(ours):.1%} mIoU, from scratch {np.mean(baseline):.1%}: "
+        f"{_signed(points)} points."
+    )
+    if len(baseline) != len(ours):
+        return f"{first} The methods have different numbers of seeds ({len(baseline)} and {len(ours)})."
+    if len(ours) == 1:
+        return f"{first} That is one seed each: how much of it is chance, one seed cannot tell."
+    gains = [100 * (b - a) for a, b in zip(baseline, ours, strict=True)]
+    if min(gains) > 0:
+        sense = "it is positive for every seed"
+    elif max(gains) < 0:
+        sense = "it is negative for every seed: here pre-training did not help"
+    else:
+        sense = "its sign differs between seeds, so these runs do not settle which is better"
+    return (
+        f"{first} Over {len(gains)} seeds the difference lies between {_signed(min(gains))} and {_signed(max(gains))} "
+        f"points; {sense}. So few seeds bound no error."
+    )
+
+
+def _add_result(page: Page, miou: Mapping[str, Sequence[float]], results: Mapping[str, Any], held_out: str) -> None:
+    page.heading("Result")
+    tiles = {f"mIoU, {series_label(name)}": f"{np.mean(values):.1%}" for name, values in miou.items()}
+    both = BASELINE in miou and OURS in miou
+    if both:
+        tiles["points gained by pre-training"] = _signed(100 * float(np.mean(miou[OURS]) - np.mean(miou[BASELINE])))
+    if "minutes" in results:
+        tiles["minutes, everything"] = f"{results['minutes']:.1f}"
+    page.tiles(tiles)
+    if both:
+        page.paragraph(compare(miou[BASELINE], miou[OURS]))
+    if not miou:
+        page.note("Semantic segmentation is left out: no fine-tuning run has scores.")
+    else:
+        page.paragraph(held_out)
+        seeds = max(len(values) for values in miou.values())
+        rows = [_score_row(series_label(name), values, seeds) for name, values in miou.items()]
+        if both and len(miou[BASELINE]) == len(miou[OURS]):
+            gains = [b - a for a, b in zip(miou[BASELINE], miou[OURS], strict=True)]
+            rows.append(_score_row("difference, points", gains, seeds, signed=True))
+        header = ["mIoU, %", "mean", *(f"seed {k}" for k in range(seeds))]
+        page.table(header, rows, "Mean intersection over union on the held-out frames, at the last step.")
+        page.figure(charts.miou_figure(miou), "mIoU by method.", f"Bars of mIoU: {_in_words(miou)}.")
+    rest = {name: value for name, value in results.items() if name not in {"semantic_miou", "minutes"}}
+    if rest:
+        page.heading("Further numbers", 3)
+        page.table(["", "value"], [(name, _number(value)) for name, value in _leaves(rest).items()])
+
+
+def _add_data(page: Page, store: Path, run: Path) -> None:
+    page.heading("What pre-training learns from")
+    folder = gather.store_with_pairs([store])
+    if isinstance(folder, Missing):
+        page.note(f"Pair and surface are left out: {folder.reason}")
+        return
+    pair = gather.matched_pairs(folder, 1, run)[0][0]
+    page.figure(
+        figures.pair_figure(pair),
+        f"Pair {pair.name}: of all {len(Store(folder).pairs().i):,} pairs, the one of median overlap. Points of both "
+        f"frames that lie on one place of the surface are matches; at most {figures.SHOWN_MATCHES} are drawn. The View "
+        "objective makes the features of matched points alike and those of all others unlike.",
+        "Two frames of a room side by side, lines join the points that both see.",
+    )
+    chunk = gather.chunk(folder, run)
+    if isinstance(chunk, Missing):
+        page.note(f"The surface is left out: {chunk.reason}")
+        return
+    page.figure(
+        figures.chunk_figure(chunk),
+        f"The surface that frame {chunk.name} sees, in cubes of {100 * drawable(chunk).size:.0f} cm: coloured by "
+        "height, the rest of the scene grey. Red: the camera and its view down to the farthest depth. Dashed: the box "
+        "around it, which cuts out the chunk. Cut open 45 cm above the camera. The Geometry objective matches pixels "
+        "with these voxels.",
+        "A frame, and the voxels of the room seen from above with the camera's view frustum.",
+    )
+
+
+def _add_pretraining(page: Page, run: Path, stores: Sequence[Path]) -> None:
+    page.heading("Pre-training")
+    rows = gather.read_rows(run / gather.METRICS)
+    if rows:
+        last = rows[-1]
+        weights = gather.read_settings(run).get("objectives", {})
+        page.figure(
+            charts.training_figure(rows, weights),
+            f"Pre-training to step {last['step']:.0f}. Dotted: the loss of a network that cannot tell points apart. "
+            "Recall: share of points whose true partner is the most similar of all. Thin: single batches; thick: "
+            "running mean.",
+            "Curves of loss, match recall and learning rate over the steps of pre-training.",
+        )
+    else:
+        page.note(f"The curves are left out: {run.name} has no {gather.METRICS}.")
+    folder = gather.store_with_pairs(stores)
+    if isinstance(folder, Missing):
+        page.note(f"Features are left out: {folder.reason}")
+        return
+    pairs, images = gather.matched_pairs(folder, 2, run)
+    maps = gather.feature_maps(images, run)
+    if isinstance(maps, Missing):
+        page.note(f"Features are left out: {maps.reason}")
+        return
+    names = [f"{pair.name.split('/')[0]}  {frame}" for pair in pairs for frame in pair.name.split("/")[1].split("+")]
+    page.figure(
+        figures.features_figure([color for pair in pairs for color in pair.colors], maps, names),
+        "Features of two pairs before and after pre-training: the first three principal components as red, green and "
+        "blue. Each row has one basis for its four maps, so within a row equal colours mean equal features: a thing "
+        "that keeps its colour from one frame to the other is recognised. Pairs at the tertiles of the overlap, "
+        f"from {folder.name}.",
+        "Four frames with their features in false colours before and after pre-training.",
+    )
+
+
+def _add_finetuning(page: Page, scores: Mapping[str, list[dict[str, Any]]], runs: Runs, val_store: Path) -> None:
+    page.heading("Fine-tuning for semantic segmentation")
+    if scores:
+        histories = {method: [score["history"] for score in of] for method, of in scores.items()}
+        losses = {method: _losses(runs[method]) for method in scores}
+        page.figure(
+            charts.validation_figure(histories, losses),
+            "Fine-tuning from random weights and from the pre-trained ones, with the same settings and data. Thin: "
+            "seeds; thick: their mean.",
+            "Curves of validation mIoU and training loss by method.",
+        )
+        ious = {method: _mean_iou(of) for method, of in scores.items()}
+        page.figure(
+            charts.iou_figure(ious),
+            "Intersection over union by class, mean over seeds, at the last step.",
+            "Dots of IoU by class and method.",
+        )
+        rows = [(name, *(_percent(of.get(name)) for of in ious.values())) for name in next(iter(ious.values()))]
+        page.table(["IoU, %", *map(series_label, ious)], rows)
+    found = gather.segmentations(val_store, runs, 5)
+    if isinstance(found, Missing):
+        page.note(f"Segmentations are left out: {found.reason}")
+        return
+    frames, names = found
+    page.figure(
+        figures.segmentation_figure(frames, names),
+        f"Held-out frames, evenly spaced through {val_store.name}, not picked: {', '.join(f.name for f in frames)}. "
+        "Predictions are of each method's first seed at the last step.",
+        "Rows of image, ground truth and predicted classes.",
+    )
+
+
+def _add_settings(page: Page, store: Path, run: Path, val_store: Path, runs: Runs, settings: Mapping[str, Any]) -> None:
+    page.heading("Settings")
+    page.paragraph("Everything needed to make these numbers again.")
+    page.facts("This report", settings)
+    if (run / gather.FINAL).is_file():
+        page.facts("Pre-trained weights", read_provenance(run / gather.FINAL))
+    page.facts("Pre-training", gather.read_settings(run))
+    first = next((folder for folders in runs.values() for folder in folders), None)
+    if first is not None:
+        page.facts("Fine-tuning (first run)", gather.read_settings(first))
+    for name, folder in (("Data of pre-training", store), ("Data of validation", val_store)):
+        opened = gather.open_store(folder)
+        if isinstance(opened, Store):
+            page.facts(name, {"scenes": ", ".join(opened.scenes), "hash": opened.hash, **opened.manifest["settings"]})
+
+
+def _held_out(store: Path, val_store: Path) -> str:
+    """What the scored frames are to pre-training."""
+    pretrain, val = gather.open_store(store), gather.open_store(val_store)
+    if isinstance(pretrain, Missing) or isinstance(val, Missing):
+        return "Whether pre-training saw the scored scenes cannot be told: a store is missing."
+    frames = sum(int(val.scene(name).frames.valid.sum()) for name in val.scenes)
+    what = f"Scored on {frames:,} frames of {len(val.scenes)} scenes ({val_store.name})"
+    if gather.shares_scenes(pretrain, val):
+        return f"{what}; scenes of the same name are in the data of pre-training, so it may have seen them."
+    return f"{what}; pre-training did not see these scenes. Pre-training uses no labels."
+
+
+def _miou(scores: Mapping[str, list[dict[str, Any]]], results: Mapping[str, Any]) -> dict[str, list[float]]:
+    if scores:
+        return {method: [float(score["last"]["miou"]) for score in of] for method, of in scores.items()}
+    return {method: [float(v) for v in values] for method, values in results.get("semantic_miou", {}).items() if values}
+
+
+def _mean_iou(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Class -> mean IoU over the runs that have one, NaN where none has."""
+    table = {name: [score["last"]["iou"][name] for score in scores] for name in scores[0]["last"]["iou"]}
+    known = {name: [value for value in values if np.isfinite(value)] for name, values in table.items()}
+    return {name: float(np.mean(values)) if values else float("nan") for name, values in known.items()}
+
+
+def _losses(folders: Sequence[Path]) -> list[list[dict[str, float]]]:
+    tables = (gather.read_rows(folder / gather.METRICS) for folder in folders)
+    return [[row for row in rows if "loss" in row] for rows in tables if rows]
+
+
+def _score_row(name: str, values: Sequence[float], seeds: int, signed: bool = False) -> list[str]:
+    text = [_signed(100 * v) if signed else f"{100 * v:.1f}" for v in (float(np.mean(values)), *values)]
+    return [name, *text, *["–"] * (seeds - len(values))]
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        result |= inner
+    return result
+
+
+def _in_words(miou: Mapping[str, Sequence[float]]) -> str:
+    return ", ".join(f"{series_label(name)} {np.mean(values):.1%}" for name, values in miou.items())
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None or not np.isfinite(value) else f"{100 * value:.1f}"
+
+
+def _signed(points: float) -> str:
+    """One decimal with its sign; a true minus, and no sign at zero."""
+    return f"{points:+.1f}".replace("-", "−") if round(points, 1) else "0.0"
+
+
+def _there(value: T | Missing) -> T:
+    if isinstance(value, Missing):
+        raise DataError(f"no overview picture: {value.reason}")
+    return value

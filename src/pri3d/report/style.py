@@ -1,0 +1,145 @@
+"""What all pictures share: fonts, colours, the class palette, grids of images, PNG encoding. No pyplot, no state."""
+
+from __future__ import annotations
+
+import colorsys
+import io
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from pri3d.errors import ConfigError
+
+DPI = 144
+INK, MUTED, GRID, ACCENT = "#1d2330", "#697080", "#e4e7ec", "#c2334d"
+
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",  # matplotlib brings it, so pictures are alike everywhere
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelsize": 9.5,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "lines.linewidth": 1.8,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.facecolor": "white",
+}
+
+#: Okabe-Ito colours, told apart with any colour vision
+_SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+_KNOWN = {"pri3d": ("Pri3D", "#0072b2"), "scratch": ("from scratch", "#e69f00"), "imagenet": ("ImageNet", "#009e73")}
+
+#: Class colours 0..19. The first three are calm: in indoor label sets they are wall, floor and ceiling.
+# fmt: off
+_CLASSES = (
+    "#aebfd6", "#c19a6b", "#ece7d5", "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6",
+    "#bfef45", "#fabed4", "#469990", "#9a6324", "#800000", "#808000", "#000075", "#ffe119", "#7f7f7f", "#aaffc3",
+)
+# fmt: on
+
+
+def style() -> AbstractContextManager[None]:
+    """Context in which every figure is made and saved."""
+    context: AbstractContextManager[None] = mpl.rc_context(_STYLE)
+    return context
+
+
+def png(figure: Figure) -> bytes:
+    """Encode a figure as PNG at 144 dots an inch; call inside :func:`style`."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    return buffer.getvalue()
+
+
+def series_color(name: str, index: int) -> str:
+    """Colour of a method or objective: fixed for the known names, else the ``index``-th of a colour-blind-safe list."""
+    return _KNOWN[name][1] if name in _KNOWN else _SERIES[index % len(_SERIES)]
+
+
+def series_label(name: str) -> str:
+    """What to call a method in text."""
+    return _KNOWN[name][0] if name in _KNOWN else name
+
+
+def palette(classes: int) -> NDArray[np.uint8]:
+    """Return (classes, 3) RGB of class ids; id k has the same colour whatever ``classes`` is, and none is black.
+
+    Raises ConfigError for more than 255 classes: 255 is the ignored label.
+    """
+    if not 0 <= classes <= 255:
+        raise ConfigError(f"{classes} classes: label images hold at most 255, id 255 is ignored.")
+    fixed = [tuple(int(color[k : k + 2], 16) for k in (1, 3, 5)) for color in _CLASSES[:classes]]
+    # Beyond the hand-picked ones: hues by the golden ratio, in three strengths.
+    more = [
+        colorsys.hsv_to_rgb(k * 0.618034 % 1, (0.55, 0.85, 0.4)[k % 3], (0.95, 0.7, 0.5)[k % 3])
+        for k in range(max(0, classes - len(_CLASSES)))
+    ]
+    rows = fixed + [tuple(round(255 * x) for x in color) for color in more]
+    return np.array(rows, np.uint8).reshape(-1, 3)
+
+
+def color_labels(label: NDArray[np.integer], classes: int) -> NDArray[np.uint8]:
+    """Class ids (H, W) -> RGB (H, W, 3); ids that are no class, 255 among them, are black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[:classes] = palette(classes)
+    colors: NDArray[np.uint8] = table[np.clip(label, 0, 255)]
+    return colors
+
+
+def show(axes: Axes, image: NDArray[Any], smooth: bool) -> None:
+    """Fill ``axes`` with an image (H, W, 3): photographs are enlarged smoothly, labels and features cell by cell."""
+    height, width = image.shape[:2]
+    axes.imshow(
+        image,
+        interpolation="bicubic" if smooth else "nearest",
+        extent=(0, width, height, 0),
+        interpolation_stage="rgba",
+    )
+    axes.set_axis_off()
+
+
+def image_grid(
+    rows: Sequence[str], columns: Sequence[str], aspect: float, width: float = 10.0, below: float = 0.05
+) -> tuple[Figure, list[list[Axes]]]:
+    """Figure with a tight grid of axes of shape ``aspect`` (width / height), named at the left and on top.
+
+    ``width`` and ``below`` (free room under the grid) are inches. Returns the figure and axes[row][column].
+    """
+    gap, left, top = 0.07, 0.28 if any(rows) else 0.02, 0.3 if any(columns) else 0.02
+    cell = (width - left - 0.02 - gap * (len(columns) - 1)) / len(columns)
+    tall = cell / aspect
+    height = top + tall * len(rows) + gap * (len(rows) - 1) + below
+    figure = Figure(figsize=(width, height))
+    grid = []
+    for r, row in enumerate(rows):
+        y = height - top - (r + 1) * tall - r * gap
+        places = [(left + c * (cell + gap), y) for c in range(len(columns))]
+        grid.append([figure.add_axes((x / width, y / height, cell / width, tall / height)) for x, y in places])
+        middle = (y + tall / 2) / height
+        figure.text(0.1 / width, middle, row, rotation=90, va="center", ha="center", weight="bold", size=9.5)
+    for axes, column in zip(grid[0], columns, strict=True):
+        axes.set_title(column, loc="left", size=10, pad=5)
+    return figure, grid
