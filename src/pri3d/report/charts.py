@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from pri3d.report.style import INK, MUTED, png, series_color, series_label, style
@@ -26,7 +27,7 @@ def training_figure(rows: Rows, weights: Mapping[str, float]) -> bytes:
         key.removesuffix("/loss") for key in dict.fromkeys(k for row in rows for k in row) if key.endswith("/loss")
     ]
     with style():
-        figure = Figure(figsize=(10, 3.3), layout="constrained")
+        figure = _wide(3.3)
         loss, recall, rate = figure.subplots(1, 3, width_ratios=(1.25, 1.25, 0.8))
         _title(loss, "Loss", "dotted: chance")
         _title(recall, "Match recall", "partner is the most similar point")
@@ -42,10 +43,10 @@ def training_figure(rows: Rows, weights: Mapping[str, float]) -> bytes:
             _curve(recall, rows, f"{name}/recall", color, name)
         rate.plot(_column(rows, "step"), _column(rows, "lr"), color=MUTED)
         loss.set_ylim(bottom=0)
-        recall.set_ylim(0, 1)
+        recall.set_ylim(bottom=0)
         recall.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         rate.set_ylim(bottom=0)
-        rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=True)
+        rate.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         for axes in (loss, recall, rate):
             axes.set_xlabel("step")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -61,13 +62,14 @@ def validation_figure(histories: Mapping[str, Sequence[Rows]], losses: Mapping[s
     Thin lines are seeds, the thick one is their mean.
     """
     with style():
-        figure = Figure(figsize=(10, 3.4), layout="constrained")
+        figure = _wide(3.4)
         panels = figure.subplots(1, 2)
         for axes, runs, key in zip(panels, (histories, losses), ("miou", "loss"), strict=True):
             for k, (method, seeds) in enumerate(runs.items()):
                 _seeds(axes, seeds, key, series_color(method, k), series_label(method))
             axes.set_xlabel("fine-tuning step")
             axes.set_ylim(bottom=0)
+            axes.set_xlim(left=0)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         _title(panels[0], "Validation mIoU", "on held-out frames")
@@ -80,7 +82,7 @@ def validation_figure(histories: Mapping[str, Sequence[Rows]], losses: Mapping[s
 def miou_figure(scores: Mapping[str, Sequence[float]]) -> bytes:
     """Return a PNG of mIoU by method: a bar to the mean, a dot a seed; ``scores`` are shares 0..1."""
     with style():
-        figure = Figure(figsize=(10, 0.62 * len(scores) + 0.85), layout="constrained")
+        figure = _wide(0.62 * len(scores) + 0.85)
         axes = figure.subplots()
         for k, (method, values) in enumerate(scores.items()):
             color, mean = series_color(method, k), float(np.mean(values))
@@ -111,7 +113,7 @@ def iou_figure(scores: Mapping[str, Mapping[str, float]]) -> bytes:
     classes = list(dict.fromkeys(name for values in scores.values() for name in values))
     table = np.array([[values.get(name, np.nan) for name in classes] for values in scores.values()], float)
     with style():
-        figure = Figure(figsize=(10, 0.29 * len(classes) + 1.1), layout="constrained")
+        figure = _wide(0.29 * len(classes) + 1.1)
         axes = figure.subplots()
         rows = np.arange(len(classes))
         present = np.flatnonzero(np.isfinite(table).any(axis=0))
@@ -119,7 +121,7 @@ def iou_figure(scores: Mapping[str, Mapping[str, float]]) -> bytes:
         axes.hlines(present, low, high, color="#c3c8d1", linewidth=3.5)
         for k, method in enumerate(scores):
             color = series_color(method, k)
-            axes.scatter(table[k], rows, s=58, color=color, edgecolors="white", linewidths=1, zorder=3 + k,
+            axes.scatter(table[k], rows, s=130 / (k + 1.3), color=color, edgecolors="white", linewidths=1, zorder=3 + k,
                          label=series_label(method))  # fmt: skip
         axes.set_yticks(rows, classes, color=INK)
         axes.set_ylim(len(classes) - 0.4, -0.6)
@@ -139,6 +141,11 @@ def running_mean(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]
     count = np.convolve(known, window, "full")[reach : reach + len(values)]
     mean: NDArray[np.float64] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return mean
+
+
+def _wide(height: float) -> Figure:
+    """Figure of the report's width and ``height`` inches, with room between its panels."""
+    return Figure(figsize=(10, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.06))
 
 
 def _curve(axes: Axes, rows: Rows, key: str, color: str, label: str) -> None:

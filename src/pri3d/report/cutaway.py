@@ -6,12 +6,15 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from pri3d.geometry.voxels import coarsen, crop, frustum_box
-from pri3d.report.style import ACCENT, INK
+from pri3d.report.style import ACCENT, MUTED
 from pri3d.types import Voxels
 
 _AZIMUTH, _ELEVATION = np.radians(38), np.radians(38)
@@ -83,13 +86,12 @@ def draw_chunk(axes: Axes, chunk: Chunk) -> None:
     box = frustum_box(chunk.depth, chunk.intrinsics, chunk.world_from_camera)
     seen = crop(surface, *box).cells if box is not None else surface.cells[:0]
     rest = surface.cells[~np.isin(_keys(surface.cells), _keys(seen))]
-    pale = np.full((len(rest), 3), 0.93)
-    _draw_cubes(axes, rest, surface.size, pale, looking, edge=0.97)
+    _draw_cubes(axes, rest, surface.size, np.full((len(rest), 3), 0.96), looking, contrast=0.4)
     height = seen @ chunk.up
     spread = (height - height.min(initial=0)) / max(float(np.ptp(height)) if len(height) else 0.0, 1e-9)
-    _draw_cubes(axes, seen, surface.size, mpl.colormaps["viridis"](0.08 + 0.86 * spread)[:, :3], looking, edge=0.9)
+    _draw_cubes(axes, seen, surface.size, mpl.colormaps["viridis"](0.08 + 0.86 * spread)[:, :3], looking)
     if box is not None:
-        _draw_lines(axes, looking.flat(_box_edges(*box)), INK, 0.7, (0, (2, 2)))
+        _draw_lines(axes, looking.flat(_box_edges(*box)), MUTED, 0.7, (0, (3, 2)))
         _draw_lines(axes, looking.flat(_frustum(chunk, float(chunk.depth.max()))), ACCENT, 0.8, "-")
     _draw_lines(axes, looking.flat(_frustum(chunk, 0.35)), ACCENT, 2.0, "-")
     u, v = looking.flat(centre)
@@ -97,6 +99,16 @@ def draw_chunk(axes: Axes, chunk: Chunk) -> None:
     axes.set_aspect("equal")
     axes.autoscale_view()
     axes.set_axis_off()
+
+
+def chunk_handles() -> list[Artist]:
+    """Legend entries of :func:`draw_chunk`."""
+    return [
+        Patch(facecolor=mpl.colormaps["viridis"](0.55), label="the chunk, by height"),
+        Patch(facecolor="0.93", edgecolor="0.8", label="rest of the scene"),
+        Line2D([], [], color=ACCENT, linewidth=1.2, label="camera and its view"),
+        Line2D([], [], color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)), label="box that cuts it out"),
+    ]
 
 
 def _viewpoint(chunk: Chunk) -> _Looking:
@@ -121,9 +133,9 @@ def _draw_cubes(
     size: float,
     color: NDArray[np.float64],
     looking: _Looking,
-    edge: float,
+    contrast: float = 1.0,
 ) -> None:
-    """Paint the visible sides of cubes from far to near; ``edge`` darkens their outlines."""
+    """Paint the visible sides of cubes from far to near; ``contrast`` scales the shading of sides and outlines."""
     corners, shades, owner = [], [], []
     order = np.argsort(np.abs(looking.above))  # the side that faces up most is the brightest
     keys = _keys(cells)
@@ -140,10 +152,12 @@ def _draw_cubes(
     quads, shade, rows = np.concatenate(corners), np.concatenate(shades), np.concatenate(owner)
     depth = quads.mean(axis=1) @ looking.away
     far_first = np.argsort(-depth, kind="stable")
-    face = (color[rows] * shade[:, None])[far_first]
+    face = (color[rows] * (1 - contrast * (1 - shade[:, None])))[far_first]
     quads = quads[far_first]
     outlines: Any = looking.flat(quads)
-    axes.add_collection(PolyCollection(outlines, facecolors=face, edgecolors=face * edge, linewidths=0.35))
+    axes.add_collection(
+        PolyCollection(outlines, facecolors=face, edgecolors=face * (1 - 0.1 * contrast), linewidths=0.35)
+    )
 
 
 def _draw_lines(axes: Axes, segments: Any, color: str, width: float, dash: Any) -> None:

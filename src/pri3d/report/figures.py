@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pri3d.report.cutaway import Chunk, draw_chunk
+from pri3d.report.cutaway import Chunk, chunk_handles, draw_chunk
 from pri3d.report.style import color_labels, image_grid, palette, png, series_label, show, style
 
 SHOWN_MATCHES = 32
@@ -96,19 +96,28 @@ def spread(points: NDArray[np.float64], count: int) -> NDArray[np.int64]:
 def chunk_figure(chunk: Chunk) -> bytes:
     """Return a PNG of a frame beside the part of the scene's surface that its frustum's box holds."""
     with style():
-        figure = Figure(figsize=(10, 4.6))
-        image = figure.add_axes((0.002, 0, 0.42, 1))
+        wide, high, left = 10.0, 4.7, 4.1
+        tall = left * chunk.color.shape[0] / chunk.color.shape[1]
+        figure = Figure(figsize=(wide, high))
+        image = figure.add_axes((0.02 / wide, 1 - (0.3 + tall) / high, left / wide, tall / high))
         show(image, chunk.color, smooth=True)
-        image.set_anchor("C")
-        image.set_title(chunk.name, size=10)
-        draw_chunk(figure.add_axes((0.44, 0.01, 0.555, 0.98)), chunk)
+        image.set_title(chunk.name, size=10, pad=5)
+        figure.text((left + 0.35) / wide, 1 - 0.23 / high, "the surface it sees", weight="bold", size=10)
+        figure.legend(
+            handles=chunk_handles(),
+            loc="upper left",
+            bbox_to_anchor=(0, 1 - (0.45 + tall) / high),
+            ncols=2,
+            borderaxespad=0,
+        )
+        draw_chunk(figure.add_axes(((left + 0.15) / wide, 0.005, 1 - (left + 0.17) / wide, 1 - 0.2 / high)), chunk)
         return png(figure)
 
 
 def pca_colors(features: Tensor) -> NDArray[np.float64]:
     """Feature maps (K, C, h, w) of one network -> RGB (K, h, w, 3) in 0..1.
 
-    The first three principal components of the L2-normalised features, one basis and one scale (1st to 99th percentile
+    The first three principal components of the L2-normalised features, one basis and one scale (2nd to 98th percentile
     a component) for all K maps: within one call equal colours mean equal features.
     """
     rows = F.normalize(features.detach().double(), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
@@ -118,7 +127,7 @@ def pca_colors(features: Tensor) -> NDArray[np.float64]:
     # An eigenvector's sign is arbitrary: its largest entry is made positive.
     basis = basis * basis.gather(0, basis.abs().argmax(dim=0, keepdim=True)).sign()
     scores = F.pad(rows @ basis, (0, 3 - basis.shape[1])).numpy()
-    low, high = np.percentile(scores, (1, 99), axis=0)
+    low, high = np.percentile(scores, (2, 98), axis=0)
     wide = high - low > 1e-6
     scaled = np.where(wide, (scores - low) / np.where(wide, high - low, 1.0), 0.5)
     count, _, height, width = features.shape
@@ -126,15 +135,20 @@ def pca_colors(features: Tensor) -> NDArray[np.float64]:
     return colors
 
 
-def features_figure(colors: Sequence[NDArray[np.uint8]], networks: Mapping[str, Tensor], names: Sequence[str]) -> bytes:
-    """Return a PNG of K frames (H, W, 3) and, a row per network, their maps (K, C, h, w) as :func:`pca_colors`."""
+def features_figure(pairs: Sequence[MatchedPair], networks: Mapping[str, Tensor]) -> bytes:
+    """Return a PNG of P pairs' frames and, a row per network, their maps (2 * P, C, h, w) as :func:`pca_colors`.
+
+    The two frames of a pair share basis and scale.
+    """
+    colors = [color for pair in pairs for color in pair.colors]
+    names = [f"{pair.name.split('/')[0]}  {frame}" for pair in pairs for frame in pair.name.split("/")[1].split("+")]
     with style():
         aspect = colors[0].shape[1] / colors[0].shape[0]
         figure, axes = image_grid(["image", *networks], names, aspect)
         for cell, color in zip(axes[0], colors, strict=True):
             show(cell, color, smooth=True)
         for row, maps in zip(axes[1:], networks.values(), strict=True):
-            for cell, color in zip(row, pca_colors(maps), strict=True):
+            for cell, color in zip(row, np.concatenate([pca_colors(two) for two in torch.split(maps, 2)]), strict=True):
                 show(cell, color, smooth=False)
         return png(figure)
 

@@ -99,9 +99,10 @@ def compare(baseline: Sequence[float], ours: Sequence[float]) -> str:
         sense = "it is negative for every seed: here pre-training did not help"
     else:
         sense = "its sign differs between seeds, so these runs do not settle which is better"
+    few = " So few seeds give an indication, not an error bound." if len(gains) < 5 else ""
     return (
         f"{first} Over {len(gains)} seeds the difference lies between {_signed(min(gains))} and {_signed(max(gains))} "
-        f"points; {sense}. So few seeds bound no error."
+        f"points; {sense}.{few}"
     )
 
 
@@ -110,7 +111,7 @@ def _add_result(page: Page, miou: Mapping[str, Sequence[float]], results: Mappin
     tiles = {f"mIoU, {series_label(name)}": f"{np.mean(values):.1%}" for name, values in miou.items()}
     both = BASELINE in miou and OURS in miou
     if both:
-        tiles["points gained by pre-training"] = _signed(100 * float(np.mean(miou[OURS]) - np.mean(miou[BASELINE])))
+        tiles["points, Pri3D over scratch"] = _signed(100 * float(np.mean(miou[OURS]) - np.mean(miou[BASELINE])))
     if "minutes" in results:
         tiles["minutes, everything"] = f"{results['minutes']:.1f}"
     page.tiles(tiles)
@@ -125,8 +126,10 @@ def _add_result(page: Page, miou: Mapping[str, Sequence[float]], results: Mappin
         if both and len(miou[BASELINE]) == len(miou[OURS]):
             gains = [b - a for a, b in zip(miou[BASELINE], miou[OURS], strict=True)]
             rows.append(_score_row("difference, points", gains, seeds, signed=True))
-        header = ["mIoU, %", "mean", *(f"seed {k}" for k in range(seeds))]
-        page.table(header, rows, "Mean intersection over union on the held-out frames, at the last step.")
+        header = ["mIoU, %", "mean", *(f"run {k + 1}" for k in range(seeds))]
+        page.table(
+            header, rows, "Mean intersection over union on the held-out frames, at the last step. Runs differ by seed."
+        )
         page.figure(charts.miou_figure(miou), "mIoU by method.", f"Bars of mIoU: {_in_words(miou)}.")
     rest = {name: value for name, value in results.items() if name not in {"semantic_miou", "minutes"}}
     if rest:
@@ -186,12 +189,11 @@ def _add_pretraining(page: Page, run: Path, stores: Sequence[Path]) -> None:
     if isinstance(maps, Missing):
         page.note(f"Features are left out: {maps.reason}")
         return
-    names = [f"{pair.name.split('/')[0]}  {frame}" for pair in pairs for frame in pair.name.split("/")[1].split("+")]
     page.figure(
-        figures.features_figure([color for pair in pairs for color in pair.colors], maps, names),
+        figures.features_figure(pairs, maps),
         "Features of two pairs before and after pre-training: the first three principal components as red, green and "
-        "blue. Each row has one basis for its four maps, so within a row equal colours mean equal features: a thing "
-        "that keeps its colour from one frame to the other is recognised. Pairs at the tertiles of the overlap, "
+        "blue. The two maps of a pair beside each other share one basis, so equal colours there mean equal features: a "
+        "thing that keeps its colour from one frame to the other is recognised. Pairs at the tertiles of the overlap, "
         f"from {folder.name}.",
         "Four frames with their features in false colours before and after pre-training.",
     )
@@ -216,6 +218,9 @@ def _add_finetuning(page: Page, scores: Mapping[str, list[dict[str, Any]]], runs
         )
         rows = [(name, *(_percent(of.get(name)) for of in ious.values())) for name in next(iter(ious.values()))]
         page.table(["IoU, %", *map(series_label, ious)], rows)
+    unfinished = [run.name for folders in runs.values() for run in folders if not (run / gather.SCORES).is_file()]
+    if unfinished:
+        page.note(f"Without scores, and left out: {', '.join(unfinished)}.")
     found = gather.segmentations(val_store, runs, 5)
     if isinstance(found, Missing):
         page.note(f"Segmentations are left out: {found.reason}")
@@ -242,7 +247,10 @@ def _add_settings(page: Page, store: Path, run: Path, val_store: Path, runs: Run
     for name, folder in (("Data of pre-training", store), ("Data of validation", val_store)):
         opened = gather.open_store(folder)
         if isinstance(opened, Store):
-            page.facts(name, {"scenes": ", ".join(opened.scenes), "hash": opened.hash, **opened.manifest["settings"]})
+            page.facts(
+                f"{name}: {folder.name}",
+                {"scenes": ", ".join(opened.scenes), "hash": opened.hash, **opened.manifest["settings"]},
+            )
 
 
 def _held_out(store: Path, val_store: Path) -> str:
