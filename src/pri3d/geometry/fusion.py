@@ -44,22 +44,11 @@ def fuse_depth(
 def voxelise_triangles(vertices: NDArray[np.float64], triangles: NDArray[np.int64], size: float) -> Voxels:
     """Cells of edge ``size`` m that a triangle mesh passes through.
 
-    vertices (V, 3) world metres, triangles (T, 3) vertex rows. Triangles are sampled on a barycentric grid no coarser
-    than a third of a cell, so that only cells cut by a sliver are missed.
+    vertices (V, 3) finite world metres, triangles (T, 3) vertex rows. Triangles are halved until no edge is longer than
+    a third of a cell and each part counts at its centre, so that only cells cut by a sliver are missed.
     """
     corners = np.asarray(vertices, np.float64)[triangles]
-    edges = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=2).max(axis=1, initial=0.0)
-    parts = np.maximum(np.ceil(edges * 3 / size), 1).astype(np.int64)
-    parts = 2 ** np.ceil(np.log2(parts)).astype(np.int64)  # few distinct numbers: few rounds below
-    cells = [np.zeros((0, 3), np.int32)]
-    for n in np.unique(parts):
-        i, j = np.nonzero(np.add.outer(np.arange(n + 1), np.arange(n + 1)) <= n)
-        grid = np.stack((i, j, n - i - j), axis=1) / n
-        chosen = corners[parts == n]
-        for chunk in np.array_split(chosen, -(-len(chosen) * len(grid) // 1_000_000)):
-            points = np.einsum("gk,tkc->tgc", grid, chunk).reshape(-1, 3)
-            cells.append(_unique_cells(np.floor(points / size)))
-    return Voxels(_unique_cells(np.concatenate(cells)), size)
+    return Voxels(_unpack(np.unique(_triangle_cells(corners, size))).astype(np.int32), size)
 
 
 def color_cells(
@@ -81,15 +70,47 @@ def color_cells(
     return voxels._replace(color=np.rint(mean).astype(np.uint8))
 
 
-def _unique_cells(cells: NDArray[np.floating] | NDArray[np.integer]) -> NDArray[np.int32]:
-    """Unique rows of whole numbers, sorted by x, y, z."""
-    keys = _pack(cells.astype(np.int64))
-    return _unpack(np.unique(keys)).astype(np.int32)
+@njit(cache=True, nogil=True, error_model="numpy")
+def _triangle_cells(corners: NDArray[np.float64], size: float) -> NDArray[np.int64]:
+    """Keys of the cells that triangles (T, 3, 3) pass through, in no order, some several times."""
+    found = [np.int64(0) for _ in range(0)]
+    last = np.int64(-1) << 62
+    stack = np.empty((128, 3, 3))  # halves yet to do, at most two for every doubling of length
+    for triangle in range(len(corners)):
+        stack[0] = corners[triangle]
+        n = 1
+        while n > 0:
+            n -= 1
+            part = stack[n]
+            first, longest = 0, 0.0
+            for k in range(3):
+                length = 0.0
+                for axis in range(3):
+                    length += (part[k, axis] - part[(k + 1) % 3, axis]) ** 2
+                if length > longest:
+                    first, longest = k, length
+            if longest <= (size / 3) ** 2:
+                key = np.int64(0)
+                for axis in range(3):
+                    centre = (part[0, axis] + part[1, axis] + part[2, axis]) / 3
+                    key = (key << (_BITS + 1)) + np.int64(np.floor(centre / size))
+                if key != last:  # neighbouring parts mostly share their cell
+                    found.append(key)
+                last = key
+                continue
+            second = (first + 1) % 3
+            stack[n + 1] = part
+            for axis in range(3):
+                middle = (part[first, axis] + part[second, axis]) / 2
+                stack[n, first, axis] = middle
+                stack[n + 1, second, axis] = middle
+            n += 2
+    return np.array(found, np.int64) if found else np.empty(0, np.int64)
 
 
 def _pack(cells: NDArray[np.int64]) -> NDArray[np.int64]:
     """Cells (n, 3) within +-2^20 -> keys (n,) that sort as the cells do by x, y, z."""
-    key: NDArray[np.int64] = (cells[:, 0] << 2 * _BITS + 2) + (cells[:, 1] << _BITS + 1) + cells[:, 2]
+    key: NDArray[np.int64] = (cells[:, 0] << (2 * _BITS + 2)) + (cells[:, 1] << (_BITS + 1)) + cells[:, 2]
     return key
 
 
@@ -97,9 +118,9 @@ def _unpack(keys: NDArray[np.int64]) -> NDArray[np.int64]:
     """Inverse of :func:`_pack`."""
     half = 1 << _BITS
     z = ((keys + half) & (2 * half - 1)) - half
-    rest = (keys - z) >> _BITS + 1
+    rest = (keys - z) >> (_BITS + 1)
     y = ((rest + half) & (2 * half - 1)) - half
-    return np.stack(((rest - y) >> _BITS + 1, y, z), axis=1)
+    return np.stack(((rest - y) >> (_BITS + 1), y, z), axis=1)
 
 
 def _frame_blocks(
@@ -181,7 +202,7 @@ def _crossings(
         found_t[last, -1] |= change
         found_t[first, 0] |= change  # every block is the neighbour of at most one: no row is written twice
     row, i, j, k = np.nonzero(found)
-    return _unique_cells(origin[row] + np.stack((i, j, k), axis=1))
+    return _unpack(np.sort(_pack(origin[row] + np.stack((i, j, k), axis=1)))).astype(np.int32)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

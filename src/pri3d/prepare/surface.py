@@ -13,6 +13,8 @@ from pri3d.prepare.frames import SceneFrames
 from pri3d.store import millimetres
 from pri3d.types import Voxels
 
+_MOST_CELLS = 3e7  # 12,000 square metres at 2 cm
+
 
 def scene_surface(mesh: Path | None, frames: SceneFrames, size: float) -> Voxels:
     """Surface cells of edge ``size`` m with the mean colour of the frames that see them.
@@ -41,4 +43,7 @@ def mesh_cells(path: Path, size: float) -> Voxels:
     faces = np.asarray(getattr(mesh, "faces", ()))
     if len(faces) == 0:
         raise DataError(f"{path}: holds no triangles. Give a triangle mesh, or remove it to fuse the depth images.")
+    cells = float(mesh.area) / size**2
+    if not cells < _MOST_CELLS or not np.isfinite(mesh.bounds).all():
+        raise DataError(f"{path}: its triangles span {mesh.area:.3g} square metres; is it written in metres?")
     return voxelise_triangles(np.asarray(mesh.vertices, np.float64), faces.astype(np.int64), size)

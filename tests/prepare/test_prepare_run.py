@@ -1,0 +1,352 @@
+"""Recordings to store: what comes out, what is kept, and every way a run can end early."""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pri3d import store as store_module
+from pri3d.errors import ConfigError, DataError, FrameError
+from pri3d.prepare import run
+from pri3d.prepare.run import prepare
+from pri3d.prepare.scene import open_cached
+from pri3d.rooms.write import rooms
+from pri3d.store import SceneWriter, Store
+
+# At 80 x 60 a pixel covers 4 cm: the distances grow with it.
+FLAGS: dict[str, Any] = {"size": "40x30", "distance": 0.05, "voxel": 0.05, "workers": 1}
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recording") / "rooms"
+    rooms(folder, rooms=2, frames=6, size="80x60", workers=1)
+    return folder
+
+
+@pytest.fixture
+def recording(pristine: Path, tmp_path: Path) -> Path:
+    shutil.copytree(pristine, tmp_path / "rooms")
+    open_cached.cache_clear()
+    return tmp_path / "rooms"
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """Every file's bytes, without the seconds that a run took."""
+    content = {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    return {name: re.sub(rb'"seconds": [\d.]+', b"", data) for name, data in content.items()}
+
+
+def stamps(root: Path) -> dict[Path, int]:
+    return {p: p.stat().st_mtime_ns for p in root.rglob("*")}
+
+
+def test_what_comes_out(recording: Path, out: Path) -> None:
+    prepare([recording], out, **FLAGS)
+    store = Store(out)
+    assert store.scenes == ["room-0000", "room-0001"]
+    assert store.class_names is not None
+    assert store.class_names[0] == "wall"
+    scene = store.scene("room-0000")
+    assert scene.frames.valid.all()
+    assert scene.frames.size == (40, 30)
+    view = scene.view(2)
+    source = np.array(Image.open(recording / "room-0000" / "depth" / "000002.png"))
+    np.testing.assert_array_equal(np.rint(view.depth * 1000), source[1::2, 1::2])
+    np.testing.assert_allclose(view.world_from_camera, np.loadtxt(recording / "room-0000" / "pose" / "000002.txt"))
+    label = scene.label(2)
+    assert label is not None
+    np.testing.assert_array_equal(label, np.array(Image.open(recording / "room-0000/label/000002.png"))[1::2, 1::2])
+    table = store.pairs()
+    assert len(table.i) == sum(s["pairs"] for s in store.manifest["scenes"].values()) > 2
+    assert (table.i < table.j).all()
+    assert (table.overlap >= 0.3).all()
+    k = int(np.argmax(table.baseline))
+    poses = store.scene(str(table.scene[k])).frames.world_from_camera
+    distance = np.linalg.norm(poses[table.i[k], :3, 3] - poses[table.j[k], :3, 3])
+    assert table.baseline[k] == pytest.approx(distance, rel=1e-5)
+    surface = scene.surface()  # of the room's mesh
+    assert surface.color is not None
+    assert len(surface.cells) == store.manifest["scenes"]["room-0000"]["voxels"] > 1000
+    assert not list(out.rglob("*.part"))
+
+
+def test_seen_points_lie_on_the_fused_surface(recording: Path, out: Path) -> None:
+    for mesh in recording.glob("*/mesh.ply"):
+        mesh.unlink()
+    prepare([recording], out, **FLAGS)
+    scene = Store(out).scene("room-0001")
+    surface = scene.surface()
+    occupied = {tuple(cell) for cell in surface.cells.tolist()}
+    view = scene.view(3)
+    v, u = np.nonzero(view.depth)
+    fx, fy, cx, cy = view.intrinsics
+    z = view.depth[v, u]
+    points = np.stack(((u + 0.5 - cx) / fx * z, (v + 0.5 - cy) / fy * z, z), axis=1)
+    cells = np.floor((points @ view.world_from_camera[:3, :3].T + view.world_from_camera[:3, 3]) / surface.size)
+    steps = np.stack(np.meshgrid(*[(-1, 0, 1)] * 3), axis=-1).reshape(-1, 3)
+    assert np.mean([any(tuple(c + s) in occupied for s in steps) for c in cells.astype(int)]) > 0.9
+
+
+def test_twice_touches_nothing(recording: Path, out: Path) -> None:
+    prepare([recording], out, **FLAGS)
+    before = stamps(out)
+    prepare([recording], out, **FLAGS)
+    assert stamps(out) == before
+
+
+def test_more_recordings_can_be_added(recording: Path, out: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    shutil.move(recording / "room-0001", more / "room-0001")
+    shutil.copy(recording / "rooms.json", more)
+    prepare([recording], out, **FLAGS)
+    assert Store(out).scenes == ["room-0000"]
+    first = stamps(out / "scenes" / "room-0000")
+    open_cached.cache_clear()
+    prepare([more], out, **FLAGS)
+    assert Store(out).scenes == ["room-0000", "room-0001"]
+    assert set(Store(out).pairs().scene.tolist()) == {"room-0000", "room-0001"}
+    assert stamps(out / "scenes" / "room-0000") == first
+
+
+@pytest.mark.slow
+def test_killed_run_continues_and_gives_the_same_bytes(recording: Path, out: Path, tmp_path: Path) -> None:
+    """SIGKILL in the middle of the second scene."""
+    program = f"""
+import os, signal
+from pathlib import Path
+from pri3d.prepare.run import prepare
+from pri3d.store import SceneWriter
+add, count = SceneWriter.add, 0
+def deadly(*args):
+    global count
+    count += 1
+    if count == 9:
+        os.kill(os.getpid(), signal.SIGKILL)
+    add(*args)
+SceneWriter.add = deadly
+prepare([Path({str(recording)!r})], Path({str(out)!r}), **{FLAGS!r})
+"""
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == -9
+    assert (out / "scenes" / ".room-0001.part").is_dir()
+    with pytest.raises(DataError, match="not finished"):
+        Store(out)
+    first = stamps(out / "scenes" / "room-0000")
+    prepare([recording], out, **FLAGS)
+    assert stamps(out / "scenes" / "room-0000") == first
+    prepare([recording], tmp_path / "clean", **FLAGS)
+    assert files(out) == files(tmp_path / "clean")
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_bytes(recording: Path, out: Path, tmp_path: Path) -> None:
+    shutil.copytree(recording / "room-0000", recording / "room-0002")
+    shutil.rmtree(recording / "room-0002" / "depth")
+    (recording / "room-0002" / "depth").mkdir()
+    for folder, workers in ((out, 2), (tmp_path / "one", 1)):
+        with pytest.raises(DataError, match="1 of 3 scenes failed"):
+            prepare([recording], folder, **{**FLAGS, "workers": workers})
+    assert files(out) == files(tmp_path / "one")
+
+
+def test_damaged_frames_are_left_out_with_a_reason(recording: Path, out: Path) -> None:
+    room = recording / "room-0000"
+    pose = np.loadtxt(room / "pose" / "000000.txt")
+    pose[0, 3] = -np.inf
+    np.savetxt(room / "pose" / "000000.txt", pose)
+    image = room / "color" / "000002.jpg"
+    image.write_bytes(image.read_bytes()[:300])
+    depth = room / "depth" / "000004.png"
+    Image.fromarray(np.zeros((60, 80), np.uint16)).save(depth)
+    prepare([recording], out, **{**FLAGS, "min_overlap": 0.02})
+    store = Store(out)
+    table = store.scene("room-0000").frames
+    assert table.valid.tolist() == [False, True, False, True, False, True]
+    for row, reason in ((0, "not finite"), (2, r"000002\.jpg"), (4, "no valid depth")):
+        assert re.search(reason, table.reasons[row])
+    used = store.pairs()
+    rows = np.concatenate((used.i, used.j))[np.tile(used.scene == "room-0000", 2)]
+    assert set(rows.tolist()) <= {1, 3, 5}
+    assert len(rows)
+    record = store.manifest["scenes"]["room-0000"]
+    assert (record["frames"], record["rejected"]) == (3, 3)
+
+
+def test_a_failing_scene_is_listed_and_the_others_go_on(recording: Path, out: Path) -> None:
+    for image in (recording / "room-0000" / "depth").iterdir():
+        Image.fromarray(np.zeros((60, 80), np.uint16)).save(image)
+    with pytest.raises(
+        DataError, match=r"1 of 2 scenes failed[^$]*room-0000: none of 6 frames is usable\. The first: 0"
+    ):
+        prepare([recording], out, **FLAGS)
+    store = Store(out)
+    assert store.scenes == ["room-0001"]
+    assert "none of 6" in store.manifest["failed"]["room-0000"]
+    assert not (out / "scenes" / "room-0000").exists()
+
+
+def keep_frames(room: Path, names: list[str]) -> None:
+    for part in ("color", "depth", "pose", "label", "instance"):
+        for path in (room / part).iterdir():
+            if path.stem not in names:
+                path.unlink()
+
+
+def test_few_frames(recording: Path, out: Path, tmp_path: Path) -> None:
+    keep_frames(recording / "room-0000", ["000000", "000001"])
+    keep_frames(recording / "room-0001", ["000000"])
+    with pytest.raises(DataError, match="room-0001: pairs need two usable frames, found 1 of 1"):
+        prepare([recording], out, **FLAGS)
+    assert len(Store(out).pairs().i) == 1
+    open_cached.cache_clear()
+    prepare([recording], tmp_path / "labelled", **FLAGS, pairs=False, surface=False)
+    store = Store(tmp_path / "labelled")
+    assert store.scenes == ["room-0000", "room-0001"]
+    assert len(store.scene("room-0001").surface().cells) == 0
+    with pytest.raises(DataError, match="--pairs false"):
+        store.pairs()
+
+
+def test_no_overlapping_pair(recording: Path, out: Path) -> None:
+    with pytest.raises(DataError, match=r"no two of 6 frames overlap by 0\.999; the best pair by 0\.\d\d"):
+        prepare([recording], out, **{**FLAGS, "min_overlap": 0.999})
+    with pytest.raises(DataError, match="not finished"):
+        Store(out)
+
+
+def test_frame_step(recording: Path, out: Path) -> None:
+    prepare([recording], out, **{**FLAGS, "min_overlap": 0.02}, frame_step=2)
+    assert Store(out).scene("room-0000").frames.names.tolist() == ["000000", "000002", "000004"]
+
+
+def test_other_settings_are_refused(recording: Path, out: Path) -> None:
+    prepare([recording], out, **FLAGS)
+    with pytest.raises(
+        ConfigError, match=r"min_overlap: 0\.3, now 0\.5; .*Choose another OUT|min_overlap: 0\.3, now 0\.5"
+    ):
+        prepare([recording], out, **FLAGS, min_overlap=0.5)
+
+
+def test_another_source_of_the_same_id_is_refused(recording: Path, out: Path, tmp_path: Path) -> None:
+    prepare([recording], out, **FLAGS)
+    other = shutil.copytree(recording, tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"room-0000 comes from .*rooms, now .*other"):
+        prepare([other], out, **FLAGS)
+    with pytest.raises(DataError, match=r"room-0000 is in .*rooms and in .*other"):
+        prepare([recording, other], tmp_path / "both", **FLAGS)
+    shutil.rmtree(other)
+
+
+def test_a_recording_that_grew_is_noticed(recording: Path, out: Path) -> None:
+    room = recording / "room-0001"
+    prepare([recording], out, **FLAGS)
+    for part, suffix in (("color", "jpg"), ("depth", "png"), ("pose", "txt")):
+        shutil.copy(room / part / f"000000.{suffix}", room / part / f"000006.{suffix}")
+    open_cached.cache_clear()
+    with pytest.raises(ConfigError, match="room-0001 was made of 6, now 7"):
+        prepare([recording], out, **FLAGS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"size": "big"}, "--size big"),
+        ({"frame_step": 0}, "--frame_step 0"),
+        ({"min_overlap": 1.5, "voxel": 0}, "--min_overlap 1.5.*--voxel 0"),
+        ({"overlap": "mean"}, "--overlap mean"),
+        ({"max_depth": float("nan")}, "--max_depth nan"),
+        ({"cameras": Path("absent.yaml")}, "--cameras absent.yaml"),
+    ],
+)
+def test_wrong_flags(recording: Path, out: Path, flags: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepare([recording], out, **{**FLAGS, **flags})
+    assert not out.exists()
+
+
+def test_wrong_folders(recording: Path, out: Path) -> None:
+    with pytest.raises(ConfigError, match="no recording given"):
+        prepare([], out)
+    with pytest.raises(ConfigError, match="is no prepared store"):
+        prepare([recording], recording, **FLAGS)
+    with pytest.raises(DataError, match="no such folder"):
+        prepare([recording / "absent"], out)
+    assert not out.exists()
+
+
+def test_full_disk_stops_the_run(recording: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module.np, "savez_compressed", full)
+        with pytest.raises(DataError, match="out: the disk is full"):
+            prepare([recording], out, **FLAGS)
+    assert list((out / "scenes").iterdir()) == []
+    prepare([recording], out, **FLAGS)
+    assert len(Store(out).scenes) == 2
+
+
+def test_interruption_leaves_nothing_half_written(recording: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    add = SceneWriter.add
+
+    def interrupted(self: SceneWriter, *args: Any) -> None:
+        calls.append(self.target.name)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        add(self, *args)
+
+    monkeypatch.setattr(SceneWriter, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare([recording], out, **FLAGS)
+    assert [p.name for p in (out / "scenes").iterdir()] == ["room-0000"]
+    prepare([recording], out, **FLAGS)
+    assert calls[8:] == ["room-0001"] * 6
+
+
+def test_a_bug_in_a_reader_costs_one_scene(recording: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = type(open_cached(recording, None, None)[1]["room-0000"])
+    load = scene.frame
+
+    def frame(self: Any, index: int) -> Any:
+        if self.id == "room-0001":
+            raise ZeroDivisionError("oops")
+        if index == 1:
+            raise FrameError("blurred")
+        return load(self, index)
+
+    monkeypatch.setattr(scene, "frame", frame)
+    with pytest.raises(DataError, match="room-0001: ZeroDivisionError: oops"):
+        prepare([recording], out, **FLAGS)
+    assert Store(out).scene("room-0000").frames.reasons[1] == "blurred"
+
+
+def test_manifest_states_where_everything_comes_from(recording: Path, out: Path) -> None:
+    prepare([recording], out, **FLAGS, reader="rooms")
+    manifest = json.loads((out / "dataset.json").read_text())
+    assert manifest["settings"]["distance"] == 0.05
+    assert {"python", "pri3d", "numpy", "numba", "pillow"} <= set(manifest["versions"])
+    record = manifest["scenes"]["room-0001"]
+    assert record["source"] == str(recording)
+    assert record["reader"] == "rooms"
+    size = sum((out / "scenes" / "room-0001" / name).stat().st_size for name in store_module._SCENE_FILES)
+    assert record["bytes"] == size
+    assert len(record["hash"]) == 64
+    assert set(manifest["settings"]) == set(run.Settings._fields)
