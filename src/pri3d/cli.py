@@ -7,6 +7,7 @@ needs no PyTorch.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"pri3d {pri3d.__version__}")
         return 0
+    # Threads that sleep while they wait lose little on a quiet machine; spinning ones are 10 x slower on a busy one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         if words[0] not in ABOUT:
             raise registry.unknown("verb", list(ABOUT), words[0])
@@ -83,16 +86,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser(name: str, verb: Callable[..., Any]) -> Parser:
-    """Parser of one verb from its signature and docstring; required parameters are positional, lists take several."""
+    """Parser of one verb from its signature and docstring.
+
+    Required parameters are positional; of folders in a list, the first parameter is positional and takes several, any
+    other is an option that takes several or is repeated.
+    """
     parser = Parser(prog=f"pri3d {name}", epilog=f"example: {ABOUT[name][1]}")
     hints = get_type_hints(verb)
-    required = {key for key, option in inspect.signature(verb).parameters.items() if option.default is option.empty}
-    several = {key for key in required if hints[key] == list[Path]}
+    parameters = inspect.signature(verb).parameters
+    several = {key for key in parameters if hints[key] == list[Path]}
     for key in several:
-        parser.add_argument(
-            key, nargs="+", type=Path, metavar=key.upper().removesuffix("S"), help="one or more folders"
-        )
+        if key == next(iter(parameters)):
+            shown = key.upper().removesuffix("S")
+            parser.add_argument(key, nargs="+", type=Path, metavar=shown, help="one or more folders")
     parser.add_function_arguments(verb, as_positional=True, skip={*several})
+    for key in several - {next(iter(parameters))}:
+        parser.add_argument(f"--{key}", nargs="+", action="extend", type=Path, required=True, help="one or more")
     return parser
 
 

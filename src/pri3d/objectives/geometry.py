@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pri3d.geometry.matching import choose, match_voxels
-from pri3d.models.resunet3d import ResUNet3d
+from pri3d.models.resunet3d import build_resunet3d
 from pri3d.objectives import Terms
 from pri3d.objectives.contrast import info_nce
 from pri3d.objectives.view import flatten_cells, mean_of_samples, pick
@@ -22,7 +22,7 @@ class GeometryObjective(nn.Module):
         channels: of the 2D feature maps.
         points: matches drawn a frame, without replacement.
         temperature: of the contrast.
-        net3d: size of the sparse 3D network, see :class:`pri3d.models.resunet3d.ResUNet3d`.
+        net3d: size of the sparse 3D network, see :class:`pri3d.models.resunet3d.build_resunet3d`.
         voxel_input: ``occupancy`` (a one per voxel, the paper) or ``color`` (RGB, the released code).
         projection: dimensions of the common space.
     """
@@ -39,9 +39,10 @@ class GeometryObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.points, self.temperature, self.voxel_input = points, temperature, voxel_input
-        self.net3d = ResUNet3d(net3d, in_channels=1 if voxel_input == "occupancy" else 3)
+        width = 96  # of the 3D features, as in the released code
+        self.net3d = build_resunet3d(net3d, 1 if voxel_input == "occupancy" else 3, width)
         self.project_pixels = nn.Linear(channels, projection)
-        self.project_voxels = nn.Linear(self.net3d.out_channels, projection)
+        self.project_voxels = nn.Linear(width, projection)
 
     def forward(self, features: Tensor, batch: PairBatch) -> Terms:
         """Contrast feature maps (B, 2, C, h, w) with the chunks of the batch; both frames weigh one half.
@@ -67,7 +68,9 @@ class GeometryObjective(nn.Module):
             given = batch.voxel_color.new_ones(batch.voxel_cells.shape[0], 1)
         else:
             given = batch.voxel_color
-        volume = self.net3d(batch.voxel_cells, given)
+        # On a CPU every new matrix shape costs bf16 a compilation, and the 3D network's shapes are new at every step.
+        with torch.autocast(given.device.type, enabled=given.is_cuda and torch.is_autocast_enabled(given.device.type)):
+            volume = self.net3d(batch.voxel_cells, given)
         voxels = volume.index_select(0, matches.second.flatten()).view(*matches.second.shape, -1)
         first = self.project_pixels(pick(flatten_cells(features), matches.first))
         contrast = info_nce(first, self.project_voxels(voxels), matches.valid, self.temperature)

@@ -44,7 +44,7 @@ class RunFolder:
         stated = {
             "verb": verb,
             "settings": dataclasses.asdict(settings),
-            "provenance": {**provenance, "pri3d": pri3d.__version__, "torch": torch.__version__},
+            "provenance": {**provenance, "pri3d": pri3d.__version__, "torch": str(torch.__version__)},
         }
         if not self.config.exists():
             self.path.mkdir(parents=True, exist_ok=True)
