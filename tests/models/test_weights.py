@@ -64,9 +64,15 @@ def test_a_model_comes_back_as_it_was(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrap", ["{}", "module.{}", "backbone.encoder.{}", "module.encoder_q.{}", "_forward_module.model.{}"]
+    ("wrap", "nest"),
+    [
+        ("{}", None),
+        ("module.{}", "state_dict"),
+        ("backbone.encoder.{}", "model"),
+        ("module.encoder_q.{}", "state_dict"),
+        ("_forward_module.model.{}", "state_dict"),
+    ],
 )
-@pytest.mark.parametrize("nest", [None, "state_dict", "model"])
 def test_wrapped_and_nested_checkpoints_load(tmp_path, resnet, encoder, wrap, nest):
     state = {wrap.format(k): v for k, v in resnet.items() if "num_batches" not in k}
     torch.save({nest: state, "epoch": 3} if nest else state, tmp_path / "x.pth")

@@ -92,7 +92,10 @@ class ResUNet3d(nn.Module):
             raise DataError(
                 f"feats must be ({len(coords)}, {self.in_channels}), one row a voxel; not {tuple(feats.shape)}"
             )
-        geometry = Geometry(coords, self.depth + 1)
+        return self.features(Geometry(coords, self.depth + 1), feats)
+
+    def features(self, geometry: Geometry, feats: Tensor) -> Tensor:
+        """Map features (N, in_channels) on a ready geometry of ``depth + 1`` levels, both in the caller's row order."""
         x = F.relu(self.stem_norm(self.stem(feats.index_select(0, geometry.order), geometry, 0)))
         skips = [x]
         for level, stage in enumerate(self.encoder):
@@ -101,8 +104,7 @@ class ResUNet3d(nn.Module):
         for i, stage in enumerate(self.decoder):
             level = self.depth - i
             x = stage(x, geometry, level, level - 1, skips[level - 1])
-        features: Tensor = self.head(x).index_select(0, geometry.inverse)
-        return features
+        return self.head(x).index_select(0, geometry.inverse)  # type: ignore[no-any-return]
 
 
 class Stage(nn.Module):
