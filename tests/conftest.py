@@ -9,9 +9,24 @@ import pytest
 import torch
 from hypothesis import settings
 
+from pri3d.prepare.run import prepare
+from pri3d.rooms.write import rooms
+
 torch.set_num_threads(1)
 settings.register_profile("pri3d", deadline=None)  # a busy machine is no failure
 settings.load_profile("pri3d")
+
+
+@pytest.fixture(scope="session")
+def rooms_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared store of two small rendered rooms with labels, pairs and surface. Do not write to it.
+
+    A pixel of so small an image is centimetres wide, hence the 10 cm.
+    """
+    folder = tmp_path_factory.mktemp("rooms")
+    rooms(folder / "raw", rooms=2, frames=8, size="64x48", workers=1)
+    prepare([folder / "raw"], folder / "store", size="64x48", voxel=0.08, distance=0.1, min_overlap=0.2, workers=1)
+    return folder / "store"
 
 
 @pytest.fixture

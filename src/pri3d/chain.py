@@ -1,0 +1,189 @@
+"""``pri3d demo``: the whole chain on rooms rendered on the spot, from RGB-D frames to a better backbone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pri3d.errors import ConfigError
+from pri3d.models.export import export
+from pri3d.prepare.run import prepare
+from pri3d.report.run import write_report
+from pri3d.rooms.write import rooms
+from pri3d.train.finetune import finetune
+from pri3d.train.pretrain import pretrain
+from pri3d.train.runs import read_json, read_metrics, write_json
+
+SIZE = "160x120"
+#: Rooms of each part: (first room, rooms, frames a room). No room is in two parts.
+PARTS = {"pretrain": (0, 24, 40), "labelled": (100, 10, 6), "test": (200, 12, 10)}
+VOXEL = 0.08  #: metres; a CPU wants few voxels
+SEEDS = (0, 1)
+PRETRAIN_STEPS, FINETUNE_STEPS = 350, 200
+#: The learning rates that suit each start best; docs/results/demo.md has the search.
+LEARNING_RATES = {"scratch": 1e-3, "pri3d": 1e-3}
+REPORT_SECONDS = 40.0  #: kept back for export and report
+
+
+class Plan(NamedTuple):
+    """Steps that fit the time."""
+
+    pretrain_steps: int
+    finetune_steps: int
+    shortened: bool
+
+
+def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, workers: int = 0) -> Path:
+    """Run the whole chain on rendered rooms: no data, no GPU, no download.
+
+    Renders rooms, prepares them, pre-trains View+Geo, fine-tunes a segmentation network from scratch and from the
+    pre-trained weights with two seeds each on rooms that pre-training did not see, exports the encoder, and writes
+    OUT/results.json and OUT/report.html. Started again in the same folder it begins anew.
+
+    Args:
+        out: folder to write.
+        max_minutes: where the machine is too slow for the full number of steps, both are cut alike to fit, and the
+            report says so.
+        seed: of the rooms and of pre-training.
+        workers: processes; 0 takes one per core.
+
+    Returns:
+        The report.
+    """
+    if max_minutes <= 0:
+        raise ConfigError(f"--max-minutes {max_minutes}: give a positive number of minutes.")
+    began = time.perf_counter()
+    workers = workers or os.cpu_count() or 1
+    say = Console(stderr=True, highlight=False).print
+    shutil.rmtree(out, ignore_errors=True)
+    stores = _data(out, seed, workers, say)
+    left = max_minutes * 60 - (time.perf_counter() - began) - REPORT_SECONDS
+    plan = _plan(out, stores, left, seed, workers)
+    if plan.shortened:
+        say(f"shortened to fit {max_minutes:g} minutes: {plan.pretrain_steps} + {plan.finetune_steps} steps")
+    say(f"pre-training View+Geo, {plan.pretrain_steps} steps")
+    run = pretrain(stores["pretrain"], run=out / "runs/pretrain", steps=plan.pretrain_steps, seed=seed, holdout=0.0)
+    say(f"fine-tuning {2 * len(SEEDS)} networks, {plan.finetune_steps} steps each")
+    runs = _finetune(out, stores, run, plan.finetune_steps, workers)
+    exported = export(run, to="torchvision", out=out / "pri3d_resnet18.safetensors")
+    scores = {name: [read_json(r / "scores.json")["last"]["miou"] for r in some] for name, some in runs.items()}
+    settings = {
+        "rooms": {name: {"rooms": count, "frames": frames} for name, (_, count, frames) in PARTS.items()},
+        "size": SIZE,
+        "voxel": VOXEL,
+        "finetune_seeds": list(SEEDS),
+        "learning_rates": LEARNING_RATES,
+        "seed": seed,
+        **plan._asdict(),
+    }
+    results = {"semantic_miou": scores, "minutes": (time.perf_counter() - began) / 60, "settings": settings}
+    report = write_report(
+        out / "report.html",
+        title="Pri3D on rendered rooms",
+        store=stores["pretrain"],
+        pretrain_run=run,
+        val_store=stores["test"],
+        finetune_runs=runs,
+        results=results,
+        settings=settings,
+    )
+    minutes = round((time.perf_counter() - began) / 60, 2)
+    write_json(out / "results.json", {**results, "minutes": minutes})
+    _show(scores, minutes, exported, report)
+    return report
+
+
+def _data(out: Path, seed: int, workers: int, say: Any) -> dict[str, Path]:
+    """Render and prepare the three parts: name -> prepared store."""
+    stores = {}
+    for name, (first, count, frames) in PARTS.items():
+        say(f"rendering and preparing {count} rooms for {name}")
+        recording, stores[name] = out / "recordings" / name, out / "prepared" / name
+        rooms(recording, count, frames, SIZE, labels=name != "pretrain", seed=seed, first=first, workers=workers)
+        pairs = name == "pretrain"
+        prepare([recording], stores[name], size=SIZE, voxel=VOXEL, pairs=pairs, surface=pairs, workers=workers)
+    return stores
+
+
+def _plan(out: Path, stores: dict[str, Path], seconds: float, seed: int, workers: int) -> Plan:
+    """Time a few steps of each kind and cut both numbers of steps alike where they do not fit ``seconds``."""
+    trial = out / "trial"
+    steps = 12
+    began = time.perf_counter()
+    run = pretrain(stores["pretrain"], run=trial / "pretrain", steps=steps, seed=seed, holdout=0.0)
+    start = time.perf_counter() - began - _busy(run, steps)
+    began = time.perf_counter()
+    finetune("semantic", stores["labelled"], stores["test"], run=trial / "finetune", steps=steps)
+    fixed = time.perf_counter() - began - _busy(trial / "finetune", steps)
+    rounds = -(-2 * len(SEEDS) // workers)
+    per_pretrain = _busy(run, steps) / steps
+    # Fine-tuning runs share the cores, one each: what one alone gains from several threads is lost again.
+    per_finetune = _busy(trial / "finetune", steps) / steps * min(workers, 2 * len(SEEDS)) ** 0.5
+    needed = per_pretrain * PRETRAIN_STEPS + rounds * per_finetune * FINETUNE_STEPS
+    share = min(1.0, max(0.0, seconds - start - rounds * 2 * fixed) / needed)
+    shutil.rmtree(trial)
+    return Plan(max(10, int(share * PRETRAIN_STEPS)), max(10, int(share * FINETUNE_STEPS)), share < 1)
+
+
+def _busy(run: Path, steps: int) -> float:
+    """Seconds a run spent in its steps, from the rate it logged last; a run of few steps logs every one."""
+    last = read_metrics(run / "metrics.csv")[-1]
+    batch = 8
+    return steps * batch / last["samples_per_s"]
+
+
+def _finetune(out: Path, stores: dict[str, Path], weights: Path, steps: int, workers: int) -> dict[str, list[Path]]:
+    """Fine-tune from scratch and from ``weights`` with every seed, side by side: start -> run folders."""
+    starts = {"scratch": "scratch", "pri3d": str(weights)}
+    runs = {name: [out / f"runs/{name}-{seed}" for seed in SEEDS] for name in starts}
+    cores = os.cpu_count() or 1
+    processes = min(workers, len(starts) * len(SEEDS))
+    with ProcessPoolExecutor(
+        processes,
+        mp_context=get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(max(1, cores // processes),),
+    ) as pool:
+        jobs = [
+            pool.submit(
+                finetune,
+                "semantic",
+                stores["labelled"],
+                stores["test"],
+                weights=start,
+                run=run,
+                seed=seed,
+                steps=steps,
+                eval_every=steps,
+                lr=LEARNING_RATES[name],
+                workers=0,
+            )
+            for name, start in starts.items()
+            for seed, run in zip(SEEDS, runs[name], strict=True)
+        ]
+        for job in jobs:
+            job.result()
+    return runs
+
+
+def _show(scores: dict[str, list[float]], minutes: float, exported: Path, report: Path) -> None:
+    table = Table(title="semantic segmentation of unseen rooms, mIoU in %")
+    for column in ("start", *(f"seed {seed}" for seed in SEEDS), "mean"):
+        table.add_column(column, justify="left" if column == "start" else "right")
+    for name, values in scores.items():
+        table.add_row(name, *(f"{100 * v:.1f}" for v in values), f"{100 * np.mean(values):.1f}")
+    console = Console()
+    console.print(table)
+    gain = 100 * (np.mean(scores["pri3d"]) - np.mean(scores["scratch"]))
+    console.print(f"Pri3D is {gain:+.1f} points from scratch, after {minutes:.1f} minutes.")
+    console.print(f"weights: {exported}\nreport:  {report}")

@@ -1,0 +1,130 @@
+"""Store -> batches: geometry survives resizing and shifting, randomness is the draw's, subsets nest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pri3d.data.augment import STRONG, augment_color, recipe
+from pri3d.data.labelled import LabelledDataset
+from pri3d.data.labelled import collate as collate_labelled
+from pri3d.data.pairs import PairDataset, check_pairs, collate, split_pairs
+from pri3d.data.sampler import Draw
+from pri3d.errors import ConfigError, DataError
+from pri3d.geometry.matching import cell_points, match_pixels, match_voxels
+from pri3d.geometry.pose import transform
+from pri3d.store import Store
+
+
+def pairs(store: Path, **options: object) -> PairDataset:
+    rows = np.arange(len(Store(store).pairs().i))
+    return PairDataset(store, rows, options.pop("size", (64, 48)), 0, **options)  # type: ignore[arg-type]
+
+
+def test_batch_has_the_stated_shapes(rooms_store: Path) -> None:
+    dataset = pairs(rooms_store, voxel=0.08)
+    batch = collate([dataset[Draw(0, k)] for k in range(3)])
+    assert batch.color.shape == (3, 2, 3, 48, 64)
+    assert 0 <= batch.color.min() < batch.color.max() <= 1
+    assert batch.depth.shape == (3, 2, 48, 64)
+    assert batch.intrinsics.shape == (3, 2, 4)
+    assert batch.voxel_cells.shape[1] == 4
+    assert set(batch.voxel_cells[:, 0].tolist()) == set(range(6))
+    assert float(batch.voxel_size) == pytest.approx(0.08)
+    assert batch.names[0].count("+") == 1
+
+
+def test_matches_of_a_batch_lie_within_the_distance(rooms_store: Path) -> None:
+    dataset = pairs(rooms_store)
+    batch = collate([dataset[Draw(0, k)] for k in range(4)])
+    grid = (48, 64)
+    matches = match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, grid, 0.1)
+    assert matches.valid.sum() > 200
+    points = [
+        transform(batch.world_from_camera[:, v], cell_points(batch.depth[:, v], batch.intrinsics[:, v], grid)[0])
+        for v in (0, 1)
+    ]
+    there = points[1].gather(1, matches.second[..., None].expand(-1, -1, 3))
+    gap = (points[0] - there).norm(dim=-1)[matches.valid]
+    assert gap.max() < 0.1 + 1e-5
+
+
+def test_most_pixels_find_their_voxel(rooms_store: Path) -> None:
+    dataset = pairs(rooms_store, voxel=0.08)
+    batch = collate([dataset[Draw(0, k)] for k in range(4)])
+    matches = match_voxels(
+        batch.depth.flatten(0, 1), batch.intrinsics.flatten(0, 1), batch.world_from_camera.flatten(0, 1),
+        batch.voxel_cells, batch.voxel_size, (12, 16),
+    )  # fmt: skip
+    # One pixel a voxel stays; every view keeps a good share of its 192 cells.
+    assert (matches.valid.sum(1) > 60).all()
+
+
+def test_smaller_images_see_the_same_rays(rooms_store: Path) -> None:
+    full, half = pairs(rooms_store)[Draw(0, 0)], pairs(rooms_store, size=(32, 24))[Draw(0, 0)]
+    torch.testing.assert_close(half.intrinsics * 2, full.intrinsics)
+    assert half.color.shape == (2, 3, 24, 32)
+    assert torch.isin(half.depth, full.depth).all()
+
+
+def test_the_draw_fixes_every_random_choice(rooms_store: Path) -> None:
+    dataset = pairs(rooms_store, recipe=STRONG)
+    one, again, other = dataset[Draw(1, 2)], dataset[Draw(1, 2)], dataset[Draw(2, 2)]
+    assert torch.equal(one.color, again.color)
+    assert one.seed == again.seed != other.seed
+    assert not torch.equal(one.color, other.color)
+
+
+def test_holdout_shares_no_frame(rooms_store: Path) -> None:
+    store = Store(rooms_store)
+    table = store.pairs()
+    train, late = split_pairs(store, 0.4)
+    assert len(train)
+    assert len(late)
+    seen = {(table.scene[k], f) for k in train for f in (table.i[k], table.j[k])}
+    assert not seen & {(table.scene[k], f) for k in late for f in (table.i[k], table.j[k])}
+    assert len(split_pairs(store, 0.0)[0]) == len(table.i)
+    with pytest.raises(ConfigError, match="holdout"):
+        split_pairs(store, 1.5)
+
+
+def test_too_few_pairs_are_refused(rooms_store: Path) -> None:
+    with pytest.raises(DataError, match="training pairs"):
+        check_pairs(np.arange(3), Store(rooms_store), 8)
+
+
+def test_labelled_items_and_nested_fractions(rooms_store: Path) -> None:
+    every = LabelledDataset(rooms_store, (64, 48))
+    batch = collate_labelled([every[Draw(0, k)] for k in range(2)])
+    assert batch.color.shape == (2, 3, 48, 64)
+    assert batch.label.shape == (2, 48, 64)
+    assert set(batch.label.unique().tolist()) <= {*range(len(every.class_names)), 255}
+    few, more = (set(LabelledDataset(rooms_store, (64, 48), fraction=f).items) for f in (0.25, 0.5))
+    assert few < more < set(every.items)
+    with pytest.raises(ConfigError, match="fraction"):
+        LabelledDataset(rooms_store, (64, 48), fraction=0)
+
+
+def test_mirroring_moves_label_and_image_together(rooms_store: Path) -> None:
+    plain = LabelledDataset(rooms_store, (64, 48))
+    mirrored = LabelledDataset(rooms_store, (64, 48), recipe=recipe("light"))
+    states = set()
+    for epoch in range(8):
+        label = mirrored[Draw(epoch, 0)][1]
+        states.add(torch.equal(label, plain[Draw(0, 0)][1]))
+        assert torch.equal(label, plain[Draw(0, 0)][1]) or torch.equal(label.flip(-1), plain[Draw(0, 0)][1])
+    assert states == {True, False}
+
+
+def test_augmentation_changes_colours_within_range_and_knows_its_names() -> None:
+    image = torch.randint(256, (3, 20, 30), dtype=torch.uint8)
+    results = [augment_color(image, STRONG, torch.Generator().manual_seed(k)) for k in range(20)]
+    assert all(r.shape == image.shape and r.dtype == image.dtype for r in results)
+    assert sum(torch.equal(r, image) for r in results) < 10
+    assert any((r[0] == r[1]).all() and (r[1] == r[2]).all() for r in results)
+    assert augment_color(image, None, torch.Generator()) is image
+    with pytest.raises(ConfigError, match="strong"):
+        recipe("strongg")
