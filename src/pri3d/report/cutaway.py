@@ -20,7 +20,7 @@ from pri3d.types import Voxels
 _AZIMUTH, _ELEVATION = np.radians(38), np.radians(38)
 _HEADROOM = 0.45  #: metres above the camera where the drawing is cut open
 _SHADE = (0.72, 0.86, 1.0)  #: brightness of a cube's sides by how much they face up
-_MOST_CELLS = 30_000
+_MOST_CELLS = 100_000
 
 
 class Chunk(NamedTuple):
@@ -61,7 +61,7 @@ def up_direction(world_from_camera: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def drawable(chunk: Chunk) -> Voxels:
-    """Return the surface in cubes of the wanted size, or larger ones where more than 30,000 would be to draw.
+    """Return the surface in cubes of the wanted size, or larger ones where more than 100,000 would be to draw.
 
     Raises ConfigError where the wanted size is no multiple of the surface's.
     """

@@ -102,7 +102,7 @@ def chunk_figure(chunk: Chunk) -> bytes:
         image = figure.add_axes((0.02 / wide, 1 - (0.3 + tall) / high, left / wide, tall / high))
         show(image, chunk.color, smooth=True)
         image.set_title(chunk.name, size=10, pad=5)
-        figure.text((left + 0.35) / wide, 1 - 0.23 / high, "the surface it sees", weight="bold", size=10)
+        figure.text((left + 0.35) / wide, 1 - 0.23 / high, "the surface in its view", weight="bold", size=10)
         figure.legend(
             handles=chunk_handles(),
             loc="upper left",

@@ -66,7 +66,7 @@ def overview_picture(
         sheet.title(
             left, top - _TITLE + 0.18, f"{len(maps) + 3}  Fine-tuning", "semantic segmentation, held-out frames"
         )
-        sheet.title(left, _TITLE, "2  Surface", "the voxels that the first frame sees")
+        sheet.title(left, _TITLE, "2  Surface", "the voxels in the view of the first frame")
         draw_chunk(sheet.axes(left, _TITLE, _WIDTH - _EDGE - left, top - 2 * _TITLE - 0.3), chunk)
         return png(sheet.figure)
 

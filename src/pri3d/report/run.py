@@ -111,7 +111,7 @@ def _add_result(page: Page, miou: Mapping[str, Sequence[float]], results: Mappin
     tiles = {f"mIoU, {series_label(name)}": f"{np.mean(values):.1%}" for name, values in miou.items()}
     both = BASELINE in miou and OURS in miou
     if both:
-        tiles["points, Pri3D over scratch"] = _signed(100 * float(np.mean(miou[OURS]) - np.mean(miou[BASELINE])))
+        tiles["points, Pri3D less scratch"] = _signed(100 * float(np.mean(miou[OURS]) - np.mean(miou[BASELINE])))
     if "minutes" in results:
         tiles["minutes, everything"] = f"{results['minutes']:.1f}"
     page.tiles(tiles)
@@ -155,12 +155,14 @@ def _add_data(page: Page, store: Path, run: Path) -> None:
     if isinstance(chunk, Missing):
         page.note(f"The surface is left out: {chunk.reason}")
         return
+    drawn = drawable(chunk).size
+    coarser = f", coarser than the {100 * chunk.voxel:.0f} cm of pre-training" if drawn > chunk.voxel * 1.01 else ""
     page.figure(
         figures.chunk_figure(chunk),
-        f"The surface that frame {chunk.name} sees, in cubes of {100 * drawable(chunk).size:.0f} cm: coloured by "
+        f"The surface in the view of frame {chunk.name}, in cubes of {100 * drawn:.0f} cm{coarser}: coloured by "
         "height, the rest of the scene grey. Red: the camera and its view down to the farthest depth. Dashed: the box "
-        "around it, which cuts out the chunk. Cut open 45 cm above the camera. The Geometry objective matches pixels "
-        "with these voxels.",
+        "around it, which cuts out the chunk. Cut open 45 cm above the camera. The Geometry objective matches pixels with "
+        "these voxels.",
         "A frame, and the voxels of the room seen from above with the camera's view frustum.",
     )
 
@@ -236,7 +238,7 @@ def _add_finetuning(page: Page, scores: Mapping[str, list[dict[str, Any]]], runs
 
 def _add_settings(page: Page, store: Path, run: Path, val_store: Path, runs: Runs, settings: Mapping[str, Any]) -> None:
     page.heading("Settings")
-    page.paragraph("Everything needed to make these numbers again.")
+    page.paragraph("The settings that made these numbers.")
     page.facts("This report", settings)
     if (run / gather.FINAL).is_file():
         page.facts("Pre-trained weights", read_provenance(run / gather.FINAL))

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from pri3d.report import charts
+from pri3d.report.style import series_color
+
+ROWS = [
+    {"step": k, "loss": 10 - k / 5, "lr": 1e-3, "view/loss": 5.0, "view/recall": k / 30, "view/chance": 6.0}
+    | {"geometry/loss": 5 - k / 5, "geometry/recall": k / 40, "geometry/chance": 6.0}
+    for k in range(1, 21)
+]
+
+
+def count_color(png: bytes, color: str) -> int:
+    with Image.open(io.BytesIO(png)) as image:
+        rows = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(int)
+    return int((np.abs(rows - np.round(np.array(to_rgb(color)) * 255)).max(axis=1) <= 1).sum())
+
+
+def has_color(png: bytes, color: str) -> bool:
+    return count_color(png, color) > 30
+
+
+def test_training_curves_show_every_objective():
+    picture = charts.training_figure(ROWS, {"view": 1.0, "geometry": 0.5})
+    assert has_color(picture, series_color("view", 0))
+    assert has_color(picture, series_color("geometry", 1))
+    alone = [{k: v for k, v in row.items() if not k.startswith("geometry")} for row in ROWS]
+    assert not has_color(charts.training_figure(alone, {}), series_color("geometry", 1))
+
+
+def test_columns_that_join_later_are_drawn():
+    late = [{"step": 1.0, "loss": 6.0, "lr": 1e-3}, *ROWS]
+    assert has_color(charts.training_figure(late, {}), series_color("view", 0))
+
+
+def test_fine_tuning_curves_show_every_method():
+    history = [{"step": 10, "miou": 0.1}, {"step": 20, "miou": 0.2}]
+    losses = [{"step": k, "loss": 1 / k} for k in range(1, 9)]
+    picture = charts.validation_figure(
+        {"scratch": [history, history[:1]], "pri3d": [history]}, {"scratch": [losses], "pri3d": []}
+    )
+    assert has_color(picture, series_color("scratch", 0))
+    assert has_color(picture, series_color("pri3d", 1))
+
+
+def test_scores_show_every_method():
+    for picture in (
+        charts.miou_figure({"scratch": [0.2, 0.22], "pri3d": [0.3]}),
+        charts.iou_figure({"scratch": {"wall": 0.5, "lamp": float("nan")}, "pri3d": {"wall": 0.7, "lamp": 0.1}}),
+    ):
+        assert has_color(picture, series_color("scratch", 0))
+        assert has_color(picture, series_color("pri3d", 1))
+
+
+def test_a_class_without_a_score_leaves_no_dot():
+    color = series_color("pri3d", 0)
+    none, one, two = (
+        count_color(charts.iou_figure({"pri3d": dict(zip(("wall", "lamp"), values, strict=True))}), color)
+        for values in ((np.nan, np.nan), (0.2, np.nan), (0.2, 0.4))
+    )
+    assert one - none == pytest.approx(two - one, rel=0.1)
+    assert one > none
+
+
+@given(st.lists(st.floats(-5, 5) | st.just(float("nan")), min_size=1, max_size=12), st.integers(0, 4))
+def test_running_mean_is_the_mean_of_the_neighbours(values, reach):
+    smooth = charts.running_mean(np.array(values), reach)
+    for k in range(len(values)):
+        near = [v for v in values[max(0, k - reach) : k + reach + 1] if np.isfinite(v)]
+        assert smooth[k] == pytest.approx(np.mean(near) if near else float("nan"), nan_ok=True, abs=1e-9)
