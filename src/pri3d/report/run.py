@@ -161,8 +161,8 @@ def _add_data(page: Page, store: Path, run: Path) -> None:
         figures.chunk_figure(chunk),
         f"The surface in the view of frame {chunk.name}, in cubes of {100 * drawn:.0f} cm{coarser}: coloured by "
         "height, the rest of the scene grey. Red: the camera and its view down to the farthest depth. Dashed: the box "
-        "around it, which cuts out the chunk. Cut open 45 cm above the camera. The Geometry objective matches pixels with "
-        "these voxels.",
+        "around it, which cuts out the chunk. Cut open 45 cm above the camera. The Geometry objective matches pixels "
+        "with these voxels.",
         "A frame, and the voxels of the room seen from above with the camera's view frustum.",
     )
 
