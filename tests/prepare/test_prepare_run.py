@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
+import os
 import re
 import shutil
-import subprocess
-import sys
+import signal
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -128,22 +130,21 @@ def test_more_recordings_can_be_added(recording: Path, out: Path, tmp_path: Path
 @pytest.mark.slow
 def test_killed_run_continues_and_gives_the_same_bytes(recording: Path, out: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of the second scene."""
-    program = f"""
-import os, signal
-from pathlib import Path
-from pri3d.prepare.run import prepare
-from pri3d.store import SceneWriter
-add, count = SceneWriter.add, 0
-def deadly(*args):
-    global count
-    count += 1
-    if count == 9:
-        os.kill(os.getpid(), signal.SIGKILL)
-    add(*args)
-SceneWriter.add = deadly
-prepare([Path({str(recording)!r})], Path({str(out)!r}), **{FLAGS!r})
-"""
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=False).returncode == -9
+    add, count = SceneWriter.add, itertools.count()
+
+    def deadly(*args: Any) -> None:
+        if next(count) == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+        add(*args)
+
+    def child() -> None:
+        SceneWriter.add = deadly  # type: ignore[method-assign]
+        prepare([recording], out, **FLAGS)
+
+    process = get_context("fork").Process(target=child)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert (out / "scenes" / ".room-0001.part").is_dir()
     with pytest.raises(DataError, match="not finished"):
         Store(out)

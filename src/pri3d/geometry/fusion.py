@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pri3d.types import Voxels
 
 BLOCK = 8  #: cells along a block's edge
-TRUNCATION = 3  #: cells; how far from the surface distances are kept
+TRUNCATION = 4  #: cells; how far from the surface distances are kept: fewer lose what is seen at a grazing angle
 _HALF = BLOCK // 2
 _BITS = 20  # bits of a block coordinate in a key: 2^20 blocks of 16 cm are 167 km
 _STRIDE = 4  # every 4th pixel finds a frame's blocks: at 6 m and 500 px focal length that is 5 cm of a block's 16
