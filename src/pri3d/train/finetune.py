@@ -152,7 +152,8 @@ def finetune(
     if task != "semantic":
         raise ConfigError(f"unknown task {task!r}. Choices: semantic.")
     record = {} if weights == "scratch" else read_provenance(Path(weights))
-    given = locals() | {name: _agreed(name, locals()[name], record) for name in ("encoder", "decoder", "channels")}
+    network = {"encoder": encoder, "decoder": decoder, "channels": channels}
+    given = locals() | {name: _agreed(name, value, record) for name, value in network.items()}
     settings = resolve(FinetuneSettings, "finetune", preset, given)
     shape = parse_size(settings.size)
     train_set = LabelledDataset(data, shape, seed, recipe(settings.augment), settings.fraction)

@@ -14,6 +14,7 @@ from pri3d.data.augment import recipe
 from pri3d.data.pairs import PairDataset, check_pairs, collate, split_pairs
 from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.images import Interpolation, parse_size
+from pri3d.geometry.voxels import coarsen
 from pri3d.models.encoders import build_encoder
 from pri3d.models.unet import UNet
 from pri3d.models.weights import init_encoder, save_model
@@ -60,6 +61,7 @@ def pretrain(
     resume: bool = False,
     seed: int = 0,
     workers: int = 1,
+    save_every: int = 100,
     encoder: str | None = None,
     decoder: Literal["paper", "slim"] | None = None,
     channels: int | None = None,
@@ -97,6 +99,7 @@ def pretrain(
         resume: continue the run in that folder, exactly where its checkpoint stands.
         seed: of weights, order, augmentation and point choice.
         workers: processes that load data.
+        save_every: steps between checkpoints.
         encoder: resnet18, resnet50, or any timm name with feature maps.
         decoder: `paper` (5x5 convolutions, wide) or `slim` (3x3, for small machines).
         channels: of the half-resolution feature map.
@@ -140,13 +143,13 @@ def pretrain(
     pl.seed_everything(seed, verbose=False)
     unet = UNet(build_encoder(settings.encoder), settings.decoder, settings.channels)
     init_encoder(unet.encoder, settings.init)
+    module = PretrainModule(settings, unet.to(memory_format=torch.channels_last))
     done = folder.open("pretrain", settings, provenance, resume)
     facts = _facts(settings, provenance)
     if done == 0:
         save_model(unet, folder.initial, {**facts, "steps": 0})
     if done < settings.steps:
-        module = PretrainModule(settings, unet.to(memory_format=torch.channels_last))
-        fit(module, dataset, collate, folder, done, seed, workers, [])
+        fit(module, dataset, collate, folder, done, seed, workers, [], save_every)
         save_model(unet, folder.weights, {**facts, "steps": settings.steps})
     return folder.path
 
@@ -156,12 +159,13 @@ def _dataset(data: Path, store: Store, settings: PretrainSettings) -> PairDatase
     train, _ = split_pairs(store, settings.holdout)
     check_pairs(train, store, settings.micro_batch)
     wants_surface = settings.objectives.get("geometry", 0) > 0
-    if wants_surface and not any(len(store.scene(scene).surface().cells) for scene in store.scenes):
-        raise DataError(
-            f"{data}: no scene has a surface, but the geometry objective needs one. Prepare with --surface true."
-        )
-    if wants_surface and settings.voxel <= 0:
-        raise ConfigError(f"voxel = {settings.voxel}: the geometry objective needs a voxel edge in metres.")
+    if wants_surface:
+        if settings.voxel <= 0:
+            raise ConfigError(f"voxel = {settings.voxel}: the geometry objective needs a voxel edge in metres.")
+        if not any(len(coarsen(store.scene(scene).surface(), settings.voxel).cells) for scene in store.scenes):
+            raise DataError(
+                f"{data}: no scene has a surface, which the geometry objective needs. Prepare with --surface."
+            )
     voxel = settings.voxel if wants_surface else 0.0
     size = parse_size(settings.size)
     return PairDataset(data, train, size, settings.seed, recipe(settings.augment), voxel, settings.interpolation)
