@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -120,7 +121,7 @@ def _cell_counts(stack: DepthStack, cell: float) -> sparse.csr_array:
     """How many of the asked pixels of frame n lie in which cell: sparse (N, cells)."""
     height, width = stack.depth.shape[1:]
     step = query_step(height, width, queries=76800)  # fewer leave cells empty and the estimate low
-    keys = [_cell_keys(stack, n, cell, step) for n in range(len(stack.depth))]
+    keys = [_cell_keys(depth, k, pose, cell, step) for depth, k, pose in zip(*stack, strict=True)]
     found = [np.unique(key, return_counts=True) for key in keys]
     _, columns = np.unique(np.concatenate([unique for unique, _ in found]), return_inverse=True)
     counts = np.concatenate([count for _, count in found]).astype(np.float32)
@@ -128,14 +129,24 @@ def _cell_counts(stack: DepthStack, cell: float) -> sparse.csr_array:
     return sparse.csr_array((counts, columns, starts), shape=(len(keys), int(columns.max(initial=0)) + 1))
 
 
-def _cell_keys(stack: DepthStack, n: int, cell: float, step: int) -> NDArray[np.int64]:
-    first = step // 2
-    depth = stack.depth[n, first::step, first::step] * 1e-3
-    fx, fy, cx, cy = stack.intrinsics[n]
-    v, u = np.nonzero(depth)
-    z = depth[v, u]
-    points = np.stack(((step * u + first + 0.5 - cx) / fx * z, (step * v + first + 0.5 - cy) / fy * z, z), axis=1)
-    pose = stack.world_from_camera[n]
-    cells = np.floor((points @ pose[:3, :3].T + pose[:3, 3]) / cell).astype(np.int64)
-    key: NDArray[np.int64] = (cells[:, 0] << 42) + (cells[:, 1] << 21) + cells[:, 2]  # injective within 2^20 cells
-    return key
+@njit(cache=True, nogil=True, error_model="numpy")
+def _cell_keys(
+    depth: NDArray[np.uint16], intrinsics: NDArray[np.float64], pose: NDArray[np.float64], cell: float, step: int
+) -> NDArray[np.int64]:
+    """One number for the world cell of every valid ``step``-th pixel; injective within 2^20 cells of the origin."""
+    height, width = depth.shape
+    keys = np.empty((height // step + 1) * (width // step + 1), np.int64)
+    n = 0
+    for row in range(step // 2, height, step):
+        for column in range(step // 2, width, step):
+            z = depth[row, column] * 1e-3
+            if z == 0.0:
+                continue
+            x, y = (column + 0.5 - intrinsics[2]) / intrinsics[0] * z, (row + 0.5 - intrinsics[3]) / intrinsics[1] * z
+            key = np.int64(0)
+            for axis in range(3):
+                world = pose[axis, 0] * x + pose[axis, 1] * y + pose[axis, 2] * z + pose[axis, 3]
+                key = (key << 21) + np.int64(np.floor(world / cell))
+            keys[n] = key
+            n += 1
+    return keys[:n]
