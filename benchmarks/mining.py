@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from pri3d.prepare.overlap import DepthStack
-from pri3d.prepare.pairs import HOPELESS, estimate, measure, mine
+from pri3d.preparation.overlap import DepthStack
+from pri3d.preparation.pairs import HOPELESS, estimate, measure, mine
 from pri3d.readers import open_recording
-from pri3d.rooms.render import render_room
-from pri3d.rooms.scene import build_room
 from pri3d.store import millimetres
+from pri3d.worlds.render import render_room
+from pri3d.worlds.scene import build_room
 
 DISTANCE, MIN_OVERLAP, MAX_DEPTH = 0.02, 0.3, 6.0
 ROUNDS = 3

@@ -18,10 +18,10 @@ from benchmarks.mining import load_stack, world_points
 from numpy.typing import NDArray
 
 from pri3d.geometry.fusion import fuse_depth, voxelise_triangles
-from pri3d.prepare.overlap import DepthStack
-from pri3d.rooms.render import render_room
-from pri3d.rooms.scene import build_room
+from pri3d.preparation.overlap import DepthStack
 from pri3d.store import millimetres
+from pri3d.worlds.render import render_room
+from pri3d.worlds.scene import build_room
 
 SIZE = 0.02
 ROOMS, FRAMES = 3, 30

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from pri3d.prepare.run import prepare
-from pri3d.rooms.write import rooms
+from pri3d.preparation.run import prepare
+from pri3d.worlds.write import rooms
 
 torch.set_num_threads(1)
 settings.register_profile("pri3d", deadline=None)  # a busy machine is no failure

@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 #: verb -> module that holds the function of the same name
 VERBS = {
     "demo": "pri3d.chain",
-    "rooms": "pri3d.rooms.write",
-    "prepare": "pri3d.prepare.run",
+    "rooms": "pri3d.worlds.write",
+    "prepare": "pri3d.preparation.run",
     "pretrain": "pri3d.train.pretrain",
     "probe": "pri3d.evaluate.probe",
     "finetune": "pri3d.train.finetune",

@@ -17,12 +17,12 @@ from rich.table import Table
 
 from pri3d.errors import ConfigError
 from pri3d.models.export import export
-from pri3d.prepare.run import prepare
+from pri3d.preparation.run import prepare
 from pri3d.report.run import write_report
-from pri3d.rooms.write import rooms
 from pri3d.train.finetune import finetune
 from pri3d.train.pretrain import pretrain
 from pri3d.train.runs import read_json, read_metrics, write_json
+from pri3d.worlds.write import rooms
 
 SIZE = "160x120"
 #: Rooms of each part: (first room, rooms, frames a room). No room is in two parts.

@@ -59,7 +59,7 @@ class PairTable(NamedTuple):
     scene: NDArray[np.str_]  #: (P,) scene ids
     i: NDArray[np.int32]  #: (P,)
     j: NDArray[np.int32]  #: (P,)
-    overlap: NDArray[np.float32]  #: (P,) share of points with a partner, see :mod:`pri3d.prepare.overlap`
+    overlap: NDArray[np.float32]  #: (P,) share of points with a partner, see :mod:`pri3d.preparation.overlap`
     baseline: NDArray[np.float32]  #: (P,) metres between the two camera centres
     angle: NDArray[np.float32]  #: (P,) radians between the two viewing directions
 

@@ -61,7 +61,7 @@ class Pair(NamedTuple):
     scene: str
     i: int  #: row of the scene's frames.npz
     j: int  #: row of the scene's frames.npz
-    overlap: float  #: share of points with a partner within the distance, see :mod:`pri3d.prepare.overlap`
+    overlap: float  #: share of points with a partner within the distance, see :mod:`pri3d.preparation.overlap`
 
 
 class Voxels(NamedTuple):

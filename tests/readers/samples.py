@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from pri3d.rooms.render import render_room
-from pri3d.rooms.scene import build_room
-from pri3d.rooms.write import rooms
 from pri3d.types import Frame
+from pri3d.worlds.render import render_room
+from pri3d.worlds.scene import build_room
+from pri3d.worlds.write import rooms
 
 FRAMES, WIDTH, HEIGHT, SEED = 3, 48, 36, 7
 

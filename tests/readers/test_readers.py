@@ -14,7 +14,7 @@ from samples import HEIGHT, WIDTH, rendered, write_folder, write_rooms, write_se
 
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.readers import open_recording
-from pri3d.rooms.scene import CLASS_NAMES
+from pri3d.worlds.scene import CLASS_NAMES
 
 
 class TestRooms(ReaderContract):
@@ -218,7 +218,7 @@ def test_no_two_readers_fit_one_sample(tmp_path: Path) -> None:
 
 
 def test_rooms_without_labels(tmp_path: Path) -> None:
-    from pri3d.rooms.write import rooms  # noqa: PLC0415
+    from pri3d.worlds.write import rooms  # noqa: PLC0415
 
     rooms(tmp_path / "r", rooms=1, frames=1, size="32x24", labels=False, workers=1)
     recording = open_recording(tmp_path / "r")

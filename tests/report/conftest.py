@@ -16,11 +16,11 @@ import yaml
 from pri3d.geometry.fusion import voxelise_triangles
 from pri3d.models.unet import build_unet
 from pri3d.models.weights import save_model
-from pri3d.rooms.render import render_room
-from pri3d.rooms.scene import CLASS_NAMES, build_room
 from pri3d.store import PairTable, SceneWriter, write_manifest, write_pairs
 from pri3d.tasks.semantic import SemanticUNet, save_semantic
 from pri3d.types import View
+from pri3d.worlds.render import render_room
+from pri3d.worlds.scene import CLASS_NAMES, build_room
 
 SIZE = (64, 48)
 

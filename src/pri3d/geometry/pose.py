@@ -5,11 +5,15 @@ Poses are float64 on disk and in numpy, float32 on the device.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from pri3d.errors import FrameError
+
+if TYPE_CHECKING:  # preparation uses the numpy half in many processes, and PyTorch takes seconds to import
+    from torch import Tensor
 
 
 def transform(a_from_b: Tensor, points_b: Tensor) -> Tensor:

@@ -73,19 +73,24 @@ class _Fused(torch.autograd.Function):
 
 
 def _tile(a: Tensor, b: Tensor, valid: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss (T,), recall (T,) and gradients (T, n, C) of a tile of T samples."""
+    """Loss (T,), recall (T,) and gradients (T, n, C) of a tile of T samples.
+
+    The n x n matrix is what costs, so masks act on vectors: invalid columns vanish by the bias of the product, invalid
+    rows by weights in the sums.
+    """
     mask = valid.float()
     count = mask.sum(dim=1).clamp(min=1)
-    similar = torch.bmm(a, b.mT).sub_(1).mul_(1 / temperature).exp_()
-    similar.mul_(mask[:, :, None]).mul_(mask[:, None, :])
+    bias = torch.where(valid, -1 / temperature, -torch.inf)[:, None, :]
+    similar = torch.baddbmm(bias, a, b.mT, alpha=1 / temperature).exp_()
     partner = similar.diagonal(dim1=1, dim2=2)
     hits = ((partner >= similar.amax(dim=2)) & valid).sum(dim=1)
-    # An invalid row sums to 0; 1 in its place keeps the logarithm and the quotient finite, its mask is 0 anyway.
-    rows, columns = similar.sum(dim=2) + (1 - mask), similar.sum(dim=1) + (1 - mask)
+    # An empty sum is 0; 1 in its place keeps the logarithm and the quotient finite, its mask is 0 anyway.
+    rows = similar.sum(dim=2) + (1 - mask)
+    columns = torch.bmm(mask[:, None, :], similar)[:, 0] + (1 - mask)
     positive = ((a * b).sum(dim=2) - 1) / temperature
     loss = ((0.5 * (rows.log() + columns.log()) - positive) * mask).sum(dim=1) / count
     scale = (mask / (count[:, None] * temperature))[:, :, None]
     weight = similar.mul_(0.5 / rows[:, :, None] + 0.5 / columns[:, None, :])
     grad_a = scale * (torch.bmm(weight, b) - b)
-    grad_b = scale * (torch.bmm(weight.mT, a) - a)
+    grad_b = scale * (torch.bmm(weight.mT, a * mask[:, :, None]) - a)
     return loss, hits / count, grad_a, grad_b

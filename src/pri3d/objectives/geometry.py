@@ -52,6 +52,17 @@ class GeometryObjective(nn.Module):
         if batch.voxel_cells.shape[0] == 0:
             zero = features.float().sum() * 0
             return Terms(zero, {name: zero.detach() for name in ("recall", "matches", "chance")})
+        if self.voxel_input == "occupancy":
+            given = batch.voxel_color.new_ones(batch.voxel_cells.shape[0], 1)
+        else:
+            given = batch.voxel_color
+        # On a CPU every new matrix shape costs bf16 a compilation, and the 3D network's shapes are new at every step.
+        with torch.autocast(given.device.type, enabled=given.is_cuda and torch.is_autocast_enabled(given.device.type)):
+            volume = self.net3d(batch.voxel_cells, given)
+        return self.contrast(features, batch, volume)
+
+    def contrast(self, features: Tensor, batch: PairBatch, volume: Tensor) -> Terms:
+        """Match and contrast feature maps (B, 2, C, h, w) with voxel features (V, 96)."""
         features = features.flatten(0, 1)
         height, width = features.shape[-2:]
         matches = match_voxels(
@@ -64,13 +75,6 @@ class GeometryObjective(nn.Module):
         )
         seeds = torch.stack((batch.seeds, batch.seeds + 1), dim=1).flatten()
         matches = choose(matches, self.points, seeds)
-        if self.voxel_input == "occupancy":
-            given = batch.voxel_color.new_ones(batch.voxel_cells.shape[0], 1)
-        else:
-            given = batch.voxel_color
-        # On a CPU every new matrix shape costs bf16 a compilation, and the 3D network's shapes are new at every step.
-        with torch.autocast(given.device.type, enabled=given.is_cuda and torch.is_autocast_enabled(given.device.type)):
-            volume = self.net3d(batch.voxel_cells, given)
         voxels = volume.index_select(0, matches.second.flatten()).view(*matches.second.shape, -1)
         first = self.project_pixels(pick(flatten_cells(features), matches.first))
         contrast = info_nce(first, self.project_voxels(voxels), matches.valid, self.temperature)

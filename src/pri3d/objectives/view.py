@@ -59,6 +59,8 @@ class ViewObjective(nn.Module):
             batch.depth, batch.intrinsics, batch.world_from_camera, (height, width), self.distance
         )
         matches = choose(matches, self.points, batch.seeds)
-        first = pick(flatten_cells(features[:, 0]), matches.first)
-        second = pick(flatten_cells(features[:, 1]), matches.second)
+        # Both views in one gather: its gradient fills one buffer of the size of the maps, not one a view.
+        cells = torch.stack((matches.first, matches.second), dim=1)
+        picked = pick(flatten_cells(features.flatten(0, 1)), cells.flatten(0, 1))
+        first, second = picked[0::2], picked[1::2]
         return mean_of_samples(info_nce(first, second, matches.valid, self.temperature), matches.valid)

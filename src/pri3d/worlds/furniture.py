@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pri3d.rooms.shapes import Part, box, cylinder, ellipsoid
+from pri3d.worlds.shapes import Part, box, cylinder, ellipsoid
 
 
 class Support(NamedTuple):

@@ -11,8 +11,8 @@ import pytest
 import trimesh
 
 from pri3d.errors import ConfigError
-from pri3d.rooms.scene import CLASS_NAMES, build_room
-from pri3d.rooms.write import room_mesh, rooms
+from pri3d.worlds.scene import CLASS_NAMES, build_room
+from pri3d.worlds.write import room_mesh, rooms
 
 SMALL = {"frames": 2, "size": "32x24"}
 

@@ -40,7 +40,7 @@ def _embree(corners: NDArray[np.float64]) -> Caster:
 
 
 def _loop(corners: NDArray[np.float64]) -> Caster:
-    from pri3d.rooms.rayloop import blocks, first_hits  # noqa: PLC0415  (numba takes seconds to import)
+    from pri3d.worlds.rayloop import blocks, first_hits  # noqa: PLC0415  (numba takes seconds to import)
 
     corners = np.ascontiguousarray(corners, dtype=np.float64)
     boxes = blocks(corners)

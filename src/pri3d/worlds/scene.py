@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pri3d.rooms.furniture import BUILDERS, Piece, Support, clutter
-from pri3d.rooms.rays import triangle_planes
-from pri3d.rooms.shapes import Part, box
+from pri3d.worlds.furniture import BUILDERS, Piece, Support, clutter
+from pri3d.worlds.rays import triangle_planes
+from pri3d.worlds.shapes import Part, box
 
 #: names of the class ids 0..n-1 in labels
 CLASS_NAMES = ("wall", "floor", "ceiling", *BUILDERS, "clutter")

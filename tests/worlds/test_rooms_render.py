@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from pri3d.geometry.pose import invert_array
-from pri3d.rooms.render import albedo, render_room
-from pri3d.rooms.scene import CLASS_NAMES, Room, build_room
-from pri3d.rooms.sensor import noisy_color, noisy_depth
 from pri3d.types import Frame
+from pri3d.worlds.render import albedo, render_room
+from pri3d.worlds.scene import CLASS_NAMES, Room, build_room
+from pri3d.worlds.sensor import noisy_color, noisy_depth
 
 WIDTH, HEIGHT = 64, 48
 

@@ -12,10 +12,10 @@ from PIL import Image
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from pri3d.prepare.overlap import DepthStack, overlap, query_step, tile_ranges
-from pri3d.prepare.pairs import estimate, measure, mine, pair_table
-from pri3d.rooms.render import render_room
-from pri3d.rooms.scene import build_room
+from pri3d.preparation.overlap import DepthStack, overlap, query_step, tile_ranges
+from pri3d.preparation.pairs import estimate, measure, mine, pair_table
+from pri3d.worlds.render import render_room
+from pri3d.worlds.scene import build_room
 
 
 def world_points(stack: DepthStack, n: int) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pri3d.errors import ConfigError, FrameError
-from pri3d.prepare.frames import nearest, parse_size, prepare_frame, stored_size
+from pri3d.preparation.frames import nearest, parse_size, prepare_frame, stored_size
 from pri3d.types import Camera, Frame
 
 CAMERA = Camera(64, 48, 60.0, 60.0, 32.0, 24.0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pri3d.rooms.rays import Caster, distance
-from pri3d.rooms.scene import PATH, Room, generator
+from pri3d.worlds.rays import Caster, distance
+from pri3d.worlds.scene import PATH, Room, generator
 
 _STEP = 0.3  # radians of the round walk between frames: neighbours share about two thirds of what they see
 _CLEARANCE = 0.3  # metres to any solid

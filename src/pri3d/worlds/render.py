@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pri3d.rooms.path import camera_path
-from pri3d.rooms.rays import Caster, caster, distance
-from pri3d.rooms.scene import SENSOR, Materials, Room, generator
-from pri3d.rooms.sensor import noisy_color, noisy_depth
 from pri3d.types import Camera, Frame
+from pri3d.worlds.path import camera_path
+from pri3d.worlds.rays import Caster, caster, distance
+from pri3d.worlds.scene import SENSOR, Materials, Room, generator
+from pri3d.worlds.sensor import noisy_color, noisy_depth
 
 _AMBIENT = 0.32
 

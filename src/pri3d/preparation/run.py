@@ -23,8 +23,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from pri3d.errors import ConfigError, DataError, Pri3DError
-from pri3d.prepare.frames import parse_size
-from pri3d.prepare.scene import Job, Settings, open_cached, prepare_scene
+from pri3d.preparation.frames import parse_size
+from pri3d.preparation.scene import Job, Settings, open_cached, prepare_scene
 from pri3d.store import (
     MANIFEST,
     PairTable,

@@ -19,11 +19,11 @@ from PIL import Image
 
 from pri3d import store as store_module
 from pri3d.errors import ConfigError, DataError, FrameError
-from pri3d.prepare import run
-from pri3d.prepare.run import prepare
-from pri3d.prepare.scene import open_cached
-from pri3d.rooms.write import rooms
+from pri3d.preparation import run
+from pri3d.preparation.run import prepare
+from pri3d.preparation.scene import open_cached
 from pri3d.store import SceneWriter, Store
+from pri3d.worlds.write import rooms
 
 # At 80 x 60 a pixel covers 4 cm: the distances grow with it.
 FLAGS: dict[str, Any] = {"size": "40x30", "distance": 0.05, "voxel": 0.05, "workers": 1}

@@ -9,7 +9,7 @@ import trimesh
 
 from pri3d.errors import DataError
 from pri3d.geometry.fusion import color_cells, fuse_depth, voxelise_triangles
-from pri3d.prepare.frames import SceneFrames
+from pri3d.preparation.frames import SceneFrames
 from pri3d.store import millimetres
 from pri3d.types import Voxels
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pri3d.errors import DataError
-from pri3d.prepare.frames import SceneFrames, parse_size, read_frames
-from pri3d.prepare.overlap import Mode
-from pri3d.prepare.pairs import mine, pair_table
-from pri3d.prepare.surface import scene_surface
+from pri3d.preparation.frames import SceneFrames, parse_size, read_frames
+from pri3d.preparation.overlap import Mode
+from pri3d.preparation.pairs import mine, pair_table
+from pri3d.preparation.surface import scene_surface
 from pri3d.readers import Reader, Scene, open_recording
 from pri3d.store import PairTable, SceneWriter
 from pri3d.types import Voxels
@@ -23,7 +23,7 @@ Report = Callable[[str, int, int], None]  #: told a step's name, how much of it 
 
 
 class Settings(NamedTuple):
-    """What decides the content of a prepared store, see :func:`pri3d.prepare.run.prepare`."""
+    """What decides the content of a prepared store, see :func:`pri3d.preparation.run.prepare`."""
 
     size: str
     frame_step: int

@@ -10,7 +10,7 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy import sparse
 
-from pri3d.prepare.overlap import DepthStack, Mode, overlap, query_step, tile_ranges
+from pri3d.preparation.overlap import DepthStack, Mode, overlap, query_step, tile_ranges
 from pri3d.store import PairTable
 
 HOPELESS = 0.05  #: pairs whose estimate lies below are not measured

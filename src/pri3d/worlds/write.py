@@ -18,9 +18,9 @@ from PIL import Image
 from rich.progress import track
 
 from pri3d.errors import ConfigError
-from pri3d.rooms.render import render_room
-from pri3d.rooms.scene import CLASS_NAMES, Room, build_room
 from pri3d.types import Camera, Frame
+from pri3d.worlds.render import render_room
+from pri3d.worlds.scene import CLASS_NAMES, Room, build_room
 
 _VERSION = 1  # of the pictures: raised when the same seed gives other rooms
 

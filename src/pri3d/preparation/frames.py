@@ -13,7 +13,7 @@ from PIL import Image
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.geometry.pose import check_rigid
 from pri3d.geometry.registration import register_depth
-from pri3d.prepare.overlap import DepthStack
+from pri3d.preparation.overlap import DepthStack
 from pri3d.readers import Scene
 from pri3d.store import SceneWriter, millimetres
 from pri3d.types import Camera, Frame, View

@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from pri3d.rooms.path import camera_path, look_at
-from pri3d.rooms.rays import caster, distance, triangle_planes
-from pri3d.rooms.scene import CLASS_NAMES, Room, build_room
+from pri3d.worlds.path import camera_path, look_at
+from pri3d.worlds.rays import caster, distance, triangle_planes
+from pri3d.worlds.scene import CLASS_NAMES, Room, build_room
 
 STUFF = 3  # wall, floor, ceiling
 

@@ -1,0 +1,152 @@
+"""View and Geometry on a rendered batch: gradients reach the network, no host synchronisation, edges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pri3d.data.pairs import PairDataset, collate
+from pri3d.data.sampler import Draw
+from pri3d.errors import ConfigError
+from pri3d.geometry.matching import choose, match_pixels, match_voxels
+from pri3d.objectives import WeightedSum
+from pri3d.objectives.contrast import info_nce
+from pri3d.objectives.view import ViewObjective, flatten_cells, pick
+from pri3d.store import Store
+from pri3d.types import PairBatch
+
+SETTINGS = {
+    "channels": 8,
+    "points": 50,
+    "temperature": 0.2,
+    "distance": 0.1,
+    "net3d": "tiny",
+    "voxel_input": "occupancy",
+}
+
+#: Operators that make the host wait for the device: they return values or shapes that depend on data.
+SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "item", "bincount")
+
+
+class CountSyncs(TorchDispatchMode):
+    """Collects the operators that synchronise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        self.total += 1
+        by_mask = name.startswith("index") and torch.bool in [getattr(x, "dtype", None) for x in tree_leaves(args)]
+        if by_mask or name.startswith(SYNCS):
+            self.calls.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def batch(rooms_store: Path) -> PairBatch:
+    dataset = PairDataset(rooms_store, np.arange(len(Store(rooms_store).pairs().i)), (64, 48), 0, voxel=0.08)
+    return collate([dataset[Draw(0, k)] for k in range(3)])
+
+
+def features(batch: PairBatch, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(len(batch.names), 2, 8, 24, 32, generator=generator).requires_grad_()
+
+
+def test_sum_is_weighted_and_every_part_gets_gradients(batch: PairBatch) -> None:
+    torch.manual_seed(0)
+    objective = WeightedSum({"view": 2.0, "geometry": 0.5}, SETTINGS)
+    maps = features(batch)
+    terms = objective(maps, batch)
+    wanted = 2 * terms.log["view/loss"] + 0.5 * terms.log["geometry/loss"]
+    assert float(terms.loss.detach()) == pytest.approx(float(wanted), rel=1e-6)
+    terms.loss.backward()
+    assert maps.grad is not None
+    assert (maps.grad.flatten(2).abs().sum(2) > 0).all()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in objective.parameters())
+
+
+def test_loss_of_random_features_is_near_chance_and_of_true_ones_near_zero(batch: PairBatch) -> None:
+    objective = ViewObjective(points=50, temperature=0.1, distance=0.1)
+    log = objective(features(batch), batch).log
+    grid = (24, 32)
+    matches = match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, grid, 0.1)
+    true = torch.randn(len(batch.names), 2, 64, grid[0] * grid[1])
+    for b in range(len(batch.names)):
+        keep = matches.valid[b]
+        true[b, 1, :, matches.second[b, keep]] = true[b, 0, :, matches.first[b, keep]]
+    good = objective(true.unflatten(-1, grid), batch)
+    assert float(good.log["recall"]) == 1.0
+    assert float(good.loss.detach()) < 0.2 < float(log["chance"])
+    assert float(log["recall"]) < 0.3
+
+
+def test_matching_and_loss_never_wait_for_the_device(batch: PairBatch) -> None:
+    maps = features(batch)
+    with CountSyncs() as counter:
+        grid = (24, 32)
+        pairs = choose(match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, grid, 0.1), 50, batch.seeds)
+        rows = [flatten_cells(maps[:, v]) for v in (0, 1)]
+        loss = info_nce(pick(rows[0], pairs.first), pick(rows[1], pairs.second), pairs.valid).loss.sum()
+        found = match_voxels(
+            batch.depth.flatten(0, 1), batch.intrinsics.flatten(0, 1), batch.world_from_camera.flatten(0, 1),
+            batch.voxel_cells, batch.voxel_size, grid,
+        )  # fmt: skip
+        found = choose(found, 50, batch.seeds.repeat_interleave(2))
+        volume = torch.randn(len(batch.voxel_cells), 8)
+        voxels = volume.index_select(0, found.second.flatten()).view(*found.second.shape, -1)
+        loss = loss + info_nce(pick(flatten_cells(maps.flatten(0, 1)), found.first), voxels, found.valid).loss.sum()
+        loss.backward()
+    assert counter.calls == []
+    assert counter.total > 100
+
+
+def test_the_counter_counts() -> None:
+    with CountSyncs() as counter:
+        values = torch.arange(4)
+        bool(values.sum() > 3)
+        values[values > 1]
+        values.nonzero()
+    assert len(counter.calls) >= 3
+
+
+def test_pick_equals_indexing_and_its_gradient_adds_up() -> None:
+    rows = torch.randn(3, 7, 4, dtype=torch.float64, requires_grad=True)
+    index = torch.tensor([[0, 6, 6], [1, 1, 1], [2, 3, 4]])
+    torch.testing.assert_close(pick(rows, index), torch.stack([rows[b, index[b]] for b in range(3)]))
+    assert torch.autograd.gradcheck(lambda r: pick(r, index), (rows,))
+
+
+def test_batches_without_matches_or_voxels_give_zero(batch: PairBatch) -> None:
+    objective = WeightedSum({"view": 1.0, "geometry": 1.0}, SETTINGS)
+    maps = features(batch)
+    blind = batch._replace(depth=torch.zeros_like(batch.depth), voxel_cells=batch.voxel_cells[:0])
+    terms = objective(maps, blind)
+    terms.loss.backward()
+    assert float(terms.loss.detach()) == 0
+    assert maps.grad is not None
+    assert (maps.grad == 0).all()
+
+
+def test_colour_input_changes_the_result(batch: PairBatch) -> None:
+    torch.manual_seed(0)
+    objective = WeightedSum({"geometry": 1.0}, SETTINGS | {"voxel_input": "color"})
+    maps = features(batch)
+    plain = objective(maps, batch).loss
+    tinted = objective(maps, batch._replace(voxel_color=torch.rand_like(batch.voxel_color))).loss
+    assert not torch.equal(plain, tinted)
+
+
+@pytest.mark.parametrize("weights", [{}, {"view": 0.0}, {"view": -1.0}])
+def test_weights_must_make_sense(weights: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="objectives"):
+        WeightedSum(weights, SETTINGS)
