@@ -1,0 +1,136 @@
+"""House limits that no linter states: lengths, imports, devices, and nothing that calls home."""
+
+from __future__ import annotations
+
+import ast
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import pri3d
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src" / "pri3d").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+FILES = [*SOURCES, *TESTS, *sorted((ROOT / "benchmarks").rglob("*.py"))]
+FUNCTION_LINES = 50
+FILE_LINES = 400
+MODULES = sorted(info.name for info in pkgutil.walk_packages(pri3d.__path__, "pri3d."))
+
+
+def long_functions(text: str, verb: str | None = None) -> list[tuple[str, int]]:
+    """Functions of more than 50 lines, docstring not counted; nor is the parameter list of ``verb``.
+
+    A verb's parameters are the options of its command, one a line.
+    """
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            has_docstring = ast.get_docstring(node, clean=False) is not None
+            lines = node.end_lineno - node.lineno + 1
+            lines -= first.end_lineno - first.lineno + 1 if has_docstring else 0
+            lines -= first.lineno - node.lineno if node.name == verb else 0
+            if lines > FUNCTION_LINES:
+                found.append((node.name, lines))
+    return found
+
+
+def loose_devices(text: str) -> list[int]:
+    """Lines that name a device outside ``"cuda" if torch.cuda.is_available() else "cpu"``, or call ``.cuda()``."""
+    tree = ast.parse(text)
+    chosen = {
+        id(constant)
+        for choice in ast.walk(tree)
+        if isinstance(choice, ast.IfExp) and "is_available" in ast.dump(choice.test)
+        for constant in (choice.body, choice.orelse)
+    }
+    return sorted(node.lineno for node in ast.walk(tree) if _names_device(node) and id(node) not in chosen)
+
+
+def _names_device(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        return node.func.attr == "cuda"
+    return isinstance(node, ast.Constant) and re.fullmatch(r"(cuda|mps|xpu)(:\d+)?", str(node.value)) is not None
+
+
+def asserts(text: str) -> list[int]:
+    """Lines of ``assert`` statements; ``python -O`` drops them."""
+    return [node.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Assert)]
+
+
+def hosts(text: str) -> list[str]:
+    """Web addresses."""
+    return re.findall(r"(?:https?|ftp)://[^\s\"')]+", text)
+
+
+def in_sources(find: object) -> Iterator[tuple[str, object]]:
+    for path in SOURCES:
+        found = find(path.read_text())  # type: ignore[operator]
+        if found:
+            yield str(path.relative_to(ROOT)), found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_lengths(path: Path) -> None:
+    text = path.read_text()
+    module = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts) if path in SOURCES else ""
+    verb = next((name for name, where in pri3d.VERBS.items() if where == module), None)
+    assert long_functions(text, verb) == []
+    assert len(text.splitlines()) <= FILE_LINES
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_imports(name: str) -> None:
+    assert import_module(name).__doc__, f"{name} does not say what it is for"
+
+
+def test_importing_the_package_is_free() -> None:
+    """Neither ``import pri3d`` nor a mistyped attribute brings PyTorch."""
+    code = "import sys, pri3d; hasattr(pri3d, 'nothing'); sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_verb_stays_a_function_after_all_modules_are_imported() -> None:
+    """A subpackage of a verb's name would take its place in the package once it is imported."""
+    for name in MODULES:
+        import_module(name)
+    assert {verb: callable(getattr(pri3d, verb)) for verb in pri3d.VERBS} == dict.fromkeys(pri3d.VERBS, True)
+
+
+def test_no_assert_in_the_package() -> None:
+    assert list(in_sources(asserts)) == []
+
+
+def test_devices_are_chosen_not_named() -> None:
+    assert list(in_sources(loose_devices)) == []
+
+
+def test_no_address_in_the_package() -> None:
+    """Weights come through torchvision and timm, nothing else is fetched and nothing reports."""
+    assert list(in_sources(hosts)) == []
+
+
+def test_half_a_line_of_test_for_a_line_of_code() -> None:
+    code, tests = (sum(len(path.read_text().splitlines()) for path in files) for files in (SOURCES, TESTS))
+    assert tests / code >= 0.5
+
+
+def test_the_limits_find_what_they_look_for() -> None:
+    body = "    x = 1\n" * 50
+    assert long_functions(f"def f():\n{body}") == [("f", 51)]
+    assert long_functions(f"async def f():\n{body}") == [("f", 51)]
+    assert long_functions(f'def f():\n    """Text.\n\n    More.\n    """\n{body[10:]}') == []
+    assert long_functions(f"def f(\n    a,\n    b,\n):\n{body[:-10]}", "f") == []
+    assert long_functions(f"def f(\n    a,\n    b,\n):\n{body[:-10]}", "g") == [("f", 53)]
+    assert loose_devices('a = torch.device("cuda:0")\nb = x.cuda()') == [1, 2]
+    assert loose_devices('a = "cuda" if torch.cuda.is_available() else "cpu"') == []
+    assert loose_devices('a = "cuda" if wanted else "cpu"') == [1]
+    assert asserts("x = 1\nassert x") == [2]
+    assert hosts("see https://example.org/x for http://a.b") == ["https://example.org/x", "http://a.b"]
