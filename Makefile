@@ -20,7 +20,6 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python tests/house_limits.py
 
 unit: $(STAMP)
 	$(BIN)/python -m pytest

@@ -8,7 +8,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,9 +27,12 @@ from pri3d.worlds.write import rooms
 SIZE = "160x120"
 #: Rooms of each part: (first room, rooms, frames a room). No room is in two parts.
 PARTS = {"pretrain": (0, 24, 40), "labelled": (100, 10, 6), "test": (200, 12, 10)}
-VOXEL = 0.08  #: metres; a CPU wants few voxels
+VOXEL = 0.16  #: metres; a CPU wants few voxels
+DISTANCE = 0.04  #: metres; a pixel of so small an image is that wide a few metres away
 SEEDS = (0, 1)
 PRETRAIN_STEPS, FINETUNE_STEPS = 350, 200
+#: What fine-tuning takes of the pre-trained weights; docs/results/demo.md compares.
+PART: Literal["all", "encoder"] = "encoder"
 #: The learning rates that suit each start best; docs/results/demo.md has the search.
 LEARNING_RATES = {"scratch": 1e-3, "pri3d": 1e-3}
 REPORT_SECONDS = 40.0  #: kept back for export and report
@@ -72,7 +75,7 @@ def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, work
     if plan.shortened:
         say(f"shortened to fit {max_minutes:g} minutes: {plan.pretrain_steps} + {plan.finetune_steps} steps")
     say(f"pre-training View+Geo, {plan.pretrain_steps} steps")
-    run = pretrain(stores["pretrain"], run=out / "runs/pretrain", steps=plan.pretrain_steps, seed=seed, holdout=0.0)
+    run = _pretrain(stores, out / "runs/pretrain", plan.pretrain_steps, seed)
     say(f"fine-tuning {2 * len(SEEDS)} networks, {plan.finetune_steps} steps each")
     runs = _finetune(out, stores, run, plan.finetune_steps, workers)
     exported = export(run, to="torchvision", out=out / "pri3d_resnet18.safetensors")
@@ -81,6 +84,8 @@ def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, work
         "rooms": {name: {"rooms": count, "frames": frames} for name, (_, count, frames) in PARTS.items()},
         "size": SIZE,
         "voxel": VOXEL,
+        "distance": DISTANCE,
+        "part": PART,
         "finetune_seeds": list(SEEDS),
         "learning_rates": LEARNING_RATES,
         "seed": seed,
@@ -111,8 +116,22 @@ def _data(out: Path, seed: int, workers: int, say: Any) -> dict[str, Path]:
         recording, stores[name] = out / "recordings" / name, out / "prepared" / name
         rooms(recording, count, frames, SIZE, labels=name != "pretrain", seed=seed, first=first, workers=workers)
         pairs = name == "pretrain"
-        prepare([recording], stores[name], size=SIZE, voxel=VOXEL, pairs=pairs, surface=pairs, workers=workers)
+        prepare(
+            [recording],
+            stores[name],
+            size=SIZE,
+            distance=DISTANCE,
+            voxel=VOXEL,
+            pairs=pairs,
+            surface=pairs,
+            workers=workers,
+        )
     return stores
+
+
+def _pretrain(stores: dict[str, Path], run: Path, steps: int, seed: int) -> Path:
+    """Pre-train on all rooms of the first part; the quick preset has both objectives."""
+    return pretrain(stores["pretrain"], run=run, steps=steps, seed=seed, holdout=0.0, distance=DISTANCE, voxel=VOXEL)
 
 
 def _plan(out: Path, stores: dict[str, Path], seconds: float, seed: int, workers: int) -> Plan:
@@ -120,7 +139,7 @@ def _plan(out: Path, stores: dict[str, Path], seconds: float, seed: int, workers
     trial = out / "trial"
     steps = 12
     began = time.perf_counter()
-    run = pretrain(stores["pretrain"], run=trial / "pretrain", steps=steps, seed=seed, holdout=0.0)
+    run = _pretrain(stores, trial / "pretrain", steps, seed)
     start = time.perf_counter() - began - _busy(run, steps)
     began = time.perf_counter()
     finetune("semantic", stores["labelled"], stores["test"], run=trial / "finetune", steps=steps)
@@ -161,6 +180,7 @@ def _finetune(out: Path, stores: dict[str, Path], weights: Path, steps: int, wor
                 stores["labelled"],
                 stores["test"],
                 weights=start,
+                part=PART,
                 run=run,
                 seed=seed,
                 steps=steps,

@@ -64,6 +64,7 @@ class PairDataset(Dataset[PairItem]):
         seed: of the run; with the draw it fixes augmentation and point choice.
         recipe: colour augmentation, None for none.
         voxel: edge of the chunks' voxels in metres, a whole multiple of the prepared one; 0 leaves chunks out.
+        chunks: 2 gives each frame its chunk, 1 only the first frame.
         interpolation: of colour.
     """
 
@@ -75,12 +76,13 @@ class PairDataset(Dataset[PairItem]):
         seed: int,
         recipe: ColorRecipe | None = None,
         voxel: float = 0.0,
+        chunks: int = 2,
         interpolation: Interpolation = "bilinear",
     ) -> None:
         self.store = Store(folder)
         self.table: PairTable = self.store.pairs()
         self.rows, self.size, self.seed, self.recipe = rows, size, seed, recipe
-        self.voxel, self.interpolation = voxel, interpolation
+        self.voxel, self.chunks, self.interpolation = voxel, chunks, interpolation
         self._surfaces: dict[str, Voxels] = {}
 
     def __len__(self) -> int:
@@ -102,7 +104,8 @@ class PairDataset(Dataset[PairItem]):
         surface = self._surface(scene_id)
         # Coordinates near the camera keep float32 exact wherever the recording's origin lies.
         origin = np.floor(poses[0, :3, 3] / surface.size).astype(np.int64)
-        chunks = tuple(self._chunk(surface, view, origin) for view in views)
+        nothing = Voxels(surface.cells[:0], surface.size)
+        chunks = [self._chunk(surface, view, origin) for view in views[: self.chunks]] + [nothing]
         poses[:, :3, 3] -= origin * surface.size
         return PairItem(
             torch.stack(colors),

@@ -72,6 +72,7 @@ def pretrain(
     temperature: float | None = None,
     distance: float | None = None,
     voxel: float | None = None,
+    chunks: Literal[1, 2] | None = None,
     net3d: str | None = None,
     voxel_input: Literal["occupancy", "color"] | None = None,
     augment: str | None = None,
@@ -110,6 +111,7 @@ def pretrain(
         temperature: of the contrast.
         distance: metres within which two measured points are the same.
         voxel: edge of the chunks' voxels in metres, a multiple of the prepared one.
+        chunks: frames of a pair whose chunk enters the geometry objective; the paper takes both.
         net3d: size of the 3D network: 34C, 18A, 14A, tiny.
         voxel_input: what the 3D network sees: occupancy or color.
         augment: colour augmentation: strong, light, none.
@@ -168,7 +170,9 @@ def _dataset(data: Path, store: Store, settings: PretrainSettings) -> PairDatase
             )
     voxel = settings.voxel if wants_surface else 0.0
     size = parse_size(settings.size)
-    return PairDataset(data, train, size, settings.seed, recipe(settings.augment), voxel, settings.interpolation)
+    return PairDataset(
+        data, train, size, settings.seed, recipe(settings.augment), voxel, settings.chunks, settings.interpolation
+    )
 
 
 def _facts(settings: PretrainSettings, provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class PretrainSettings(TrainSettings):
     temperature: float
     distance: float
     voxel: float
+    chunks: Literal[1, 2]
     net3d: str
     voxel_input: Literal["occupancy", "color"]
     interpolation: Interpolation
@@ -155,7 +156,7 @@ def _convert(value: Any, hint: Any) -> Any:
     options: tuple[Any, ...] = getattr(hint, "__args__", ())
     if getattr(hint, "__origin__", None) is Literal:
         if value not in options:
-            raise ValueError(f"choose one of {', '.join(options)}")
+            raise ValueError(f"choose one of {', '.join(map(str, options))}")
         return value
     if getattr(hint, "__origin__", None) is dict:
         if not isinstance(value, dict):

@@ -1,0 +1,19 @@
+"""All benchmarks, one table: ``python -m benchmarks``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+MODULES = ("mining", "surface", "step", "sparse")
+
+
+def main() -> None:
+    """Run every module's ``run`` and print name, measured value and bar."""
+    for module in MODULES:
+        print(f"\n{module}")
+        for name, measured, bar in import_module(f"benchmarks.{module}").run():
+            print(f"  {name:72} {measured:>22}   bar {bar}")
+
+
+if __name__ == "__main__":
+    main()
