@@ -35,7 +35,11 @@ PRETRAIN_STEPS, FINETUNE_STEPS = 350, 200
 PART: Literal["all", "encoder"] = "encoder"
 #: The learning rates that suit each start best; docs/results/demo.md has the search.
 LEARNING_RATES = {"scratch": 1e-3, "pri3d": 1e-3}
-REPORT_SECONDS = 40.0  #: kept back for export and report
+TRIAL_STEPS = 10  #: of pre-training, to see how fast the machine is
+BATCH = 8  #: of the quick presets
+FINETUNE_COST = 0.7  #: a fine-tuning step on one core, in pre-training steps on all of two
+START_SECONDS = 30.0  #: of processes that start
+REPORT_SECONDS = 20.0  #: kept back for export and report
 
 
 class Plan(NamedTuple):
@@ -71,7 +75,7 @@ def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, work
     shutil.rmtree(out, ignore_errors=True)
     stores = _data(out, seed, workers, say)
     left = max_minutes * 60 - (time.perf_counter() - began) - REPORT_SECONDS
-    plan = _plan(out, stores, left, seed, workers)
+    plan = _plan(out / "trial", stores, left, seed, workers)
     if plan.shortened:
         say(f"shortened to fit {max_minutes:g} minutes: {plan.pretrain_steps} + {plan.finetune_steps} steps")
     say(f"pre-training View+Geo, {plan.pretrain_steps} steps")
@@ -134,31 +138,15 @@ def _pretrain(stores: dict[str, Path], run: Path, steps: int, seed: int) -> Path
     return pretrain(stores["pretrain"], run=run, steps=steps, seed=seed, holdout=0.0, distance=DISTANCE, voxel=VOXEL)
 
 
-def _plan(out: Path, stores: dict[str, Path], seconds: float, seed: int, workers: int) -> Plan:
-    """Time a few steps of each kind and cut both numbers of steps alike where they do not fit ``seconds``."""
-    trial = out / "trial"
-    steps = 12
-    began = time.perf_counter()
-    run = _pretrain(stores, trial / "pretrain", steps, seed)
-    start = time.perf_counter() - began - _busy(run, steps)
-    began = time.perf_counter()
-    finetune("semantic", stores["labelled"], stores["test"], run=trial / "finetune", steps=steps)
-    fixed = time.perf_counter() - began - _busy(trial / "finetune", steps)
-    rounds = -(-2 * len(SEEDS) // workers)
-    per_pretrain = _busy(run, steps) / steps
-    # Fine-tuning runs share the cores, one each: what one alone gains from several threads is lost again.
-    per_finetune = _busy(trial / "finetune", steps) / steps * min(workers, 2 * len(SEEDS)) ** 0.5
-    needed = per_pretrain * PRETRAIN_STEPS + rounds * per_finetune * FINETUNE_STEPS
-    share = min(1.0, max(0.0, seconds - start - rounds * 2 * fixed) / needed)
+def _plan(trial: Path, stores: dict[str, Path], seconds: float, seed: int, workers: int) -> Plan:
+    """Time a few steps of pre-training and cut both numbers of steps alike where they do not fit ``seconds``."""
+    run = _pretrain(stores, trial, TRIAL_STEPS, seed)
+    rate = read_metrics(run / "metrics.csv")[-1]["samples_per_s"]
     shutil.rmtree(trial)
+    rounds = -(-2 * len(SEEDS) // workers)
+    units = PRETRAIN_STEPS + FINETUNE_COST * FINETUNE_STEPS * rounds
+    share = min(1.0, max(0.0, seconds - START_SECONDS) * rate / (BATCH * units))
     return Plan(max(10, int(share * PRETRAIN_STEPS)), max(10, int(share * FINETUNE_STEPS)), share < 1)
-
-
-def _busy(run: Path, steps: int) -> float:
-    """Seconds a run spent in its steps, from the rate it logged last; a run of few steps logs every one."""
-    last = read_metrics(run / "metrics.csv")[-1]
-    batch = 8
-    return steps * batch / last["samples_per_s"]
 
 
 def _finetune(out: Path, stores: dict[str, Path], weights: Path, steps: int, workers: int) -> dict[str, list[Path]]:
