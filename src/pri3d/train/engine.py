@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import platform
 import signal
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
@@ -182,6 +184,9 @@ def fit(
     Raises InterruptedRunError after CTRL-C, with the checkpoint written.
     """
     settings = module.settings
+    # The progress lines say what a user needs; Lightning's own are about products and loaders that do not apply here.
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"lightning\.pytorch")
     say = say or Console(stderr=True, highlight=False, soft_wrap=True).print
     recorder = Recorder(run, settings, done, save_every, say)
     size = len(dataset)  # type: ignore[arg-type]
