@@ -1,0 +1,290 @@
+"""Every snippet of the documentation works: Python runs, commands parse, presets resolve, tables and quotes agree.
+
+The Python blocks of a page run in order, in a folder of their own that holds what the README's blocks left behind.
+A block whose first line is ``# file: NAME`` is written to that file instead. ``<!-- not run: reason -->`` before a
+block leaves it out.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import shlex
+import shutil
+import tomllib
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+import pri3d
+from pri3d.cli import build_parser, normalise
+from pri3d.readers.cameras import read_cameras
+from pri3d.train.settings import FinetuneSettings, PretrainSettings, presets, resolve
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SETTINGS = {"pretrain": PretrainSettings, "finetune": FinetuneSettings}
+PAGE_OF = {"pretrain": ROOT / "docs" / "pretraining.md", "finetune": ROOT / "docs" / "finetuning.md"}
+OTHER_COMMANDS = {"make", "python", "pip", "git", "source"}
+
+
+class Block(NamedTuple):
+    """One fenced block."""
+
+    page: Path
+    line: int  #: of its first line of content
+    language: str
+    text: str
+    left_out: str  #: why it is not run, "" where it is
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def read_blocks(page: Path, text: str) -> Iterator[Block]:
+    """Fenced blocks of a page; a fence that is not closed or has no language is an error."""
+    lines = text.splitlines()
+    number = 0
+    while number < len(lines):
+        fence = re.fullmatch(r"(\s*)```(.*)", lines[number])
+        number += 1
+        if fence is None:
+            continue
+        end = next((k for k in range(number, len(lines)) if lines[k].strip() == "```"), None)
+        assert end is not None, f"{page}:{number}: this fence is not closed"
+        assert fence[2], f"{page}:{number}: name the language, or text"
+        reason = re.fullmatch(r"<!-- not run: (.+) -->", lines[number - 2].strip()) if number > 1 else None
+        body = "\n".join(line.removeprefix(fence[1]) for line in lines[number:end]) + "\n"
+        yield Block(page, number + 1, fence[2], body, reason[1] if reason else "")
+        number = end + 1
+
+
+BLOCKS = [block for page in PAGES for block in read_blocks(page, page.read_text())]
+
+
+def blocks(*languages: str) -> list[Block]:
+    return [block for block in BLOCKS if block.language in languages and not block.left_out]
+
+
+def run_page(page: Path, folder: Path) -> dict[str, object]:
+    """Run a page's Python blocks, write its named files; return the names they defined."""
+    scope: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks("python", "toml"):
+        if block.page != page:
+            continue
+        file = re.match(r"# file: (\S+)\n", block.text)
+        if file:
+            (folder / file[1]).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file[1]).write_text(block.text)
+            if file[1] == "pyproject.toml":
+                install(tomllib.loads(block.text)["project"], folder)
+        else:
+            # As many blank lines in front as the page has, so that a traceback names the page's own line.
+            text = "\n" * (block.line - 1) + block.text
+            exec(compile(text, str(block.page), "exec", dont_inherit=True), scope)
+    return scope
+
+
+def install(project: dict[str, object], folder: Path) -> None:
+    """Leave what an installer leaves of a package: its name and its entry points."""
+    info = folder / f"{project['name']}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    groups = project["entry-points"]
+    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in names.items()) for group, names in groups.items()]  # type: ignore[attr-defined]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+
+
+@pytest.fixture(scope="session")
+def readme_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which the README's Python blocks have run."""
+    folder = tmp_path_factory.mktemp("readme")
+    with chdir(folder):
+        run_page(ROOT / "README.md", folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_readme_leaves_what_it_says(readme_folder: Path) -> None:
+    run = readme_folder / "runs" / "rooms"
+    named = re.findall(r"^runs/rooms/(\S+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    assert len(named) >= 5
+    assert [name for name in named if not (run / name).exists()] == []
+    assert {path.name for path in run.iterdir()} <= {name.rstrip("/") for name in named}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", sorted({b.page for b in blocks("python")} - {ROOT / "README.md"}), ids=lambda p: p.name
+)
+def test_python_runs(page: Path, readme_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(readme_folder, tmp_path, dirs_exist_ok=True, copy_function=os.link)
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path, ROOT / "tests" / "models", ROOT / "tests" / "readers"):
+        monkeypatch.syspath_prepend(str(folder))
+    run_page(page, tmp_path)
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Words of every command; comments, line continuations and variables set in front are dropped."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words and re.match(r"\w+=", words[0]):
+            words.pop(0)
+        if words:
+            yield words
+
+
+def check_command(words: list[str]) -> None:
+    """Parse a command of ours as the command line does; of others, check what they name in this repository."""
+    if words[0] == "pri3d" and words[1] in ("--help", "--version"):
+        return
+    if words[0] == "pri3d":
+        verb = pri3d.find_verb(words[1])
+        options = vars(build_parser(words[1], verb).parse_args(normalise(words[2:], verb)))
+        preset = options.get("preset", "x.yaml")
+        if not preset.endswith(".yaml"):
+            given = {key: value for key, value in options.items() if key not in ("data", "preset")}
+            resolve(SETTINGS[words[1]], words[1], preset, given)
+    elif words[0] == "make":
+        targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        assert set(words[1:]) <= set(targets)
+    else:
+        assert words[0] in OTHER_COMMANDS, f"{words[0]} is no command of ours"
+    if words[:2] == ["python", "-m"] and words[2].startswith("benchmarks"):
+        assert (ROOT / (words[2].replace(".", "/") + ".py")).is_file() or (ROOT / words[2] / "__main__.py").is_file()
+
+
+@pytest.mark.parametrize("block", blocks("bash"), ids=str)
+def test_commands_parse(block: Block) -> None:
+    found = list(commands(block.text))
+    assert found
+    for words in found:
+        try:
+            check_command(words)
+        except SystemExit:
+            pytest.fail(f"{block}: {shlex.join(words)} does not parse, see stderr")
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=str)
+def test_yaml_is_what_it_says(block: Block, tmp_path: Path) -> None:
+    stated = re.match(r"# (\S+\.yaml)(?:, for pri3d (\w+))?", block.text)
+    assert stated, f"{block}: the first line must name the file"
+    path = tmp_path / stated[1]
+    path.write_text(block.text)
+    if stated[1] == "cameras.yaml":
+        read_cameras(path)
+    elif stated[2]:
+        resolve(SETTINGS[stated[2]], stated[2], str(path), {})
+    else:
+        assert isinstance(yaml.safe_load(block.text), dict)
+
+
+def table(text: str, heading: str) -> list[dict[str, str]]:
+    """Rows of the table whose first column has this heading."""
+    lines = text.splitlines()
+    start = next(k for k, line in enumerate(lines) if re.match(rf"\| {heading} *\|", line))
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[start:]]
+    rows = [dict(zip(cells[0], row, strict=False)) for row in cells[2 : next(k for k, c in enumerate(cells) if not c)]]
+    assert rows
+    return rows
+
+
+@pytest.mark.parametrize("verb", SETTINGS)
+def test_tables_of_presets_are_the_files(verb: str) -> None:
+    rows = table(PAGE_OF[verb].read_text(), "setting")
+    assert set(rows[0]) >= set(presets(verb))
+    for name in presets(verb):
+        file = ROOT / "src/pri3d/train/presets" / f"{'' if verb == 'pretrain' else verb + '-'}{name}.yaml"
+        stated = {row["setting"].strip("`").removeprefix("--"): yaml.safe_load(row[name].strip("`")) for row in rows}
+        assert {key.replace("-", "_"): value for key, value in stated.items()} == yaml.safe_load(file.read_text())
+
+
+@pytest.mark.parametrize("verb", PAGE_OF)
+def test_every_option_is_described(verb: str) -> None:
+    text = PAGE_OF[verb].read_text()
+    parameters = inspect.signature(pri3d.find_verb(verb)).parameters.values()
+    options = [f"--{p.name.replace('_', '-')}" for p in parameters if p.default is not inspect.Parameter.empty]
+    assert [option for option in options if f"| `{option}` |" not in text] == []
+
+
+def test_messages_in_troubleshooting_are_the_programs() -> None:
+    """Each heading quotes a message; ``...`` stands for what changes. Every part must stand in the source."""
+    strings = [
+        node.value
+        for path in (ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    quotes = re.findall(r"^### `(.+)`$", (ROOT / "docs" / "troubleshooting.md").read_text(), flags=re.MULTILINE)
+    assert len(quotes) > 15
+    parts = {part.strip() for quote in quotes for part in quote.split("...") if part.strip()}
+    assert [part for part in sorted(parts) if not any(part in string for string in strings)] == []
+
+
+def anchors(page: Path) -> set[str]:
+    """Names of a page's headings as the usual viewers make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), f"{page.name}: {target} does not exist"
+        assert not anchor or anchor in anchors(file), f"{page.name}: {target} has no such heading"
+
+
+def test_every_page_is_in_the_index() -> None:
+    listed = re.findall(r"\]\(([^)\s]+\.md)\)", (ROOT / "docs" / "index.md").read_text())
+    pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES[1:]} - {"index.md"}
+    assert pages <= set(listed)
+
+
+def test_files_the_program_points_to_exist() -> None:
+    """Messages and docstrings name pages of the documentation."""
+    named = {
+        name for path in (ROOT / "src").rglob("*.py") for name in re.findall(r"docs/[\w/-]+\.md", path.read_text())
+    }
+    assert named
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def test_verbs_that_are_named_exist() -> None:
+    """In messages and pages: a word after pri3d, where it is set off as a command."""
+    files = [*PAGES, *(ROOT / "src").rglob("*.py")]
+    named = {(verb, path.name) for path in files for verb in re.findall(r"[`(]pri3d ([a-z]+)\b", path.read_text())}
+    assert len(named) > 10
+    assert sorted((verb, name) for verb, name in named if verb not in pri3d.VERBS) == []
+
+
+def test_the_reader_of_pages() -> None:
+    text = "a\n```python\nx = 1\n```\n<!-- not run: no data -->\n```bash\npri3d x\n```\n  ```yaml\n  a: 1\n  ```\n"
+    found = list(read_blocks(ROOT / "x.md", text))
+    assert [(b.line, b.language, b.text, b.left_out) for b in found] == [
+        (3, "python", "x = 1\n", ""),
+        (7, "bash", "pri3d x\n", "no data"),
+        (10, "yaml", "a: 1\n", ""),
+    ]
+    assert list(commands("A=1 pri3d x \\\n  --y  # note\n\n# only a note\nmake demo")) == [
+        ["pri3d", "x", "--y"],
+        ["make", "demo"],
+    ]
+    with pytest.raises(SystemExit):
+        check_command(["pri3d", "pretrain", "x", "--stepps", "3"])
+    with pytest.raises(AssertionError, match="rm"):
+        check_command(["rm", "-r", "x"])
+    for broken in ("```python\nx\n", "```\nx\n```\n"):
+        with pytest.raises(AssertionError):
+            list(read_blocks(ROOT / "x.md", broken))
