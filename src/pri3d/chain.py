@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pri3d.errors import ConfigError
+from pri3d.machine import cores
 from pri3d.models.export import export
 from pri3d.preparation.run import prepare
 from pri3d.report.run import write_report
@@ -70,7 +70,7 @@ def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, work
     if max_minutes <= 0:
         raise ConfigError(f"--max-minutes {max_minutes}: give a positive number of minutes.")
     began = time.perf_counter()
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     say = Console(stderr=True, highlight=False).print
     shutil.rmtree(out, ignore_errors=True)
     stores = _data(out, seed, workers, say)
@@ -153,13 +153,12 @@ def _finetune(out: Path, stores: dict[str, Path], weights: Path, steps: int, wor
     """Fine-tune from scratch and from ``weights`` with every seed, side by side: start -> run folders."""
     starts = {"scratch": "scratch", "pri3d": str(weights)}
     runs = {name: [out / f"runs/{name}-{seed}" for seed in SEEDS] for name in starts}
-    cores = os.cpu_count() or 1
     processes = min(workers, len(starts) * len(SEEDS))
     with ProcessPoolExecutor(
         processes,
         mp_context=get_context("spawn"),
         initializer=torch.set_num_threads,
-        initargs=(max(1, cores // processes),),
+        initargs=(max(1, cores() // processes),),
     ) as pool:
         jobs = [
             pool.submit(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pri3d.errors import ConfigError, FrameError
-from pri3d.preparation.frames import nearest, parse_size, prepare_frame, stored_size
+from pri3d.geometry.images import parse_size
+from pri3d.preparation.frames import prepare_frame, stored_size
 from pri3d.types import Camera, Frame
 
 CAMERA = Camera(64, 48, 60.0, 60.0, 32.0, 24.0)
@@ -60,7 +61,7 @@ def test_everything_is_sampled_at_pixel_centres() -> None:
 
 
 def test_nearest_enlarges_too() -> None:
-    np.testing.assert_array_equal(nearest(np.array([[1, 2]]), 4, 2), [[1, 1, 2, 2]] * 2)
+    np.testing.assert_array_equal(resize_nearest(np.array([[1, 2]]), (4, 2)), [[1, 1, 2, 2]] * 2)
 
 
 def test_depth_is_registered_at_its_own_resolution() -> None:

@@ -10,7 +10,9 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -40,6 +42,11 @@ RECIPES: dict[str, ColorRecipe | None] = {"strong": STRONG, "light": LIGHT, "non
 def recipe(name: str) -> ColorRecipe | None:
     """Look a recipe up by name. Raises ConfigError listing the names."""
     return registry.choice("augment", RECIPES, name)
+
+
+def to_tensor(color: NDArray[np.uint8]) -> Tensor:
+    """RGB (H, W, 3) -> (3, H, W) uint8."""
+    return torch.tensor(color).permute(2, 0, 1)
 
 
 def augment_color(image: Tensor, recipe: ColorRecipe | None, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pri3d.data.augment import ColorRecipe, augment_color
+from pri3d.data.augment import ColorRecipe, augment_color, to_tensor
 from pri3d.data.sampler import Draw, derive
 from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.images import resize_color, resize_nearest
@@ -65,7 +65,7 @@ class LabelledDataset(Dataset[LabelledItem]):
         if label is None:
             raise DataError(f"{self.store.path}: frame {view.name} of scene {scene_id} has no label image.")
         generator = torch.Generator().manual_seed(derive(self.seed, draw.epoch, draw.item))
-        color = augment_color(resize_color(view.color, self.size), self.recipe, generator)
+        color = augment_color(to_tensor(resize_color(view.color, self.size)), self.recipe, generator)
         target = torch.from_numpy(resize_nearest(label, self.size).astype(np.int64))
         if self.recipe is not None and float(torch.rand((), generator=generator)) < 0.5:
             color, target = color.flip(-1), target.flip(-1)

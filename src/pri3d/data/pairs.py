@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pri3d.data.augment import ColorRecipe, augment_color
+from pri3d.data.augment import ColorRecipe, augment_color, to_tensor
 from pri3d.data.sampler import Draw, derive
 from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.images import Interpolation, resize_color, resize_nearest
@@ -95,9 +95,8 @@ class PairDataset(Dataset[PairItem]):
         views = scene.view(int(self.table.i[row])), scene.view(int(self.table.j[row]))
         seed = derive(self.seed, draw.epoch, draw.item)
         generator = torch.Generator().manual_seed(seed)
-        colors = [
-            augment_color(resize_color(v.color, self.size, self.interpolation), self.recipe, generator) for v in views
-        ]
+        colors = [to_tensor(resize_color(v.color, self.size, self.interpolation)) for v in views]
+        colors = [augment_color(color, self.recipe, generator) for color in colors]
         depth = np.stack([resize_nearest(v.depth, self.size) for v in views])
         intrinsics = np.stack([self._intrinsics(v) for v in views])
         poses = np.stack([v.world_from_camera for v in views])

@@ -1,4 +1,4 @@
-"""Resampling of what the store holds to the size a network wants."""
+"""Image sizes and resampling, stated once; numpy only, since preparation does without PyTorch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import re
 from typing import Literal, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from pri3d.errors import ConfigError
 
@@ -20,20 +18,20 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 def parse_size(text: str) -> tuple[int, int]:
     """``320x240`` (width x height, as cameras state it) -> (320, 240). Raises ConfigError for anything else."""
     found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found or min(int(n) for n in found.groups()) < 8:
-        raise ConfigError(f"size = {text!r}: write width x height in pixels, at least 8 each, as in 320x240.")
+    if not found or min(int(n) for n in found.groups()) < 16:
+        raise ConfigError(f"--size {text}: write width x height in pixels, 16 or more each, as in 320x240.")
     return int(found[1]), int(found[2])
 
 
-def resize_color(color: NDArray[np.uint8], size: tuple[int, int], how: Interpolation = "bilinear") -> Tensor:
-    """RGB (H, W, 3) uint8 -> (3, h, w) uint8 of ``size`` = (w, h).
+def resize_color(color: NDArray[np.uint8], size: tuple[int, int], how: Interpolation = "bilinear") -> NDArray[np.uint8]:
+    """RGB (H, W, 3) -> (h, w, 3) of ``size`` = (w, h).
 
     Bilinear is antialiased; nearest is what the released code does.
     """
-    if (color.shape[1], color.shape[0]) != size:
-        resample = Image.Resampling.BILINEAR if how == "bilinear" else Image.Resampling.NEAREST
-        color = np.asarray(Image.fromarray(color).resize(size, resample))
-    return torch.from_numpy(color.copy()).permute(2, 0, 1)
+    if (color.shape[1], color.shape[0]) == size:
+        return color
+    resample = Image.Resampling.BILINEAR if how == "bilinear" else Image.Resampling.NEAREST
+    return np.array(Image.fromarray(color).resize(size, resample))
 
 
 def resize_nearest(values: NDArray[Scalar], size: tuple[int, int]) -> NDArray[Scalar]:

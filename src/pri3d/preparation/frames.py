@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from pri3d.errors import ConfigError, DataError, FrameError
+from pri3d.errors import DataError, FrameError
+from pri3d.geometry.images import resize_color, resize_nearest
 from pri3d.geometry.pose import check_rigid
 from pri3d.geometry.registration import register_depth
 from pri3d.preparation.overlap import DepthStack
@@ -39,14 +38,6 @@ class SceneFrames(NamedTuple):
     reasons: list[str]  #: N - n reasons of rejection
     stack: DepthStack  #: depth at its own resolution
     views: list[View]  #: the stored frames; empty where they are not wanted
-
-
-def parse_size(size: str) -> tuple[int, int]:
-    """``WIDTHxHEIGHT`` -> width, height in pixels. Raises ConfigError."""
-    match = re.fullmatch(r"(\d+)x(\d+)", size)
-    if not match or min(int(match[1]), int(match[2])) < 16:
-        raise ConfigError(f"--size {size}: write it as WIDTHxHEIGHT in pixels, 16 or more each, for example 320x240.")
-    return int(match[1]), int(match[2])
 
 
 def stored_size(camera: Camera, wanted: tuple[int, int]) -> tuple[int, int]:
@@ -79,22 +70,12 @@ def prepare_frame(frame: Frame, size: tuple[int, int], max_depth: float) -> Prep
     if not registered.any():
         raise FrameError(f"{frame.name}: no valid depth within {max_depth} m in the colour camera's view.")
     width, height = stored_size(frame.color_camera, size)
-    color = frame.color
-    if (width, height) != (frame.color_camera.width, frame.color_camera.height):
-        color = np.array(Image.fromarray(color).resize((width, height), Image.Resampling.BILINEAR))
+    color = resize_color(frame.color, (width, height))
     intrinsics = np.array(frame.color_camera.resized(width, height)[2:], np.float64)
-    view = View(color, nearest(registered, width, height), intrinsics, pose, frame.name)
-    label = None if frame.label is None else nearest(frame.label, width, height).astype(np.uint8)
-    instance = None if frame.instance is None else nearest(frame.instance, width, height).astype(np.uint16)
+    view = View(color, resize_nearest(registered, (width, height)), intrinsics, pose, frame.name)
+    label = None if frame.label is None else resize_nearest(frame.label, (width, height)).astype(np.uint8)
+    instance = None if frame.instance is None else resize_nearest(frame.instance, (width, height)).astype(np.uint16)
     return Prepared(view, label, instance, millimetres(registered), camera)
-
-
-def nearest(image: NDArray[Any], width: int, height: int) -> NDArray[Any]:
-    """Sample an image (h, w) at the pixel centres of a ``width`` x ``height`` one, taking the pixel they fall in."""
-    rows = ((np.arange(height) + 0.5) * image.shape[0] / height).astype(np.int64)
-    columns = ((np.arange(width) + 0.5) * image.shape[1] / width).astype(np.int64)
-    sampled: NDArray[Any] = image[rows[:, None], columns]
-    return sampled
 
 
 def read_frames(

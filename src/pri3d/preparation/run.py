@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
-import os
 import platform
 import re
 from collections.abc import Iterator
@@ -23,7 +22,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from pri3d.errors import ConfigError, DataError, Pri3DError
-from pri3d.preparation.frames import parse_size
+from pri3d.geometry.images import parse_size
+from pri3d.machine import cores
 from pri3d.preparation.scene import Job, Settings, open_cached, prepare_scene
 from pri3d.store import (
     MANIFEST,
@@ -108,7 +108,7 @@ def prepare(
         if todo or old is None:
             out.mkdir(parents=True, exist_ok=True)
             write_manifest(out, {**(old or manifest), "state": "unfinished"})
-        failed = _run(todo, workers or _cores())
+        failed = _run(todo, workers or cores())
         if old is not None and len(failed) == len(todo):
             manifest["versions"] = old["versions"]  # nothing new was made
         _finish(out, manifest, failed)
@@ -303,7 +303,3 @@ def _read(path: Path) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"--cameras {path}: cannot be read ({error}).") from error
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pri3d.errors import DataError
-from pri3d.preparation.frames import SceneFrames, parse_size, read_frames
+from pri3d.geometry.images import parse_size
+from pri3d.preparation.frames import SceneFrames, read_frames
 from pri3d.preparation.overlap import Mode
 from pri3d.preparation.pairs import mine, pair_table
 from pri3d.preparation.surface import scene_surface
@@ -111,6 +112,6 @@ def _pairs(job: Job, frames: SceneFrames, report: Report) -> PairTable:
     if len(pairs) == 0:
         raise DataError(
             f"no two of {len(frames.rows)} frames overlap by {settings.min_overlap:g}; the best pair by "
-            f"{best:.2f}. Check poses and cameras (pri3d check {job.recording}), or lower --min_overlap, --frame_step."
+            f"{best:.2f}. Check poses and cameras (docs/own-data.md), or lower --min-overlap, --frame-step."
         )
     return pair_table(job.scene, frames.rows, pairs, overlaps, frames.stack.world_from_camera)

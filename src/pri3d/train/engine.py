@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-import platform
 import signal
 import time
 import warnings
@@ -24,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pri3d.data.sampler import StreamSampler
 from pri3d.errors import Pri3DError
+from pri3d.machine import cpu_has_bf16
 from pri3d.train import optim
 from pri3d.train.runs import MetricsFile, RunFolder
 from pri3d.train.settings import Precision, TrainSettings
@@ -138,17 +138,8 @@ def resolve_precision(precision: Precision) -> Literal["32-true", "bf16-mixed"]:
         return "32-true"
     if precision == "bf16":
         return "bf16-mixed"
-    native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else _cpu_has_bf16()
+    native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_has_bf16()
     return "bf16-mixed" if native else "32-true"
-
-
-def _cpu_has_bf16() -> bool:
-    """Whether the processor has bf16 instructions; PyTorch emulates them slowly elsewhere."""
-    info = Path("/proc/cpuinfo")
-    if platform.machine() not in {"x86_64", "AMD64"} or not info.exists():
-        return False
-    text = info.read_text(encoding="utf-8", errors="replace")
-    return "avx512_bf16" in text or "amx_bf16" in text
 
 
 def make_loader(

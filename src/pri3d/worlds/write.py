@@ -18,6 +18,8 @@ from PIL import Image
 from rich.progress import track
 
 from pri3d.errors import ConfigError
+from pri3d.geometry.images import parse_size
+from pri3d.machine import cores
 from pri3d.types import Camera, Frame
 from pri3d.worlds.render import render_room
 from pri3d.worlds.scene import CLASS_NAMES, Room, build_room
@@ -53,7 +55,7 @@ def rooms(
     Raises:
         ConfigError: a flag is out of range, or ``out`` holds rooms of other settings.
     """
-    width, height = _parse_size(size)
+    width, height = parse_size(size)
     if rooms < 1 or frames < 1 or first < 0 or workers < 0:
         raise ConfigError(
             f"--rooms {rooms} --frames {frames} --first {first} --workers {workers}: rooms and frames must be at "
@@ -71,7 +73,7 @@ def rooms(
     _claim(out, settings)
     missing = [k for k in range(first, first + rooms) if not (out / room_id(k)).is_dir()]
     work = partial(_write_room, out, seed, frames, width, height, labels)
-    workers = min(workers or _cores(), len(missing))
+    workers = min(workers or cores(), len(missing))
     if workers <= 1:
         for index in track(missing, "rooms"):
             work(index)
@@ -81,21 +83,9 @@ def rooms(
             pass
 
 
-def _cores() -> int:
-    """Cores this process may use; a container or job often has fewer than the machine."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def room_id(index: int) -> str:
     """Return the folder name, and scene id, of room ``index``."""
     return f"room-{index:04d}"
-
-
-def _parse_size(size: str) -> tuple[int, int]:
-    width, _, height = size.partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) >= 16 and int(height) >= 16):
-        raise ConfigError(f"--size {size}: give width x height in pixels, at least 16x16, as in 160x120.")
-    return int(width), int(height)
 
 
 def _claim(out: Path, settings: dict[str, object]) -> None:

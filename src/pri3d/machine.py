@@ -1,0 +1,21 @@
+"""What the machine offers this process."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+
+def cores() -> int:
+    """Count the cores this process may use; a container or a job often has fewer than the machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_has_bf16() -> bool:
+    """Tell whether the processor multiplies bf16; PyTorch emulates it slowly elsewhere."""
+    info = Path("/proc/cpuinfo")
+    if platform.machine() not in {"x86_64", "AMD64"} or not info.exists():
+        return False
+    text = info.read_text(encoding="utf-8", errors="replace")
+    return "avx512_bf16" in text or "amx_bf16" in text
