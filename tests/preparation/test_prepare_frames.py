@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pri3d.errors import ConfigError, FrameError
-from pri3d.geometry.images import parse_size
+from pri3d.geometry.images import parse_size, resize_nearest
 from pri3d.preparation.frames import prepare_frame, stored_size
 from pri3d.types import Camera, Frame
 
