@@ -32,6 +32,7 @@ def test_bins_and_mean() -> None:
     assert math.isnan(result.by_angle["15-30"])
     assert result.by_angle["30-60"] == pytest.approx(0.8)
     assert (result.points, result.pairs) == (20, 2)
+    assert result.balanced == pytest.approx((0.5 + 0.8) / 2)
 
 
 def test_probe_compares_networks_on_the_same_points(rooms_store: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ class Recall(NamedTuple):
     """Share 0..1 of points whose most similar cell in the other view lies within the distance of the true place."""
 
     mean: float  #: over all points of all pairs
+    balanced: float  #: mean of the angle bins that hold points, so that the many near views do not drown the far ones
     by_angle: dict[str, float]  #: bin such as "15-30" degrees between viewing directions -> recall; NaN where empty
     points: int  #: counted
     pairs: int  #: with at least one match
@@ -92,7 +93,9 @@ def _summary(found: NDArray[np.float64], counted: NDArray[np.float64], degrees: 
         low = high
     total = counted.sum()
     mean = float(found.sum() / total) if total else math.nan
-    return Recall(mean, by_angle, int(total), int((counted > 0).sum()))
+    filled = [value for value in by_angle.values() if not math.isnan(value)]
+    balanced = sum(filled) / len(filled) if filled else math.nan
+    return Recall(mean, balanced, by_angle, int(total), int((counted > 0).sum()))
 
 
 def probe(
@@ -107,7 +110,7 @@ def probe(
     """Compare networks by how well their features find the same 3D point in another view.
 
     Uses pairs that pre-training with the same --holdout did not see. Prints one row per network: recall within
-    --pixels (of a 320-pixel-wide image), by angle between the views.
+    --pixels (of a 320-pixel-wide image) by angle between the views, the mean of these bins, and over all points.
 
     Args:
         data: prepared store.
@@ -155,9 +158,9 @@ def _states(weights: list[Path]) -> dict[str, Path]:
 
 def _show(results: dict[str, Recall], pixels: float) -> None:
     table = Table(title=f"3D-correspondence recall within {pixels:g} px, by angle between the views")
-    for column in ("network", "all", *(f"{name}°" for name in next(iter(results.values())).by_angle), "pairs"):
+    for column in ("network", *(f"{name}°" for name in next(iter(results.values())).by_angle), "bins", "all", "pairs"):
         table.add_column(column, justify="left" if column == "network" else "right")
     for name, recall in results.items():
         bins = ["-" if math.isnan(value) else f"{value:.3f}" for value in recall.by_angle.values()]
-        table.add_row(name, f"{recall.mean:.3f}", *bins, str(recall.pairs))
+        table.add_row(name, *bins, f"{recall.balanced:.3f}", f"{recall.mean:.3f}", str(recall.pairs))
     Console().print(table)
