@@ -1,0 +1,68 @@
+"""Files and folders that appear whole or not at all: written under a name of this process's own, then renamed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_PART = re.compile(r"\..+\.(?P<host>[A-Za-z0-9_-]+)\.(?P<pid>[0-9]+)\.part")
+
+
+def temporary(path: Path) -> Path:
+    """Return a hidden name beside ``path`` that no other process on any host takes: ``.NAME.HOST.PID.part``."""
+    return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.part")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Context that gives a temporary name, and puts the file written there in the place of ``path`` on success."""
+    part = temporary(path)
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: bytes) -> Path:
+    """Write a file whole or not at all, and return ``path``; its folder is created."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        part.write_bytes(content)
+    return path
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes of this host left in ``folder`` under :func:`temporary` names.
+
+    Processes of other hosts cannot be asked whether they live: what is theirs stays, hidden and without effect.
+    """
+    if os.name != "posix" or not folder.is_dir():  # elsewhere signal 0 would end the process that is asked
+        return
+    for path in folder.iterdir():
+        match = _PART.fullmatch(path.name)
+        if match is None or match["host"] != _host() or _lives(int(match["pid"])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)  # another process may be removing the same
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname()) or "localhost"
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

@@ -1,0 +1,68 @@
+"""The files of a run folder: their names, and how the small ones are read and written."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pri3d.errors import DataError
+from pri3d.files import write_atomic
+
+
+class RunPaths:
+    """Where the files of one run lie; the only place that knows their names.
+
+    ``config.yaml`` resolved settings and provenance, ``metrics.csv`` one row a logged step, ``last.ckpt`` everything
+    needed to continue, ``initial.safetensors`` and ``weights.safetensors`` the network before and after,
+    ``best.safetensors`` the best validated one and ``scores.json`` its scores, where there is validation.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.csv"
+        self.checkpoint = path / "last.ckpt"
+        self.initial = path / "initial.safetensors"
+        self.weights = path / "weights.safetensors"
+        self.best = path / "best.safetensors"
+        self.scores = path / "scores.json"
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a metrics.csv, empty cells left out; none where there is no file. Raises DataError where damaged."""
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise DataError(f"{path}: not a table of numbers ({error}). Remove the damaged lines.") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    write_atomic(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON whole or not at all. JSON has neither NaN nor infinity: they become null."""
+    write_text(path, json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; null is None. Raises DataError naming a file that is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}). Delete it, or restore it.") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,73 @@
+"""Small files of a run: round trips, what JSON cannot say, damage."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from pri3d.errors import DataError
+from pri3d.files import remove_leftovers, replacing, temporary
+from pri3d.runfiles import RunPaths, read_json, read_metrics, write_json, write_text
+
+
+def test_names_of_a_run(tmp_path):
+    paths = RunPaths(tmp_path)
+    names = {name: path.name for name, path in vars(paths).items() if name != "path"}
+    assert sorted(names) == ["best", "checkpoint", "config", "initial", "metrics", "scores", "weights"]
+    assert len(set(names.values())) == len(names)
+
+
+def test_json_round_trip_and_nan_is_null(tmp_path):
+    path = tmp_path / "a" / "scores.json"
+    write_json(path, {"iou": {"wall": 0.5, "lamp": math.nan}, "list": [1, math.inf, "x"], "pair": (1.5, None, True)})
+    json.loads(path.read_text(), parse_constant=pytest.fail)  # no NaN, no Infinity
+    expected = {"iou": {"wall": 0.5, "lamp": None}, "list": [1, None, "x"], "pair": [1.5, None, True]}
+    assert read_json(path) == expected
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", None])
+def test_damaged_json_names_the_file(tmp_path, content):
+    path = tmp_path / "scores.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"scores\.json"):
+        read_json(path)
+
+
+def test_metrics(tmp_path):
+    path = tmp_path / "metrics.csv"
+    assert read_metrics(path) == []
+    write_text(path, "step,loss,miou\n1,0.5,\n2,,0.25\n3,1\n")
+    assert read_metrics(path) == [{"step": 1, "loss": 0.5}, {"step": 2, "miou": 0.25}, {"step": 3, "loss": 1}]
+    for damaged in ("step,loss\n1,x\n", "step,loss\n1,2,3\n"):
+        write_text(path, damaged)
+        with pytest.raises(DataError, match=r"metrics\.csv"):
+            read_metrics(path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), replacing(path) as part:
+        part.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_leftovers_of_dead_processes_of_this_host_go(tmp_path):
+    code = "import sys, pathlib; from pri3d.files import temporary; print(temporary(pathlib.Path(sys.argv[1])).name)"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a"], capture_output=True, text=True, check=True)
+    dead, alive = tmp_path / done.stdout.strip(), temporary(tmp_path / "a")
+    elsewhere = tmp_path / f".a.another-host.{dead.name.split('.')[-2]}.part"
+    for folder in (dead, alive, elsewhere, tmp_path / "a", tmp_path / ".a.part"):
+        (folder / "inner").mkdir(parents=True)
+    file = dead.with_name(dead.name.replace(".a.", ".b."))
+    file.touch()
+    remove_leftovers(tmp_path)
+    remove_leftovers(tmp_path / "missing")
+    assert {p.name for p in tmp_path.iterdir()} == {alive.name, elsewhere.name, "a", ".a.part"}
