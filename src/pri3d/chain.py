@@ -24,6 +24,7 @@ from pri3d.train.pretrain import pretrain
 from pri3d.train.runs import read_json, read_metrics, write_json
 from pri3d.worlds.write import rooms
 
+MARK = ".pri3d-demo"  #: file by which a demo knows its own folder
 SIZE = "160x120"
 #: Rooms of each part: (first room, rooms, frames a room). No room is in two parts.
 PARTS = {"pretrain": (0, 24, 40), "labelled": (100, 10, 6), "test": (200, 12, 10)}
@@ -72,7 +73,7 @@ def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, work
     began = time.perf_counter()
     workers = workers or cores()
     say = Console(stderr=True, highlight=False).print
-    shutil.rmtree(out, ignore_errors=True)
+    _clear(out)
     stores = _data(out, seed, workers, say)
     left = max_minutes * 60 - (time.perf_counter() - began) - REPORT_SECONDS
     plan = _plan(out / "trial", stores, left, seed, workers)
@@ -112,6 +113,15 @@ def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, work
     return report
 
 
+def _clear(out: Path) -> None:
+    """Empty the folder of an earlier demo; refuse one that holds anything else."""
+    if out.exists() and any(out.iterdir()) and not (out / MARK).is_file():
+        raise ConfigError(f"--out {out}: holds something that no demo wrote. Choose a new or empty folder.")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / MARK).touch()
+
+
 def _data(out: Path, seed: int, workers: int, say: Any) -> dict[str, Path]:
     """Render and prepare the three parts: name -> prepared store."""
     stores = {}
@@ -140,7 +150,9 @@ def _pretrain(stores: dict[str, Path], run: Path, steps: int, seed: int) -> Path
 
 def _plan(trial: Path, stores: dict[str, Path], seconds: float, seed: int, workers: int) -> Plan:
     """Time a few steps of pre-training and cut both numbers of steps alike where they do not fit ``seconds``."""
+    began = time.perf_counter()
     run = _pretrain(stores, trial, TRIAL_STEPS, seed)
+    seconds -= time.perf_counter() - began
     rate = read_metrics(run / "metrics.csv")[-1]["samples_per_s"]
     shutil.rmtree(trial)
     rounds = -(-2 * len(SEEDS) // workers)

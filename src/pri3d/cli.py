@@ -80,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 130 if error.__class__.__name__ == "InterruptedRunError" else 1
     except KeyboardInterrupt:
-        print("interrupted; nothing half-written is left, the same command continues", file=sys.stderr)
+        how = {"pretrain": "--resume continues", "finetune": "--resume continues", "demo": "it begins anew next time"}
+        print(f"interrupted; {how.get(words[0], 'the same command continues')}", file=sys.stderr)
         return 130
     return 0
 
@@ -118,8 +119,8 @@ def normalise(words: Sequence[str], verb: Callable[..., Any]) -> list[str]:
         following = words[position + 1] if position + 1 < len(words) else ""
         if name in switches and not equals and following not in ("true", "false"):
             result.append(f"--{name}=true")
-        elif name.removeprefix("no_") in switches and not equals:
-            result.append(f"--{name.removeprefix('no_')}=false")
+        elif name.startswith("no_") and name[3:] in switches and not equals:
+            result.append(f"--{name[3:]}=false")
         else:
             result.append(f"--{name}{equals}{value}")
     return result

@@ -79,7 +79,9 @@ class PairBatch(NamedTuple):
     depth: torch.Tensor  #: (B, 2, H, W) metres, 0 = invalid
     intrinsics: torch.Tensor  #: (B, 2, 4) fx, fy, cx, cy in pixels of (H, W)
     world_from_camera: torch.Tensor  #: (B, 2, 4, 4)
-    voxel_cells: torch.Tensor  #: (V, 4) int64: chunk index 2*b+view, x, y, z; rows sorted by chunk, x, y, z; V may be 0
+    voxel_cells: (
+        torch.Tensor
+    )  #: (V, 4) int64: chunk, x, y, z; rows sorted; V may be 0; chunk = chunks a pair * b + view
     voxel_color: torch.Tensor  #: (V, 3) float 0..1, zeros where the source has no colour
     voxel_size: torch.Tensor  #: () metres
     seeds: torch.Tensor  #: (B,) int64, every random choice inside a sample derives from it

@@ -137,6 +137,19 @@ def test_batches_without_matches_or_voxels_give_zero(batch: PairBatch) -> None:
     assert (maps.grad == 0).all()
 
 
+def test_one_chunk_a_pair_contrasts_the_first_frames_alone(batch: PairBatch) -> None:
+    torch.manual_seed(0)
+    one = WeightedSum({"geometry": 1.0}, SETTINGS | {"chunks": 1})
+    first = batch.voxel_cells[:, 0] % 2 == 0
+    cells = batch.voxel_cells[first].clone()
+    cells[:, 0] //= 2
+    maps = features(batch)
+    one(maps, batch._replace(voxel_cells=cells, voxel_color=batch.voxel_color[first])).loss.backward()
+    assert maps.grad is not None
+    assert (maps.grad[:, 0] != 0).any()
+    assert (maps.grad[:, 1] == 0).all()
+
+
 def test_colour_input_changes_the_result(batch: PairBatch) -> None:
     torch.manual_seed(0)
     objective = WeightedSum({"geometry": 1.0}, SETTINGS | {"voxel_input": "color"})

@@ -27,7 +27,7 @@ class PairItem(NamedTuple):
     depth: Tensor
     intrinsics: Tensor
     world_from_camera: Tensor
-    chunks: tuple[Voxels, Voxels]
+    chunks: list[Voxels]
     seed: int
     name: str
 
@@ -103,15 +103,14 @@ class PairDataset(Dataset[PairItem]):
         surface = self._surface(scene_id)
         # Coordinates near the camera keep float32 exact wherever the recording's origin lies.
         origin = np.floor(poses[0, :3, 3] / surface.size).astype(np.int64)
-        nothing = Voxels(surface.cells[:0], surface.size)
-        chunks = [self._chunk(surface, view, origin) for view in views[: self.chunks]] + [nothing]
+        chunks = [self._chunk(surface, view, origin) for view in views[: self.chunks]]
         poses[:, :3, 3] -= origin * surface.size
         return PairItem(
             torch.stack(colors),
             torch.from_numpy(depth.astype(np.float32)),
             torch.from_numpy(intrinsics).float(),
             torch.from_numpy(poses).float(),
-            (chunks[0], chunks[1]),
+            chunks,
             seed,
             f"{scene_id}/{views[0].name}+{views[1].name}",
         )
@@ -137,7 +136,7 @@ class PairDataset(Dataset[PairItem]):
 
 
 def collate(items: list[PairItem]) -> PairBatch:
-    """Stack pairs; the ragged chunks become one list of rows that begin with the chunk's number 2*b+view."""
+    """Stack pairs; the ragged chunks become one list of rows that begin with the chunk's number."""
     rows, colors = [], []
     for number, chunk in enumerate(chunk for item in items for chunk in item.chunks):
         cells = torch.from_numpy(chunk.cells.astype(np.int64))

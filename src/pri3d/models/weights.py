@@ -185,8 +185,10 @@ def load_model(path: Path) -> tuple[UNet, dict[str, Any]]:
     if record.get("part") == "encoder":
         raise WeightsError(f"{path} holds an encoder alone, not a whole model: pass it as --init")
     unet = UNet(build_encoder(str(record["encoder"])), str(record["decoder"]), int(record["channels"]))
+    # A fine-tuned network's classifier is the task's; its backbone loads like any other.
+    state = {key: value for key, value in read_state(path).items() if not key.startswith("classifier.")}
     try:
-        unet.load_state_dict(read_state(path))
+        unet.load_state_dict(state)
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit the network its header names: {error}") from error
     return unet.eval(), record

@@ -16,10 +16,11 @@ from pri3d.types import PairBatch
 
 
 class GeometryObjective(nn.Module):
-    """PointInfoNCE between pixels and voxels, each projected to a common space, for both frames of a pair.
+    """PointInfoNCE between pixels and voxels, each projected to a common space.
 
     Args:
         channels: of the 2D feature maps.
+        chunks: frames of a pair that have a chunk in the batch; the paper contrasts both, with weights one half.
         points: matches drawn a frame, without replacement.
         temperature: of the contrast.
         net3d: size of the sparse 3D network, see :class:`pri3d.models.resunet3d.build_resunet3d`.
@@ -30,6 +31,7 @@ class GeometryObjective(nn.Module):
     def __init__(
         self,
         channels: int,
+        chunks: int = 2,
         points: int = 1024,
         temperature: float = 0.4,
         net3d: str = "34C",
@@ -38,14 +40,14 @@ class GeometryObjective(nn.Module):
         **_: Any,
     ) -> None:
         super().__init__()
-        self.points, self.temperature, self.voxel_input = points, temperature, voxel_input
+        self.chunks, self.points, self.temperature, self.voxel_input = chunks, points, temperature, voxel_input
         width = 96  # of the 3D features, as in the released code
         self.net3d = build_resunet3d(net3d, 1 if voxel_input == "occupancy" else 3, width)
         self.project_pixels = nn.Linear(channels, projection)
         self.project_voxels = nn.Linear(width, projection)
 
     def forward(self, features: Tensor, batch: PairBatch) -> Terms:
-        """Contrast feature maps (B, 2, C, h, w) with the chunks of the batch; both frames weigh one half.
+        """Contrast feature maps (B, 2, C, h, w) with the chunks of the batch.
 
         A batch without any voxel contributes 0 and no gradient.
         """
@@ -63,17 +65,18 @@ class GeometryObjective(nn.Module):
 
     def contrast(self, features: Tensor, batch: PairBatch, volume: Tensor) -> Terms:
         """Match and contrast feature maps (B, 2, C, h, w) with voxel features (V, 96)."""
-        features = features.flatten(0, 1)
+        views = slice(self.chunks)
+        features = features[:, views].flatten(0, 1)
         height, width = features.shape[-2:]
         matches = match_voxels(
-            batch.depth.flatten(0, 1),
-            batch.intrinsics.flatten(0, 1),
-            batch.world_from_camera.flatten(0, 1),
+            batch.depth[:, views].flatten(0, 1),
+            batch.intrinsics[:, views].flatten(0, 1),
+            batch.world_from_camera[:, views].flatten(0, 1),
             batch.voxel_cells,
             batch.voxel_size,
             (height, width),
         )
-        seeds = torch.stack((batch.seeds, batch.seeds + 1), dim=1).flatten()
+        seeds = torch.stack([batch.seeds + view for view in range(self.chunks)], dim=1).flatten()
         matches = choose(matches, self.points, seeds)
         voxels = volume.index_select(0, matches.second.flatten()).view(*matches.second.shape, -1)
         first = self.project_pixels(pick(flatten_cells(features), matches.first))

@@ -6,9 +6,11 @@ import inspect
 import logging
 import math
 import signal
+import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -21,7 +23,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pri3d.data.sampler import StreamSampler
+from pri3d.data.sampler import StreamSampler, derive
 from pri3d.errors import Pri3DError
 from pri3d.machine import cpu_has_bf16
 from pri3d.train import optim
@@ -49,8 +51,10 @@ class StepModule(pl.LightningModule):
         """Scalar loss of a batch and named scalars to log."""
         raise TypeError(f"{type(self).__name__} must define loss(); it was given {type(batch).__name__}.")
 
-    def training_step(self, batch: Any, _: int) -> dict[str, Any]:
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         """Lightning's hook; the log stays on the device until the recorder wants it."""
+        # Networks with dropout or stochastic depth draw from the global generator: a resumed run repeats the draws.
+        torch.manual_seed(derive(self.settings.seed, self.global_step, batch_idx))
         loss, log = self.loss(batch)
         return {"loss": loss, "log": {"loss": loss.detach(), **log}, "names": batch.names}
 
@@ -69,49 +73,49 @@ class Recorder(Callback):
         self.line_every = max(1, settings.steps // 20)
         self.metrics = MetricsFile(run.metrics, done)
         self.first, self.began, self.stop = done, time.perf_counter(), False
-        self._previous: Any = None
+        self._sums: dict[str, Tensor] = {}
+        self._passes = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over CTRL-C: finish the step, save, stop. A second one stops at once."""
-
-        def interrupt(_signal: int, _frame: FrameType | None) -> None:
-            self.stop = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            self.say("stopping after this step; CTRL-C again stops at once, back to the last checkpoint")
-
-        try:
-            self._previous = signal.signal(signal.SIGINT, interrupt)
-        except ValueError:  # not the main thread: its owner handles CTRL-C
-            self._previous = None
+        """Start the clock."""
         self.began = time.perf_counter()
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give CTRL-C back."""
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
+    def interrupt(self, _signal: int, _frame: FrameType | None) -> None:
+        """Finish the step, save, stop; a second CTRL-C stops at once."""
+        self.stop = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.say("stopping after this step; CTRL-C again stops at once, back to the last checkpoint")
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Record; only at the last forward pass of a step, where a checkpoint is exact."""
+        self._collect(outputs["log"])
         if (batch_idx + 1) % self.settings.accumulate:
             return
         step = trainer.global_step
-        if step % self.log_every == 0 or step == self.settings.steps:
-            self._log(trainer, step, outputs)
-        if step % self.save_every == 0 or step == self.settings.steps or self.stop:
+        last = step == self.settings.steps
+        saving = step % self.save_every == 0 or last or self.stop
+        if saving or step % self.log_every == 0:
+            self._log(trainer, step, outputs["names"])
+        self._sums, self._passes = {}, 0
+        if saving:
+            if not all(bool(parameter.isfinite().all()) for parameter in pl_module.parameters()):
+                raise Pri3DError(f"step {step}: the weights are not finite any more. {self._advice()}")
             save_checkpoint(trainer, self.run.checkpoint)
         if self.stop:
             trainer.should_stop = True
 
-    def _log(self, trainer: pl.Trainer, step: int, outputs: Mapping[str, Any]) -> None:
-        values = {name: float(value) for name, value in outputs["log"].items()}
+    def _collect(self, log: Mapping[str, Tensor]) -> None:
+        """Add up the forward passes of a step, on the device."""
+        self._sums = {name: self._sums[name] + value if name in self._sums else value for name, value in log.items()}
+        self._passes += 1
+
+    def _log(self, trainer: pl.Trainer, step: int, names: list[str]) -> None:
+        values = {name: float(value) / self._passes for name, value in self._sums.items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
-            raise Pri3DError(
-                f"step {step}: {', '.join(bad)} is not finite, with frames {', '.join(outputs['names'])}. "
-                f"Lower --lr or use --precision fp32; {self.run.checkpoint} holds the last good step."
-            )
+            raise Pri3DError(f"step {step}: {', '.join(bad)} not finite, frames {', '.join(names)}. {self._advice()}")
         rate = (step - self.first) / max(1e-9, time.perf_counter() - self.began)
         values |= {"lr": trainer.optimizers[0].param_groups[0]["lr"], "samples_per_s": rate * self.settings.batch}
         self.metrics.append(step, values)
@@ -123,6 +127,25 @@ class Recorder(Callback):
                 f"step {step}/{self.settings.steps}  loss {values['loss']:.3f}  "
                 f"{values['samples_per_s']:.1f} samples/s  {left / 60:.1f} min left"
             )
+
+    def _advice(self) -> str:
+        kept = f" {self.run.checkpoint} holds the last good step." if self.run.checkpoint.exists() else ""
+        return f"Lower --lr or use --precision fp32.{kept}"
+
+
+@contextmanager
+def _ctrl_c(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Give CTRL-C to ``handler`` for a while; outside the main thread its owner keeps it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    except SystemExit as error:  # what Lightning makes of a KeyboardInterrupt
+        raise KeyboardInterrupt from error
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def save_checkpoint(trainer: pl.Trainer, path: Path) -> None:
@@ -138,7 +161,7 @@ def resolve_precision(precision: Precision) -> Literal["32-true", "bf16-mixed"]:
         return "32-true"
     if precision == "bf16":
         return "bf16-mixed"
-    native = torch.cuda.is_bf16_supported() if torch.cuda.is_available() else cpu_has_bf16()
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else cpu_has_bf16()
     return "bf16-mixed" if native else "32-true"
 
 
@@ -188,7 +211,7 @@ def fit(
         accumulate_grad_batches=settings.accumulate,
         precision=resolve_precision(settings.precision),
         logger=TensorBoardLogger(run.path, name="tensorboard", version=""),
-        callbacks=[recorder, *extra],
+        callbacks=[*extra, recorder],  # what a checkpoint vouches for must be done before it
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -200,6 +223,8 @@ def fit(
     options: dict[str, Any] = {"ckpt_path": run.checkpoint if done else None}
     if "weights_only" in inspect.signature(trainer.fit).parameters:
         options["weights_only"] = True
-    trainer.fit(module, make_loader(dataset, sampler, settings.micro_batch, collate, workers), **options)
-    if recorder.stop:
+    loader = make_loader(dataset, sampler, settings.micro_batch, collate, workers)
+    with _ctrl_c(recorder.interrupt):
+        trainer.fit(module, loader, **options)
+    if recorder.stop and trainer.global_step < settings.steps:
         raise InterruptedRunError(f"stopped at step {trainer.global_step}. Continue with --resume --run {run.path}.")

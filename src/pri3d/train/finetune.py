@@ -21,7 +21,7 @@ from pri3d.models.weights import load_weights, read_provenance, read_state
 from pri3d.tasks.semantic import Confusion, SemanticUNet, save_semantic, semantic_loss
 from pri3d.train.engine import StepModule, fit
 from pri3d.train.runs import RunFolder, read_json, write_json
-from pri3d.train.settings import FinetuneSettings, Precision, resolve
+from pri3d.train.settings import FinetuneSettings, Precision, check_counts, resolve
 from pri3d.types import LabelledBatch
 
 
@@ -174,8 +174,9 @@ def finetune(
     if weights != "scratch":
         _load(unet, Path(weights), part, record)
     model = SemanticUNet(unet, len(train_set.class_names)).to(memory_format=torch.channels_last)
+    check_counts(workers=workers)
     done = folder.open("finetune", settings, provenance, resume)
-    if done < settings.steps:
+    if done < settings.steps or not folder.weights.exists():
         validator = Validator(val_set, folder, done, provenance)
         fit(SemanticModule(settings, model), train_set, collate, folder, done, seed, workers, [validator])
         save_semantic(model, folder.weights, train_set.class_names, {**provenance, "steps": settings.steps})
@@ -206,8 +207,9 @@ def _check_sets(train_set: LabelledDataset, val_set: LabelledDataset, settings: 
 
 def _load(unet: UNet, weights: Path, part: str, record: dict[str, Any]) -> None:
     """Fill the network from a file; files that are not pri3d's hold an encoder only."""
-    if part == "all" and record:
+    whole = bool(record) and record.get("part") != "encoder"  # an exported encoder has no such prefix
+    if part == "all" and whole:
         state = {key: value for key, value in read_state(weights).items() if not key.startswith("classifier.")}
         load_weights(unet, state, minimum=1.0)
     else:
-        load_weights(unet.encoder, weights, prefix="encoder." if record else None)
+        load_weights(unet.encoder, weights, prefix="encoder." if whole else None)

@@ -22,7 +22,7 @@ from pri3d.objectives import WeightedSum
 from pri3d.store import Store
 from pri3d.train.engine import StepModule, fit
 from pri3d.train.runs import RunFolder
-from pri3d.train.settings import Precision, PretrainSettings, resolve
+from pri3d.train.settings import Precision, PretrainSettings, check_counts, resolve
 from pri3d.types import PairBatch
 
 
@@ -38,6 +38,7 @@ class PretrainModule(StepModule):
             settings.objectives,
             {
                 "channels": settings.channels,
+                "chunks": settings.chunks,
                 "points": settings.points,
                 "temperature": settings.temperature,
                 "distance": settings.distance,
@@ -146,11 +147,12 @@ def pretrain(
     unet = UNet(build_encoder(settings.encoder), settings.decoder, settings.channels)
     init_encoder(unet.encoder, settings.init)
     module = PretrainModule(settings, unet.to(memory_format=torch.channels_last))
+    check_counts(workers=workers, save_every=save_every)
     done = folder.open("pretrain", settings, provenance, resume)
     facts = _facts(settings, provenance)
     if done == 0:
         save_model(unet, folder.initial, {**facts, "steps": 0})
-    if done < settings.steps:
+    if done < settings.steps or not folder.weights.exists():
         fit(module, dataset, collate, folder, done, seed, workers, [], save_every)
         save_model(unet, folder.weights, {**facts, "steps": settings.steps})
     return folder.path
@@ -177,5 +179,5 @@ def _dataset(data: Path, store: Store, settings: PretrainSettings) -> PairDatase
 
 def _facts(settings: PretrainSettings, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What travels with the weights."""
-    names = ("encoder", "decoder", "channels", "init", "objectives", "size", "seed")
+    names = ("encoder", "decoder", "channels", "init", "objectives", "size", "holdout", "distance", "seed")
     return {**{name: getattr(settings, name) for name in names}, **provenance}

@@ -58,7 +58,10 @@ class RunFolder:
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         differences = [
             f"{name} was {before.get(part, {}).get(name)!r}, is {value!r}"
-            for part, names in (("settings", now["settings"]), ("provenance", ("data_hash", "weights_hash")))
+            for part, names in (
+                ("settings", now["settings"]),
+                ("provenance", ("data_hash", "init", "init_data_hash", "part")),
+            )
             for name in names
             if (value := now[part].get(name)) != before.get(part, {}).get(name)
         ]
@@ -72,12 +75,6 @@ class RunFolder:
             return int(torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
         except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
             raise WeightsError(f"{self.checkpoint}: damaged ({error}). Delete it to start this run anew.") from error
-
-    def read_config(self) -> dict[str, Any]:
-        """Resolved settings and provenance. Raises DataError where the folder holds no run."""
-        if not self.config.is_file():
-            raise DataError(f"{self.path}: no run here (no config.yaml). Give the folder that --run named.")
-        return dict(yaml.safe_load(self.config.read_text(encoding="utf-8")))
 
 
 class MetricsFile:

@@ -13,9 +13,22 @@ import yaml
 
 from pri3d.errors import ConfigError
 from pri3d.geometry.images import Interpolation
+from pri3d.objectives.contrast import MIN_TEMPERATURE
 
 Precision = Literal["auto", "fp32", "bf16"]
 S = TypeVar("S", bound="TrainSettings")
+
+#: Smallest sensible value of a setting.
+LEAST = {
+    "steps": 1,
+    "batch": 1,
+    "micro_batch": 1,
+    "channels": 1,
+    "eval_every": 1,
+    "points": 2,
+    "temperature": MIN_TEMPERATURE,
+    "distance": 1e-4,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +47,19 @@ class TrainSettings:
     batch: int
     micro_batch: int
     precision: Precision
+    seed: int = dataclasses.field(default=0, kw_only=True)
 
     def problems(self) -> list[str]:
         """Everything wrong with the numbers, each with its flag."""
         found = [
-            f"{name} = {getattr(self, name)}: must be positive"
-            for name in ("lr", "steps", "batch", "micro_batch")
-            if not getattr(self, name) > 0
+            f"--{name.replace('_', '-')} {getattr(self, name)}: give at least {least:g}"
+            for name, least in LEAST.items()
+            if hasattr(self, name) and not getattr(self, name) >= least
         ]
+        if not self.lr > 0:
+            found.append(f"--lr {self.lr}: must be positive")
         if not found and self.batch % self.micro_batch:
-            found.append(f"batch = {self.batch} is not a multiple of micro_batch = {self.micro_batch}")
+            found.append(f"--batch {self.batch} is not a multiple of --micro-batch {self.micro_batch}")
         return found
 
     @property
@@ -70,7 +86,6 @@ class PretrainSettings(TrainSettings):
     voxel_input: Literal["occupancy", "color"]
     interpolation: Interpolation
     holdout: float
-    seed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +97,12 @@ class FinetuneSettings(TrainSettings):
     channels: int
     fraction: float
     eval_every: int
-    seed: int = 0
+
+
+def check_counts(workers: int = 0, save_every: int = 1) -> None:
+    """Refuse numbers that belong to the call and not to the run. Raises ConfigError."""
+    if workers < 0 or save_every < 1:
+        raise ConfigError(f"--workers {workers} --save-every {save_every}: give at least 0 workers, 1 step.")
 
 
 def presets(verb: str) -> list[str]:
@@ -126,7 +146,7 @@ def resolve(kind: type[S], verb: str, preset: str, given: Mapping[str, Any]) -> 
         problems = settings.problems()
         if not problems:
             return settings
-    raise ConfigError(f"preset {preset!r}: " + "; ".join(problems) + ".")
+    raise ConfigError(f"settings (preset {preset!r} and flags): " + "; ".join(problems) + ".")
 
 
 def _read(verb: str, preset: str) -> dict[str, Any]:
