@@ -13,6 +13,8 @@ from pri3d.types import Voxels
 
 LEVEL = np.array(((1.0, 0, 0, 0), (0, 0, 1, 0), (0, -1, 0, 1), (0, 0, 0, 1)))  # looks along +y from 1 m height, z up
 
+LEVEL_AT_ZERO = LEVEL - np.eye(4)[2][:, None] * np.eye(4)[3]
+
 
 def floor_chunk(cells: np.ndarray, voxel: float = 0.1, depth: float = 2.0) -> Chunk:
     surface = Voxels(np.unique(cells, axis=0).astype(np.int32), 0.1)
@@ -68,6 +70,17 @@ def test_colour_follows_height():
     _, chunk = painted(floor_chunk(np.array([[-5, 20, 5], [5, 20, 13]])))
     colors = np.unique(chunk.get_facecolors().round(6), axis=0)
     assert len(colors) == 6  # two heights, three brightnesses
+
+
+@pytest.mark.parametrize("base", [-7, 9])
+def test_colours_span_the_heights_of_the_chunk_wherever_zero_is(base: int):
+    chunk = floor_chunk(np.array([[-5, 20, base], [0, 20, base + 2], [5, 20, base + 3]]))
+    pose = LEVEL.copy()
+    pose[2, 3] = 0.1 * base
+    colors = painted(chunk._replace(world_from_camera=pose))[1].get_facecolors()
+    centred = painted(floor_chunk(chunk.surface.cells - (0, 0, base))._replace(world_from_camera=LEVEL_AT_ZERO))[1]
+    assert len(np.unique(colors.round(6), axis=0)) == 9  # three heights, three brightnesses
+    assert colors == pytest.approx(centred.get_facecolors())
 
 
 def test_the_far_cube_is_painted_first():

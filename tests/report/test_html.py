@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pri3d.report.html import Page, flatten, write_atomic
+from pri3d.files import write_atomic
+from pri3d.report.html import Page, flatten
 
 
 def tiny_png() -> bytes:

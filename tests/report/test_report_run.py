@@ -17,6 +17,7 @@ from pri3d.report import gather, style
 from pri3d.report.cutaway import drawable
 from pri3d.report.gather import Missing
 from pri3d.report.run import compare, write_overview, write_report
+from pri3d.runfiles import write_json
 from pri3d.store import Store, read_manifest, write_manifest
 from pri3d.tasks.semantic import load_semantic
 
@@ -100,8 +101,24 @@ class TestReport:
         assert any("weights.safetensors" in note for note in notes(page))
         assert any("may have seen them" in text for text in page.texts)
 
-    def test_damaged_scores_are_an_error(self, tmp_path, runs, report):
-        (tmp_path / "scores.json").write_text("{")
+    def test_a_run_whose_labels_were_all_ignored_counts_as_one_without_scores(self, tmp_path, runs, report):
+        unknown = {"step": 1, "miou": None, "accuracy": None, "iou": {"wall": None}}
+        (tmp_path / "blind").mkdir()
+        write_json(tmp_path / "blind" / "scores.json", {"last": unknown, "best": unknown, "history": [unknown]})
+        page = report(tmp_path, finetune_runs={**runs.finetune, "imagenet": [tmp_path / "blind"]})
+        assert "Without scores, and left out: blind." in page.texts
+        assert not any("nan" in text for text in page.texts)
+
+    def test_unknown_numbers_are_dashes(self, tmp_path, runs, report):
+        results = {"semantic_miou": {"scratch": [None, 0.25], "pri3d": [None]}, "recall": None, "gain": float("nan")}
+        page = report(tmp_path, finetune_runs={}, results=results)
+        assert not {"None", "nan"} & set(page.texts)
+        assert page.texts.count("–") == 2
+        assert "25.0%" in page.texts
+
+    @pytest.mark.parametrize("content", ["{", "[]", "null", '{"last": {"miou": 0.5}, "history": []}'])
+    def test_damaged_scores_are_an_error(self, tmp_path, runs, report, content):
+        (tmp_path / "scores.json").write_text(content)
         with pytest.raises(DataError, match=r"scores\.json"):
             report(tmp_path, finetune_runs={"pri3d": [tmp_path]})
 

@@ -88,7 +88,8 @@ def draw_chunk(axes: Axes, chunk: Chunk) -> None:
     rest = surface.cells[~np.isin(_keys(surface.cells), _keys(seen))]
     _draw_cubes(axes, rest, surface.size, np.full((len(rest), 3), 0.96), looking, contrast=0.4)
     height = seen @ chunk.up
-    spread = (height - height.min(initial=0)) / max(float(np.ptp(height)) if len(height) else 0.0, 1e-9)
+    lowest, highest = (height.min(), height.max()) if len(height) else (0.0, 0.0)
+    spread = (height - lowest) / max(float(highest - lowest), 1e-9)
     _draw_cubes(axes, seen, surface.size, mpl.colormaps["viridis"](0.08 + 0.86 * spread)[:, :3], looking)
     if box is not None:
         _draw_lines(axes, looking.flat(_box_edges(*box)), MUTED, 0.7, (0, (3, 2)))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,17 +22,11 @@ from pri3d.geometry.matching import match_pixels
 from pri3d.models.weights import load_model
 from pri3d.report.cutaway import Chunk, up_direction
 from pri3d.report.figures import MatchedPair, Segmented
+from pri3d.runfiles import RunPaths, read_json
 from pri3d.store import MANIFEST, Store
 from pri3d.tasks.semantic import load_semantic
 
 Runs = Mapping[str, Sequence[Path]]
-INITIAL, FINAL, METRICS, SCORES, CONFIG = (
-    "initial.safetensors",
-    "weights.safetensors",
-    "metrics.csv",
-    "scores.json",
-    "config.yaml",
-)
 _DISTANCE = 0.02  # metres; of runs that do not say
 
 
@@ -43,17 +36,9 @@ class Missing(NamedTuple):
     reason: str
 
 
-def read_rows(path: Path) -> list[dict[str, float]]:
-    """Rows of a metrics.csv, empty cells left out; none where there is no file."""
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
-
-
 def read_settings(run: Path) -> dict[str, Any]:
     """Return a run's resolved settings; empty where it has no config.yaml. Raises DataError where that is damaged."""
-    path = run / CONFIG
+    path = RunPaths(run).config
     if not path.is_file():
         return {}
     try:
@@ -63,19 +48,24 @@ def read_settings(run: Path) -> dict[str, Any]:
 
 
 def read_scores(runs: Runs) -> dict[str, list[dict[str, Any]]]:
-    """scores.json of the finished runs, method by method; methods without any are left out. Raises DataError."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for method, folders in runs.items():
-        for path in (folder / SCORES for folder in folders):
-            if not path.is_file():
-                continue
-            try:
-                scores = json.loads(path.read_text(encoding="utf-8"))
-                float(scores["last"]["miou"])
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path}: not the scores of a run ({error}). Delete it, or restore it.") from error
-            found.setdefault(method, []).append(scores)
-    return found
+    """:func:`read_score` of the runs that have one, method by method; methods without any are left out."""
+    found = {method: [read_score(folder) for folder in folders] for method, folders in runs.items()}
+    present = {method: [score for score in of if score is not None] for method, of in found.items()}
+    return {method: of for method, of in present.items() if of}
+
+
+def read_score(run: Path) -> dict[str, Any] | None:
+    """scores.json of a run, unknown numbers as NaN; None where it has none or no mIoU. Raises DataError if damaged."""
+    path = RunPaths(run).scores
+    if not path.is_file():
+        return None
+    scores = _known(read_json(path))
+    try:
+        known = math.isfinite(scores["last"]["miou"])
+        dict(scores["last"]["iou"]), list(scores["history"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not the scores of a run ({error!r}). Delete it, or restore it.") from error
+    return dict(scores) if known else None
 
 
 def open_store(folder: Path) -> Store | Missing:
@@ -159,10 +149,10 @@ def chunk(folder: Path, run: Path) -> Chunk | Missing:
 @torch.no_grad()
 def feature_maps(images: Tensor, run: Path) -> dict[str, Tensor] | Missing:
     """Maps (K, C, h, w) of images (K, 3, H, W) by the run's network before and after pre-training."""
-    absent = [name for name in (INITIAL, FINAL) if not (run / name).is_file()]
+    files = {"before": RunPaths(run).initial, "after": RunPaths(run).weights}
+    absent = [file.name for file in files.values() if not file.is_file()]
     if absent:
         return Missing(f"{run.name} has no {' and no '.join(absent)}; its pre-training has not finished.")
-    files = {"before": run / INITIAL, "after": run / FINAL}
     return {name: load_model(file)[0](images).float() for name, file in files.items()}
 
 
@@ -178,7 +168,7 @@ def segmentations(val_store: Path, runs: Runs, count: int) -> tuple[list[Segment
     if not store.class_names:
         return Missing(f"{val_store.name} has no labels.")
     files = {
-        method: next((run / FINAL for run in folders if (run / FINAL).is_file()), None)
+        method: next((file for file in (RunPaths(run).weights for run in folders) if file.is_file()), None)
         for method, folders in runs.items()
     }
     models = {method: (load_semantic(file)[0], file.parent) for method, file in files.items() if file is not None}
@@ -202,6 +192,15 @@ def shares_scenes(first: Store, second: Store) -> bool:
     ids = set(first.scenes) & set(second.scenes)
     hashes = [{scene["hash"] for scene in store.manifest["scenes"].values()} for store in (first, second)]
     return bool(ids or hashes[0] & hashes[1])
+
+
+def _known(value: Any) -> Any:
+    """What JSON held, null as NaN."""
+    if isinstance(value, dict):
+        return {key: _known(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_known(item) for item in value]
+    return math.nan if value is None else value
 
 
 def _cell_centres(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> NDArray[np.float64]:

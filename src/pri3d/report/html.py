@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from pri3d.files import write_atomic
 
 _CSS = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1d2330;--muted:#5f6675;--line:#dfe3ea;--soft:#f4f6f9;--mark:#0072b2;
@@ -126,18 +127,6 @@ class Page:
     def write(self, path: Path) -> Path:
         """Write the page under a temporary name, rename it, and return ``path``."""
         return write_atomic(path, self.render().encode())
-
-
-def write_atomic(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all; its folder is created."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -9,13 +9,15 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pri3d.errors import DataError
+from pri3d.files import write_atomic
 from pri3d.models.weights import read_provenance
 from pri3d.report import charts, figures, gather
 from pri3d.report.cutaway import drawable
 from pri3d.report.gather import Missing, Runs
-from pri3d.report.html import Page, write_atomic
+from pri3d.report.html import Page
 from pri3d.report.overview import overview_picture
 from pri3d.report.style import series_label
+from pri3d.runfiles import RunPaths, read_metrics
 from pri3d.store import Store
 
 #: methods whose difference the report states: of the first named to the second, where both were run
@@ -169,7 +171,7 @@ def _add_data(page: Page, store: Path, run: Path) -> None:
 
 def _add_pretraining(page: Page, run: Path, stores: Sequence[Path]) -> None:
     page.heading("Pre-training")
-    rows = gather.read_rows(run / gather.METRICS)
+    rows = read_metrics(RunPaths(run).metrics)
     if rows:
         last = rows[-1]
         weights = gather.read_settings(run).get("objectives", {})
@@ -181,7 +183,7 @@ def _add_pretraining(page: Page, run: Path, stores: Sequence[Path]) -> None:
             "Curves of loss, match recall and learning rate over the steps of pre-training.",
         )
     else:
-        page.note(f"The curves are left out: {run.name} has no {gather.METRICS}.")
+        page.note(f"The curves are left out: {run.name} has no {RunPaths(run).metrics.name}.")
     folder = gather.store_with_pairs(stores)
     if isinstance(folder, Missing):
         page.note(f"Features are left out: {folder.reason}")
@@ -220,7 +222,7 @@ def _add_finetuning(page: Page, scores: Mapping[str, list[dict[str, Any]]], runs
         )
         rows = [(name, *(_percent(of.get(name)) for of in ious.values())) for name in next(iter(ious.values()))]
         page.table(["IoU, %", *map(series_label, ious)], rows)
-    unfinished = [run.name for folders in runs.values() for run in folders if not (run / gather.SCORES).is_file()]
+    unfinished = [run.name for folders in runs.values() for run in folders if gather.read_score(run) is None]
     if unfinished:
         page.note(f"Without scores, and left out: {', '.join(unfinished)}.")
     found = gather.segmentations(val_store, runs, 5)
@@ -240,8 +242,9 @@ def _add_settings(page: Page, store: Path, run: Path, val_store: Path, runs: Run
     page.heading("Settings")
     page.paragraph("The settings that made these numbers.")
     page.facts("This report", settings)
-    if (run / gather.FINAL).is_file():
-        page.facts("Pre-trained weights", read_provenance(run / gather.FINAL))
+    weights = RunPaths(run).weights
+    if weights.is_file():
+        page.facts("Pre-trained weights", read_provenance(weights))
     page.facts("Pre-training", gather.read_settings(run))
     first = next((folder for folders in runs.values() for folder in folders), None)
     if first is not None:
@@ -270,7 +273,10 @@ def _held_out(store: Path, val_store: Path) -> str:
 def _miou(scores: Mapping[str, list[dict[str, Any]]], results: Mapping[str, Any]) -> dict[str, list[float]]:
     if scores:
         return {method: [float(score["last"]["miou"]) for score in of] for method, of in scores.items()}
-    return {method: [float(v) for v in values] for method, values in results.get("semantic_miou", {}).items() if values}
+    stated = results.get("semantic_miou", {})
+    known = {method: [float(v) for v in values if v is not None] for method, values in stated.items()}
+    finite = {method: [v for v in values if np.isfinite(v)] for method, values in known.items()}
+    return {method: values for method, values in finite.items() if values}
 
 
 def _mean_iou(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -281,7 +287,7 @@ def _mean_iou(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _losses(folders: Sequence[Path]) -> list[list[dict[str, float]]]:
-    tables = (gather.read_rows(folder / gather.METRICS) for folder in folders)
+    tables = (read_metrics(RunPaths(folder).metrics) for folder in folders)
     return [[row for row in rows if "loss" in row] for rows in tables if rows]
 
 
@@ -303,6 +309,8 @@ def _in_words(miou: Mapping[str, Sequence[float]]) -> str:
 
 
 def _number(value: Any) -> str:
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
