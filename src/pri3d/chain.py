@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,27 +19,27 @@ from pri3d.machine import cores
 from pri3d.models.export import export
 from pri3d.preparation.run import prepare
 from pri3d.report.run import write_report
+from pri3d.runfiles import read_json, read_metrics, write_json
 from pri3d.train.finetune import finetune
 from pri3d.train.pretrain import pretrain
-from pri3d.train.runs import read_json, read_metrics, write_json
 from pri3d.worlds.write import rooms
 
 MARK = ".pri3d-demo"  #: file by which a demo knows its own folder
 SIZE = "160x120"
 #: Rooms of each part: (first room, rooms, frames a room). No room is in two parts.
-PARTS = {"pretrain": (0, 24, 40), "labelled": (100, 10, 6), "test": (200, 12, 10)}
+PARTS = {"pretrain": (0, 24, 40), "labelled": (100, 10, 6), "test": (200, 24, 5)}
 VOXEL = 0.16  #: metres; a CPU wants few voxels
 DISTANCE = 0.04  #: metres; a pixel of so small an image is that wide a few metres away
 SEEDS = (0, 1)
-PRETRAIN_STEPS, FINETUNE_STEPS = 350, 200
+PRETRAIN_STEPS, FINETUNE_STEPS = 380, 120
 #: What fine-tuning takes of the pre-trained weights; docs/results/demo.md compares.
 PART: Literal["all", "encoder"] = "encoder"
 #: The learning rates that suit each start best; docs/results/demo.md has the search.
-LEARNING_RATES = {"scratch": 1e-3, "pri3d": 1e-3}
+LEARNING_RATES = {"scratch": 1e-3, "pri3d": 2e-3}
 TRIAL_STEPS = 10  #: of pre-training, to see how fast the machine is
 BATCH = 8  #: of the quick presets
-FINETUNE_COST = 0.7  #: a fine-tuning step on one core, in pre-training steps on all of two
-START_SECONDS = 30.0  #: of processes that start
+FINETUNE_COST = 0.4  #: of a fine-tuning step, in pre-training steps
+START_SECONDS = 20.0  #: of the runs: building networks, reading stores, the final validation
 REPORT_SECONDS = 20.0  #: kept back for export and report
 
 
@@ -75,14 +75,21 @@ def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, work
     say = Console(stderr=True, highlight=False).print
     _clear(out)
     stores = _data(out, seed, workers, say)
-    left = max_minutes * 60 - (time.perf_counter() - began) - REPORT_SECONDS
-    plan = _plan(out / "trial", stores, left, seed, workers)
-    if plan.shortened:
-        say(f"shortened to fit {max_minutes:g} minutes: {plan.pretrain_steps} + {plan.finetune_steps} steps")
-    say(f"pre-training View+Geo, {plan.pretrain_steps} steps")
-    run = _pretrain(stores, out / "runs/pretrain", plan.pretrain_steps, seed)
-    say(f"fine-tuning {2 * len(SEEDS)} networks, {plan.finetune_steps} steps each")
-    runs = _finetune(out, stores, run, plan.finetune_steps, workers)
+    processes = min(workers, 2 * len(SEEDS))
+    threads = max(1, cores() // processes)
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        left = max_minutes * 60 - (time.perf_counter() - began) - REPORT_SECONDS
+        plan = pool.submit(_plan, out / "trial", stores["pretrain"], left, seed, processes).result()
+        if plan.shortened:
+            say(f"cut to fit {max_minutes:g} minutes: {plan.pretrain_steps} and {plan.finetune_steps} steps")
+        say(f"pre-training View+Geo, {plan.pretrain_steps} steps; beside it, fine-tuning from scratch")
+        run = out / "runs/pretrain"
+        training = pool.submit(_pretrain, stores["pretrain"], run, plan.pretrain_steps, seed)
+        scratch = _finetune(pool, out, stores, "scratch", "scratch", plan.finetune_steps)
+        training.result()
+        say(f"fine-tuning from the pre-trained weights, {plan.finetune_steps} steps")
+        jobs = {"scratch": scratch, "pri3d": _finetune(pool, out, stores, "pri3d", str(run), plan.finetune_steps)}
+        runs = {name: [job.result() for job in started] for name, started in jobs.items()}
     exported = export(run, to="torchvision", out=out / "pri3d_resnet18.safetensors")
     scores = {name: [read_json(r / "scores.json")["last"]["miou"] for r in some] for name, some in runs.items()}
     settings = {
@@ -143,56 +150,46 @@ def _data(out: Path, seed: int, workers: int, say: Any) -> dict[str, Path]:
     return stores
 
 
-def _pretrain(stores: dict[str, Path], run: Path, steps: int, seed: int) -> Path:
+def _pretrain(store: Path, run: Path, steps: int, seed: int) -> Path:
     """Pre-train on all rooms of the first part; the quick preset has both objectives."""
-    return pretrain(stores["pretrain"], run=run, steps=steps, seed=seed, holdout=0.0, distance=DISTANCE, voxel=VOXEL)
+    return pretrain(store, run=run, steps=steps, seed=seed, holdout=0.0, distance=DISTANCE, voxel=VOXEL, workers=0)
 
 
-def _plan(trial: Path, stores: dict[str, Path], seconds: float, seed: int, workers: int) -> Plan:
+def _plan(trial: Path, store: Path, seconds: float, seed: int, processes: int) -> Plan:
     """Time a few steps of pre-training and cut both numbers of steps alike where they do not fit ``seconds``."""
     began = time.perf_counter()
-    run = _pretrain(stores, trial, TRIAL_STEPS, seed)
-    seconds -= time.perf_counter() - began
+    run = _pretrain(store, trial, TRIAL_STEPS, seed)
     rate = read_metrics(run / "metrics.csv")[-1]["samples_per_s"]
     shutil.rmtree(trial)
-    rounds = -(-2 * len(SEEDS) // workers)
+    seconds -= time.perf_counter() - began + START_SECONDS
+    # What fine-tuning adds to the time of pre-training: with a process of its own, starting from scratch costs none.
+    rounds = 2 * len(SEEDS) if processes == 1 else -(-len(SEEDS) // processes)
     units = PRETRAIN_STEPS + FINETUNE_COST * FINETUNE_STEPS * rounds
-    share = min(1.0, max(0.0, seconds - START_SECONDS) * rate / (BATCH * units))
+    share = min(1.0, max(0.0, seconds) * rate / (BATCH * units))
     return Plan(max(10, int(share * PRETRAIN_STEPS)), max(10, int(share * FINETUNE_STEPS)), share < 1)
 
 
-def _finetune(out: Path, stores: dict[str, Path], weights: Path, steps: int, workers: int) -> dict[str, list[Path]]:
-    """Fine-tune from scratch and from ``weights`` with every seed, side by side: start -> run folders."""
-    starts = {"scratch": "scratch", "pri3d": str(weights)}
-    runs = {name: [out / f"runs/{name}-{seed}" for seed in SEEDS] for name in starts}
-    processes = min(workers, len(starts) * len(SEEDS))
-    with ProcessPoolExecutor(
-        processes,
-        mp_context=get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(max(1, cores() // processes),),
-    ) as pool:
-        jobs = [
-            pool.submit(
-                finetune,
-                "semantic",
-                stores["labelled"],
-                stores["test"],
-                weights=start,
-                part=PART,
-                run=run,
-                seed=seed,
-                steps=steps,
-                eval_every=steps,
-                lr=LEARNING_RATES[name],
-                workers=0,
-            )
-            for name, start in starts.items()
-            for seed, run in zip(SEEDS, runs[name], strict=True)
-        ]
-        for job in jobs:
-            job.result()
-    return runs
+def _finetune(
+    pool: ProcessPoolExecutor, out: Path, stores: dict[str, Path], name: str, weights: str, steps: int
+) -> list[Future[Path]]:
+    """Start a fine-tuning with every seed; the results are the run folders."""
+    return [
+        pool.submit(
+            finetune,
+            "semantic",
+            stores["labelled"],
+            stores["test"],
+            weights=weights,
+            part=PART,
+            run=out / f"runs/{name}-{seed}",
+            seed=seed,
+            steps=steps,
+            eval_every=steps,
+            lr=LEARNING_RATES[name],
+            workers=0,
+        )
+        for seed in SEEDS
+    ]
 
 
 def _show(scores: dict[str, list[float]], minutes: float, exported: Path, report: Path) -> None:

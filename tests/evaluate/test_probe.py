@@ -13,6 +13,7 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.evaluate.probe import _summary, cell_distance, probe
 from pri3d.models.unet import build_unet
 from pri3d.models.weights import save_model
+from pri3d.store import Store
 
 
 def test_distance_in_cells() -> None:
@@ -46,6 +47,20 @@ def test_probe_compares_networks_on_the_same_points(rooms_store: Path, tmp_path:
     assert one.points == two.points > 0
     assert 0 < one.mean < 1
     assert one.mean != two.mean
+
+
+def test_probe_refuses_frames_the_network_was_trained_on(rooms_store: Path, tmp_path: Path) -> None:
+    record = {"holdout": 0.1, "data_hash": Store(rooms_store).hash}
+    save_model(build_unet("resnet18", "slim", 32), tmp_path / "net.safetensors", record)
+    with pytest.raises(ConfigError, match="has seen"):
+        probe(rooms_store, [tmp_path / "net.safetensors"], holdout=0.4, size="64x48")
+
+
+def test_networks_of_one_name_stay_apart(rooms_store: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save_model(build_unet("resnet18", "slim", 32), tmp_path / name / "net.safetensors", {})
+    weights = [tmp_path / name / "net.safetensors" for name in ("a", "b")]
+    assert len(probe(rooms_store, weights, holdout=0.4, size="64x48")) == 2
 
 
 def test_probe_refuses_what_it_cannot_measure(rooms_store: Path, tmp_path: Path) -> None:

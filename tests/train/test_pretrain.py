@@ -15,8 +15,8 @@ import yaml
 
 from pri3d.errors import ConfigError, DataError, Pri3DError
 from pri3d.models.weights import load_model, read_provenance, read_state
+from pri3d.runfiles import read_metrics
 from pri3d.train.pretrain import pretrain
-from pri3d.train.runs import read_metrics
 
 SMALL = {
     "size": "64x48",

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from pri3d.errors import ConfigError
+from pri3d.runfiles import read_metrics
 from pri3d.train.optim import build, factor
-from pri3d.train.runs import MetricsFile, read_metrics
+from pri3d.train.runs import MetricsFile
 from pri3d.train.settings import FinetuneSettings, PretrainSettings, presets, resolve
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from pri3d.geometry.images import parse_size
 from pri3d.geometry.matching import choose, match_pixels
 from pri3d.models.unet import UNet
 from pri3d.models.weights import load_model
+from pri3d.runfiles import RunPaths
 from pri3d.store import Store
 
 #: Upper ends of the viewing-angle bins, degrees.
@@ -44,6 +45,7 @@ def matching_recall(
     dataset: PairDataset,
     angles: NDArray[np.float32],
     pixels: float = 10.0,
+    distance: float = 0.02,
     width: int = 320,
     points: int = 1000,
 ) -> Recall:
@@ -55,6 +57,7 @@ def matching_recall(
         angles: (P,) radians between the viewing directions of each pair.
         pixels: a point is found when the chosen cell's centre lies within this distance of the true pixel,
             in pixels of an image ``width`` wide.
+        distance: metres within which two measured points are the same.
         width: of that image.
         points: matches drawn a pair, the same for every network.
     """
@@ -64,7 +67,7 @@ def matching_recall(
         batch = collate([dataset[Draw(0, k)]])
         features = unet(batch.color.flatten(0, 1).to(device)).float()
         grid = (int(features.shape[-2]), int(features.shape[-1]))
-        matches = match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, grid, 0.02)
+        matches = match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, grid, distance)
         matches = choose(matches, points, batch.seeds)
         keep = matches.valid[0]
         gap = cell_distance(features, matches.first[0, keep].to(device), matches.second[0, keep].to(device))
@@ -104,6 +107,7 @@ def probe(
     holdout: float = 0.1,
     size: str = "160x120",
     pixels: float = 10.0,
+    distance: float | None = None,
     pairs: int = 200,
     seed: int = 0,
 ) -> dict[str, Recall]:
@@ -118,6 +122,7 @@ def probe(
         holdout: as given to pretrain.
         size: of the images, width x height.
         pixels: a point counts as found within this distance, in pixels of a 320-pixel-wide image.
+        distance: metres within which two measured points are the same; as prepared where it is not given.
         pairs: at most so many held-out pairs, drawn with the seed.
         seed: of the draw of pairs and points.
 
@@ -132,13 +137,27 @@ def probe(
         rows = np.sort(np.random.default_rng(derive(seed)).choice(rows, pairs, replace=False))
     dataset = PairDataset(data, rows, parse_size(size), seed)
     angles = store.pairs().angle[rows]
+    distance = float(store.manifest["settings"]["distance"]) if distance is None else distance
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    results = {
-        name: matching_recall(load_model(path)[0].eval().to(device), dataset, angles, pixels)
-        for name, path in _states(weights).items()
-    }
+    results = {}
+    for name, path in _states(weights).items():
+        unet, record = load_model(path)
+        _check_holdout(path, record, store, holdout)
+        results[name] = matching_recall(unet.to(device), dataset, angles, pixels, distance)
+        if not results[name].points:
+            raise DataError(f"{data}: no held-out pair has a match within {distance} m. Raise --distance.")
     _show(results, pixels)
     return results
+
+
+def _check_holdout(path: Path, record: dict[str, Any], store: Store, holdout: float) -> None:
+    """Refuse to score a network on frames it was trained on. Raises ConfigError."""
+    trained = record.get("holdout")
+    if record.get("data_hash") == store.hash and trained is not None and trained < holdout:
+        raise ConfigError(
+            f"{path}: was trained with --holdout {trained:g}, so --holdout {holdout:g} would score frames it has seen. "
+            "Probe on other recordings, or give the same share."
+        )
 
 
 def _states(weights: list[Path]) -> dict[str, Path]:
@@ -147,12 +166,13 @@ def _states(weights: list[Path]) -> dict[str, Path]:
     for path in weights:
         if not path.exists():
             raise DataError(f"{path}: no such run or weights file.")
-        before = path / "initial.safetensors"
+        name = str(path) if [other.name for other in weights].count(path.name) > 1 else path.name
+        before = RunPaths(path).initial
         if path.is_dir() and before.is_file():
-            states[f"{path.name} before"] = before
-            states[f"{path.name} after"] = path
+            states[f"{name} before"] = before
+            states[f"{name} after"] = path
         else:
-            states[path.name] = path
+            states[name] = path
     return states
 
 

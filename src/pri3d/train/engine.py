@@ -124,7 +124,7 @@ class Recorder(Callback):
         if step % self.line_every < self.log_every or step == self.settings.steps:
             left = (self.settings.steps - step) / max(rate, 1e-9)
             self.say(
-                f"step {step}/{self.settings.steps}  loss {values['loss']:.3f}  "
+                f"{self.run.path.name}: step {step}/{self.settings.steps}  loss {values['loss']:.3f}  "
                 f"{values['samples_per_s']:.1f} samples/s  {left / 60:.1f} min left"
             )
 

@@ -18,9 +18,10 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.images import parse_size
 from pri3d.models.unet import UNet, build_unet
 from pri3d.models.weights import load_weights, read_provenance, read_state
+from pri3d.runfiles import read_json, write_json
 from pri3d.tasks.semantic import Confusion, SemanticUNet, save_semantic, semantic_loss
 from pri3d.train.engine import StepModule, fit
-from pri3d.train.runs import RunFolder, read_json, write_json
+from pri3d.train.runs import RunFolder
 from pri3d.train.settings import FinetuneSettings, Precision, check_counts, resolve
 from pri3d.types import LabelledBatch
 
@@ -60,7 +61,7 @@ class Validator(Callback):
         with trainer.precision_plugin.val_step_context():
             entry = evaluate_semantic(module.model, self.dataset, module.settings.micro_batch)
         self.history.append({"step": step, **entry})
-        best = max(self.history, key=lambda item: item["miou"])
+        best = max(self.history, key=lambda item: -1.0 if item["miou"] is None else item["miou"])
         if best is self.history[-1]:
             save_semantic(module.model, self.run.best, self.dataset.class_names, {**self.provenance, "steps": step})
         write_json(self.run.scores, {"last": self.history[-1], "best": best, "history": self.history})

@@ -1,10 +1,9 @@
-"""The run folder: resolved settings, provenance, metrics, checkpoint, weights. The only place that knows its paths."""
+"""A training run's folder: begun or continued, its settings compared, its metrics appended."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,27 +13,13 @@ import torch
 import yaml
 
 import pri3d
-from pri3d.errors import ConfigError, DataError, WeightsError
+from pri3d.errors import ConfigError, WeightsError
+from pri3d.runfiles import RunPaths, read_metrics, write_text
 from pri3d.train.settings import TrainSettings
 
 
-class RunFolder:
-    """Paths and small files of one run.
-
-    ``config.yaml`` resolved settings and provenance, ``metrics.csv`` one row a logged step, ``tensorboard/``,
-    ``last.ckpt`` everything needed to continue, ``initial.safetensors`` and ``weights.safetensors`` the network
-    before and after, ``best.safetensors`` the best validated one where there is validation.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.config = path / "config.yaml"
-        self.metrics = path / "metrics.csv"
-        self.checkpoint = path / "last.ckpt"
-        self.initial = path / "initial.safetensors"
-        self.weights = path / "weights.safetensors"
-        self.best = path / "best.safetensors"
-        self.scores = path / "scores.json"
+class RunFolder(RunPaths):
+    """The folder of a run that trains; beside the files of RunPaths it holds ``tensorboard/``."""
 
     def open(self, verb: str, settings: TrainSettings, provenance: Mapping[str, Any], resume: bool) -> int:
         """Create the folder, or check that it holds this very run, and say how many steps are done.
@@ -107,29 +92,3 @@ class MetricsFile:
             writer.writeheader()
             writer.writerows(self.rows)
         temporary.replace(self.path)
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a metrics.csv; empty cells are left out."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
-    write_text(path, json.dumps(value, indent=1))
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON. Raises DataError naming a file that is damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}). Delete it, or restore it.") from error
