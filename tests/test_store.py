@@ -13,13 +13,16 @@ import pytest
 from PIL import Image
 
 from pri3d.errors import DataError
+from pri3d.files import put_folder, temporary
 from pri3d.store import (
     PairTable,
     SceneWriter,
     Store,
     finished_scenes,
     millimetres,
+    read_manifest,
     read_scene_record,
+    remember,
     write_manifest,
     write_pairs,
 )
@@ -93,9 +96,10 @@ def test_round_trip(root: Path) -> None:
     assert (instance == 300).all()
     assert instance.dtype == np.uint16
     assert scene.label(2) is None
+    assert [scene.has_label(row) for row in range(3)] == [True, False, False]
     assert scene.instance(2) is None
     surface = scene.surface()
-    assert surface is scene.surface()
+    assert surface is not scene.surface()  # who needs it again keeps it
     np.testing.assert_array_equal(surface.cells, CELLS.cells)
     np.testing.assert_array_equal(surface.color, CELLS.color)
     assert surface.size == 0.02
@@ -208,8 +212,9 @@ def test_wrong_requests_are_explained(root: Path) -> None:
     with pytest.raises(DataError, match="f1 was rejected: its pose is not finite"):
         store.scene("a").view(1)
     for row in (3, -1):
-        with pytest.raises(DataError, match=r"rows are 0\.\.2"):
-            store.scene("a").view(row)
+        for ask in (store.scene("a").view, store.scene("a").has_label):
+            with pytest.raises(DataError, match=r"rows are 0\.\.2"):
+                ask(row)
 
 
 def test_incomplete_stores_are_refused(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -248,7 +253,7 @@ def test_an_error_leaves_nothing_and_the_old_scene(root: Path, error: type[BaseE
 
 
 def test_remains_of_a_killed_run_do_not_count_and_go(tmp_path: Path) -> None:
-    part = tmp_path / "scenes" / ".a.part"
+    part = temporary(tmp_path / "scenes" / "a")  # the number of the killed process came round
     part.mkdir(parents=True)
     (part / "scene.json").write_text("{}")
     (part / "rubbish").write_text("")
@@ -258,6 +263,48 @@ def test_remains_of_a_killed_run_do_not_count_and_go(tmp_path: Path) -> None:
     assert finished_scenes(tmp_path) == ["a"]
     assert not part.exists()
     assert not (tmp_path / "scenes" / "a" / "rubbish").exists()
+
+
+def test_two_processes_that_make_one_scene_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SceneWriter(tmp_path, "a", SIZE) as writer:
+        writer.add(view("f0"))
+        with monkeypatch.context() as patch:
+            patch.setattr("os.getpid", lambda: 2**22 + 1)
+            write_scene(tmp_path, "a")
+        before = files(tmp_path / "scenes" / "a")
+        with pytest.raises(DataError, match=r"scenes/a: appeared while it was being made"):
+            writer.finish(PairTable.empty(), CELLS, {})
+    assert [p.name for p in (tmp_path / "scenes").iterdir()] == ["a"]
+    assert files(tmp_path / "scenes" / "a") == before
+
+
+def test_other_errors_of_the_renaming_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        put_folder(tmp_path / "absent", tmp_path / "b")
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    made: list[str] = []
+    cache: dict[str, str] = {}
+
+    def get(key: str) -> str:
+        return remember(cache, key, lambda: made.append(key) or key.upper(), most=2)
+
+    assert [get(key) for key in "abacab"] == list("ABACAB")
+    assert made == ["a", "b", "c", "b"]
+    assert list(cache) == ["a", "b"]
+
+
+def test_a_store_keeps_few_scenes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = read_manifest(root)["scenes"]["a"]
+    names = [f"copy-{k}" for k in range(80)]
+    for name in names:
+        (root / "scenes" / name).symlink_to(root / "scenes" / "a")
+    write_manifest(root, {**read_manifest(root), "scenes": dict.fromkeys(names, scene)})
+    store = Store(root)
+    assert all(store.scene(name).frames.valid[0] for name in names)
+    assert len(store._cache) == 64
+    assert store.scene(names[-1]) is store.scene(names[-1])
 
 
 def test_empty_pair_table_concatenates() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -9,6 +10,8 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from pri3d.errors import DataError
 
 _PART = re.compile(r"\..+\.(?P<host>[A-Za-z0-9_-]+)\.(?P<pid>[0-9]+)\.part")
 
@@ -35,6 +38,19 @@ def write_atomic(path: Path, content: bytes) -> Path:
     with replacing(path) as part:
         part.write_bytes(content)
     return path
+
+
+def put_folder(part: Path, path: Path) -> None:
+    """Rename the finished folder ``part`` to ``path``. Raises DataError where there is one by now."""
+    try:
+        part.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise DataError(
+            f"{path}: appeared while it was being made; another run of the same command writes there too. Let one of "
+            "them end, then run it again: it makes only what is missing."
+        ) from error
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -1,14 +1,16 @@
 """The prepared folder: the only place that knows its layout.
 
-    OUT/dataset.json                manifest: settings, versions and, per scene, source, counts, state and hash
+    OUT/dataset.json                manifest: state, settings, versions, class names, and every scene.json
     OUT/pairs.npz                   overlapping pairs of all scenes, in the order of the scenes
-    OUT/scenes/ID/scene.json        what the manifest says of this scene, and the settings it was made with
+    OUT/scenes/ID/scene.json        where the scene comes from, its counts, and the hash of its files
     OUT/scenes/ID/frames.npz        names, poses, intrinsics, validity and reasons of rejection
     OUT/scenes/ID/frames.zip        color/*.jpg, depth/*.png (16-bit mm), label/*.png, instance/*.png; not compressed
     OUT/scenes/ID/pairs.npz         this scene's pairs
     OUT/scenes/ID/surface.npz       cells of the voxelised surface, sorted, and their colour where there is one
 
-Everything is written to a temporary name (``.NAME.part``) and renamed: a killed run leaves nothing half-written.
+The settings stand once, in the manifest: all scenes of a store are made with the same.
+Everything is written to a temporary name (:func:`pri3d.files.temporary`) and renamed: a killed run leaves nothing
+half-written, and two that write to one store do not meet.
 The same input gives the same bytes: archives carry no time stamps.
 """
 
@@ -17,29 +19,30 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from pri3d.archive import ImageArchive, encode
 from pri3d.errors import DataError
+from pri3d.files import put_folder, temporary, write_atomic
 from pri3d.types import View, Voxels
 
 FORMAT = 1
 MANIFEST = "dataset.json"
 _SCENE_FILES = ("frames.npz", "frames.zip", "pairs.npz", "surface.npz")
-_LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
+_KEPT = 64  # scenes in memory: their tables are small, their surfaces are 10 MB each at 2 cm
 _MILLIMETRE = np.float32(0.001)
+T = TypeVar("T")
 
 
 class FrameTable(NamedTuple):
@@ -103,11 +106,17 @@ class SceneStore:
         """
         table = self.frames
         name = self._name(row)
-        with self._archive() as file:
-            color = self._image(file, f"color/{name}.jpg")
-            depth = self._image(file, f"depth/{name}.png")
+        color, depth = self._images.read([f"color/{name}.jpg", f"depth/{name}.png"], table.size)
         metres = depth.astype(np.float32) * _MILLIMETRE
         return View(color, metres, table.intrinsics[row], table.world_from_camera[row], name)
+
+    def has_label(self, row: int) -> bool:
+        """Whether frame ``row`` was kept and has a label image; no image is read.
+
+        Raises DataError where the row does not exist or the archive is damaged.
+        """
+        name = self._row(row)
+        return bool(self.frames.valid[row]) and f"label/{name}.png" in self._images
 
     def label(self, row: int) -> NDArray[np.uint8] | None:
         """Class ids (H, W) of frame ``row``, 255 = ignored; None where it has none. Raises DataError as `view`."""
@@ -120,78 +129,32 @@ class SceneStore:
         return pixels
 
     def surface(self) -> Voxels:
-        """Occupied cells of the whole scene, possibly none; kept in memory after the first call. Raises DataError."""
-        return self._surface
+        """Occupied cells of the whole scene, possibly none; read anew by each call. Raises DataError."""
+        with _npz(self.path / "surface.npz") as data:
+            return Voxels(data["cells"], float(data["size"]), data.get("color"))
 
     def pairs(self) -> PairTable:
         """Return this scene's pairs. Raises DataError where pairs.npz is missing or damaged."""
         return _read_pairs(self.path / "pairs.npz")
 
     @cached_property
-    def _surface(self) -> Voxels:
-        with _npz(self.path / "surface.npz") as data:
-            return Voxels(data["cells"], float(data["size"]), data.get("color"))
-
-    @cached_property
-    def _index(self) -> dict[str, zipfile.ZipInfo]:
-        path = self.path / "frames.zip"
-        try:
-            with zipfile.ZipFile(path) as archive:
-                return {entry.filename: entry for entry in archive.infolist()}
-        except (OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: not a readable archive ({error}). {_again(path)}") from error
-
-    def _name(self, row: int) -> str:
-        table = self.frames
-        if not 0 <= row < len(table.names):
-            raise DataError(f"{self.path}: frame row {row} does not exist; rows are 0..{len(table.names) - 1}.")
-        if not table.valid[row]:
-            raise DataError(f"{self.path}: frame {table.names[row]} was rejected: {table.reasons[row]}")
-        return str(table.names[row])
-
-    @contextmanager
-    def _archive(self) -> Iterator[BinaryIO]:
-        # Opened per read: a data set has more scenes than a process may hold open files.
-        path = self.path / "frames.zip"
-        try:
-            with path.open("rb", buffering=0) as file:
-                yield file
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error}). {_again(path)}") from error
+    def _images(self) -> ImageArchive:
+        return ImageArchive(self.path / "frames.zip", _again(self.path / "frames.zip"))
 
     def _optional(self, entry: str) -> Any:
-        if entry not in self._index:
-            return None
-        with self._archive() as file:
-            return self._image(file, entry)
+        return self._images.read([entry], self.frames.size)[0] if entry in self._images else None
 
-    def _image(self, file: BinaryIO, entry: str) -> Any:
-        where = f"{self.path / 'frames.zip'}: entry {entry}"
-        try:
-            with Image.open(io.BytesIO(self._bytes(file, entry))) as image:
-                pixels = np.array(image)
-        except OSError as error:  # pillow's own errors are OSErrors
-            raise DataError(f"{where} is not a readable image ({error}). {_again(self.path)}") from error
-        if pixels.shape[:2] != self.frames.size[::-1]:
-            raise DataError(f"{where} has shape {pixels.shape}, not {self.frames.size[::-1]}. {_again(self.path)}")
-        return pixels
+    def _name(self, row: int) -> str:
+        name, table = self._row(row), self.frames
+        if not table.valid[row]:
+            raise DataError(f"{self.path}: frame {name} was rejected: {table.reasons[row]}")
+        return name
 
-    def _bytes(self, file: BinaryIO, entry: str) -> bytes:
-        where = f"{self.path / 'frames.zip'}: entry {entry}"
-        info = self._index.get(entry)
-        if info is None:
-            raise DataError(f"{where} is missing. {_again(self.path)}")
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise DataError(f"{where} is compressed; the archive must be stored uncompressed. {_again(self.path)}")
-        file.seek(info.header_offset)
-        header = file.read(_LOCAL_HEADER + len(entry.encode()) + info.file_size)
-        start = _LOCAL_HEADER + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        data = header[start : start + info.file_size]
-        if start + info.file_size > len(header):  # an extra field in the local header, or the file ends too early
-            data += file.read(info.file_size - len(data))
-        if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
-            raise DataError(f"{where} is damaged (wrong checksum or length). {_again(self.path)}")
-        return data
+    def _row(self, row: int) -> str:
+        names = self.frames.names
+        if not 0 <= row < len(names):
+            raise DataError(f"{self.path}: frame row {row} does not exist; rows are 0..{len(names) - 1}.")
+        return str(names[row])
 
 
 class Store:
@@ -229,12 +192,10 @@ class Store:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def scene(self, scene_id: str) -> SceneStore:
-        """Return the read side of one scene, the same object each time. Raises DataError for an unknown id."""
-        if scene_id not in self._cache:
-            if scene_id not in self.manifest["scenes"]:
-                raise DataError(f"{self.path}: has no scene {scene_id!r}. It has {', '.join(self.scenes)}.")
-            self._cache[scene_id] = SceneStore(scene_folder(self.path, scene_id))
-        return self._cache[scene_id]
+        """Return the read side of one scene; the last used ones are kept. Raises DataError for an unknown id."""
+        if scene_id not in self.manifest["scenes"]:
+            raise DataError(f"{self.path}: has no scene {scene_id!r}. It has {', '.join(self.scenes)}.")
+        return remember(self._cache, scene_id, lambda: SceneStore(scene_folder(self.path, scene_id)))
 
     def pairs(self) -> PairTable:
         """All overlapping pairs. Raises DataError where it was prepared without pairs or pairs.npz is damaged."""
@@ -252,12 +213,13 @@ class SceneWriter:
     def __init__(self, root: Path, scene_id: str, size: tuple[int, int] = (0, 0)) -> None:
         """Prepare to write scene ``scene_id`` of the store ``root``; ``size`` is width, height of its images."""
         self.target = scene_folder(root, scene_id)
-        self.path = self.target.with_name(f".{scene_id}.part")
+        self.path = temporary(self.target)
         self.size = size
         self._rows: list[tuple[str, NDArray[np.float64], NDArray[np.float64], bool, str]] = []
 
     def __enter__(self) -> Self:
-        shutil.rmtree(self.path, ignore_errors=True)  # left by a killed run
+        self._replaces = self.target.exists()
+        shutil.rmtree(self.path, ignore_errors=True)  # left by a killed process of the same number
         self.path.mkdir(parents=True)
         self._zip = zipfile.ZipFile(self.path / "frames.zip", "w", zipfile.ZIP_STORED)
         return self
@@ -273,8 +235,8 @@ class SceneWriter:
     ) -> None:
         """Store a frame: colour as JPEG (quality 95), depth rounded to millimetres; all images of ``size``."""
         images = {"label": label, "instance": instance, "depth": millimetres(view.depth)}
-        data = {f"{kind}/{view.name}.png": _encode(x, "PNG") for kind, x in images.items() if x is not None}
-        data[f"color/{view.name}.jpg"] = _encode(view.color, "JPEG")
+        data = {f"{kind}/{view.name}.png": encode(x, "PNG") for kind, x in images.items() if x is not None}
+        data[f"color/{view.name}.jpg"] = encode(view.color, "JPEG")
         for entry in sorted(data):
             self._zip.writestr(zipfile.ZipInfo(entry), data[entry])
         self._rows.append((view.name, view.world_from_camera, view.intrinsics, True, ""))
@@ -284,7 +246,10 @@ class SceneWriter:
         self._rows.append((name, np.full((4, 4), np.nan), np.full(4, np.nan), False, reason))
 
     def finish(self, pairs: PairTable, surface: Voxels, record: dict[str, Any]) -> dict[str, Any]:
-        """Write the tables and rename. Return ``record`` with the scene's ``hash`` and ``bytes`` added (scene.json)."""
+        """Write the tables and rename. Return ``record`` with the scene's ``hash`` and ``bytes`` added (scene.json).
+
+        A scene that was there before is replaced; raises DataError where it appeared meanwhile.
+        """
         self._zip.close()
         columns = [np.array(column) for column in zip(*self._rows, strict=True)]
         table: dict[str, Any] = dict(zip(FrameTable._fields, [*columns, np.array(self.size)], strict=True))
@@ -299,9 +264,19 @@ class SceneWriter:
         size = sum(file.stat().st_size for file in files)
         record = {**record, "hash": digest.hexdigest(), "bytes": size}
         (self.path / "scene.json").write_text(json.dumps(record, indent=1) + "\n")
-        shutil.rmtree(self.target, ignore_errors=True)
-        self.path.replace(self.target)
+        if self._replaces:
+            shutil.rmtree(self.target, ignore_errors=True)
+        put_folder(self.path, self.target)
         return record
+
+
+def remember(cache: dict[str, T], key: str, make: Callable[[], T], most: int = _KEPT) -> T:
+    """Return ``cache[key]``, made where it is missing; of more than ``most`` entries the longest unused one goes."""
+    value = cache.pop(key) if key in cache else make()
+    cache[key] = value  # a dict keeps the order of insertion: the last used is last
+    if len(cache) > most:
+        del cache[next(iter(cache))]
+    return value
 
 
 def millimetres(depth: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -343,8 +318,7 @@ def write_manifest(root: Path, manifest: dict[str, Any]) -> None:
     text = json.dumps({"format": FORMAT, **manifest}, indent=1) + "\n"
     path = root / MANIFEST
     if not path.is_file() or path.read_text() != text:
-        with _atomic(path) as part:
-            part.write_text(text)
+        write_atomic(path, text.encode())
 
 
 def write_pairs(root: Path, pairs: PairTable) -> None:
@@ -353,18 +327,7 @@ def write_pairs(root: Path, pairs: PairTable) -> None:
     np.savez_compressed(buffer, **pairs._asdict())
     path = root / "pairs.npz"
     if not path.is_file() or path.read_bytes() != buffer.getvalue():
-        with _atomic(path) as part:
-            part.write_bytes(buffer.getvalue())
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+        write_atomic(path, buffer.getvalue())
 
 
 @contextmanager
@@ -387,12 +350,6 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not readable as JSON ({error}). Delete it and run `pri3d prepare` again.") from error
     return content
-
-
-def _encode(pixels: NDArray[np.uint8] | NDArray[np.uint16], form: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, form, quality=95)  # PNG has no quality and ignores it
-    return buffer.getvalue()
 
 
 def _again(path: Path) -> str:

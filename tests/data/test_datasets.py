@@ -16,7 +16,8 @@ from pri3d.data.sampler import Draw
 from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.matching import cell_points, match_pixels, match_voxels
 from pri3d.geometry.pose import transform
-from pri3d.store import Store
+from pri3d.store import PairTable, SceneWriter, Store, write_manifest, write_pairs
+from pri3d.types import View, Voxels
 
 
 def pairs(store: Path, **options: object) -> PairDataset:
@@ -112,6 +113,57 @@ def test_labelled_items_and_nested_fractions(rooms_store: Path) -> None:
     assert few < more < set(every.items)
     with pytest.raises(ConfigError, match="fraction"):
         LabelledDataset(rooms_store, (64, 48), fraction=0)
+
+
+def small_store(root: Path, labels: dict[str, list[bool | None]], names: list[str] | None) -> Path:
+    """Scenes of grey 32 x 24 frames; None is a rejected frame. A frame's label is its row."""
+    records = {}
+    for scene, kept in labels.items():
+        with SceneWriter(root, scene, (32, 24)) as writer:
+            for row, labelled in enumerate(kept):
+                if labelled is None:
+                    writer.reject(str(row), "blurred")
+                    continue
+                grey, depth = np.full((24, 32, 3), 90, np.uint8), np.ones((24, 32), np.float32)
+                view = View(grey, depth, np.array((20.0, 20, 16, 12)), np.eye(4), str(row))
+                writer.add(view, np.full((24, 32), row, np.uint8) if labelled else None)
+            surface = Voxels(np.array([(0, 0, 40), (1, 0, 40), (0, 0, 41)], np.int32), 0.02)
+            records[scene] = writer.finish(PairTable.empty(), surface, {})
+    settings = {"pairs": True}
+    write_manifest(root, {"state": "finished", "settings": settings, "class_names": names, "scenes": records})
+    count = len(records)
+    rows, ones = np.zeros(count, np.int32), np.ones(count, np.float32)
+    write_pairs(root, PairTable(np.array(sorted(records)), rows, rows + 1, ones, ones, ones))
+    return root
+
+
+def test_frames_without_a_label_play_no_part(tmp_path: Path) -> None:
+    labels = {"a": [False, True, None, True], "b": [False, False], "c": [True, True]}
+    store = small_store(tmp_path, labels, list("wxyz"))
+    dataset = LabelledDataset(store, (32, 24))
+    assert dataset.items == [("a", 1), ("a", 3), ("c", 0), ("c", 1)]
+    assert [int(dataset[Draw(0, k)][1][0, 0]) for k in range(4)] == [1, 3, 0, 1]
+    assert len(LabelledDataset(store, (32, 24), fraction=0.5)) == 2  # of the labelled ones
+
+
+def test_a_store_without_labels_and_one_without_names_say_what_to_do(tmp_path: Path) -> None:
+    for name, classes in (("bare", None), ("named", ["wall"])):
+        store = small_store(tmp_path / name, {"a": [False, False]}, classes)
+        with pytest.raises(DataError, match=f"{name}: none of its frames has a label image. Prepare a recording"):
+            LabelledDataset(store, (32, 24))
+    store = small_store(tmp_path / "nameless", {"a": [False, True]}, None)
+    with pytest.raises(DataError, match=r"nameless: its classes have no names: put classes\.txt beside the scenes"):
+        LabelledDataset(store, (32, 24))
+
+
+def test_few_surfaces_are_kept_and_only_coarse_ones(tmp_path: Path) -> None:
+    scenes = [f"s{k:03d}" for k in range(70)]
+    dataset = pairs(small_store(tmp_path, {name: [True, True] for name in scenes}, ["wall"] * 2), voxel=0.04)
+    for k in range(len(dataset)):
+        dataset[Draw(0, k)]
+        assert len(dataset._surfaces[scenes[k]].cells) == 1
+    assert list(dataset._surfaces) == scenes[-64:]
+    assert {surface.size for surface in dataset._surfaces.values()} == {0.04}
 
 
 def test_mirroring_moves_label_and_image_together(rooms_store: Path) -> None:

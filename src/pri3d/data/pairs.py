@@ -16,7 +16,7 @@ from pri3d.data.sampler import Draw, derive
 from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.images import Interpolation, resize_color, resize_nearest
 from pri3d.geometry.voxels import coarsen, crop, frustum_box
-from pri3d.store import PairTable, Store
+from pri3d.store import PairTable, Store, remember
 from pri3d.types import PairBatch, View, Voxels
 
 
@@ -83,7 +83,7 @@ class PairDataset(Dataset[PairItem]):
         self.table: PairTable = self.store.pairs()
         self.rows, self.size, self.seed, self.recipe = rows, size, seed, recipe
         self.voxel, self.chunks, self.interpolation = voxel, chunks, interpolation
-        self._surfaces: dict[str, Voxels] = {}
+        self._surfaces: dict[str, Voxels] = {}  # of the last used scenes, in the wanted size
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -123,9 +123,7 @@ class PairDataset(Dataset[PairItem]):
     def _surface(self, scene_id: str) -> Voxels:
         if not self.voxel:
             return Voxels(np.empty((0, 3), np.int32), 1.0)
-        if scene_id not in self._surfaces:
-            self._surfaces[scene_id] = coarsen(self.store.scene(scene_id).surface(), self.voxel)
-        return self._surfaces[scene_id]
+        return remember(self._surfaces, scene_id, lambda: coarsen(self.store.scene(scene_id).surface(), self.voxel))
 
     def _chunk(self, surface: Voxels, view: View, origin: NDArray[np.int64]) -> Voxels:
         box = frustum_box(view.depth, view.intrinsics, view.world_from_camera) if len(surface.cells) else None
