@@ -131,3 +131,19 @@ def test_color_without_frames_or_cells(empty: bool) -> None:
     result = color_cells(Voxels(cells, SIZE), [], [], np.zeros((0, 4)), np.zeros((0, 4, 4)))
     assert result.color is not None
     assert result.color.shape == cells.shape
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_surfaces_at_the_reach_are_those_at_the_origin(sign: int) -> None:
+    size, shift = 2.0**-6, sign * np.array((fusion.REACH, -fusion.REACH, fusion.REACH))  # powers of two: no rounding
+    depth, poses = np.full((1, 60, 80), 1000, np.uint16), np.eye(4)[None].copy()
+    vertices = np.array([(0.1, 0, 0), (0.3, 0, 0.2), (0, 0.3, 0.1)])
+    near = fuse_depth(depth, K[None], poses, size), voxelise_triangles(vertices, np.array([(0, 1, 2)]), size)
+    poses[0, :3, 3] += shift * size
+    far = (
+        fuse_depth(depth, K[None], poses, size),
+        voxelise_triangles(vertices + shift * size, np.array([(0, 1, 2)]), size),
+    )
+    for here, there in zip(near, far, strict=True):
+        assert len(here.cells) > 100
+        np.testing.assert_array_equal(there.cells - shift, here.cells)

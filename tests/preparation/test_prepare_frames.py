@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import trimesh
 
-from pri3d.errors import ConfigError, FrameError
+from pri3d.errors import ConfigError, DataError, FrameError
+from pri3d.geometry.fusion import REACH
 from pri3d.geometry.images import parse_size, resize_nearest
 from pri3d.preparation.frames import prepare_frame, stored_size
+from pri3d.preparation.surface import mesh_cells
 from pri3d.types import Camera, Frame
 
 CAMERA = Camera(64, 48, 60.0, 60.0, 32.0, 24.0)
@@ -40,7 +45,7 @@ def test_stored_size(source: tuple[int, int], wanted: tuple[int, int], stored: t
 def test_parse_size() -> None:
     assert parse_size("320x240") == (320, 240)
     for wrong in ("320", "320x", "x", "0x240", "320x8", "320 x 240", "-320x240"):
-        with pytest.raises(ConfigError, match="WIDTHxHEIGHT"):
+        with pytest.raises(ConfigError, match=f"--size {wrong}: write width x height"):
             parse_size(wrong)
 
 
@@ -107,3 +112,24 @@ BAD_POSE[0, 3] = -np.inf
 def test_unusable_frames_say_why(changes: dict, reason: str) -> None:
     with pytest.raises(FrameError, match=reason):
         prepare_frame(frame(**changes), (32, 24), 6.0)
+
+
+def test_cameras_beyond_the_reach_of_the_cells_are_refused() -> None:
+    pose = np.eye(4)
+    pose[1, 3] = -10485.0
+    assert prepare_frame(frame(world_from_camera=pose), (32, 24), 6.0, REACH * 0.02).view.name == "f"
+    pose[1, 3] = -10486.0
+    with pytest.raises(FrameError, match=r"f: the camera is 10486 m from the origin, .* move the recording near"):
+        prepare_frame(frame(world_from_camera=pose), (32, 24), 6.0, REACH * 0.02)
+
+
+def test_a_mesh_beyond_the_reach_of_the_cells_is_refused(tmp_path: Path) -> None:
+    triangle = np.array([(0, 0, 0), (0.1, 0, 0), (0, 0.1, 0)])
+    path = tmp_path / "mesh.ply"
+    for far, near_enough in ((10485.0, True), (10486.0, False)):
+        trimesh.Trimesh(triangle + np.array((0, 0, far)), [(0, 1, 2)], process=False).export(path)
+        if near_enough:
+            assert len(mesh_cells(path, 0.02).cells) > 10
+        else:
+            with pytest.raises(DataError, match=r"mesh\.ply: a coordinate of 10486 m is beyond"):
+                mesh_cells(path, 0.02)

@@ -21,7 +21,7 @@ from pri3d import store as store_module
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.preparation import run
 from pri3d.preparation.run import prepare
-from pri3d.preparation.scene import open_cached
+from pri3d.preparation.scene import Job, open_cached, stated_cameras
 from pri3d.store import SceneWriter, Store
 from pri3d.worlds.write import rooms
 
@@ -39,7 +39,6 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def recording(pristine: Path, tmp_path: Path) -> Path:
     shutil.copytree(pristine, tmp_path / "rooms")
-    open_cached.cache_clear()
     return tmp_path / "rooms"
 
 
@@ -120,7 +119,6 @@ def test_more_recordings_can_be_added(recording: Path, out: Path, tmp_path: Path
     prepare([recording], out, **FLAGS)
     assert Store(out).scenes == ["room-0000"]
     first = stamps(out / "scenes" / "room-0000")
-    open_cached.cache_clear()
     prepare([more], out, **FLAGS)
     assert Store(out).scenes == ["room-0000", "room-0001"]
     assert set(Store(out).pairs().scene.tolist()) == {"room-0000", "room-0001"}
@@ -145,12 +143,13 @@ def test_killed_run_continues_and_gives_the_same_bytes(recording: Path, out: Pat
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert (out / "scenes" / ".room-0001.part").is_dir()
+    assert [p.name.split(".")[1] for p in (out / "scenes").glob(".*.part")] == ["room-0001"]
     with pytest.raises(DataError, match="not finished"):
         Store(out)
     first = stamps(out / "scenes" / "room-0000")
     prepare([recording], out, **FLAGS)
     assert stamps(out / "scenes" / "room-0000") == first
+    assert sorted(p.name for p in (out / "scenes").iterdir()) == ["room-0000", "room-0001"]
     prepare([recording], tmp_path / "clean", **FLAGS)
     assert files(out) == files(tmp_path / "clean")
 
@@ -215,7 +214,6 @@ def test_few_frames(recording: Path, out: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="room-0001: pairs need two usable frames, found 1 of 1"):
         prepare([recording], out, **FLAGS)
     assert len(Store(out).pairs().i) == 1
-    open_cached.cache_clear()
     prepare([recording], tmp_path / "labelled", **FLAGS, pairs=False, surface=False)
     store = Store(tmp_path / "labelled")
     assert store.scenes == ["room-0000", "room-0001"]
@@ -259,9 +257,92 @@ def test_a_recording_that_grew_is_noticed(recording: Path, out: Path) -> None:
     prepare([recording], out, **FLAGS)
     for part, suffix in (("color", "jpg"), ("depth", "png"), ("pose", "txt")):
         shutil.copy(room / part / f"000000.{suffix}", room / part / f"000006.{suffix}")
-    open_cached.cache_clear()
     with pytest.raises(ConfigError, match="room-0001 was made of 6, now 7"):
         prepare([recording], out, **FLAGS)
+
+
+def test_a_path_may_be_written_in_many_ways(
+    recording: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepare([Path("rooms")], Path("out"), **FLAGS)
+    before = stamps(out)
+    monkeypatch.chdir(recording)
+    for path in (Path(), recording, Path("room-0000") / ".."):
+        prepare([path], out, **FLAGS)
+    assert stamps(out) == before
+
+
+@pytest.mark.parametrize("where", ["room-0001", "."])
+def test_edited_cameras_are_noticed(recording: Path, out: Path, where: str) -> None:
+    if where == ".":  # one file for all scenes
+        shutil.copy(recording / "room-0000" / "cameras.yaml", recording)
+        for room in ("room-0000", "room-0001"):
+            (recording / room / "cameras.yaml").unlink()
+    prepare([recording], out, **FLAGS)
+    path = recording / where / "cameras.yaml"
+    path.write_text(path.read_text().replace("depth_scale: 0.001", "depth_scale: 0.00101"))
+    scene, name = ("room-0001", "room-0001/cameras.yaml") if where != "." else ("room-0000", "cameras.yaml")
+    with pytest.raises(ConfigError, match=rf"scene {scene} was made with other cameras: {name} of .*rooms has changed"):
+        prepare([recording], out, **FLAGS)
+    if where != ".":
+        shutil.rmtree(out / "scenes" / "room-0001")  # the remedy; the other scene stays
+        kept = stamps(out / "scenes" / "room-0000")
+        prepare([recording], out, **FLAGS)
+        assert stamps(out / "scenes" / "room-0000") == kept
+
+
+def test_which_file_states_the_cameras(tmp_path: Path) -> None:
+    scenes = ("kitchen/seq-01", "kitchen/seq-02", "office/seq-01", "kitchen-seq")
+    for folder in scenes:
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "frame-000000.color.png").touch()
+
+    def stated(cameras: Path | None = None) -> list[str]:
+        settings = run.Settings("40x30", 1, 6.0, "paper", 0.3, 0.02, 0.02, True, True, None)
+        open_cached.cache_clear()
+        jobs = [Job(tmp_path, None, cameras, s.replace("/", "-"), tmp_path, settings) for s in scenes]
+        return ["".join(stated_cameras(job)).removesuffix("/cameras.yaml") for job in jobs]
+
+    assert stated() == [""] * 4
+    matrix, camera = "500 0 320 0 500 240 0 0 1", "color: {fx: 500, fy: 500, cx: 320, cy: 240}"
+    (tmp_path / "camera-intrinsics.txt").write_text(matrix)
+    (tmp_path / "kitchen/seq-01/camera-intrinsics.txt").write_text(matrix)
+    assert stated() == ["kitchen/seq-01/camera-intrinsics.txt", *["camera-intrinsics.txt"] * 3]
+    (tmp_path / "kitchen/cameras.yaml").write_text(camera)
+    assert stated() == ["kitchen", "kitchen", "camera-intrinsics.txt", "camera-intrinsics.txt"]
+    (tmp_path / "kitchen/seq-01/cameras.yaml").write_text(camera)
+    assert stated() == ["kitchen/seq-01", "kitchen", "camera-intrinsics.txt", "camera-intrinsics.txt"]
+    assert stated(tmp_path / "kitchen/cameras.yaml") == [""] * 4
+
+
+def test_recordings_far_from_the_origin_are_refused_where_cells_are_made(recording: Path, out: Path) -> None:
+    shutil.rmtree(recording / "room-0001")
+    for path in (recording / "room-0000" / "pose").iterdir():
+        pose = np.loadtxt(path)
+        pose[0, 3] += 3e4
+        np.savetxt(path, pose)
+    with pytest.raises(DataError, match=r"The first: .* m from the origin, beyond the 26214\.4 m"):
+        prepare([recording], out, **FLAGS)
+    prepare([recording], out.with_name("labelled"), **FLAGS, pairs=False, surface=False)
+    assert Store(out.with_name("labelled")).scene("room-0000").frames.valid.all()
+
+
+def test_a_run_at_the_same_time_is_noticed(recording: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = SceneWriter.finish
+
+    def raced(self: SceneWriter, *args: Any) -> Any:
+        if self.target.name == "room-0001":
+            shutil.copytree(out / "scenes" / "room-0000", self.target)
+        return finish(self, *args)
+
+    monkeypatch.setattr(SceneWriter, "finish", raced)
+    with pytest.raises(DataError, match="room-0001: appeared while it was being made; another run"):
+        prepare([recording], out, **FLAGS)
+    assert sorted(p.name for p in (out / "scenes").iterdir()) == ["room-0000", "room-0001"]
+    store = Store(out)
+    assert store.scenes == ["room-0000", "room-0001"]
+    assert store.manifest["failed"] == {}
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import trimesh
 
-from pri3d.errors import ConfigError
+from pri3d.errors import ConfigError, DataError
+from pri3d.files import temporary
+from pri3d.worlds import write
+from pri3d.worlds.render import render_room
 from pri3d.worlds.scene import CLASS_NAMES, build_room
 from pri3d.worlds.write import room_mesh, rooms
 
@@ -54,17 +58,42 @@ def test_split_that_starts_later_holds_the_same_room(written: Path, tmp_path: Pa
     assert digest(tmp_path / "out" / "room-0001") == digest(written / "room-0001")
 
 
-def test_finished_rooms_are_kept_and_broken_ones_written_again(tmp_path: Path) -> None:
+def test_finished_rooms_are_kept_and_broken_ones_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
     rooms(out, rooms=2, workers=1, **SMALL)
     before = digest(out)
-    (out / "room-0001").rename(out / ".room-0001.part")  # what a killed run leaves behind
+    with monkeypatch.context() as patch:  # what a killed run leaves behind
+        patch.setattr("os.getpid", lambda: 2**22 + 1)  # beyond the largest process number
+        (out / "room-0001").rename(temporary(out / "room-0001"))
     marker = out / "room-0000" / "kept"
     marker.touch()
     rooms(out, rooms=2, workers=1, **SMALL)
     assert marker.exists()
     marker.unlink()
     assert digest(out) == before
+
+
+def test_a_run_at_the_same_time_is_noticed_and_keeps_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+
+    def raced(*args: Any) -> Any:
+        (out / "room-0000" / "theirs").mkdir(parents=True)
+        return render_room(*args)
+
+    monkeypatch.setattr(write, "render_room", raced)
+    with pytest.raises(DataError, match="room-0000: appeared while it was being made"):
+        rooms(out, rooms=1, workers=1, **SMALL)
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*")) == ["room-0000", "room-0000/theirs", "rooms.json"]
+
+
+def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(write, "_write_frame", full)
+    with pytest.raises(OSError, match="disk full"):
+        rooms(tmp_path / "out", rooms=1, workers=1, **SMALL)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["rooms.json"]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +104,7 @@ def test_finished_rooms_are_kept_and_broken_ones_written_again(tmp_path: Path) -
         ({"labels": False}, "class_names differ"),
         ({"size": "33x24"}, "width differ"),
         ({"size": "big"}, "--size big"),
-        ({"size": "8x8"}, "at least 16x16"),
+        ({"size": "8x8"}, "--size 8x8: .* 16 or more each"),
         ({"rooms": 0}, "--rooms 0"),
         ({"first": -1}, "--first -1"),
     ],

@@ -16,7 +16,8 @@ from pri3d.types import Voxels
 BLOCK = 8  #: cells along a block's edge
 TRUNCATION = 4  #: cells; how far from the surface distances are kept: fewer lose what is seen at a grazing angle
 _HALF = BLOCK // 2
-_BITS = 20  # bits of a block coordinate in a key: 2^20 blocks of 16 cm are 167 km
+_BITS = 20  # of a coordinate in a key on either side of zero; a mesh packs cells: 2^20 of 2 cm are 21 km
+REACH = 1 << (_BITS - 1)  #: cells from the origin within which cameras and vertices must lie; what they see may exceed
 _STRIDE = 4  # every 4th pixel finds a frame's blocks: at 6 m and 500 px focal length that is 5 cm of a block's 16
 
 
@@ -28,7 +29,8 @@ def fuse_depth(
 ) -> Voxels:
     """Surface cells of edge ``size`` m seen in N depth images.
 
-    depth (N, h, w) millimetres, 0 = invalid; intrinsics (N, 4) pixels of (h, w); world_from_camera (N, 4, 4).
+    depth (N, h, w) millimetres, 0 = invalid; intrinsics (N, 4) pixels of (h, w); world_from_camera (N, 4, 4), the
+    camera centres within ``REACH`` cells of the origin.
     """
     lists = [_frame_blocks(d, k, p, size) for d, k, p in zip(depth, intrinsics, world_from_camera, strict=True)]
     blocks = np.unique(np.concatenate([np.zeros(0, np.int64), *lists]))
@@ -44,8 +46,9 @@ def fuse_depth(
 def voxelise_triangles(vertices: NDArray[np.float64], triangles: NDArray[np.int64], size: float) -> Voxels:
     """Cells of edge ``size`` m that a triangle mesh passes through.
 
-    vertices (V, 3) finite world metres, triangles (T, 3) vertex rows. Triangles are halved until no edge is longer than
-    a third of a cell and each part counts at its centre, so that only cells cut by a sliver are missed.
+    vertices (V, 3) world metres within ``REACH`` cells of the origin, triangles (T, 3) vertex rows. Triangles are
+    halved until no edge is longer than a third of a cell and each part counts at its centre, so that only cells cut by
+    a sliver are missed.
     """
     corners = np.asarray(vertices, np.float64)[triangles]
     return Voxels(_unpack(np.unique(_triangle_cells(corners, size))).astype(np.int32), size)

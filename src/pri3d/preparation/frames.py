@@ -53,15 +53,22 @@ def stored_size(camera: Camera, wanted: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(camera.width * scale)), max(1, round(camera.height * scale))
 
 
-def prepare_frame(frame: Frame, size: tuple[int, int], max_depth: float) -> Prepared:
+def prepare_frame(frame: Frame, size: tuple[int, int], max_depth: float, reach: float = np.inf) -> Prepared:
     """Check one frame, register its depth into the colour camera and resample everything to ``size`` at most.
 
     ``size`` is width, height in pixels, see :func:`stored_size`; depth beyond ``max_depth`` m becomes invalid.
+    The camera must lie within ``reach`` m of the origin along each axis: cells farther off cannot be told apart.
     Colour is resampled bilinearly with antialiasing, depth and labels take the nearest pixel. Raises FrameError with
     the reason where the frame is unusable.
     """
     _check_images(frame)
     pose = check_rigid(frame.world_from_camera, frame.name)
+    farthest = float(np.abs(pose[:3, 3]).max())
+    if farthest > reach:
+        raise FrameError(
+            f"{frame.name}: the camera is {farthest:.6g} m from the origin, beyond the {reach:.6g} m that the cells "
+            "reach; move the recording near the origin."
+        )
     color_from_depth = check_rigid(frame.color_from_depth, f"{frame.name}: color_from_depth")
     depth = np.where(np.isfinite(frame.depth) & (frame.depth > 0), frame.depth, 0).astype(np.float32)
     camera = frame.color_camera.resized(frame.depth_camera.width, frame.depth_camera.height)
@@ -85,13 +92,14 @@ def read_frames(
     size: tuple[int, int],
     max_depth: float,
     frame_step: int,
+    reach: float,
     keep_views: bool,
     progress: Callable[[int, int], None],
 ) -> SceneFrames:
     """Read every ``frame_step``-th frame once and write it, or the reason why it is left out.
 
-    ``keep_views`` keeps the stored images in memory; ``progress`` is told frames done and in all. Raises DataError
-    where no frame is usable.
+    ``reach`` as in :func:`prepare_frame`; ``keep_views`` keeps the stored images in memory; ``progress`` is told frames
+    done and in all. Raises DataError where no frame is usable.
     """
     names = list(scene.names)
     indices = range(0, len(names), frame_step)
@@ -103,7 +111,7 @@ def read_frames(
     for row, index in enumerate(indices):
         progress(row, len(indices))
         try:
-            item = prepare_frame(scene.frame(index), size, max_depth)
+            item = prepare_frame(scene.frame(index), size, max_depth, reach)
             depth = depth if rows else np.zeros((len(indices), *item.depth.shape), np.uint16)
             _check_same(item, depth, writer)
         except FrameError as error:

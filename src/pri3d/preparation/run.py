@@ -22,9 +22,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from pri3d.errors import ConfigError, DataError, Pri3DError
+from pri3d.files import remove_leftovers
 from pri3d.geometry.images import parse_size
 from pri3d.machine import cores
-from pri3d.preparation.scene import Job, Settings, open_cached, prepare_scene
+from pri3d.preparation.scene import Job, Settings, open_cached, prepare_scene, stated_cameras
 from pri3d.store import (
     MANIFEST,
     PairTable,
@@ -89,11 +90,12 @@ def prepare(
         ConfigError: a flag is out of range, or ``out`` was made with other settings.
         DataError: some scene failed (the others are there), or the disk is full.
     """
+    open_cached.cache_clear()  # recordings may have changed since an earlier call
     digest = None if cameras is None else hashlib.sha256(_read(cameras)).hexdigest()[:16]
     settings = Settings(size, frame_step, max_depth, overlap, min_overlap, distance, voxel, pairs, surface, digest)
     _check(settings, recordings, workers)
     old = _claim(out, settings)
-    jobs, class_names = _jobs([Path(r) for r in recordings], reader, cameras, out, settings)
+    jobs, class_names = _jobs([Path(r).resolve() for r in recordings], reader, cameras, out, settings)
     todo = [job for job in jobs if not _is_finished(job)]
     manifest = {
         "state": "unfinished",
@@ -105,6 +107,8 @@ def prepare(
         "failed": {},
     }
     with _disk(out):
+        for folder in (out, out / "scenes"):
+            remove_leftovers(folder)
         if todo or old is None:
             out.mkdir(parents=True, exist_ok=True)
             write_manifest(out, {**(old or manifest), "state": "unfinished"})
@@ -164,9 +168,10 @@ def _jobs(
     jobs: dict[str, Job] = {}
     names: list[list[str] | None] = []
     for recording in recordings:
-        opened, scenes = open_cached(recording, reader, cameras)
-        names.append(None if opened.class_names is None else list(opened.class_names))
-        for scene in scenes:
+        opened = open_cached(recording, reader, cameras)
+        classes = opened.reader.class_names
+        names.append(None if classes is None else list(classes))
+        for scene in opened.scenes:
             if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", scene):
                 raise DataError(f"{recording}: scene id {scene!r} is no folder name; use letters, digits, - _ and .")
             if scene in jobs:
@@ -184,11 +189,11 @@ def _merge_names(old: dict[str, Any] | None, new: list[str] | None) -> list[str]
 
 
 def _is_finished(job: Job) -> bool:
-    """Whether the store has this scene. Raises ConfigError where its source is or looks another one."""
+    """Whether the store has this scene. Raises ConfigError where its source or cameras are or look other ones."""
     record = read_scene_record(job.out, job.scene)
     if record is None:
         return False
-    frames = len(open_cached(job.recording, job.reader, job.cameras)[1][job.scene].names)
+    frames = len(open_cached(job.recording, job.reader, job.cameras).scenes[job.scene].names)
     for what, there, now in (
         ("comes from", record["source"], str(job.recording)),
         ("was made of", record["source_frames"], frames),
@@ -196,6 +201,14 @@ def _is_finished(job: Job) -> bool:
         if there != now:
             folder = scene_folder(job.out, job.scene)
             raise ConfigError(f"scene {job.scene} {what} {there}, now {now}. Delete {folder} to make it anew.")
+    cameras = stated_cameras(job)
+    before = record.get("cameras", {})
+    if before != cameras:
+        files = " and ".join(sorted({*before, *cameras}))
+        raise ConfigError(
+            f"scene {job.scene} was made with other cameras: {files} of {job.recording} has changed since. Restore it, "
+            f"or delete {scene_folder(job.out, job.scene)} to make the scene anew."
+        )
     return True
 
 
@@ -262,7 +275,8 @@ def _finish(out: Path, manifest: dict[str, Any], failed: dict[str, str]) -> None
         tables = [SceneStore(scene_folder(out, scene)).pairs() for scene in scenes]
         write_pairs(out, PairTable.concatenate(tables))
     manifest["scenes"] = {scene: read_scene_record(out, scene) for scene in scenes}
-    manifest["failed"] = dict(sorted(failed.items()))
+    # One that failed here may be there all the same, made by a run at the same time.
+    manifest["failed"] = {scene: why for scene, why in sorted(failed.items()) if scene not in scenes}
     manifest["state"] = "finished" if scenes else "failed"
     write_manifest(out, manifest)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -11,12 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pri3d.errors import DataError
+from pri3d.geometry.fusion import REACH
 from pri3d.geometry.images import parse_size
 from pri3d.preparation.frames import SceneFrames, read_frames
 from pri3d.preparation.overlap import Mode
 from pri3d.preparation.pairs import mine, pair_table
 from pri3d.preparation.surface import scene_surface
 from pri3d.readers import Reader, Scene, open_recording
+from pri3d.readers.files import clean_id
 from pri3d.store import PairTable, SceneWriter
 from pri3d.types import Voxels
 
@@ -50,11 +53,22 @@ class Job(NamedTuple):
     threads: int = 1  #: for the mining
 
 
+class Opened(NamedTuple):
+    """A recording that is open."""
+
+    reader: Reader
+    scenes: dict[str, Scene]  #: by id
+    camera_files: list[Path]  #: its files that state cameras, the deepest first
+
+
 @lru_cache(maxsize=4)
-def open_cached(recording: Path, reader: str | None, cameras: Path | None) -> tuple[Reader, dict[str, Scene]]:
+def open_cached(recording: Path, reader: str | None, cameras: Path | None) -> Opened:
     """:func:`pri3d.readers.open_recording` and its scenes by id; a worker opens a recording once for all its scenes."""
     opened = open_recording(recording, reader, cameras)
-    return opened, {scene.id: scene for scene in opened.scenes()}
+    # None of them counts where --cameras stands for them; else a cameras.yaml goes before other files.
+    names = () if cameras is not None else ("cameras.yaml", "camera-intrinsics.txt")
+    files = [path for name in names for level in ("*/*/", "*/", "") for path in recording.glob(level + name)]
+    return Opened(opened, {scene.id: scene for scene in opened.scenes()}, files)
 
 
 def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) -> dict[str, Any]:
@@ -64,8 +78,8 @@ def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) 
     """
     start = time.perf_counter()
     settings = job.settings
-    opened, scenes = open_cached(job.recording, job.reader, job.cameras)
-    scene = scenes[job.scene]
+    opened = open_cached(job.recording, job.reader, job.cameras)
+    scene = opened.scenes[job.scene]
     with SceneWriter(job.out, job.scene) as writer:
         frames = read_frames(
             scene,
@@ -73,6 +87,7 @@ def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) 
             size=parse_size(settings.size),
             max_depth=settings.max_depth,
             frame_step=settings.frame_step,
+            reach=_reach(settings),
             keep_views=settings.surface,
             progress=lambda done, total: report("frames", done, total),
         )
@@ -83,7 +98,8 @@ def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) 
             surface = scene_surface(scene.mesh(), frames, settings.voxel)
         record = {
             "source": str(job.recording),
-            "reader": job.reader or type(opened).__name__,
+            "cameras": stated_cameras(job),
+            "reader": job.reader or type(opened.reader).__name__,
             "source_frames": len(scene.names),
             "frames": len(frames.rows),
             "rejected": len(frames.reasons),
@@ -94,6 +110,32 @@ def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) 
             "seconds": round(time.perf_counter() - start, 2),
         }
         return writer.finish(pairs, surface, record)
+
+
+def stated_cameras(job: Job) -> dict[str, str]:
+    """Return the file of the recording that states the scene's cameras, relative to it, and its digest.
+
+    That is the nearest ``cameras.yaml`` of the scene's folder and those above it up to the recording, else the nearest
+    ``camera-intrinsics.txt``; empty where there is neither, or where --cameras stands for them.
+    """
+    for path in open_cached(job.recording, job.reader, job.cameras).camera_files:
+        if _holds(job.recording, path.parent, job.scene):
+            return {path.relative_to(job.recording).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+    return {}
+
+
+def _holds(recording: Path, folder: Path, scene: str) -> bool:
+    """Whether the scene's folder is ``folder`` or lies in it: readers name a scene by the folders down to it."""
+    parts = folder.relative_to(recording).parts
+    name = clean_id("-".join(parts))
+    inner = scene.removeprefix(f"{name}-")
+    return not parts or scene == name or (inner != scene and (folder / inner).is_dir())
+
+
+def _reach(settings: Settings) -> float:
+    """Metres from the origin that the finest cells of the steps to come reach."""
+    cells = [settings.voxel] * settings.surface + [2 * settings.distance] * settings.pairs
+    return REACH * min(cells, default=float("inf"))
 
 
 def _pairs(job: Job, frames: SceneFrames, report: Report) -> PairTable:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -18,6 +17,7 @@ from PIL import Image
 from rich.progress import track
 
 from pri3d.errors import ConfigError
+from pri3d.files import put_folder, remove_leftovers, temporary, write_atomic
 from pri3d.geometry.images import parse_size
 from pri3d.machine import cores
 from pri3d.types import Camera, Frame
@@ -54,6 +54,7 @@ def rooms(
 
     Raises:
         ConfigError: a flag is out of range, or ``out`` holds rooms of other settings.
+        DataError: another run wrote one of the rooms meanwhile.
     """
     width, height = parse_size(size)
     if rooms < 1 or frames < 1 or first < 0 or workers < 0:
@@ -71,6 +72,7 @@ def rooms(
         "class_names": list(CLASS_NAMES) if labels else None,
     }
     _claim(out, settings)
+    remove_leftovers(out)
     missing = [k for k in range(first, first + rooms) if not (out / room_id(k)).is_dir()]
     work = partial(_write_room, out, seed, frames, width, height, labels)
     workers = min(workers or cores(), len(missing))
@@ -103,28 +105,28 @@ def _claim(out: Path, settings: dict[str, object]) -> None:
                 "this one."
             )
         return
-    out.mkdir(parents=True, exist_ok=True)
-    partial_path = out / f".rooms.json.{os.getpid()}"
-    partial_path.write_text(json.dumps(settings, indent=1) + "\n")
-    partial_path.replace(path)
+    write_atomic(path, (json.dumps(settings, indent=1) + "\n").encode())
 
 
 def _write_room(out: Path, seed: int, frames: int, width: int, height: int, labels: bool, index: int) -> None:
     """Render one room into a temporary folder and rename it, so that a folder with the final name is complete."""
     target = out / room_id(index)
-    temporary = out / f".{room_id(index)}.part"
-    shutil.rmtree(temporary, ignore_errors=True)
-    room = build_room(seed, index)
-    pictures = render_room(room, frames, width, height)
-    for name in ("color", "depth", "pose", *(("label", "instance") if labels else ())):
-        (temporary / name).mkdir(parents=True)
-    for frame in pictures:
-        _write_frame(temporary, frame, labels)
-    (temporary / "cameras.yaml").write_text(_cameras(pictures[0].color_camera))
-    if labels:  # named here too, so that a room can be opened alone
-        (temporary / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n")
-    room_mesh(room).export(temporary / "mesh.ply")
-    temporary.rename(target)
+    part = temporary(target)
+    shutil.rmtree(part, ignore_errors=True)  # left by a killed process of the same number
+    try:
+        room = build_room(seed, index)
+        pictures = render_room(room, frames, width, height)
+        for name in ("color", "depth", "pose", *(("label", "instance") if labels else ())):
+            (part / name).mkdir(parents=True)
+        for frame in pictures:
+            _write_frame(part, frame, labels)
+        (part / "cameras.yaml").write_text(_cameras(pictures[0].color_camera))
+        if labels:  # named here too, so that a room can be opened alone
+            (part / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n")
+        room_mesh(room).export(part / "mesh.ply")
+        put_folder(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_frame(folder: Path, frame: Frame, labels: bool) -> None:
