@@ -45,9 +45,7 @@ class LabelledDataset(Dataset[LabelledItem]):
         self.store, self.size, self.seed, self.recipe = Store(folder), size, seed, recipe
         items = [(scene, row) for scene in self.store.scenes for row in _labelled(self.store.scene(scene))]
         if not items:
-            raise DataError(
-                f"{folder}: none of its frames has a label image. Prepare a recording that has a label folder."
-            )
+            raise DataError(f"{folder}: this store has no labels. Prepare a recording that has a label folder.")
         if not self.store.class_names:
             raise DataError(
                 f"{folder}: its classes have no names: put classes.txt beside the scenes and prepare into another "
