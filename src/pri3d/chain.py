@@ -18,7 +18,7 @@ from pri3d.errors import ConfigError
 from pri3d.machine import cores
 from pri3d.models.export import export
 from pri3d.preparation.run import prepare
-from pri3d.report.run import write_report
+from pri3d.report.run import write_overview, write_report
 from pri3d.runfiles import read_json, read_metrics, write_json
 from pri3d.train.finetune import finetune
 from pri3d.train.pretrain import pretrain
@@ -104,15 +104,15 @@ def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, work
         **plan._asdict(),
     }
     results = {"semantic_miou": scores, "minutes": (time.perf_counter() - began) / 60, "settings": settings}
+    pictures: dict[str, Any] = {
+        "store": stores["pretrain"],
+        "pretrain_run": run,
+        "val_store": stores["test"],
+        "finetune_runs": runs,
+    }
+    write_overview(out / "overview.png", **pictures)
     report = write_report(
-        out / "report.html",
-        title="Pri3D on rendered rooms",
-        store=stores["pretrain"],
-        pretrain_run=run,
-        val_store=stores["test"],
-        finetune_runs=runs,
-        results=results,
-        settings=settings,
+        out / "report.html", title="Pri3D on rendered rooms", results=results, settings=settings, **pictures
     )
     minutes = round((time.perf_counter() - began) / 60, 2)
     write_json(out / "results.json", {**results, "minutes": minutes})
@@ -152,7 +152,7 @@ def _data(out: Path, seed: int, workers: int, say: Any) -> dict[str, Path]:
 
 def _pretrain(store: Path, run: Path, steps: int, seed: int) -> Path:
     """Pre-train on all rooms of the first part; the quick preset has both objectives."""
-    return pretrain(store, run=run, steps=steps, seed=seed, holdout=0.0, distance=DISTANCE, voxel=VOXEL, workers=0)
+    return pretrain(store, run=run, steps=steps, seed=seed, holdout=0.0, distance=DISTANCE, voxel=VOXEL, workers=1)
 
 
 def _plan(trial: Path, store: Path, seconds: float, seed: int, processes: int) -> Plan:
