@@ -55,15 +55,6 @@ class View(NamedTuple):
     name: str  #: frame name
 
 
-class Pair(NamedTuple):
-    """Two frames of one scene that see enough of the same surface."""
-
-    scene: str
-    i: int  #: row of the scene's frames.npz
-    j: int  #: row of the scene's frames.npz
-    overlap: float  #: share of points with a partner within the distance, see :mod:`pri3d.preparation.overlap`
-
-
 class Voxels(NamedTuple):
     """Occupied voxels of a surface; cell c covers [c, c+1) * size, its centre is (c + 0.5) * size."""
 

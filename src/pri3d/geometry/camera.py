@@ -33,9 +33,3 @@ def project(points: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
     safe = torch.where(z.abs() < 1e-6, torch.full_like(z, 1e-6), z)
     pixels = points[..., :2] / safe[..., None] * intrinsics[..., None, :2] + intrinsics[..., None, 2:]
     return pixels, z
-
-
-def scale_intrinsics(intrinsics: Tensor, factor_x: float, factor_y: float) -> Tensor:
-    """Intrinsics (..., 4) of the same view resampled by a factor; exact because pixel centres lie at +0.5."""
-    x, y = intrinsics[..., 0::2] * factor_x, intrinsics[..., 1::2] * factor_y
-    return torch.stack((x, y), dim=-1).flatten(-2)
