@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -75,21 +76,8 @@ def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, work
     say = Console(stderr=True, highlight=False).print
     _clear(out)
     stores = _data(out, seed, workers, say)
-    processes = min(workers, 2 * len(SEEDS))
-    threads = max(1, cores() // processes)
-    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
-        left = max_minutes * 60 - (time.perf_counter() - began) - REPORT_SECONDS
-        plan = pool.submit(_plan, out / "trial", stores["pretrain"], left, seed, processes).result()
-        if plan.shortened:
-            say(f"cut to fit {max_minutes:g} minutes: {plan.pretrain_steps} and {plan.finetune_steps} steps")
-        say(f"pre-training View+Geo, {plan.pretrain_steps} steps; beside it, fine-tuning from scratch")
-        run = out / "runs/pretrain"
-        training = pool.submit(_pretrain, stores["pretrain"], run, plan.pretrain_steps, seed)
-        scratch = _finetune(pool, out, stores, "scratch", "scratch", plan.finetune_steps)
-        training.result()
-        say(f"fine-tuning from the pre-trained weights, {plan.finetune_steps} steps")
-        jobs = {"scratch": scratch, "pri3d": _finetune(pool, out, stores, "pri3d", str(run), plan.finetune_steps)}
-        runs = {name: [job.result() for job in started] for name, started in jobs.items()}
+    deadline = began + max_minutes * 60 - REPORT_SECONDS
+    plan, run, runs = _train(out, stores, deadline, seed, workers, say)
     exported = export(run, to="torchvision", out=out / "pri3d_resnet18.safetensors")
     scores = {name: [read_json(r / "scores.json")["last"]["miou"] for r in some] for name, some in runs.items()}
     settings = {
@@ -120,6 +108,27 @@ def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, work
     return report
 
 
+def _train(
+    out: Path, stores: dict[str, Path], deadline: float, seed: int, workers: int, say: Callable[[str], None]
+) -> tuple[Plan, Path, dict[str, list[Path]]]:
+    """Pre-train and fine-tune side by side: the plan, the pre-training run, and start -> fine-tuning runs."""
+    run = out / "runs/pretrain"
+    processes = min(workers, 2 * len(SEEDS))
+    threads = max(1, cores() // processes)
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        left = deadline - time.perf_counter()
+        plan = pool.submit(_plan, out / "trial", stores["pretrain"], left, seed, processes).result()
+        if plan.shortened:
+            say(f"cut to fit the time: {plan.pretrain_steps} and {plan.finetune_steps} steps")
+        say(f"pre-training View+Geo, {plan.pretrain_steps} steps; beside it, fine-tuning from scratch")
+        training = pool.submit(_pretrain, stores["pretrain"], run, plan.pretrain_steps, seed)
+        scratch = _finetune(pool, out, stores, "scratch", "scratch", plan.finetune_steps)
+        training.result()
+        say(f"fine-tuning from the pre-trained weights, {plan.finetune_steps} steps")
+        jobs = {"scratch": scratch, "pri3d": _finetune(pool, out, stores, "pri3d", str(run), plan.finetune_steps)}
+        return plan, run, {name: [job.result() for job in started] for name, started in jobs.items()}
+
+
 def _clear(out: Path) -> None:
     """Empty the folder of an earlier demo; refuse one that holds anything else."""
     if out.exists() and any(out.iterdir()) and not (out / MARK).is_file():
@@ -129,7 +138,7 @@ def _clear(out: Path) -> None:
     (out / MARK).touch()
 
 
-def _data(out: Path, seed: int, workers: int, say: Any) -> dict[str, Path]:
+def _data(out: Path, seed: int, workers: int, say: Callable[[str], None]) -> dict[str, Path]:
     """Render and prepare the three parts: name -> prepared store."""
     stores = {}
     for name, (first, count, frames) in PARTS.items():
