@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import settings
 
+from pri3d.machine import limit_spinning
 from pri3d.preparation.run import prepare
 from pri3d.worlds.write import rooms
 
 torch.set_num_threads(1)
+limit_spinning()  # of processes that tests start
 settings.register_profile("pri3d", deadline=None)  # a busy machine is no failure
 settings.load_profile("pri3d")
 

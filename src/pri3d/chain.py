@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pri3d.errors import ConfigError
-from pri3d.machine import cores
+from pri3d.machine import cores, limit_spinning
 from pri3d.models.export import export
 from pri3d.preparation.run import prepare
 from pri3d.report.run import write_overview, write_report
@@ -74,6 +74,7 @@ def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, work
     began = time.perf_counter()
     workers = workers or cores()
     say = Console(stderr=True, highlight=False).print
+    limit_spinning()  # of the processes started below
     _clear(out)
     stores = _data(out, seed, workers, say)
     deadline = began + max_minutes * 60 - REPORT_SECONDS

@@ -7,7 +7,6 @@ needs no PyTorch.
 from __future__ import annotations
 
 import inspect
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from jsonargparse import ArgumentParser
 import pri3d
 from pri3d import registry
 from pri3d.errors import Pri3DError
+from pri3d.machine import limit_spinning
 
 #: verb -> what it does, example
 ABOUT = {
@@ -68,9 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"pri3d {pri3d.__version__}")
         return 0
-    # Threads that spin for long while they wait make a busy machine ten times slower, and ones that sleep at once a
-    # quiet one four times; a short spin costs a tenth.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    limit_spinning()
     try:
         if words[0] not in ABOUT:
             raise registry.unknown("verb", list(ABOUT), words[0])
