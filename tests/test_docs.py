@@ -265,7 +265,7 @@ def test_verbs_that_are_named_exist() -> None:
     """In messages and pages: a word after pri3d, where it is set off as a command."""
     files = [*PAGES, *(ROOT / "src").rglob("*.py")]
     named = {(verb, path.name) for path in files for verb in re.findall(r"[`(]pri3d ([a-z]+)\b", path.read_text())}
-    assert len(named) > 10
+    assert len(named) >= 5
     assert sorted((verb, name) for verb, name in named if verb not in pri3d.VERBS) == []
 
 
