@@ -20,6 +20,7 @@ def test_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(chain, "SEEDS", (0,))
     monkeypatch.setattr(chain, "TRIAL_STEPS", 2)
     monkeypatch.setattr(chain, "SIZE", "64x48")
+    monkeypatch.setattr(chain, "cores", lambda: 1)  # one thread: several collapse beside other tests
     report = chain.demo(tmp_path / "demo", max_minutes=0.2, workers=1)
     results = json.loads((tmp_path / "demo/results.json").read_text())
     assert results["settings"]["shortened"] is True
