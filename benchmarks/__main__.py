@@ -12,7 +12,8 @@ def main() -> None:
     for module in MODULES:
         print(f"\n{module}")
         for name, measured, bar in import_module(f"benchmarks.{module}").run():
-            print(f"  {name:72} {measured:>22}   bar {bar}")
+            shown = measured if isinstance(measured, str) else f"{measured:.2f}"
+            print(f"  {name:72} {shown:>22}" + ("" if bar is None else f"   bar {bar}"))
 
 
 if __name__ == "__main__":
