@@ -35,10 +35,14 @@ class UNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """RGB 0..1 (B, 3, H, W) -> features (B, channels, ceil(H / 2), ceil(W / 2))."""
+        return self.forward_maps(images)[0]
+
+    def forward_maps(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """RGB 0..1 (B, 3, H, W) -> (features as :meth:`forward`, the encoder's maps as :class:`Encoder`)."""
         maps = self.encoder(self.encoder.normalise(images))
         half = (-(-images.shape[-2] // 2), -(-images.shape[-1] // 2))
         features: Tensor = self.decoder(maps, half)
-        return features
+        return features, maps
 
 
 class UpProjection(nn.Module):
