@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from pri3d.geometry.camera import back_project, pixel_centres, project
 from pri3d.geometry.pose import invert, transform
+from pri3d.objectives import Features
 from pri3d.objectives.contrast import info_nce
 from pri3d.objectives.geometry import GeometryObjective
 from pri3d.objectives.view import ViewObjective
@@ -165,12 +166,12 @@ def run() -> list[tuple[str, str, str]]:
         maps = maps.unflatten(0, (PAIRS, 2)).requires_grad_()
         volume = torch.randn(len(data.voxel_cells), 96, requires_grad=True)
         view = ViewObjective(POINTS, TEMPERATURE, DISTANCE)
-        geometry = GeometryObjective(channels, POINTS, TEMPERATURE, net3d="tiny")
+        geometry = GeometryObjective(channels, points=POINTS, temperature=TEMPERATURE, net3d="tiny")
         heads = geometry.project_pixels, geometry.project_voxels
-        us, loop = compare(lambda: view(maps, data).loss, lambda: plain_view(data, maps))
+        us, loop = compare(lambda: view(Features(maps, []), data).loss, lambda: plain_view(data, maps))
         table.append((f"view step, C={channels}: {us * 1e3:.0f} ms", f"{loop / us:.1f}x", ">= 2.5x"))
         us, loop = compare(
-            lambda: view(maps, data).loss + geometry.contrast(maps, data, volume).loss,
+            lambda: view(Features(maps, []), data).loss + geometry.contrast(Features(maps, []), data, volume).loss,
             lambda: plain_view(data, maps) + plain_geometry(data, maps, volume, heads),
         )
         table.append((f"joint step, C={channels}: {us * 1e3:.0f} ms", f"{loop / us:.1f}x", ">= 4x"))

@@ -66,7 +66,7 @@ class Voxels(NamedTuple):
 class PairBatch(NamedTuple):
     """B pairs for pre-training. World coordinates are per pair: shifted by a whole number of voxels near camera a."""
 
-    color: torch.Tensor  #: (B, 2, 3, H, W) float 0..1, augmented
+    color: torch.Tensor  #: (B, K, 3, H, W) float 0..1, augmented: one image for each of ``views``
     depth: torch.Tensor  #: (B, 2, H, W) metres, 0 = invalid
     intrinsics: torch.Tensor  #: (B, 2, 4) fx, fy, cx, cy in pixels of (H, W)
     world_from_camera: torch.Tensor  #: (B, 2, 4, 4)
@@ -77,6 +77,14 @@ class PairBatch(NamedTuple):
     voxel_size: torch.Tensor  #: () metres
     seeds: torch.Tensor  #: (B,) int64, every random choice inside a sample derives from it
     names: list[str]  #: B strings "scene/frame_a+frame_b", for error messages
+    views: tuple[str, ...] = ("first", "second")  #: of these, in this order: frame a, frame b, "copy": a recoloured
+
+
+class CropBatch(NamedTuple):
+    """B images for instance discrimination (MoCo): two random crops of each."""
+
+    crops: torch.Tensor  #: (B, 2, 3, S, S) float 0..1, augmented: query and key
+    names: list[str]  #: B strings, for error messages
 
 
 class LabelledBatch(NamedTuple):

@@ -15,9 +15,9 @@ from pri3d.data.pairs import PairDataset, collate
 from pri3d.data.sampler import Draw
 from pri3d.errors import ConfigError
 from pri3d.geometry.matching import choose, match_pixels, match_voxels
-from pri3d.objectives import WeightedSum
+from pri3d.objectives import Features, WeightedSum
 from pri3d.objectives.contrast import info_nce
-from pri3d.objectives.view import ViewObjective, flatten_cells, pick
+from pri3d.objectives.view import ViewObjective, pick_views
 from pri3d.store import Store
 from pri3d.types import PairBatch
 
@@ -66,7 +66,7 @@ def test_sum_is_weighted_and_every_part_gets_gradients(batch: PairBatch) -> None
     torch.manual_seed(0)
     objective = WeightedSum({"view": 2.0, "geometry": 0.5}, SETTINGS)
     maps = features(batch)
-    terms = objective(maps, batch)
+    terms = objective(Features(maps, []), batch)
     wanted = 2 * terms.log["view/loss"] + 0.5 * terms.log["geometry/loss"]
     assert float(terms.loss.detach()) == pytest.approx(float(wanted), rel=1e-6)
     terms.loss.backward()
@@ -77,14 +77,14 @@ def test_sum_is_weighted_and_every_part_gets_gradients(batch: PairBatch) -> None
 
 def test_loss_of_random_features_is_near_chance_and_of_true_ones_near_zero(batch: PairBatch) -> None:
     objective = ViewObjective(points=50, temperature=0.1, distance=0.1)
-    log = objective(features(batch), batch).log
+    log = objective(Features(features(batch), []), batch).log
     grid = (24, 32)
     matches = match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, grid, 0.1)
     true = torch.randn(len(batch.names), 2, 64, grid[0] * grid[1])
     for b in range(len(batch.names)):
         keep = matches.valid[b]
         true[b, 1, :, matches.second[b, keep]] = true[b, 0, :, matches.first[b, keep]]
-    good = objective(true.unflatten(-1, grid), batch)
+    good = objective(Features(true.unflatten(-1, grid), []), batch)
     assert float(good.log["recall"]) == 1.0
     assert float(good.loss.detach()) < 0.2 < float(log["chance"])
     assert float(log["recall"]) < 0.3
@@ -95,8 +95,8 @@ def test_matching_and_loss_never_wait_for_the_device(batch: PairBatch) -> None:
     with CountSyncs() as counter:
         grid = (24, 32)
         pairs = choose(match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, grid, 0.1), 50, batch.seeds)
-        rows = [flatten_cells(maps[:, v]) for v in (0, 1)]
-        loss = info_nce(pick(rows[0], pairs.first), pick(rows[1], pairs.second), pairs.valid).loss.sum()
+        given = Features(maps, [])
+        loss = info_nce(*pick_views(given, {"first": pairs.first, "second": pairs.second}), pairs.valid).loss.sum()
         found = match_voxels(
             batch.depth.flatten(0, 1), batch.intrinsics.flatten(0, 1), batch.world_from_camera.flatten(0, 1),
             batch.voxel_cells, batch.voxel_size, grid,
@@ -104,7 +104,8 @@ def test_matching_and_loss_never_wait_for_the_device(batch: PairBatch) -> None:
         found = choose(found, 50, batch.seeds.repeat_interleave(2))
         volume = torch.randn(len(batch.voxel_cells), 8)
         voxels = volume.index_select(0, found.second.flatten()).view(*found.second.shape, -1)
-        loss = loss + info_nce(pick(flatten_cells(maps.flatten(0, 1)), found.first), voxels, found.valid).loss.sum()
+        pixels = pick_views(given, {"first": found.first[::2], "second": found.first[1::2]})
+        loss = loss + info_nce(torch.stack(pixels, 1).flatten(0, 1), voxels, found.valid).loss.sum()
         loss.backward()
     assert counter.calls == []
     assert counter.total > 100
@@ -120,17 +121,21 @@ def test_the_counter_counts() -> None:
 
 
 def test_pick_equals_indexing_and_its_gradient_adds_up() -> None:
-    rows = torch.randn(3, 7, 4, dtype=torch.float64, requires_grad=True)
-    index = torch.tensor([[0, 6, 6], [1, 1, 1], [2, 3, 4]])
-    torch.testing.assert_close(pick(rows, index), torch.stack([rows[b, index[b]] for b in range(3)]))
-    assert torch.autograd.gradcheck(lambda r: pick(r, index), (rows,))
+    dense = torch.randn(3, 2, 4, 2, 3, dtype=torch.float64, requires_grad=True)
+    cells = {"second": torch.tensor([[0, 5, 5], [1, 1, 1], [2, 3, 4]]), "first": torch.tensor([[1, 2], [0, 5], [3, 3]])}
+    cells["first"] = torch.cat((cells["first"], cells["first"][:, :1]), dim=1)
+    picked = pick_views(Features(dense, []), cells)
+    for view, number, got in (("second", 1, picked[0]), ("first", 0, picked[1])):
+        flat = dense[:, number].flatten(2)
+        torch.testing.assert_close(got, torch.stack([flat[b][:, cells[view][b]].T for b in range(3)]))
+    assert torch.autograd.gradcheck(lambda d: tuple(pick_views(Features(d, []), cells)), (dense,))
 
 
 def test_batches_without_matches_or_voxels_give_zero(batch: PairBatch) -> None:
     objective = WeightedSum({"view": 1.0, "geometry": 1.0}, SETTINGS)
     maps = features(batch)
     blind = batch._replace(depth=torch.zeros_like(batch.depth), voxel_cells=batch.voxel_cells[:0])
-    terms = objective(maps, blind)
+    terms = objective(Features(maps, []), blind)
     terms.loss.backward()
     assert float(terms.loss.detach()) == 0
     assert maps.grad is not None
@@ -144,7 +149,7 @@ def test_one_chunk_a_pair_contrasts_the_first_frames_alone(batch: PairBatch) -> 
     cells = batch.voxel_cells[first].clone()
     cells[:, 0] //= 2
     maps = features(batch)
-    one(maps, batch._replace(voxel_cells=cells, voxel_color=batch.voxel_color[first])).loss.backward()
+    one(Features(maps, []), batch._replace(voxel_cells=cells, voxel_color=batch.voxel_color[first])).loss.backward()
     assert maps.grad is not None
     assert (maps.grad[:, 0] != 0).any()
     assert (maps.grad[:, 1] == 0).all()
@@ -154,8 +159,8 @@ def test_colour_input_changes_the_result(batch: PairBatch) -> None:
     torch.manual_seed(0)
     objective = WeightedSum({"geometry": 1.0}, SETTINGS | {"voxel_input": "color"})
     maps = features(batch)
-    plain = objective(maps, batch).loss
-    tinted = objective(maps, batch._replace(voxel_color=torch.rand_like(batch.voxel_color))).loss
+    plain = objective(Features(maps, []), batch).loss
+    tinted = objective(Features(maps, []), batch._replace(voxel_color=torch.rand_like(batch.voxel_color))).loss
     assert not torch.equal(plain, tinted)
 
 

@@ -30,6 +30,7 @@ class PairItem(NamedTuple):
     chunks: list[Voxels]
     seed: int
     name: str
+    views: tuple[str, ...]
 
 
 def split_pairs(store: Store, holdout: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -66,6 +67,7 @@ class PairDataset(Dataset[PairItem]):
         voxel: edge of the chunks' voxels in metres, a whole multiple of the prepared one; 0 leaves chunks out.
         chunks: 2 gives each frame its chunk, 1 only the first frame.
         interpolation: of colour.
+        views: images of each pair, see :class:`pri3d.types.PairBatch`; every one gets an augmentation of its own.
     """
 
     def __init__(
@@ -78,11 +80,12 @@ class PairDataset(Dataset[PairItem]):
         voxel: float = 0.0,
         chunks: int = 2,
         interpolation: Interpolation = "bilinear",
+        views: tuple[str, ...] = ("first", "second"),
     ) -> None:
         self.store = Store(folder)
         self.table: PairTable = self.store.pairs()
         self.rows, self.size, self.seed, self.recipe = rows, size, seed, recipe
-        self.voxel, self.chunks, self.interpolation = voxel, chunks, interpolation
+        self.voxel, self.chunks, self.interpolation, self.views = voxel, chunks, interpolation, views
         self._surfaces: dict[str, Voxels] = {}  # of the last used scenes, in the wanted size
 
     def __len__(self) -> int:
@@ -95,7 +98,8 @@ class PairDataset(Dataset[PairItem]):
         views = scene.view(int(self.table.i[row])), scene.view(int(self.table.j[row]))
         seed = derive(self.seed, draw.epoch, draw.item)
         generator = torch.Generator().manual_seed(seed)
-        colors = [to_tensor(resize_color(v.color, self.size, self.interpolation)) for v in views]
+        sources = [views[1] if name == "second" else views[0] for name in self.views]
+        colors = [to_tensor(resize_color(v.color, self.size, self.interpolation)) for v in sources]
         colors = [augment_color(color, self.recipe, generator) for color in colors]
         depth = np.stack([resize_nearest(v.depth, self.size) for v in views])
         intrinsics = np.stack([self._intrinsics(v) for v in views])
@@ -113,6 +117,7 @@ class PairDataset(Dataset[PairItem]):
             chunks,
             seed,
             f"{scene_id}/{views[0].name}+{views[1].name}",
+            self.views,
         )
 
     def _intrinsics(self, view: View) -> NDArray[np.float64]:
@@ -151,6 +156,7 @@ def collate(items: list[PairItem]) -> PairBatch:
         voxel_size=torch.tensor(items[0].chunks[0].size),
         seeds=torch.tensor([item.seed for item in items]),
         names=[item.name for item in items],
+        views=items[0].views,
     )
 
 

@@ -1,7 +1,10 @@
 """Features + batch -> loss terms. One file per objective; compose them by weights.
 
-An objective is an ``nn.Module`` built with keyword settings and called with the backbone's feature maps and the
-batch. Add one by writing such a class and one line in ``OBJECTIVES`` (or an entry point ``pri3d.objectives``).
+An objective is an ``nn.Module`` built with keyword settings and called with what the network made of the batch. Add
+one by writing such a class and one line in ``OBJECTIVES`` (or an entry point ``pri3d.objectives``). It may define
+
+- ``views``: the images of a pair it wants, of "first", "second" and "copy" (frame a, recoloured); both frames unless said;
+- ``after_step()``: called after every optimizer step.
 """
 
 from __future__ import annotations
@@ -9,16 +12,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from pri3d import registry
 from pri3d.errors import ConfigError
-from pri3d.types import PairBatch
 
 OBJECTIVES = {
     "view": "pri3d.objectives.view:ViewObjective",
     "geometry": "pri3d.objectives.geometry:GeometryObjective",
+    "trivial": "pri3d.objectives.trivial:TrivialObjective",
+    "depth": "pri3d.objectives.depth:DepthObjective",
+    "moco": "pri3d.objectives.moco:MocoObjective",
+    "keep": "pri3d.objectives.keep:KeepObjective",
 }
+
+#: Every image a pair can bring, in the order a batch holds them.
+VIEWS = ("first", "second", "copy")
+
+
+class Features(NamedTuple):
+    """What the network makes of the B x K images of a batch."""
+
+    dense: Tensor  #: (B, K, C, h, w) feature maps of the decoder, channels last in memory
+    maps: list[Tensor]  #: encoder maps (B * K, c, h', w'), finest first
+    views: tuple[str, ...] = VIEWS[:2]  #: names of the K images
+
+    def of(self, view: str) -> Tensor:
+        """Feature maps (B, C, h, w) of one of the images."""
+        return self.dense[:, self.views.index(view)]
 
 
 class Terms(NamedTuple):
@@ -42,13 +64,25 @@ class WeightedSum(nn.Module):
             {name: registry.load("objectives", OBJECTIVES, name)(**settings) for name in self.weights}
         )
 
-    def forward(self, features: Tensor, batch: PairBatch) -> Terms:
-        """Sum the weighted terms of feature maps (B, 2, C, h, w); logged names get the objective's name in front."""
-        total = features.new_zeros((), dtype=features.float().dtype)
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Images of a pair that any of the objectives wants."""
+        wanted = {view for term in self.terms.values() for view in getattr(term, "views", VIEWS[:2])}
+        return tuple(view for view in VIEWS if view in wanted)
+
+    def forward(self, features: Features, batch: Any) -> Terms:
+        """Sum the weighted terms; logged names get the objective's name in front."""
+        total: Tensor | float = 0.0
         log: dict[str, Tensor] = {}
         for name, objective in self.terms.items():
             terms = objective(features, batch)
             total = total + self.weights[name] * terms.loss
             log[f"{name}/loss"] = terms.loss.detach()
             log.update({f"{name}/{key}": value for key, value in terms.log.items()})
-        return Terms(total, log)
+        return Terms(torch.as_tensor(total), log)
+
+    def after_step(self) -> None:
+        """Tell the objectives that the optimizer has made a step."""
+        for objective in self.terms.values():
+            if hasattr(objective, "after_step"):
+                objective.after_step()

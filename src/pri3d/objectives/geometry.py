@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from pri3d.geometry.matching import choose, match_voxels
 from pri3d.models.resunet3d import build_resunet3d
-from pri3d.objectives import Terms
+from pri3d.objectives import VIEWS, Features, Terms
 from pri3d.objectives.contrast import info_nce
-from pri3d.objectives.view import flatten_cells, mean_of_samples, pick
+from pri3d.objectives.view import mean_of_samples, pick_views
 from pri3d.types import PairBatch
 
 
@@ -46,13 +46,10 @@ class GeometryObjective(nn.Module):
         self.project_pixels = nn.Linear(channels, projection)
         self.project_voxels = nn.Linear(width, projection)
 
-    def forward(self, features: Tensor, batch: PairBatch) -> Terms:
-        """Contrast feature maps (B, 2, C, h, w) with the chunks of the batch.
-
-        A batch without any voxel contributes 0 and no gradient.
-        """
+    def forward(self, features: Features, batch: PairBatch) -> Terms:
+        """Contrast the frames with the chunks of the batch. A batch without any voxel contributes 0 and no gradient."""
         if batch.voxel_cells.shape[0] == 0:
-            zero = features.float().sum() * 0
+            zero = features.dense.float().sum() * 0
             return Terms(zero, {name: zero.detach() for name in ("recall", "matches", "chance")})
         if self.voxel_input == "occupancy":
             given = batch.voxel_color.new_ones(batch.voxel_cells.shape[0], 1)
@@ -63,11 +60,10 @@ class GeometryObjective(nn.Module):
             volume = self.net3d(batch.voxel_cells, given)
         return self.contrast(features, batch, volume)
 
-    def contrast(self, features: Tensor, batch: PairBatch, volume: Tensor) -> Terms:
-        """Match and contrast feature maps (B, 2, C, h, w) with voxel features (V, 96)."""
+    def contrast(self, features: Features, batch: PairBatch, volume: Tensor) -> Terms:
+        """Match and contrast the frames' feature maps with voxel features (V, 96)."""
         views = slice(self.chunks)
-        features = features[:, views].flatten(0, 1)
-        height, width = features.shape[-2:]
+        height, width = features.dense.shape[-2:]
         matches = match_voxels(
             batch.depth[:, views].flatten(0, 1),
             batch.intrinsics[:, views].flatten(0, 1),
@@ -79,6 +75,8 @@ class GeometryObjective(nn.Module):
         seeds = torch.stack([batch.seeds + view for view in range(self.chunks)], dim=1).flatten()
         matches = choose(matches, self.points, seeds)
         voxels = volume.index_select(0, matches.second.flatten()).view(*matches.second.shape, -1)
-        first = self.project_pixels(pick(flatten_cells(features), matches.first))
+        cells = matches.first.unflatten(0, (-1, self.chunks)).unbind(1)
+        picked = pick_views(features, dict(zip(VIEWS, cells, strict=False)))
+        first = self.project_pixels(torch.stack(picked, dim=1).flatten(0, 1))
         contrast = info_nce(first, self.project_voxels(voxels), matches.valid, self.temperature)
         return mean_of_samples(contrast, matches.valid)

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pri3d.geometry.matching import Matches, choose, match_pixels
-from pri3d.objectives import Terms
+from pri3d.objectives import Features, Terms
 from pri3d.objectives.contrast import Contrast, info_nce
 from pri3d.types import PairBatch
 
 
-def flatten_cells(features: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, h*w, C); a view where the map is channels-last in memory."""
-    return features.flatten(2).mT
+def pick_views(features: Features, cells: Mapping[str, Tensor]) -> list[Tensor]:
+    """Features (B, n, C) at the flat cells (B, n) of each named view.
 
-
-def pick(rows: Tensor, index: Tensor) -> Tensor:
-    """Rows (B, N, C), index (B, n) -> (B, n, C) by one flat index_select, whose gradient is one index_add."""
-    batch, count, channels = rows.shape
-    offset = torch.arange(batch, device=rows.device)[:, None] * count
-    return rows.reshape(-1, channels).index_select(0, (index + offset).flatten()).view(batch, -1, channels)
+    One gather for all of them: its gradient fills one buffer of the size of the maps, not one a view.
+    """
+    batch, images, channels, height, width = features.dense.shape
+    rows = features.dense.movedim(2, -1).reshape(-1, channels)  # a view where the maps are channels last
+    start = torch.arange(batch, device=rows.device)[:, None] * images * height * width
+    index = torch.stack([at + start + features.views.index(view) * height * width for view, at in cells.items()])
+    return list(rows.index_select(0, index.flatten()).view(len(cells), batch, -1, channels))
 
 
 def mean_of_samples(contrast: Contrast, valid: Tensor) -> Terms:
@@ -52,15 +53,12 @@ class ViewObjective(nn.Module):
         super().__init__()
         self.points, self.temperature, self.distance = points, temperature, distance
 
-    def forward(self, features: Tensor, batch: PairBatch) -> Terms:
-        """Contrast feature maps (B, 2, C, h, w) of a batch of pairs."""
-        height, width = features.shape[-2:]
+    def forward(self, features: Features, batch: PairBatch) -> Terms:
+        """Contrast the two frames of a batch of pairs."""
+        height, width = features.dense.shape[-2:]
         matches: Matches = match_pixels(
             batch.depth, batch.intrinsics, batch.world_from_camera, (height, width), self.distance
         )
         matches = choose(matches, self.points, batch.seeds)
-        # Both views in one gather: its gradient fills one buffer of the size of the maps, not one a view.
-        cells = torch.stack((matches.first, matches.second), dim=1)
-        picked = pick(flatten_cells(features.flatten(0, 1)), cells.flatten(0, 1))
-        first, second = picked[0::2], picked[1::2]
+        first, second = pick_views(features, {"first": matches.first, "second": matches.second})
         return mean_of_samples(info_nce(first, second, matches.valid, self.temperature), matches.valid)

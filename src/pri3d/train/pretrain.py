@@ -18,7 +18,7 @@ from pri3d.geometry.voxels import coarsen
 from pri3d.models.encoders import build_encoder
 from pri3d.models.unet import UNet
 from pri3d.models.weights import init_encoder, save_model
-from pri3d.objectives import WeightedSum
+from pri3d.objectives import Features, WeightedSum
 from pri3d.store import Store
 from pri3d.train.engine import StepModule, fit
 from pri3d.train.runs import RunFolder
@@ -50,8 +50,9 @@ class PretrainModule(StepModule):
     def loss(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Both frames of all pairs in one pass, then the objectives (paper section 3.3)."""
         images = batch.color.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        features = self.unet(images)
-        terms = self.objective(features.unflatten(0, (-1, 2)), batch)
+        dense, maps = self.unet.forward_maps(images)
+        features = Features(dense.unflatten(0, batch.color.shape[:2]), maps, batch.views)
+        terms = self.objective(features, batch)
         return terms.loss, terms.log
 
 
