@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
-from torch.nn import functional as F
 
 from pri3d.data.pairs import PairDataset, collate, split_pairs
 from pri3d.data.sampler import Draw, derive
@@ -22,6 +20,7 @@ from pri3d.geometry.images import parse_size
 from pri3d.geometry.matching import choose, match_pixels
 from pri3d.models.unet import UNet
 from pri3d.models.weights import load_model
+from pri3d.objectives.quality import cell_distance
 from pri3d.runfiles import RunPaths
 from pri3d.store import Store
 
@@ -74,17 +73,6 @@ def matching_recall(
         found[k] = int((gap * (width / grid[1]) <= pixels).sum())
         counted[k] = int(keep.sum())
     return _summary(found, counted, np.degrees(angles))
-
-
-def cell_distance(features: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Distance (n,) in cells between the most similar cell of view 1 and the true one.
-
-    features (2, C, h, w), first and second (n,) flat cells of the matched points in view 0 and 1.
-    """
-    rows = F.normalize(features.flatten(2), dim=1)
-    best = (rows[0][:, first].mT @ rows[1]).argmax(dim=1)
-    columns = features.shape[-1]
-    return torch.hypot((best % columns - second % columns).float(), (best // columns - second // columns).float())
 
 
 def _summary(found: NDArray[np.float64], counted: NDArray[np.float64], degrees: NDArray[np.float32]) -> Recall:
