@@ -29,14 +29,18 @@ class ColorRecipe(NamedTuple):
     p_jitter: float
     p_gray: float
     p_blur: float
-    sigma: tuple[float, float] = (0.1, 2.0)  #: of the Gaussian blur, pixels of a 320-pixel-wide image
+    sigma: tuple[float, float] = (0.1, 2.0)  #: of the Gaussian blur, pixels of an image ``width`` pixels wide
+    width: int | None = 320  #: None: ``sigma`` is in pixels of whatever image comes
+    kernel: int | None = None  #: edge of the blur's window, pixels of the image that comes; None: 3 sigma each way
 
 
 #: The released code's recipe for ScanNet pairs (reference: ColorJitter, grayscale, blur), and none.
 STRONG = ColorRecipe(0.4, 0.4, 0.4, 0.1, 0.8, 0.2, 0.5)
 #: For fine-tuning: colours move, sharpness stays.
 LIGHT = ColorRecipe(0.3, 0.3, 0.3, 0.05, 0.8, 0.1, 0.0)
-RECIPES: dict[str, ColorRecipe | None] = {"strong": STRONG, "light": LIGHT, "none": None}
+#: Of SimCLR, for trivial correspondences, as the released code has it: always blurred, in a window of 25 pixels.
+SIMCLR = ColorRecipe(0.8, 0.8, 0.8, 0.2, 0.8, 0.2, 1.0, kernel=25)
+RECIPES: dict[str, ColorRecipe | None] = {"strong": STRONG, "light": LIGHT, "simclr": SIMCLR, "none": None}
 
 
 def recipe(name: str) -> ColorRecipe | None:
@@ -49,30 +53,39 @@ def to_tensor(color: NDArray[np.uint8]) -> Tensor:
     return torch.tensor(color).permute(2, 0, 1)
 
 
+def uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
+    """One number between ``low`` and ``high``."""
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
 def augment_color(image: Tensor, recipe: ColorRecipe | None, generator: torch.Generator) -> Tensor:
     """Augment one RGB image (3, H, W) uint8 or float 0..1; same shape and dtype."""
     if recipe is None:
         return image
-
-    def uniform(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=generator))
-
-    if uniform(0, 1) < recipe.p_jitter:
-        steps: list[tuple[Callable[[Tensor, float], Tensor], float]] = [
-            (function, uniform(max(0.0, 1 - amplitude), 1 + amplitude))
-            for function, amplitude in (
-                (F.adjust_brightness, recipe.brightness),
-                (F.adjust_contrast, recipe.contrast),
-                (F.adjust_saturation, recipe.saturation),
-            )
-        ]
-        steps.append((F.adjust_hue, uniform(-recipe.hue, recipe.hue)))
-        for position in torch.randperm(len(steps), generator=generator).tolist():
-            function, amount = steps[position]
-            image = function(image, amount)
-    if uniform(0, 1) < recipe.p_gray:
+    if uniform(generator) < recipe.p_jitter:
+        image = _jitter(image, recipe, generator)
+    if uniform(generator) < recipe.p_gray:
         image = F.rgb_to_grayscale(image, num_output_channels=3)
-    if uniform(0, 1) < recipe.p_blur:
-        sigma = uniform(*recipe.sigma) * image.shape[-1] / 320
-        image = F.gaussian_blur(image, [2 * math.ceil(3 * sigma) + 1] * 2, [sigma] * 2)
+    if uniform(generator) < recipe.p_blur:
+        sigma = uniform(generator, *recipe.sigma) * (image.shape[-1] / recipe.width if recipe.width else 1.0)
+        # The window is mirrored at the border, so it may not reach beyond an image.
+        most = 2 * min(image.shape[-2:]) - 1
+        image = F.gaussian_blur(image, [min(recipe.kernel or 2 * math.ceil(3 * sigma) + 1, most)] * 2, [sigma] * 2)
+    return image
+
+
+def _jitter(image: Tensor, recipe: ColorRecipe, generator: torch.Generator) -> Tensor:
+    """Change brightness, contrast, saturation and hue in random order."""
+    steps: list[tuple[Callable[[Tensor, float], Tensor], float]] = [
+        (function, uniform(generator, max(0.0, 1 - amplitude), 1 + amplitude))
+        for function, amplitude in (
+            (F.adjust_brightness, recipe.brightness),
+            (F.adjust_contrast, recipe.contrast),
+            (F.adjust_saturation, recipe.saturation),
+        )
+    ]
+    steps.append((F.adjust_hue, uniform(generator, -recipe.hue, recipe.hue)))
+    for position in torch.randperm(len(steps), generator=generator).tolist():
+        function, amount = steps[position]
+        image = function(image, amount)
     return image

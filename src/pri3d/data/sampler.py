@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -30,18 +31,91 @@ class StreamSampler(Sampler[Draw]):
         if size < 1:
             raise ConfigError("there is nothing to draw from: the data set is empty.")
         self.size, self.total, self.seed, self.start, self.rank, self.world = size, total, seed, start, rank, world
+        self._passes = _Passes(size, seed)
 
     def __len__(self) -> int:
         return self.total // self.world
 
     def __iter__(self) -> Iterator[Draw]:
-        epoch, order = -1, torch.empty(0, dtype=torch.int64)
-        for position in range(self.start + self.rank, self.total, self.world):
-            if position // self.size != epoch:
-                epoch = position // self.size
-                generator = torch.Generator().manual_seed(derive(self.seed, epoch))
-                order = torch.randperm(self.size, generator=generator)
-            yield Draw(epoch, int(order[position % self.size]))
+        return map(self.draw, range(self.start + self.rank, self.total, self.world))
+
+    def draw(self, position: int) -> Draw:
+        """What stands at a position of the stream, whoever asks."""
+        return self._passes.draw(position)
+
+
+class MixedSampler(StreamSampler):
+    """A stream that mixes several sources, whose items stand one source after the other in the data set.
+
+    The stream is cut into blocks of ``block`` positions; a block draws from one source. A round of blocks gives each
+    source as many as its weight says: smaller sources are gone through more often, each in shuffled passes of its own
+    (``Draw.epoch`` counts them). With ``block`` = the global batch, whole batches alternate in a fixed order ("mixed
+    batches" of the paper's MoCo baseline); with ``block`` = 1, every batch holds the sources in proportion.
+
+    Args:
+        sizes: items of each source.
+        weights: blocks of each source in a round, whole numbers of 1 or more.
+        total, seed, start, rank, world: as in :class:`StreamSampler`.
+        block: consecutive positions that belong to one source.
+
+    Raises ConfigError for an empty source, or weights or a block that cannot be.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[int],
+        total: int,
+        seed: int,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        block: int = 1,
+    ) -> None:
+        super().__init__(sum(sizes), total, seed, start, rank, world)
+        if min(sizes) < 1 or len(weights) != len(sizes) or min(weights) < 1 or block < 1:
+            raise ConfigError(
+                f"a mixture of sources with {list(sizes)} items, weights {list(weights)} and blocks of {block}: every "
+                "source needs items and a whole weight of 1 or more, and a block a position. Leave empty sources out."
+            )
+        self.sizes, self.weights, self.block = tuple(sizes), tuple(weights), block
+        self._first = [0, *accumulate(sizes)]
+        self._sources = [_Passes(size, derive(seed, source)) for source, size in enumerate(sizes)]
+        # The blocks of each source lie evenly in the round: its n-th of w at (n + 1/2) / w.
+        spread = [((2 * n + 1) / weight, source) for source, weight in enumerate(weights) for n in range(weight)]
+        self._round = [source for _, source in sorted(spread)]
+
+    def draw(self, position: int) -> Draw:
+        """What stands at a position of the stream, whoever asks."""
+        slot, inside = divmod(position, self.block)
+        number, place = divmod(slot, len(self._round))
+        order = self._order(number)
+        source = order[place]
+        before = number * self.weights[source] + order[:place].count(source)
+        epoch, item = self._sources[source].draw(before * self.block + inside)
+        return Draw(epoch, self._first[source] + item)
+
+    def _order(self, number: int) -> list[int]:
+        """Sources of a round's blocks. Single positions are shuffled: else a process of two might see one source."""
+        if self.block > 1:
+            return self._round
+        generator = torch.Generator().manual_seed(derive(self.seed, len(self.sizes), number))
+        return [self._round[k] for k in torch.randperm(len(self._round), generator=generator).tolist()]
+
+
+class _Passes:
+    """Shuffled passes over ``size`` items; the permutation of the last used one is kept."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def draw(self, position: int) -> Draw:
+        epoch, place = divmod(position, self.size)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(derive(self.seed, epoch))
+            self._epoch, self._order = epoch, torch.randperm(self.size, generator=generator)
+        return Draw(epoch, int(self._order[place]))
 
 
 def derive(*parts: int) -> int:
