@@ -6,8 +6,10 @@ convolutions and bilinear interpolation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -70,7 +72,8 @@ class PaperDecoder(nn.Module):
     """Up-projections from the coarsest map to half resolution, each finer map of stride 4 or more added on the way.
 
     For a ResNet this is the network of the published checkpoints, module names included (up1 to up4, conv0). Where an
-    encoder leaves a gap (a single-scale ViT), up-projections that halve the stride and the channels fill it.
+    encoder leaves a gap (ConvNeXt has no map of stride 2), up-projections that halve the stride and the channels fill
+    it. Encoders of one stride have a decoder of their own, :class:`FusionDecoder`.
     """
 
     def __init__(self, encoder: Encoder, channels: int) -> None:
@@ -82,10 +85,8 @@ class PaperDecoder(nn.Module):
         for k in reversed(levels[:-1]):
             self._append(width, encoder.channels[k], k)
             width = encoder.channels[k]
-        stride = encoder.strides[levels[0]]
         self.fill: list[tuple[str, int]] = []  # (module, stride of its output)
-        while stride > 2:
-            stride = max(2, stride // 2)
+        for stride in _halvings(encoder.strides[levels[0]]):
             narrow = max(width // 2, 16)
             self.fill.append((self._append(width, narrow), stride))
             width = narrow
@@ -104,8 +105,7 @@ class PaperDecoder(nn.Module):
         for name, k in self.steps:
             x = getattr(self, name)(x, _size(maps[k])) + maps[k]
         for name, stride in self.fill:
-            size = (-(-2 * half[0] // stride), -(-2 * half[1] // stride))
-            x = getattr(self, name)(x, half if stride == 2 else size)
+            x = getattr(self, name)(x, _size_at(stride, half))
         features: Tensor = self.conv0(x)
         if _size(features) != half:  # an encoder whose only maps are of stride 1 or 2
             features = F.interpolate(features, size=half, mode="bilinear", align_corners=False)
@@ -123,7 +123,7 @@ class SlimDecoder(nn.Module):
         self.coarse = [k for k, stride in enumerate(encoder.strides) if stride > 2]
         self.fine = [k for k, stride in enumerate(encoder.strides) if stride <= 2]
         self.laterals = nn.ModuleList(nn.Conv2d(c, width, 1) for c in encoder.channels)
-        self.smooth = nn.ModuleDict({str(k): _conv_bn(width) for k in self.coarse})
+        self.smooth = nn.ModuleDict({str(k): _conv_bn(width, width) for k in self.coarse})
         self.out = nn.Conv2d(width, channels, 3, padding=1)
 
     def forward(self, maps: list[Tensor], half: Size) -> Tensor:
@@ -139,7 +139,65 @@ class SlimDecoder(nn.Module):
         return features
 
 
-DECODERS: dict[str, Callable[[Encoder, int], nn.Module]] = {"paper": PaperDecoder, "slim": SlimDecoder}
+class FusionDecoder(nn.Module):
+    """For maps that share one stride, as a ViT's: projected to one width, summed, then brought to half resolution.
+
+    ``widths`` are the channels after the sum and after each step; a step halves the stride, the last width is kept for
+    further ones. ``step`` builds one: (inputs, outputs) -> module (map, size) -> map.
+    """
+
+    def __init__(self, encoder: Encoder, channels: int, widths: Sequence[int], step: Callable[[int, int], nn.Module]):
+        super().__init__()
+        strides = _halvings(encoder.strides[0])
+        widths = [*widths, *[widths[-1]] * len(strides)][: len(strides) + 1]
+        self.laterals = nn.ModuleList(nn.Conv2d(c, widths[0], 1, bias=False) for c in encoder.channels)
+        self.norm = nn.BatchNorm2d(widths[0])
+        self.steps = nn.ModuleList(step(a, b) for a, b in pairwise(widths))
+        self.strides = strides  #: stride of each step's output
+        self.out = nn.Conv2d(widths[-1], channels, 1)
+
+    def forward(self, maps: list[Tensor], half: Size) -> Tensor:
+        """Turn the encoder's maps into (B, channels, *half)."""
+        projected = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
+        x = F.relu(self.norm(torch.stack(projected).sum(0)))
+        for stride, step in zip(self.strides, self.steps, strict=True):
+            x = step(x, _size_at(stride, half))
+        features: Tensor = self.out(x)
+        return features
+
+
+class SlimStep(nn.Module):
+    """Resize, then a 3 x 3 convolution."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.smooth = _conv_bn(inputs, outputs)
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        """Map (B, inputs, h, w) -> (B, outputs, *size)."""
+        y: Tensor = self.smooth(_resize(x, size))
+        return y
+
+
+def _one_stride(encoder: Encoder) -> bool:
+    return len(set(encoder.strides)) == 1 and encoder.strides[0] > 2
+
+
+def paper_decoder(encoder: Encoder, channels: int) -> nn.Module:
+    """The published decoder, or up-projections of 256, 128, 64 and 32 channels for an encoder of one stride."""
+    if _one_stride(encoder):
+        return FusionDecoder(encoder, channels, (256, 128, 64, 32), UpProjection)
+    return PaperDecoder(encoder, channels)
+
+
+def slim_decoder(encoder: Encoder, channels: int) -> nn.Module:
+    """64 channels and 3 x 3 convolutions throughout."""
+    if _one_stride(encoder):
+        return FusionDecoder(encoder, channels, (SlimDecoder.WIDTH,), SlimStep)
+    return SlimDecoder(encoder, channels)
+
+
+DECODERS: dict[str, Callable[[Encoder, int], nn.Module]] = {"paper": paper_decoder, "slim": slim_decoder}
 
 
 def build_unet(encoder: str = "resnet18", decoder: str = "paper", channels: int | None = None) -> UNet:
@@ -151,8 +209,22 @@ def build_unet(encoder: str = "resnet18", decoder: str = "paper", channels: int 
     return UNet(net, decoder, channels or (128 if net.channels[-1] >= 2048 else 32))
 
 
-def _conv_bn(width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+def _halvings(stride: int) -> list[int]:
+    """Strides on the way from ``stride`` to 2: 8, 4, 2 from 16 and 7, 3, 2 from 14."""
+    strides = []
+    while stride > 2:
+        stride = max(2, stride // 2)
+        strides.append(stride)
+    return strides
+
+
+def _size_at(stride: int, half: Size) -> Size:
+    """Size of a map of ``stride`` where that of stride 2 has ``half``."""
+    return -(-2 * half[0] // stride), -(-2 * half[1] // stride)
+
+
+def _conv_bn(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
 
 
 def _size(x: Tensor) -> Size:
