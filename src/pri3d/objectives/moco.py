@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from pri3d.errors import ConfigError
-from pri3d.models.encoders import Encoder
 from pri3d.objectives import Features, Terms
 from pri3d.types import CropBatch
+
+if TYPE_CHECKING:
+    from pri3d.models.encoders import Encoder
 
 
 class MocoObjective(nn.Module):
