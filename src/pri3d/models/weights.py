@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pri3d import __version__
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.models.encoders import Encoder, build_encoder
+from pri3d.models.lora import merged_state
 from pri3d.models.unet import UNet
 
 MODEL_FILE = "weights.safetensors"
@@ -168,9 +169,12 @@ def save_state(state: Mapping[str, Tensor], path: Path, provenance: Mapping[str,
 
 
 def save_model(unet: UNet, path: Path, provenance: Mapping[str, Any]) -> None:
-    """Write a U-Net so that :func:`load_model` rebuilds it; encoder, decoder, channels and version are filled in."""
+    """Write a U-Net so that :func:`load_model` rebuilds it; encoder, decoder, channels and version are filled in.
+
+    Low-rank adapters are merged into the weights, so the file is a plain network's.
+    """
     built = {"encoder": unet.encoder.name, "decoder": unet.decoder_name, "channels": unet.channels}
-    save_state(unet.state_dict(), path, {"version": __version__, **provenance, **built})
+    save_state(merged_state(unet), path, {"version": __version__, **provenance, **built})
 
 
 def load_model(path: Path) -> tuple[UNet, dict[str, Any]]:
