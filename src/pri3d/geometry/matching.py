@@ -8,7 +8,7 @@ waits for the device, and nothing loops over samples.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +20,9 @@ from pri3d.geometry.pose import invert, transform
 #: Voxel coordinates must lie in [-KEY_RANGE, KEY_RANGE): four fields share one sorted 64-bit key.
 KEY_RANGE = 1 << 15
 
+#: When two measured points are the same, see :func:`match_pixels`.
+Mode = Literal["point", "depth", "relative"]
+
 
 class Matches(NamedTuple):
     """N candidate correspondences for each of B samples; only those with ``valid`` count."""
@@ -29,6 +32,13 @@ class Matches(NamedTuple):
     valid: Tensor  #: (B, N) bool
 
 
+def cell_pixels(grid: tuple[int, int], image: Tensor) -> Tensor:
+    """Centres of the cells of a grid (h, w) in pixels of an image (..., H, W): (h*w, 2) of u, v, in its dtype."""
+    height, width = image.shape[-2:]
+    u, v = pixel_centres(*grid, like=image).flatten(0, 1).unbind(-1)
+    return torch.stack((u * (width / grid[1]), v * (height / grid[0])), dim=-1)
+
+
 def cell_points(depth: Tensor, intrinsics: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Camera point of each feature cell.
 
@@ -36,31 +46,40 @@ def cell_points(depth: Tensor, intrinsics: Tensor, grid: tuple[int, int]) -> tup
     with 0 where the cell's pixel has none.
     """
     height, width = depth.shape[-2:]
-    centres = pixel_centres(*grid, like=depth)
-    column = (centres[..., 0] * (width / grid[1])).floor().clamp(max=width - 1).flatten()
-    row = (centres[..., 1] * (height / grid[0])).floor().clamp(max=height - 1).flatten()
+    column, row = cell_pixels(grid, depth).floor().unbind(-1)
+    column, row = column.clamp(max=width - 1), row.clamp(max=height - 1)
     z = depth.flatten(1)[:, (row * width + column).long()]
     return back_project(z, torch.stack((column, row), dim=-1) + 0.5, intrinsics), z
 
 
 def match_pixels(
-    depth: Tensor, intrinsics: Tensor, world_from_camera: Tensor, grid: tuple[int, int], distance: float
+    depth: Tensor,
+    intrinsics: Tensor,
+    world_from_camera: Tensor,
+    grid: tuple[int, int],
+    distance: float,
+    mode: Mode = "point",
 ) -> Matches:
     """Pixel-pixel correspondences of B pairs (paper section 3.1): points closer than ``distance`` metres.
 
-    A cell of view 0 is moved into view 1; the point measured at the pixel it lands on must lie within ``distance``
-    in 3D. Of several cells landing in one cell of view 1 the closest stays, so each cell occurs once on both sides.
+    A cell of view 0 is moved into view 1 and compared with the point measured at the pixel it lands on. Of several
+    cells landing in one cell of view 1 the closest stays, so each cell occurs once on both sides.
 
     Args:
         depth: (B, 2, H, W) metres, 0 = invalid.
         intrinsics: (B, 2, 4) in pixels of (H, W).
         world_from_camera: (B, 2, 4, 4).
         grid: (h, w) of the feature map.
-        distance: metres.
+        distance: bound of the gap between moved and measured point, its unit set by ``mode``.
+        mode: ``point``: their 3D distance in metres (the paper). ``depth``: the difference of their z in view 1, in
+            metres (the released code; passes mismatches where the line of sight grazes a surface). ``relative``: their
+            3D distance as a share of the point's z in view 0, for sources without metric scale or outdoors.
 
     Returns:
-        Matches with N = h * w and ``first`` = 0..N-1.
+        Matches with N = h * w and ``first`` = 0..N-1. Raises ConfigError for another mode.
     """
+    if mode not in get_args(Mode):
+        raise ConfigError(f"match = {mode!r}: choose one of {', '.join(get_args(Mode))}.")
     batch, _, height, width = depth.shape
     points, z = cell_points(depth[:, 0], intrinsics[:, 0], grid)
     second_from_first = invert(world_from_camera[:, 1]) @ world_from_camera[:, 0]
@@ -70,9 +89,12 @@ def match_pixels(
     inside = (z > 0) & (z_there > 0) & (u >= 0) & (u < width) & (v >= 0) & (v < height)
     u, v = torch.where(inside, u, 0.0), torch.where(inside, v, 0.0)
     z_seen = depth[:, 1].flatten(1).gather(1, (v * width + u).long())
-    seen = back_project(z_seen, torch.stack((u, v), dim=-1) + 0.5, intrinsics[:, 1])
-    gap = torch.linalg.vector_norm(seen - points, dim=-1)
-    valid = inside & (z_seen > 0) & (gap < distance)
+    if mode == "depth":
+        gap = (z_seen - z_there).abs()
+    else:
+        seen = back_project(z_seen, torch.stack((u, v), dim=-1) + 0.5, intrinsics[:, 1])
+        gap = torch.linalg.vector_norm(seen - points, dim=-1)
+    valid = inside & (z_seen > 0) & (gap < (distance * z if mode == "relative" else distance))
     column, row = ((u + 0.5) * (grid[1] / width)).long(), ((v + 0.5) * (grid[0] / height)).long()
     target = row * grid[1] + column
     first = torch.arange(grid[0] * grid[1], device=depth.device).expand(batch, -1)
@@ -147,14 +169,16 @@ def _closest_per_target(target: Tensor, gap: Tensor, valid: Tensor, targets: int
 
 
 def choose(matches: Matches, count: int, seeds: Tensor) -> Matches:
-    """Draw up to ``count`` valid matches of each sample without replacement: (B, N) -> (B, min(count, N)).
+    """Draw up to ``count`` valid matches of each sample without replacement: (B, N) -> (B, min(count, N)); 0: all.
 
     The draw depends only on ``seeds`` (B,) int64 and the cell, so it is the same on every device and after a resume.
     Samples with fewer valid matches keep all of them; ``valid`` marks the rest.
-    Raises ConfigError for a count below 2, for which a contrast has no negative.
+    Raises ConfigError for a count of 1 or below 0: a contrast needs a negative.
     """
+    if count == 0:
+        return matches
     if count < 2:
-        raise ConfigError(f"points = {count}: the contrast needs at least 2 points a pair.")
+        raise ConfigError(f"points = {count}: the contrast needs at least 2 points a pair; 0 takes all matches.")
     keys = _scramble(matches.first + (_scramble(seeds)[:, None]))
     keys = torch.where(matches.valid, keys & torch.iinfo(torch.int64).max, -1)
     _, picked = keys.topk(min(count, keys.shape[1]), dim=1)

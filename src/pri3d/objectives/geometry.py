@@ -7,25 +7,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pri3d.geometry.matching import choose, match_voxels
+from pri3d.geometry.matching import cell_pixels, choose, match_voxels
 from pri3d.models.resunet3d import build_resunet3d
 from pri3d.objectives import VIEWS, Features, Terms
-from pri3d.objectives.contrast import info_nce
-from pri3d.objectives.view import mean_of_samples, pick_views
+from pri3d.objectives.contrast import Negatives
+from pri3d.objectives.view import PointContrast, pick_views
 from pri3d.types import PairBatch
 
 
-class GeometryObjective(nn.Module):
+class GeometryObjective(PointContrast):
     """PointInfoNCE between pixels and voxels, each projected to a common space.
 
     Args:
         channels: of the 2D feature maps.
         chunks: frames of a pair that have a chunk in the batch; the paper contrasts both, with weights one half.
-        points: matches drawn a frame, without replacement.
-        temperature: of the contrast.
         net3d: size of the sparse 3D network, see :class:`pri3d.models.resunet3d.build_resunet3d`.
         voxel_input: ``occupancy`` (a one per voxel, the paper) or ``color`` (RGB, the released code).
         projection: dimensions of the common space.
+        points, temperature, negatives, exclude_px, exclude_cm: see :class:`PointContrast`; a sample is a frame, the
+            place of a match in its image is the pixel, in 3D the voxel's centre.
     """
 
     def __init__(
@@ -37,20 +37,30 @@ class GeometryObjective(nn.Module):
         net3d: str = "34C",
         voxel_input: Literal["occupancy", "color"] = "occupancy",
         projection: int = 64,
+        negatives: Negatives = "sample",
+        exclude_px: float = 0.0,
+        exclude_cm: float = 0.0,
         **_: Any,
     ) -> None:
-        super().__init__()
-        self.chunks, self.points, self.temperature, self.voxel_input = chunks, points, temperature, voxel_input
+        super().__init__(points, temperature, negatives, exclude_px, exclude_cm)
+        self.chunks, self.voxel_input = chunks, voxel_input
         width = 96  # of the 3D features, as in the released code
         self.net3d = build_resunet3d(net3d, 1 if voxel_input == "occupancy" else 3, width)
         self.project_pixels = nn.Linear(channels, projection)
         self.project_voxels = nn.Linear(width, projection)
 
     def forward(self, features: Features, batch: PairBatch) -> Terms:
-        """Contrast the frames with the chunks of the batch. A batch without any voxel contributes 0 and no gradient."""
+        """Contrast the frames with the chunks of the batch. A batch without any voxel contributes no gradient.
+
+        It takes part all the same, with one voxel that nothing matches: other processes may wait for its gradient,
+        and for its share of ``world``.
+        """
         if batch.voxel_cells.shape[0] == 0:
-            zero = features.dense.float().sum() * 0
-            return Terms(zero, {name: zero.detach() for name in ("recall", "matches", "chance")})
+            volume = features.dense.new_zeros(1, self.project_voxels.in_features)
+            empty = batch._replace(depth=batch.depth * 0, voxel_cells=batch.voxel_cells.new_zeros(1, 4))
+            terms = self.contrast(features, empty, volume)
+            idle = sum(parameter.float().sum() * 0 for parameter in self.parameters())
+            return terms._replace(loss=terms.loss + idle)
         if self.voxel_input == "occupancy":
             given = batch.voxel_color.new_ones(batch.voxel_cells.shape[0], 1)
         else:
@@ -64,19 +74,25 @@ class GeometryObjective(nn.Module):
         """Match and contrast the frames' feature maps with voxel features (V, 96)."""
         views = slice(self.chunks)
         height, width = features.dense.shape[-2:]
+        grid = (height, width)
         matches = match_voxels(
             batch.depth[:, views].flatten(0, 1),
             batch.intrinsics[:, views].flatten(0, 1),
             batch.world_from_camera[:, views].flatten(0, 1),
             batch.voxel_cells,
             batch.voxel_size,
-            (height, width),
+            grid,
         )
         seeds = torch.stack([batch.seeds + view for view in range(self.chunks)], dim=1).flatten()
         matches = choose(matches, self.points, seeds)
-        voxels = volume.index_select(0, matches.second.flatten()).view(*matches.second.shape, -1)
-        cells = matches.first.unflatten(0, (-1, self.chunks)).unbind(1)
+        rows = matches.second.flatten()
+        voxels = volume.index_select(0, rows).view(*matches.second.shape, -1)
+        cells = matches.first.view(-1, self.chunks, matches.first.shape[1]).unbind(1)
         picked = pick_views(features, dict(zip(VIEWS, cells, strict=False)))
         first = self.project_pixels(torch.stack(picked, dim=1).flatten(0, 1))
-        contrast = info_nce(first, self.project_voxels(voxels), matches.valid, self.temperature)
-        return mean_of_samples(contrast, matches.valid)
+        second = self.project_voxels(voxels)
+        pixels = cell_pixels(grid, batch.depth)[matches.first]
+        centres = (batch.voxel_cells.index_select(0, rows)[:, 1:] + 0.5) * batch.voxel_size
+        return self.score(
+            first, second, matches.valid, [pixels], centres.view(*matches.second.shape, 3), shared=self.chunks
+        )
