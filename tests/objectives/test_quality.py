@@ -133,6 +133,31 @@ def test_measures_over_batches_are_those_of_all_rows(dataset: PairDataset) -> No
     assert all(type(value) is float for value in result.values())
 
 
+def test_reduced_precision_round_about_changes_nothing(dataset: PairDataset) -> None:
+    results = []
+    for enabled in (False, True):
+        quality = PairQuality()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            for seed, batch in enumerate(batches(dataset)):
+                generator = torch.Generator().manual_seed(seed)
+                dense = torch.randn(len(batch.names), 2, 8, 24, 32, generator=generator)
+                quality.update(Features(dense, []), batch, distance=0.1)
+            results.append(quality.result())
+    assert results[0] == results[1]
+
+
+def test_matches_follow_the_mode(dataset: PairDataset) -> None:
+    counts = {}
+    for mode in ("point", "depth", "relative"):
+        quality = PairQuality()
+        for batch in batches(dataset):
+            dense = torch.randn(len(batch.names), 2, 8, 24, 32)
+            quality.update(Features(dense, []), batch, points=0, distance=0.04, match=mode)
+        counts[mode] = quality.result()["points"]
+    assert counts["depth"] > counts["point"] > 0  # a gap in depth is never larger than one in 3D
+    assert counts["relative"] > counts["point"]  # the rooms are deeper than a metre
+
+
 def test_true_features_are_found_and_the_copy_is_ignored(dataset: PairDataset) -> None:
     batch = batches(dataset)[0]
     matches = match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, (24, 32), 0.1)

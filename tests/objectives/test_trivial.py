@@ -94,6 +94,28 @@ def test_cells_are_drawn_without_replacement_and_by_the_seed_alone() -> None:
     assert ((often > 400) & (often < 600)).all()  # 500 each, standard deviation 19
 
 
+def test_near_cells_are_no_negatives_where_asked() -> None:
+    """A cell is 2 pixels wide; within 2.5 pixels lie the four neighbours, which leaves 48 - 5 negatives inside."""
+    dense = random_maps()
+    objective = TrivialObjective(points=0, temperature=0.3, exclude_px=2.5, exclude_cm=5.0)
+    terms = objective(Features(dense, [], VIEWS), batch())
+    row, column = torch.arange(48) // 8, torch.arange(48) % 8
+    apart = (row[:, None] - row).abs() + (column[:, None] - column).abs()
+    counted = (apart > 1) | (apart == 0)
+    assert float(terms.log["chance"]) == pytest.approx(float(counted.sum(1).float().log().mean()))
+    a, c = (F.normalize(dense[:, k].detach().double().flatten(2), dim=1) for k in range(2))
+    logits = torch.where(counted, a.mT @ c / 0.3, -torch.inf)
+    wanted = 0.5 * (logits.logsumexp(1) + logits.logsumexp(2)) - logits.diagonal(dim1=1, dim2=2)
+    assert float(terms.loss.detach()) == pytest.approx(float(wanted.mean()), rel=1e-5)
+
+
+def test_negatives_of_the_whole_batch() -> None:
+    objective = TrivialObjective(points=20, temperature=0.3, negatives="batch")
+    log = objective(Features(random_maps(), [], VIEWS), batch()).log
+    assert float(log["chance"]) == pytest.approx(math.log(60))
+    assert float(log["matches"]) == 20
+
+
 def test_no_wait_for_the_device() -> None:
     with CountSyncs() as counter:
         terms = TrivialObjective(points=20)(Features(random_maps(), [], VIEWS), batch())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pri3d.geometry.matching import choose, match_pixels
+from pri3d.geometry.matching import Mode, choose, match_pixels
 from pri3d.objectives import Features
 from pri3d.objectives.view import pick_views
 from pri3d.types import PairBatch
@@ -40,7 +40,8 @@ def uniformity(rows: Tensor, valid: Tensor) -> Tensor:
     step = math.ceil(rows.shape[0] / MOST_ROWS) or 1
     unit, weight = F.normalize(rows[::step].float(), dim=1), valid[::step].float()
     # |x - y|^2 = 2 - 2 cos of unit vectors, between 0 and 4
-    near = torch.exp(4 * (unit @ unit.mT).clamp(-1, 1) - 4) * (weight[:, None] * weight)
+    with torch.autocast(unit.device.type, enabled=False):
+        near = torch.exp(4 * (unit @ unit.mT).clamp(-1, 1) - 4) * (weight[:, None] * weight)
     count = weight.sum()
     return (near.fill_diagonal_(0).sum() / (count * (count - 1))).log()
 
@@ -62,7 +63,7 @@ def cell_distance(features: Tensor, first: Tensor, second: Tensor) -> Tensor:
 
     features (2, C, h, w), first and second (n,) flat cells of the matched points in view 0 and 1.
     """
-    rows = F.normalize(features.flatten(2), dim=1)
+    rows = F.normalize(features.float().flatten(2), dim=1)
     best = (rows[0][:, first].mT @ rows[1]).argmax(dim=1)
     columns = features.shape[-1]
     return torch.hypot((best % columns - second % columns).float(), (best // columns - second // columns).float())
@@ -90,23 +91,37 @@ class PairQuality:
         self.valid: list[Tensor] = []
 
     @torch.no_grad()
-    def update(self, features: Features, batch: PairBatch, points: int = 256, distance: float = 0.02) -> None:
+    def update(
+        self,
+        features: Features,
+        batch: PairBatch,
+        points: int = 256,
+        distance: float = 0.02,
+        match: Mode = "point",
+    ) -> None:
         """Add a batch of pairs.
 
         Args:
             features: of both frames.
             batch: the pairs.
             points: matches drawn a pair, the same for every network.
-            distance: metres within which two measured points are the same.
+            distance: bound within which two measured points are the same, in metres unless ``match`` says otherwise.
+            match: see :func:`pri3d.geometry.matching.match_pixels`.
         """
+        # bfloat16 is off by a centimetre in a room, and among thousands of cells it has many equally similar ones.
+        with torch.autocast(features.dense.device.type, enabled=False):
+            self._add(features, batch, points, distance, match)
+
+    def _add(self, features: Features, batch: PairBatch, points: int, distance: float, match: Mode) -> None:
         height, width = features.dense.shape[-2:]
-        matches = match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, (height, width), distance)
+        grid = (height, width)
+        matches = match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, grid, distance, match)
         matches = choose(matches, points, batch.seeds)
         first, second = pick_views(features, {"first": matches.first, "second": matches.second})
         # A pair at a time: each compares its points with every cell of the other view.
         maps = features.of("first"), features.of("second")
         gaps = [
-            cell_distance(torch.stack((one, other)).float(), at, there)
+            cell_distance(torch.stack((one, other)), at, there)
             for one, other, at, there in zip(*maps, matches.first, matches.second, strict=True)
         ]
         found = (torch.stack(gaps) * (self.width / width) <= self.pixels) & matches.valid
@@ -134,4 +149,4 @@ class PairQuality:
             "rank": feature_rank(unit),
             "points": points,
         }
-        return dict(zip(values, torch.stack([x for x in values.values()]).tolist(), strict=True))
+        return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))

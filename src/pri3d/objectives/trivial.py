@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pri3d.geometry.matching import Matches, choose
+from pri3d.geometry.matching import Matches, cell_pixels, choose
 from pri3d.objectives import Features, Terms
-from pri3d.objectives.contrast import info_nce
-from pri3d.objectives.view import mean_of_samples, pick_views
+from pri3d.objectives.contrast import Negatives
+from pri3d.objectives.view import PointContrast, pick_views
 from pri3d.types import PairBatch
 
 
@@ -21,32 +21,36 @@ def draw_cells(grid: tuple[int, int], count: int, seeds: Tensor) -> Tensor:
     Raises ConfigError for a count of 1.
     """
     cells = torch.arange(grid[0] * grid[1], device=seeds.device).expand(seeds.shape[0], -1)
-    if count == 0:
-        return cells
     return choose(Matches(cells, cells, torch.ones_like(cells, dtype=torch.bool)), count, seeds).first
 
 
-class TrivialObjective(nn.Module):
+class TrivialObjective(PointContrast):
     """PointInfoNCE between two recoloured copies of the first frame; a point's partner is the same cell.
 
     The paper's baseline without geometry: it learns to ignore colour and nothing about 3D. Needs neither depth nor
     pose.
 
     Args:
-        points: cells drawn a pair, without replacement; 0 takes all.
-        temperature: of the contrast.
+        points, temperature, negatives, exclude_px: see :class:`pri3d.objectives.view.PointContrast`, with cells for
+            matches. A radius in centimetres is not looked at: there is no 3D.
     """
 
     views = ("first", "copy")
 
-    def __init__(self, points: int = 1024, temperature: float = 0.4, **_: Any) -> None:
-        super().__init__()
-        self.points, self.temperature = points, temperature
+    def __init__(
+        self,
+        points: int = 1024,
+        temperature: float = 0.4,
+        negatives: Negatives = "sample",
+        exclude_px: float = 0.0,
+        **_: Any,
+    ) -> None:
+        super().__init__(points, temperature, negatives, exclude_px)
 
     def forward(self, features: Features, batch: PairBatch) -> Terms:
         """Contrast the first frames of a batch of pairs with their copies. Raises ConfigError for one point."""
         height, width = features.dense.shape[-2:]
         cells = draw_cells((height, width), self.points, batch.seeds)
         first, copy = pick_views(features, {"first": cells, "copy": cells})
-        valid = torch.ones_like(cells, dtype=torch.bool)
-        return mean_of_samples(info_nce(first, copy, valid, self.temperature), valid)
+        pixels = cell_pixels((height, width), batch.color)[cells]
+        return self.score(first, copy, torch.ones_like(cells, dtype=torch.bool), [pixels])
