@@ -1,0 +1,98 @@
+"""An objective of another package: installed by pip, named in a YAML file, run by the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pri3d.runfiles import read_metrics
+
+PYPROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+
+[project]
+name = "otherlab-twins"
+version = "0.3"
+
+[project.entry-points."pri3d.objectives"]
+twins = "otherlab_twins.loss:TwinsObjective"
+"""
+
+OBJECTIVE = '''
+"""Two recoloured copies of a frame should have equal features; a head of its own, an image of its own, a memory."""
+
+import torch
+from torch import nn
+
+from pri3d.objectives import Terms
+
+
+class TwinsObjective(nn.Module):
+    views = ("first", "copy")
+
+    def __init__(self, channels, temperature, **_):
+        super().__init__()
+        self.head = nn.Conv2d(channels, 2, 1)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, features, batch):
+        one, other = (self.head(features.of(view).float()) for view in self.views)
+        far = (batch.color[:, batch.views.index("first")] - batch.color[:, batch.views.index("copy")]).abs().mean()
+        return Terms((one - other).square().mean(), {"far": far, "steps": self.steps.clone()})
+
+    def after_step(self):
+        self.steps += 1
+'''
+
+
+def run(*words: object, path: Path) -> str:
+    environment = os.environ | {"PYTHONPATH": str(path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", *map(str, words)], capture_output=True, text=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (find_spec("pip") and find_spec("setuptools")), reason="pip and setuptools build the package")
+def test_objective_of_an_installed_package_works_from_yaml(rooms_store: Path, tmp_path: Path) -> None:
+    package = tmp_path / "source" / "otherlab_twins"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "loss.py").write_text(OBJECTIVE)
+    (package.parent / "pyproject.toml").write_text(PYPROJECT)
+    site = tmp_path / "site"
+    offline = ("--no-index", "--no-deps", "--no-build-isolation", "--no-compile", "--quiet")
+    run("pip", "install", *offline, "--target", site, package.parent, path=site)
+    assert {path.name for path in site.iterdir()} == {"otherlab_twins", "otherlab_twins-0.3.dist-info"}
+
+    quick = resources.files("pri3d.train") / "presets" / "quick.yaml"
+    settings = yaml.safe_load(quick.read_text(encoding="utf-8")) | {
+        "objectives": {"view": 1.0, "twins": 0.5},
+        "size": "64x48",
+        "distance": 0.1,
+        "steps": 3,
+        "batch": 2,
+        "micro_batch": 2,
+        "holdout": 0.0,
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(settings))
+    words = ("pretrain", rooms_store, "--preset", tmp_path / "mine.yaml", "--run", tmp_path / "run", "--workers", 0)
+    run("pri3d", *words, path=site)
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.csv") if row.get("twins/loss") is not None]
+    assert rows
+    last = rows[-1]
+    assert 0 < last["twins/loss"] < 100
+    assert last["twins/steps"] > 0  # after_step was called
+    assert last["twins/far"] > 0  # the copy is recoloured
+    assert last["loss"] == pytest.approx(last["view/loss"] + 0.5 * last["twins/loss"], rel=1e-3)
