@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class Pri3DError(Exception):
     """Base of every error pri3d raises on purpose; the command line prints it without a traceback and exits 1."""
@@ -21,3 +24,26 @@ class ConfigError(Pri3DError):
 
 class WeightsError(Pri3DError):
     """A checkpoint does not fit: the message counts matched, missing and unexpected keys."""
+
+
+class Problems:
+    """Collects what is wrong, so that a user sees all of it at once and not one thing a try."""
+
+    def __init__(self) -> None:
+        self.found: list[Pri3DError] = []
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Keep an error of the block for :meth:`refuse`; the code after the block goes on."""
+        try:
+            yield
+        except Pri3DError as error:
+            self.found.append(error)
+
+    def refuse(self) -> None:
+        """Raise what was found: the one error as it is, several as one ConfigError that lists them."""
+        if len(self.found) == 1:
+            raise self.found[0]
+        if self.found:
+            lines = "".join(f"\n  - {error}" for error in self.found)
+            raise ConfigError(f"{len(self.found)} things are in the way:{lines}")

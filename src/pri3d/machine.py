@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 
 
@@ -28,3 +29,20 @@ def limit_spinning() -> None:
     times; a short spin costs a tenth. Processes started later inherit it.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
+def peak_memory() -> float:
+    """Return the most memory this process ever held, in MB: of the GPU where PyTorch uses one, else of the machine.
+
+    0 on Windows, which does not say.
+    """
+    import torch  # noqa: PLC0415 (the command line asks this module for cores before it needs PyTorch)
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 1e6
+    if sys.platform == "win32":
+        return 0.0
+    import resource  # noqa: PLC0415 (absent on Windows)
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)

@@ -30,6 +30,14 @@ class RunPaths:
         self.best = path / "best.safetensors"
         self.scores = path / "scores.json"
 
+    def older(self, step: int) -> Path:
+        """Checkpoint of an earlier step, where the run keeps more than the last."""
+        return self.path / f"step-{step:08d}.ckpt"
+
+    def all_older(self) -> list[Path]:
+        """Every such checkpoint, oldest first."""
+        return sorted(self.path.glob("step-*.ckpt"))
+
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Rows of a metrics.csv, empty cells left out; none where there is no file. Raises DataError where damaged."""

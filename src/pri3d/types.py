@@ -78,6 +78,7 @@ class PairBatch(NamedTuple):
     seeds: torch.Tensor  #: (B,) int64, every random choice inside a sample derives from it
     names: list[str]  #: B strings "scene/frame_a+frame_b", for error messages
     views: tuple[str, ...] = ("first", "second")  #: of these, in this order: frame a, frame b, "copy": a recoloured
+    crops: torch.Tensor | None = None  #: (B, 2, 3, S, S) float 0..1, two crops of frame a; (B, 0, ...) for none
 
 
 class CropBatch(NamedTuple):

@@ -143,7 +143,7 @@ def test_damaged_checkpoint_is_named(rooms_store: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        ({"preset": "nope"}, "Choices: paper, quick"),
+        ({"preset": "nope"}, "moco, moco-combine"),
         ({"objectives": {"vew": 1}}, "Did you mean 'view'"),
         ({"objectives": {}}, "objectives"),
         ({"encoder": "resnet19"}, "resnet18"),

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pri3d.data.augment import ColorRecipe, augment_color, to_tensor
+from pri3d.data.crops import CropRecipe, random_crop
 from pri3d.data.sampler import Draw, derive
 from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.images import Interpolation, resize_color, resize_nearest
@@ -31,6 +32,7 @@ class PairItem(NamedTuple):
     seed: int
     name: str
     views: tuple[str, ...]
+    crops: Tensor
 
 
 def split_pairs(store: Store, holdout: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -68,6 +70,7 @@ class PairDataset(Dataset[PairItem]):
         chunks: 2 gives each frame its chunk, 1 only the first frame.
         interpolation: of colour.
         views: images of each pair, see :class:`pri3d.types.PairBatch`; every one gets an augmentation of its own.
+        crop: recipe of two random crops of the first frame, None for none.
     """
 
     def __init__(
@@ -81,11 +84,13 @@ class PairDataset(Dataset[PairItem]):
         chunks: int = 2,
         interpolation: Interpolation = "bilinear",
         views: tuple[str, ...] = ("first", "second"),
+        crop: CropRecipe | None = None,
     ) -> None:
         self.store = Store(folder)
         self.table: PairTable = self.store.pairs()
         self.rows, self.size, self.seed, self.recipe = rows, size, seed, recipe
-        self.voxel, self.chunks, self.interpolation, self.views = voxel, chunks, interpolation, views
+        self.voxel, self.chunks, self.interpolation = voxel, chunks, interpolation
+        self.views, self.crop = views, crop
         self._surfaces: dict[str, Voxels] = {}  # of the last used scenes, in the wanted size
 
     def __len__(self) -> int:
@@ -118,6 +123,9 @@ class PairDataset(Dataset[PairItem]):
             seed,
             f"{scene_id}/{views[0].name}+{views[1].name}",
             self.views,
+            torch.stack([random_crop(views[0].color, self.crop, generator) for _ in range(2)])
+            if self.crop
+            else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
         )
 
     def _intrinsics(self, view: View) -> NDArray[np.float64]:
@@ -157,6 +165,7 @@ def collate(items: list[PairItem]) -> PairBatch:
         seeds=torch.tensor([item.seed for item in items]),
         names=[item.name for item in items],
         views=items[0].views,
+        crops=torch.stack([item.crops for item in items]).float() / 255,
     )
 
 

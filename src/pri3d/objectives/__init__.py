@@ -3,7 +3,7 @@
 An objective is an ``nn.Module`` built with keyword settings and called with what the network made of the batch. Add
 one by writing such a class and one line in ``OBJECTIVES`` (or an entry point ``pri3d.objectives``). It may define
 
-- ``views``: the images of a pair it wants, of "first", "second" and "copy" (frame a, recoloured); both frames unless said;
+- ``views``: the images of a pair it wants, of "first", "second" and "copy" (frame a, recoloured); else both frames;
 - ``after_step()``: called after every optimizer step.
 """
 
@@ -84,5 +84,6 @@ class WeightedSum(nn.Module):
     def after_step(self) -> None:
         """Tell the objectives that the optimizer has made a step."""
         for objective in self.terms.values():
-            if hasattr(objective, "after_step"):
-                objective.after_step()
+            tell = getattr(objective, "after_step", None)
+            if callable(tell):
+                tell()

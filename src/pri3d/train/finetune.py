@@ -8,21 +8,22 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from pri3d.data.augment import recipe
 from pri3d.data.labelled import LabelledDataset, collate
-from pri3d.data.sampler import Draw
+from pri3d.data.sampler import Draw, StreamSampler
 from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.images import parse_size
 from pri3d.models.unet import UNet, build_unet
 from pri3d.models.weights import load_weights, read_provenance, read_state
 from pri3d.runfiles import read_json, write_json
 from pri3d.tasks.semantic import Confusion, SemanticUNet, save_semantic, semantic_loss
-from pri3d.train.engine import StepModule, fit
+from pri3d.train.engine import Feed, Options, StepModule, fit
+from pri3d.train.launch import find_launch
 from pri3d.train.runs import RunFolder
-from pri3d.train.settings import FinetuneSettings, Precision, check_counts, resolve
+from pri3d.train.settings import FinetuneSettings, Precision, Schedule, resolve
 from pri3d.types import LabelledBatch
 
 
@@ -35,9 +36,15 @@ class SemanticModule(StepModule):
         super().__init__(settings)
         self.model = model
 
+    @property
+    def network(self) -> nn.Module:
+        """The whole network."""
+        return self.model
+
     def loss(self, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean cross-entropy over labelled pixels."""
-        scores = self.model(batch.color.contiguous(memory_format=torch.channels_last))
+        layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
+        scores = self.model(batch.color.contiguous(memory_format=layout))
         return semantic_loss(scores, batch.label), {}
 
 
@@ -54,7 +61,7 @@ class Validator(Callback):
     ) -> None:
         """Validate where the step asks for it."""
         module, step = pl_module, trainer.global_step
-        if not isinstance(module, SemanticModule) or (batch_idx + 1) % module.settings.accumulate:
+        if not isinstance(module, SemanticModule) or (batch_idx + 1) % module.passes:
             return
         if step % module.settings.eval_every and step != module.settings.steps:
             return
@@ -62,6 +69,8 @@ class Validator(Callback):
             entry = evaluate_semantic(module.model, self.dataset, module.settings.micro_batch)
         self.history.append({"step": step, **entry})
         best = max(self.history, key=lambda item: -1.0 if item["miou"] is None else item["miou"])
+        if not trainer.is_global_zero:
+            return
         if best is self.history[-1]:
             save_semantic(module.model, self.run.best, self.dataset.class_names, {**self.provenance, "steps": step})
         write_json(self.run.scores, {"last": self.history[-1], "best": best, "history": self.history})
@@ -93,6 +102,11 @@ def finetune(
     resume: bool = False,
     seed: int = 0,
     workers: int = 1,
+    save_every: int = 100,
+    keep_checkpoints: int = 1,
+    devices: int = 1,
+    nodes: int = 1,
+    wandb: str | None = None,
     encoder: str | None = None,
     decoder: Literal["paper", "slim"] | None = None,
     channels: int | None = None,
@@ -104,12 +118,15 @@ def finetune(
     momentum: float | None = None,
     dampening: float | None = None,
     weight_decay: float | None = None,
-    schedule: Literal["constant", "step", "poly", "onecycle"] | None = None,
+    schedule: Schedule | None = None,
     steps: int | None = None,
     batch: int | None = None,
     micro_batch: int | None = None,
     eval_every: int | None = None,
     precision: Precision | None = None,
+    sync_bn: bool | None = None,
+    channels_last: bool | None = None,
+    compile: bool | None = None,
 ) -> Path:
     """Fine-tune on labelled frames and score on others (paper section 5.1).
 
@@ -125,7 +142,12 @@ def finetune(
         run: folder of this run; default runs/<task>-<name of data>-<name of weights>-<seed>.
         resume: continue the run in that folder.
         seed: of new weights, order and augmentation.
-        workers: processes that load data.
+        workers: processes that load data, for each training process.
+        save_every: steps between checkpoints.
+        keep_checkpoints: how many of the last checkpoints stay.
+        devices: processes on this machine, one a GPU; torchrun and srun say it themselves.
+        nodes: machines.
+        wandb: project of Weights & Biases to log to, too.
         encoder: for weights that do not name theirs: resnet18, resnet50, or a timm name.
         decoder: for weights that do not name theirs: paper or slim.
         channels: for weights that do not name theirs: of the feature map.
@@ -137,12 +159,15 @@ def finetune(
         momentum: of sgd.
         dampening: of sgd.
         weight_decay: of weights with two axes or more (adamw), of all (sgd).
-        schedule: step, poly, onecycle, constant.
+        schedule: step, poly, cosine, onecycle, constant.
         steps: optimizer steps.
-        batch: images a step.
-        micro_batch: images a forward pass.
+        batch: images a step, of all processes together.
+        micro_batch: images a forward pass of one process.
         eval_every: steps between validations; the last step is always validated.
-        precision: auto, fp32 or bf16.
+        precision: auto, fp32, bf16 or fp16.
+        sync_bn: batch norms over all processes (GPUs only).
+        channels_last: memory layout of images and convolutions.
+        compile: the network by torch.compile.
 
     Returns:
         The run folder: scores.json (last, best, history, per class), weights.safetensors, best.safetensors.
@@ -174,13 +199,19 @@ def finetune(
     unet = build_unet(settings.encoder, settings.decoder, settings.channels)
     if weights != "scratch":
         _load(unet, Path(weights), part, record)
-    model = SemanticUNet(unet, len(train_set.class_names)).to(memory_format=torch.channels_last)
-    check_counts(workers=workers)
-    done = folder.open("finetune", settings, provenance, resume)
+    model = SemanticUNet(unet, len(train_set.class_names))
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
+    options = Options(workers, save_every, keep_checkpoints, find_launch(devices, nodes), wandb)
+    options.check(settings)
+    done = folder.open("finetune", settings, provenance, resume, options.launch.rank)
     if done < settings.steps or not folder.weights.exists():
         validator = Validator(val_set, folder, done, provenance)
-        fit(SemanticModule(settings, model), train_set, collate, folder, done, seed, workers, [validator])
-        save_semantic(model, folder.weights, train_set.class_names, {**provenance, "steps": settings.steps})
+        feed = Feed(train_set, collate, lambda total, start: StreamSampler(len(train_set), total, seed, start))
+        fit(SemanticModule(settings, model), feed, folder, done, options, [validator])
+        if options.launch.rank == 0:
+            facts = {**provenance, "steps": settings.steps}
+            save_semantic(model, folder.weights, train_set.class_names, facts)
     return folder.path
 
 

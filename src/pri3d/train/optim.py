@@ -18,12 +18,14 @@ def factor(schedule: str, step: int, steps: int) -> float:
     """Learning-rate factor at ``step`` of ``steps``.
 
     ``step``: x 0.99 every 1000 steps (paper section 4); ``poly``: (1 - step/steps)^0.9 (paper, fine-tuning);
-    ``onecycle``: linear rise over the first tenth, then a cosine to zero; ``constant``.
+    ``cosine``: to zero (MoCo v2); ``onecycle``: linear rise over the first tenth, then a cosine to zero; ``constant``.
     """
     if schedule == "step":
         return float(0.99 ** (step // 1000))
     if schedule == "poly":
         return float(max(0.0, 1 - step / steps) ** 0.9)
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
     if schedule == "onecycle":
         warm = max(1, round(WARM_UP * steps))
         if step < warm:

@@ -21,11 +21,16 @@ from pri3d.train.settings import TrainSettings
 class RunFolder(RunPaths):
     """The folder of a run that trains; beside the files of RunPaths it holds ``tensorboard/``."""
 
-    def open(self, verb: str, settings: TrainSettings, provenance: Mapping[str, Any], resume: bool) -> int:
+    def open(
+        self, verb: str, settings: TrainSettings, provenance: Mapping[str, Any], resume: bool, rank: int = 0
+    ) -> int:
         """Create the folder, or check that it holds this very run, and say how many steps are done.
 
+        Of several processes only the one of ``rank`` 0 writes and compares.
         Raises ConfigError where a run is in the way, or where the settings to resume with differ, naming them.
         """
+        if rank > 0:
+            return self._steps_done() if resume else 0
         stated = {
             "verb": verb,
             "settings": dataclasses.asdict(settings),
@@ -59,7 +64,9 @@ class RunFolder(RunPaths):
         try:
             return int(torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
         except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-            raise WeightsError(f"{self.checkpoint}: damaged ({error}). Delete it to start this run anew.") from error
+            older = [path.name for path in self.all_older()]
+            instead = f"Put {older[-1]} in its place, or delete all to start" if older else "Delete it to start"
+            raise WeightsError(f"{self.checkpoint}: damaged ({error}). {instead} this run anew.") from error
 
 
 class MetricsFile:

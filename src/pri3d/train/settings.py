@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from pri3d.errors import ConfigError
 from pri3d.geometry.images import Interpolation
+from pri3d.models.tuning import check_tuning
 from pri3d.objectives.contrast import MIN_TEMPERATURE
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Schedule = Literal["constant", "step", "poly", "cosine", "onecycle"]
+Negatives = Literal["sample", "batch", "world"]
+Match = Literal["point", "depth", "relative"]
+Mix = Literal["frames", "combine", "half", "alternate"]
 S = TypeVar("S", bound="TrainSettings")
 
 #: Smallest sensible value of a setting.
@@ -24,9 +31,15 @@ LEAST = {
     "batch": 1,
     "micro_batch": 1,
     "channels": 1,
-    "eval_every": 1,
-    "points": 2,
+    "eval_every": 0,
+    "eval_pairs": 1,
     "temperature": MIN_TEMPERATURE,
+    "moco_temperature": MIN_TEMPERATURE,
+    "moco_queue": 1,
+    "crop": 32,
+    "keep": 0,
+    "exclude_px": 0,
+    "exclude_cm": 0,
     "distance": 1e-4,
 }
 
@@ -42,11 +55,14 @@ class TrainSettings:
     momentum: float
     dampening: float
     weight_decay: float
-    schedule: Literal["constant", "step", "poly", "onecycle"]
+    schedule: Schedule
     steps: int
     batch: int
     micro_batch: int
     precision: Precision
+    sync_bn: bool
+    channels_last: bool
+    compile: bool
     seed: int = dataclasses.field(default=0, kw_only=True)
 
     def problems(self) -> list[str]:
@@ -76,16 +92,50 @@ class PretrainSettings(TrainSettings):
     decoder: Literal["paper", "slim"]
     channels: int
     init: str
+    tune: str
     objectives: dict[str, float]
-    points: int
+    keep: float
+    points: int | Literal["all"]
     temperature: float
+    negatives: Negatives
+    exclude_px: float
+    exclude_cm: float
+    match: Match
     distance: float
     voxel: float
     chunks: Literal[1, 2]
     net3d: str
     voxel_input: Literal["occupancy", "color"]
     interpolation: Interpolation
+    passes: Literal["joint", "separate"]
+    bn_momentum: Literal["constant", "decay"]
+    mix: Mix
+    crop: int
+    moco_queue: int
+    moco_momentum: float
+    moco_temperature: float
     holdout: float
+    eval_every: int
+    eval_pairs: int
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Objectives with a positive weight, the retention term among them."""
+        return {name: w for name, w in {**self.objectives, "keep": self.keep}.items() if w > 0}
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the numbers, each with its flag."""
+        found = super().problems()
+        if isinstance(self.points, int) and self.points < 2:
+            found.append(f"--points {self.points}: give at least 2, or all")
+        if any(weight < 0 for weight in self.objectives.values()) or not any(self.objectives.values()):
+            found.append(f"--objectives {self.objectives}: give at least one with a positive weight, as in {{view: 1}}")
+        if "keep" in self.objectives:
+            found.append("--objectives: the weight of keep is --keep")
+        if not 0 <= self.moco_momentum <= 1:
+            found.append(f"--moco-momentum {self.moco_momentum}: give a share, 0.999 in the paper")
+        problem = check_tuning(self.tune)
+        return [*found, problem] if problem else found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +148,10 @@ class FinetuneSettings(TrainSettings):
     fraction: float
     eval_every: int
 
-
-def check_counts(workers: int = 0, save_every: int = 1) -> None:
-    """Refuse numbers that belong to the call and not to the run. Raises ConfigError."""
-    if workers < 0 or save_every < 1:
-        raise ConfigError(f"--workers {workers} --save-every {save_every}: give at least 0 workers, 1 step.")
+    def problems(self) -> list[str]:
+        """Everything wrong with the numbers, each with its flag."""
+        few = [f"--eval-every {self.eval_every}: give at least 1"] if self.eval_every < 1 else []
+        return super().problems() + few
 
 
 def presets(verb: str) -> list[str]:
@@ -120,6 +169,8 @@ def presets(verb: str) -> list[str]:
 def resolve(kind: type[S], verb: str, preset: str, given: Mapping[str, Any]) -> S:
     """Settings of a shipped preset or a YAML file, with what the user gives on top.
 
+    ``preset`` may be several joined by commas: they are laid over each other, the later one wins. A file stands
+    on what it names as ``base``, if it does.
     ``given`` may hold all arguments of a verb: None means not given, and those that are no setting of ``kind`` (its
     folders, its workers) are left alone.
 
@@ -127,7 +178,7 @@ def resolve(kind: type[S], verb: str, preset: str, given: Mapping[str, Any]) -> 
     """
     hints = get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    values = _read(verb, preset)
+    values = _layers(verb, preset)
     values |= {name: value for name, value in given.items() if value is not None and name in fields}
     problems = []
     for name, value in values.items():
@@ -140,7 +191,9 @@ def resolve(kind: type[S], verb: str, preset: str, given: Mapping[str, Any]) -> 
             except (TypeError, ValueError) as error:
                 problems.append(f"{name} = {value!r}: {error}")
     required = [n for n, f in fields.items() if f.default is dataclasses.MISSING and n not in values]
-    problems += [f"{name} is missing" for name in required]
+    if required:
+        hint = " (lay it over a whole one, as in paper,small)" if preset == "small" else ""
+        problems.append(f"missing: {', '.join(required)}{hint}")
     if not problems:
         settings = kind(**values)
         problems = settings.problems()
@@ -149,8 +202,18 @@ def resolve(kind: type[S], verb: str, preset: str, given: Mapping[str, Any]) -> 
     raise ConfigError(f"settings (preset {preset!r} and flags): " + "; ".join(problems) + ".")
 
 
-def _read(verb: str, preset: str) -> dict[str, Any]:
-    """Key-value pairs of a shipped preset, or of the YAML file of that path."""
+def _layers(verb: str, preset: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Key-value pairs of one preset or of several joined by commas, the later over the earlier."""
+    values: dict[str, Any] = {}
+    for layer in preset.split(","):
+        values |= _read(verb, layer.strip(), above)
+    return values
+
+
+def _read(verb: str, preset: str, above: tuple[str, ...]) -> dict[str, Any]:
+    """Key-value pairs of a shipped preset, or of the YAML file of that path, over those of its base."""
+    if preset in above:
+        raise ConfigError(f"preset {preset!r} is its own base ({' -> '.join([*above, preset])}). Remove one 'base:'.")
     path = Path(preset)
     if path.suffix not in {".yaml", ".yml"}:
         name = preset if verb == "pretrain" else f"{verb}-{preset}"
@@ -168,22 +231,29 @@ def _read(verb: str, preset: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML ({error}).") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected 'name: value' lines.")
-    return values
+    base = values.pop("base", None)
+    return values if base is None else _layers(verb, str(base), (*above, preset)) | values
 
 
 def _convert(value: Any, hint: Any) -> Any:
     """Value of the type a field wants; only changes that lose nothing. Raises TypeError or ValueError."""
-    options: tuple[Any, ...] = getattr(hint, "__args__", ())
-    if getattr(hint, "__origin__", None) is Literal:
-        if value not in options:
+    options = get_args(hint)
+    origin = get_origin(hint)
+    if origin is Literal:
+        if value not in options or isinstance(value, bool):
             raise ValueError(f"choose one of {', '.join(map(str, options))}")
         return value
-    if getattr(hint, "__origin__", None) is dict:
+    if origin in (Union, UnionType):
+        for option in options:
+            with contextlib.suppress(TypeError, ValueError):
+                return _convert(value, option)
+        raise TypeError(f"expected {hint}")
+    if origin is dict:
         if not isinstance(value, dict):
             raise TypeError("expected {name: number}")
         return {str(key): _convert(number, options[1]) for key, number in value.items()}
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    if hint in (int, str) and isinstance(value, hint) and not isinstance(value, bool):
+    if hint in (int, str, bool) and type(value) is hint:
         return value
     raise TypeError(f"expected {getattr(hint, '__name__', hint)}")

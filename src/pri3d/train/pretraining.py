@@ -1,0 +1,132 @@
+"""What pre-training trains and how it is watched: the U-Net under its objectives, measured on held-out pairs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+
+from pri3d.data.pairs import PairDataset, collate
+from pri3d.data.sampler import Draw
+from pri3d.models.tuning import limit
+from pri3d.models.unet import UNet
+from pri3d.models.weights import save_model
+from pri3d.objectives import Features, WeightedSum
+from pri3d.objectives.quality import PairQuality
+from pri3d.runfiles import read_json, write_json
+from pri3d.train.engine import StepModule
+from pri3d.train.runs import RunFolder
+from pri3d.train.settings import PretrainSettings
+from pri3d.types import CropBatch, PairBatch
+
+#: What of the settings every objective is built with.
+FOR_OBJECTIVES = (
+    "channels", "chunks", "temperature", "negatives", "exclude_px", "exclude_cm", "match", "distance", "net3d",
+    "voxel_input", "moco_queue", "moco_momentum", "moco_temperature",
+)  # fmt: skip
+
+
+class PretrainModule(StepModule):
+    """The U-Net under the weighted sum of the objectives."""
+
+    settings: PretrainSettings
+
+    def __init__(self, settings: PretrainSettings, unet: UNet) -> None:
+        super().__init__(settings)
+        self.unet = unet
+        given: dict[str, Any] = {name: getattr(settings, name) for name in FOR_OBJECTIVES}
+        given |= {"encoder": unet.encoder, "points": 0 if settings.points == "all" else settings.points}
+        self.objective = WeightedSum(settings.weights, given)
+        self.fixed = limit(unet.encoder, settings.tune)
+        if not self.objective.views:
+            unet.decoder.requires_grad_(False)  # nothing looks at its output
+
+    @property
+    def network(self) -> nn.Module:
+        """The U-Net; the 3D network's shapes change at every step."""
+        return self.unet
+
+    def loss(self, batch: PairBatch | CropBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """All images of all pairs in one pass, or one pass for each view; then the objectives (paper section 3.3)."""
+        for module in self.fixed:
+            module.eval()
+        if self.settings.bn_momentum == "decay":
+            self._set_momentum(decayed_momentum(self.global_step))
+        terms = self.objective(self.features(batch), batch)
+        return terms.loss, terms.log
+
+    def features(self, batch: PairBatch | CropBatch) -> Features:
+        """What the U-Net makes of the images; empty where no objective looks at it."""
+        if isinstance(batch, CropBatch):
+            return Features(batch.crops.new_empty(0), [], ())
+        count = batch.color.shape[1]
+        parts = [batch.color] if self.settings.passes == "joint" else [batch.color[:, k : k + 1] for k in range(count)]
+        layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
+        passes = [self.unet.forward_maps(part.flatten(0, 1).contiguous(memory_format=layout)) for part in parts]
+        if len(passes) == 1:
+            dense, maps = passes[0]
+            return Features(dense.view(-1, count, *dense.shape[1:]), maps, batch.views)
+        dense = torch.stack([dense for dense, _ in passes], dim=1)
+        maps = [torch.stack(level, dim=1).flatten(0, 1) for level in zip(*(maps for _, maps in passes), strict=True)]
+        return Features(dense, maps, batch.views)
+
+    def after_step(self) -> None:
+        """Tell the objectives."""
+        self.objective.after_step()
+
+    def _set_momentum(self, momentum: float) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = momentum
+
+
+def decayed_momentum(step: int) -> float:
+    """Batch-norm momentum of the released code: one half, halved every 20 steps, at least 0.001."""
+    return max(0.5 ** (1 + step // 20), 0.001)
+
+
+class HeldOut(Callback):
+    """Measures the features on held-out pairs every ``eval_every`` steps and at the end; keeps the best weights."""
+
+    def __init__(self, dataset: PairDataset, run: RunFolder, done: int, facts: Mapping[str, Any]) -> None:
+        self.dataset, self.run, self.facts = dataset, run, facts
+        history = read_json(run.scores)["history"] if run.scores.exists() and done else []
+        self.history = [entry for entry in history if entry["step"] <= done]
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure where the step asks for it."""
+        module, step = pl_module, trainer.global_step
+        if not isinstance(module, PretrainModule) or (batch_idx + 1) % module.passes:
+            return
+        if step % module.settings.eval_every and step != module.settings.steps:
+            return
+        with trainer.precision_plugin.val_step_context():
+            values = self.measure(module)
+        module.notes = {f"heldout/{name}": value for name, value in values.items() if not math.isnan(value)}
+        self.history.append({"step": step, **values})
+        best = max(self.history, key=lambda entry: -1.0 if math.isnan(entry["recall"]) else entry["recall"])
+        if trainer.is_global_zero:
+            if best is self.history[-1]:
+                save_model(module.unet, self.run.best, {**self.facts, "steps": step})
+            write_json(self.run.scores, {"last": self.history[-1], "best": best, "history": self.history})
+
+    @torch.no_grad()
+    def measure(self, module: PretrainModule) -> dict[str, float]:
+        """Recall, alignment, uniformity and rank of the network in evaluation mode, see PairQuality."""
+        training = module.unet.training
+        module.unet.eval()
+        quality = PairQuality()
+        size = module.settings.micro_batch
+        for start in range(0, len(self.dataset), size):
+            items = [self.dataset[Draw(0, k)] for k in range(start, min(start + size, len(self.dataset)))]
+            batch = module.transfer_batch_to_device(collate(items), module.device, 0)
+            quality.update(module.features(batch), batch, distance=module.settings.distance)
+        module.unet.train(training)
+        return quality.result()
