@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Sampler
 
-from pri3d import registry
 from pri3d.errors import ConfigError
 
 
@@ -102,28 +101,6 @@ class MixedSampler(StreamSampler):
             return self._round
         generator = torch.Generator().manual_seed(derive(self.seed, len(self.sizes), number))
         return [self._round[k] for k in torch.randperm(len(self._round), generator=generator).tolist()]
-
-
-def mixture(
-    mix: str,
-    sizes: Sequence[int],
-    total: int,
-    seed: int,
-    start: int = 0,
-    rank: int = 0,
-    world: int = 1,
-    batch: int = 1,
-) -> StreamSampler:
-    """Sampler over one source or several; ``batch`` is the global one, the rest as in :class:`MixedSampler`.
-
-    ``combine``: their union, every item once a pass. ``alternate``: whole batches of each source in turn.
-    ``balance``: every batch holds as much of each source. The last two go through smaller sources more often.
-    Raises ConfigError for another name.
-    """
-    block = registry.choice("mix", {"combine": 0, "alternate": batch, "balance": 1}, mix)
-    if block == 0 or len(sizes) == 1:
-        return StreamSampler(sum(sizes), total, seed, start, rank, world)
-    return MixedSampler(sizes, [1] * len(sizes), total, seed, start, rank, world, block)
 
 
 class _Passes:
