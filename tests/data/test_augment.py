@@ -1,0 +1,55 @@
+"""Colour recipes: what is blurred how strongly, and that every draw is the generator's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as F
+
+from pri3d.data.augment import SIMCLR, STRONG, ColorRecipe, augment_color, recipe, uniform
+
+ONLY_BLUR = ColorRecipe(0, 0, 0, 0, 0, 0, 1.0, sigma=(1.0, 1.0))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize(("width", "sigma", "window"), [(320, 0.5, 5), (None, 1.0, 7), (80, 2.0, 13)])
+def test_sigma_is_of_the_stated_width(width: int | None, sigma: float, window: int) -> None:
+    image = torch.rand(3, 40, 160, generator=generator())
+    found = augment_color(image, ONLY_BLUR._replace(width=width), generator())
+    torch.testing.assert_close(found, F.gaussian_blur(image, [window] * 2, [sigma] * 2))
+
+
+def test_window_is_the_stated_one_and_fits_the_image() -> None:
+    image = torch.rand(3, 40, 320, generator=generator())
+    found = augment_color(image, ONLY_BLUR._replace(kernel=3), generator())
+    torch.testing.assert_close(found, F.gaussian_blur(image, [3, 3], [1.0, 1.0]))
+    small = image[:, :8, :8]
+    found = augment_color(small, ONLY_BLUR._replace(kernel=25, width=None), generator())
+    torch.testing.assert_close(found, F.gaussian_blur(small, [15, 15], [1.0, 1.0]))
+
+
+def test_simclr_recipe_is_the_released_one() -> None:
+    assert recipe("simclr") is SIMCLR
+    assert SIMCLR[:7] == (0.8, 0.8, 0.8, 0.2, 0.8, 0.2, 1.0)
+    assert (SIMCLR.sigma, SIMCLR.kernel) == ((0.1, 2.0), 25)
+    image = torch.randint(256, (3, 24, 320), dtype=torch.uint8, generator=generator())
+    results = [augment_color(image, SIMCLR, generator(seed)) for seed in range(12)]
+    assert all(r.shape == image.shape and r.dtype == image.dtype for r in results)
+    # Noise that is blurred, whatever its colours, has smaller steps between neighbours.
+    grey = augment_color(image, SIMCLR._replace(p_jitter=0.0, p_gray=0.0, sigma=(1.0, 1.0)), generator())
+    assert grey.float().diff(dim=2).abs().mean() < 0.4 * image.float().diff(dim=2).abs().mean()
+
+
+def test_global_generator_plays_no_part() -> None:
+    image = torch.randint(256, (3, 24, 32), dtype=torch.uint8, generator=generator())
+    results = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        results.append([augment_color(image, name, generator(5)) for name in (STRONG, SIMCLR)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    before = torch.get_rng_state()
+    assert 2 <= uniform(generator(), 2, 3) < 3
+    assert torch.equal(before, torch.get_rng_state())
