@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -76,8 +75,8 @@ def test_objective_of_an_installed_package_works_from_yaml(rooms_store: Path, tm
     run("pip", "install", *offline, "--target", site, package.parent, path=site)
     assert {path.name for path in site.iterdir()} == {"otherlab_twins", "otherlab_twins-0.3.dist-info"}
 
-    quick = resources.files("pri3d.train") / "presets" / "quick.yaml"
-    settings = yaml.safe_load(quick.read_text(encoding="utf-8")) | {
+    settings = {
+        "base": "quick",
         "objectives": {"view": 1.0, "twins": 0.5},
         "size": "64x48",
         "distance": 0.1,
