@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
@@ -53,3 +55,20 @@ def test_global_generator_plays_no_part() -> None:
     before = torch.get_rng_state()
     assert 2 <= uniform(generator(), 2, 3) < 3
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("sigma", "height"), [(0.1, 40), (0.7, 40), (2.0, 40), (2.0, 5), (1.0, 1)])
+def test_blur_in_two_passes_is_torchvisions(sigma: float, height: int) -> None:
+    """Whole numbers may differ by one where the last bit decides the rounding."""
+    blur = ONLY_BLUR._replace(width=None, sigma=(sigma, sigma))
+    window = min(2 * math.ceil(3 * sigma) + 1, 2 * height - 1)
+    for image in (
+        torch.rand(3, height, 50, generator=generator()),
+        torch.randint(256, (3, height, 50), generator=generator()).byte(),
+    ):
+        found, wanted = augment_color(image, blur, generator()), F.gaussian_blur(image, [window] * 2, [sigma] * 2)
+        assert found.dtype == wanted.dtype
+        torch.testing.assert_close(
+            found.double(), wanted.double(), rtol=1e-5, atol=1 if image.dtype == torch.uint8 else 1e-6
+        )
+        assert (found.double() - wanted.double()).abs().mean() < 1e-3

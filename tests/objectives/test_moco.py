@@ -257,6 +257,13 @@ def test_impossible_settings_are_refused(options: dict[str, Any], message: str) 
         MocoObjective(**{"encoder": build_encoder("resnet18"), **options})
 
 
+def test_batch_without_crops_is_refused() -> None:
+    _, objective = build()
+    for images in (None, torch.empty(4, 0, 3, 1, 1)):
+        with pytest.raises(ConfigError, match="two crops of each image"):
+            objective(None, CropBatch(images, ["a"] * 4))  # type: ignore[arg-type]
+
+
 def test_runs_beside_other_settings_and_wants_no_image_of_a_pair() -> None:
     encoder = build_encoder("resnet18")
     total = WeightedSum({"moco": 2.0}, {"encoder": encoder, "channels": 8, "temperature": 0.4, "moco_queue": 32})
@@ -272,7 +279,11 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, An
     """What two real processes found, see moco_worker."""
     folder = tmp_path_factory.mktemp("processes")
     command = [sys.executable, str(Path(__file__).with_name("moco_worker.py"))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
+    }
     processes = [
         subprocess.Popen([*command, str(rank), "2", str(folder)], env=environment, stderr=subprocess.PIPE, text=True)
         for rank in range(2)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pri3d.errors import ConfigError
 from pri3d.objectives import Features, Terms
-from pri3d.types import CropBatch
+from pri3d.types import CropBatch, PairBatch
 
 if TYPE_CHECKING:
     from pri3d.models.encoders import Encoder
@@ -78,14 +78,18 @@ class MocoObjective(nn.Module):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self._waiting: list[Tensor] = []  # keys of this step, each (N, dim)
 
-    def forward(self, features: Features | None, batch: CropBatch) -> Terms:
+    def forward(self, features: Features | None, batch: CropBatch | PairBatch) -> Terms:
         """Contrast the crops of a batch, (B, 2, 3, S, S) RGB 0..1: the first is the query, the second the key.
 
         ``features`` is not used. Logged: recall (share of queries whose key is retrieved first), chance (the loss of
         a network that cannot tell keys apart, ln(1 + K)) and cosine (mean, of query and key).
 
-        Raises ConfigError where the queue is smaller than the keys of one optimizer step.
+        Raises ConfigError where the batch has no crops, or the queue is smaller than the keys of one optimizer step.
         """
+        if batch.crops is None or batch.crops.shape[1] != 2:
+            raise ConfigError(
+                "objective 'moco': the batch has not two crops of each image; give its data set a recipe."
+            )
         first, second = (view.contiguous(memory_format=torch.channels_last) for view in batch.crops.unbind(1))
         groups = self._groups(len(first))
         query = _encode(self._encoder[0], self.head, first, groups)
