@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from pri3d.errors import ConfigError
-from pri3d.geometry.matching import Matches, cell_points, choose, match_pixels, match_voxels, voxel_keys
+from pri3d.geometry.matching import Matches, cell_pixels, cell_points, choose, match_pixels, match_voxels, voxel_keys
 from pri3d.geometry.pose import transform
 from pri3d.geometry.voxels import coarsen, crop, frustum_box
 from pri3d.types import Voxels
@@ -33,7 +34,7 @@ def scene(seed: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.
     return torch.from_numpy(depth), torch.from_numpy(intrinsics), torch.from_numpy(poses)
 
 
-def brute_force_pixels(depth, intrinsics, poses, distance):  # type: ignore[no-untyped-def]
+def brute_force_pixels(depth, intrinsics, poses, distance, mode="point"):  # type: ignore[no-untyped-def]
     """The definition as loops over one pair: {first cell: second cell}."""
     height, width = depth.shape[-2:]
 
@@ -57,20 +58,22 @@ def brute_force_pixels(depth, intrinsics, poses, distance):  # type: ignore[no-u
             u, v = math.floor(x / z * fx + cx), math.floor(y / z * fy + cy)
             if not (0 <= u < width and 0 <= v < height) or depth[1, v, u] == 0:
                 continue
-            gap = float(np.linalg.norm(point(1, v, u) - world))
+            gap = float(np.linalg.norm(point(1, v, u) - world)) if mode != "depth" else abs(depth[1, v, u] - z)
+            limit = distance * depth[0, row, column] if mode == "relative" else distance
             target = int((v + 0.5) * GRID[0] / height) * GRID[1] + int((u + 0.5) * GRID[1] / width)
-            if gap < distance and (target not in best or gap < best[target][0]):
+            if gap < limit and (target not in best or gap < best[target][0]):
                 best[target] = (gap, r * GRID[1] + c)
     return {cell: target for target, (_, cell) in best.items()}
 
 
 @settings(max_examples=30)
-@given(st.integers(0, 10_000), st.sampled_from([0.02, 0.05, 0.2]))
-def test_pixel_matches_equal_brute_force(seed: int, distance: float) -> None:
+@given(st.integers(0, 10_000), st.sampled_from([0.02, 0.05, 0.2]), st.sampled_from(["point", "depth", "relative"]))
+def test_pixel_matches_equal_brute_force(seed: int, distance: float, mode: Any) -> None:
     depth, intrinsics, poses = scene(seed)
-    got = match_pixels(depth, intrinsics, poses, GRID, distance)
+    depth, poses[..., :3, 3] = depth * 3, poses[..., :3, 3] * 3  # so that metres and shares of the depth differ
+    got = match_pixels(depth, intrinsics, poses, GRID, distance, mode)
     for b in range(depth.shape[0]):
-        wanted = brute_force_pixels(depth[b].numpy(), intrinsics[b].numpy(), poses[b].numpy(), distance)
+        wanted = brute_force_pixels(depth[b].numpy(), intrinsics[b].numpy(), poses[b].numpy(), distance, mode)
         keep = got.valid[b]
         assert dict(zip(got.first[b, keep].tolist(), got.second[b, keep].tolist(), strict=True)) == wanted
 
@@ -83,9 +86,33 @@ def test_same_view_matches_every_cell_with_depth_to_itself() -> None:
     assert torch.equal(got.first[got.valid], got.second[got.valid])
 
 
-def test_no_depth_no_match() -> None:
+@pytest.mark.parametrize("mode", ["point", "depth", "relative"])
+def test_no_depth_no_match(mode: Any) -> None:
     depth, intrinsics, poses = scene(6)
-    assert not match_pixels(torch.zeros_like(depth), intrinsics, poses, GRID, 0.02).valid.any()
+    holes = torch.zeros_like(depth)
+    for views in (holes, torch.stack((depth[:, 0], holes[:, 0]), 1), torch.stack((holes[:, 0], depth[:, 1]), 1)):
+        assert not match_pixels(views, intrinsics, poses, GRID, 1e6, mode).valid.any()
+
+
+def test_relative_matches_do_not_depend_on_the_scale_of_the_world() -> None:
+    depth, intrinsics, poses = scene(9)
+    larger = poses.clone()
+    larger[..., :3, 3] *= 64
+    wanted = match_pixels(depth, intrinsics, poses, GRID, 0.05, "relative")
+    got = match_pixels(depth * 64, intrinsics, larger, GRID, 0.05, "relative")
+    assert wanted.valid.any()
+    assert torch.equal(got.valid, wanted.valid)
+    assert not torch.equal(match_pixels(depth * 64, intrinsics, larger, GRID, 0.05).valid, wanted.valid)
+
+
+def test_unknown_modes_are_refused() -> None:
+    with pytest.raises(ConfigError, match="point, depth, relative"):
+        match_pixels(*scene(0), GRID, 0.02, "near")  # type: ignore[arg-type]
+
+
+def test_cell_pixels_are_the_centres_of_their_cells() -> None:
+    centres = cell_pixels((2, 4), torch.zeros(6, 8, dtype=torch.float64))
+    assert centres.tolist() == [[u, v] for v in (1.5, 4.5) for u in (1, 3, 5, 7)]
 
 
 def test_occluded_and_behind_are_not_matched() -> None:
@@ -171,11 +198,17 @@ def test_choose_is_uniform() -> None:
     assert ((counts - expected).abs() < 5 * math.sqrt(expected)).all()
 
 
-def test_choose_refuses_one_point() -> None:
+def test_choose_0_takes_all() -> None:
+    matches = Matches(torch.arange(6)[None], torch.arange(6)[None], torch.arange(6)[None] % 2 == 0)
+    for field, wanted in zip(choose(matches, 0, torch.ones(1, dtype=torch.long)), matches, strict=True):
+        assert torch.equal(field, wanted)
+
+
+@pytest.mark.parametrize("count", [1, -1])
+def test_choose_refuses_one_point_or_fewer_than_none(count: int) -> None:
+    matches = Matches(*(torch.zeros(1, 3, dtype=torch.long),) * 2, torch.ones(1, 3, dtype=torch.bool))
     with pytest.raises(ConfigError, match="at least 2"):
-        choose(
-            Matches(*(torch.zeros(1, 3, dtype=torch.long),) * 2, torch.ones(1, 3, dtype=torch.bool)), 1, torch.ones(1)
-        )
+        choose(matches, count, torch.ones(1))
 
 
 def test_frustum_box_holds_every_point_and_is_tight() -> None:

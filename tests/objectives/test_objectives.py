@@ -16,7 +16,8 @@ from pri3d.data.sampler import Draw
 from pri3d.errors import ConfigError
 from pri3d.geometry.matching import choose, match_pixels, match_voxels
 from pri3d.objectives import Features, WeightedSum
-from pri3d.objectives.contrast import info_nce
+from pri3d.objectives.contrast import Near, info_nce
+from pri3d.objectives.geometry import GeometryObjective
 from pri3d.objectives.view import ViewObjective, pick_views
 from pri3d.store import Store
 from pri3d.types import PairBatch
@@ -111,6 +112,19 @@ def test_matching_and_loss_never_wait_for_the_device(batch: PairBatch) -> None:
     assert counter.total > 100
 
 
+@pytest.mark.parametrize(
+    ("match", "negatives", "points"), [("point", "sample", 0), ("depth", "batch", 50), ("relative", "world", 50)]
+)
+def test_no_option_waits_for_the_device(batch: PairBatch, match: str, negatives: str, points: int) -> None:
+    options = {"match": match, "negatives": negatives, "points": points, "exclude_px": 3.0, "exclude_cm": 5.0}
+    view, geometry = ViewObjective(**options), GeometryObjective(8, net3d="tiny", **options)  # type: ignore[arg-type]
+    given, volume = Features(features(batch), []), torch.randn(len(batch.voxel_cells), 96)
+    with CountSyncs() as counter:
+        (view(given, batch).loss + geometry.contrast(given, batch, volume).loss).backward()
+    assert counter.calls == []
+    assert counter.total > 100
+
+
 def test_the_counter_counts() -> None:
     with CountSyncs() as counter:
         values = torch.arange(4)
@@ -140,6 +154,72 @@ def test_batches_without_matches_or_voxels_give_zero(batch: PairBatch) -> None:
     assert float(terms.loss.detach()) == 0
     assert maps.grad is not None
     assert (maps.grad == 0).all()
+
+
+def test_exclusion_is_by_pixels_of_either_image_and_by_measured_points(batch: PairBatch) -> None:
+    """Against places worked out here: cells of 2 x 2 pixels, and world points of the first frame's pixels."""
+    maps, grid = features(batch), (24, 32)
+    objective = ViewObjective(points=60, distance=0.1, exclude_px=5.0, exclude_cm=30.0)
+    matches = match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, grid, 0.1)
+    matches = choose(matches, 60, batch.seeds)
+    pixels = [torch.stack((cell % 32 * 2 + 1, cell // 32 * 2 + 1), -1).float() for cell in matches[:2]]
+    fx, fy, cx, cy = (batch.intrinsics[:, 0, k, None] for k in range(4))
+    u, v = pixels[0].unbind(-1)  # a cell's centre falls between pixels and stands for the lower right one
+    z = torch.stack([batch.depth[b, 0][v[b].long(), u[b].long()] for b in range(len(u))])
+    points = torch.stack(((u + 0.5 - cx) / fx * z, (v + 0.5 - cy) / fy * z, z, torch.ones_like(z)), -1)
+    world = (points @ batch.world_from_camera[:, 0].mT)[..., :3]
+    near = [Near(pixels[0], 5.0), Near(pixels[1], 5.0), Near(world, 0.3)]
+    picked = pick_views(Features(maps, []), {"first": matches.first, "second": matches.second})
+    wanted = info_nce(*picked, matches.valid, 0.4, near=near)
+    terms = objective(Features(maps, []), batch)
+    torch.testing.assert_close(terms.loss, wanted.loss.mean())
+    torch.testing.assert_close(terms.log["chance"], wanted.chance.mean())
+    for fewer in ({"exclude_px": 5.0}, {"exclude_cm": 30.0}):
+        other = ViewObjective(points=60, distance=0.1, **fewer)(Features(maps, []), batch)
+        assert float(terms.log["chance"]) < float(other.log["chance"])
+
+
+def test_geometry_excludes_voxels_of_both_frames_of_a_pair(batch: PairBatch) -> None:
+    """Pooled, the world of a pair is one: excluding by 3D then takes more than the own frame's voxels."""
+    torch.manual_seed(0)
+    objective = GeometryObjective(8, points=60, net3d="tiny", negatives="batch")
+    given, volume = Features(features(batch), []), torch.randn(len(batch.voxel_cells), 96)
+    log = {}
+    for radii in ((0, 0), (0, 30), (4, 0), (4, 30), (0, 1e-6), (1e4, 0), (0, 1e6)):
+        objective.exclude_px, objective.exclude_cm = map(float, radii)
+        log[radii] = float(objective.contrast(given, batch, volume).log["chance"])
+    matched = 6 * float(objective.contrast(given, batch, volume).log["matches"])
+    assert log[0, 0] == pytest.approx(np.log(matched), abs=1e-5)
+    assert log[4, 30] < min(log[0, 30], log[4, 0])
+    assert max(log[0, 30], log[4, 0]) < log[0, 0]
+    # The smallest radius takes away the pair's other sight of the same voxel; the largest leave other frames or pairs.
+    assert 0 < log[0, 0] - log[0, 1e-6] < 0.01
+    assert np.log(matched * 4 / 6) < log[1e4, 0] < log[0, 0]
+    assert log[0, 1e6] < log[1e4, 0]
+
+
+def test_all_points_of_a_pair_can_be_contrasted(batch: PairBatch) -> None:
+    maps, grid = features(batch), (24, 32)
+    matches = match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, grid, 0.1)
+    terms = ViewObjective(points=0, distance=0.1)(Features(maps, []), batch)
+    assert float(terms.log["matches"]) == pytest.approx(float(matches.valid.sum(1).float().mean()))
+    drawn = ViewObjective(points=10_000, distance=0.1)(Features(maps, []), batch)
+    torch.testing.assert_close(terms.loss, drawn.loss)
+
+
+def test_processes_evaluate_by_themselves(batch: PairBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("pri3d.objectives.view.info_nce", lambda *args: asked.append(args[4]) or info_nce(*args))
+    objective = ViewObjective(points=50, distance=0.1, negatives="world")
+    losses = [objective.train(mode)(Features(features(batch), []), batch).loss for mode in (True, False)]
+    assert asked == ["world", "batch"]
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+@pytest.mark.parametrize("name", ["exclude_px", "exclude_cm"])
+def test_negative_radii_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        ViewObjective(**{name: -1.0})  # type: ignore[arg-type]
 
 
 def test_one_chunk_a_pair_contrasts_the_first_frames_alone(batch: PairBatch) -> None:
