@@ -6,10 +6,13 @@ class TestMine(EncoderContract):
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from pri3d.models.encoders import Encoder, build_encoder
+from pri3d.models.tuning import limit
 from pri3d.models.unet import DECODERS, UNet
 from pri3d.models.weights import load_weights
 
@@ -63,6 +66,26 @@ class EncoderContract:
             assert features.shape == (1, 8, 31, 44)
             features.square().mean().backward()
             assert [k for k, p in net.named_parameters() if p.grad is None] == []
+
+    def test_it_trains_at_240_x_320(self, encoder):
+        """The paper's image size, forwards and backwards, maps of the stated shapes."""
+        net = UNet(encoder, "slim", channels=4)
+        features, maps = net.forward_maps(torch.rand(1, 3, 240, 320))
+        assert features.shape == (1, 4, 120, 160)
+        for x, c, s in zip(maps, encoder.channels, encoder.strides, strict=True):
+            assert x.shape == (1, c, -(-240 // s), -(-320 // s))
+        net.zero_grad()
+        features.square().mean().backward()
+        grads = [p.grad for p in encoder.parameters() if p.grad is not None]
+        assert grads
+        assert all(bool(g.isfinite().all()) for g in grads)
+
+    def test_its_end_can_be_trained_alone(self, encoder):
+        other = copy.deepcopy(encoder)
+        fixed = limit(other, "last-1")
+        trained = [k for k, p in other.named_parameters() if p.requires_grad]
+        assert 0 < len(trained) < len(list(other.parameters()))
+        assert not any(p.requires_grad for module in fixed for p in module.parameters())
 
     def test_its_own_weights_load_completely(self, encoder):
         other = build_encoder(self.name)

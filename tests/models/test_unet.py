@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from pri3d.errors import ConfigError
 from pri3d.models.encoders import Encoder
-from pri3d.models.unet import UNet, UpProjection, build_unet
+from pri3d.models.unet import FusionDecoder, UNet, UpProjection, build_unet
 
 
 class Pool(Encoder):
@@ -73,6 +73,42 @@ def test_every_map_of_the_encoder_reaches_the_features(decoder):
         other = [x + 1.0 * (k == i) for i, x in enumerate(maps)]
         used = not torch.equal(net.decoder(other, (16, 24)), base)
         assert used == (decoder == "slim" or k > 0)
+
+
+@pytest.mark.parametrize("decoder", ["paper", "slim"])
+def test_every_level_of_one_stride_reaches_the_features_alike(decoder):
+    """Levels are projected and summed: the order of two maps with equal projections does not matter."""
+    net = UNet(Pool((16, 16, 16, 16)), decoder, channels=5).eval()
+    assert isinstance(net.decoder, FusionDecoder)
+    for lateral in net.decoder.laterals:
+        lateral.weight.data = net.decoder.laterals[0].weight.data
+    maps = [torch.rand(1, 64, 2, 3) for _ in range(4)]
+    base = net.decoder(maps, (16, 24))
+    torch.testing.assert_close(net.decoder(maps[::-1], (16, 24)), base)
+    for k in range(4):
+        assert not torch.allclose(net.decoder([x + 1.0 * (i == k) for i, x in enumerate(maps)], (16, 24)), base)
+
+
+@pytest.mark.parametrize(("stride", "steps"), [(16, [8, 4, 2]), (14, [7, 3, 2]), (8, [4, 2]), (32, [16, 8, 4, 2])])
+def test_a_single_scale_is_brought_up_in_halves_by_a_light_decoder(stride, steps):
+    paper, slim = (UNet(Pool((stride,) * 4), decoder).decoder for decoder in ("paper", "slim"))
+    assert paper.strides == slim.strides == steps
+    sizes = []
+    for step in paper.steps:
+        step.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[-2:])))
+    features = paper([torch.rand(1, 4 * stride, -(-60 // stride), -(-80 // stride))] * 4, (30, 40))
+    assert features.shape == (1, 32, 30, 40)
+    assert sizes == [(-(-60 // s), -(-80 // s)) for s in steps]
+    assert sum(p.numel() for p in paper.parameters()) < 3e6
+    assert sum(p.numel() for p in slim.parameters()) < 3e5
+
+
+def test_forward_maps_hands_out_what_the_encoder_gave():
+    net = UNet(Pool((2, 4, 8)), "slim", channels=5).eval()
+    images = torch.rand(2, 3, 32, 48)
+    features, maps = net.forward_maps(images)
+    assert torch.equal(features, net(images))
+    assert all(torch.equal(a, b) for a, b in zip(maps, net.encoder(net.encoder.normalise(images)), strict=True))
 
 
 def test_images_are_normalised_inside():

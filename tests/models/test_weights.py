@@ -93,6 +93,65 @@ def test_moco_takes_the_query_encoder(resnet, encoder):
     assert equal(encoder, {k: v + 1 for k, v in resnet.items()})
 
 
+def _layouts(net, other):
+    """Files as the self-supervised methods write them: name -> content; ``other`` is a set of weights to leave alone.
+
+    MoCo and SwAV: the authors' releases; SimCLR: the three ports in use; DINO: its training file and the backbone.
+    """
+    head = {"0.weight": torch.ones(8, 8), "0.bias": torch.ones(8), "2.weight": torch.ones(4, 8)}
+
+    def under(prefix, state):
+        return {prefix + k: v for k, v in state.items()}
+
+    moco = under("module.encoder_q.", net) | under("module.encoder_k.", other)
+    moco |= under("module.encoder_q.fc.", head) | {"module.queue": torch.ones(4, 8), "module.queue_ptr": torch.ones(1)}
+    mocov3 = under("module.base_encoder.", net) | under("module.momentum_encoder.", other)
+    dino = under("backbone.", net) | under("head.mlp.", head)
+    return {
+        "moco": {"epoch": 200, "arch": "resnet18", "state_dict": moco},
+        "moco v3": {"state_dict": mocov3 | under("module.predictor.", head)},
+        "swav": under("module.", net)
+        | under("module.projection_head.", head)
+        | {"module.prototypes.weight": head["2.weight"]},
+        "simclr convnet": {"state_dict": under("convnet.", net) | under("projection.", head)},
+        "simclr encoder": under("encoder.", net) | under("projector.", head),
+        "simclr backbone": {"state_dict": under("backbone.", net) | under("backbone.fc.", head)},
+        "dino": {
+            "teacher": {k.removeprefix("module."): v for k, v in dino.items()},
+            "student": under("module.", other),
+        },
+        "dino backbone": dict(net),
+    }
+
+
+@pytest.mark.parametrize("layout", _layouts({}, {}))
+def test_self_supervised_checkpoints_start_an_encoder(tmp_path, resnet, encoder, layout):
+    net = {k: v for k, v in resnet.items() if not k.startswith("fc.")}
+    other = {k: torch.zeros((), dtype=v.dtype).expand(v.shape) for k, v in net.items()}  # one number each on disk
+    content = _layouts(net, other)[layout]
+    torch.save(content, tmp_path / "x.pth.tar")
+    report = init_encoder(encoder, str(tmp_path / "x.pth.tar"))
+    assert report.coverage == 1
+    assert not report.missing
+    assert equal(encoder, net)
+
+
+def test_a_transformers_checkpoint_starts_an_encoder(tmp_path):
+    """MAE's file: the network under ``model`` with its decoder; the final norm is part of ours too."""
+    torch.manual_seed(0)
+    source = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    extra = {"mask_token": torch.ones(1, 1, 192), "decoder_blocks.0.norm1.weight": torch.ones(8)}
+    torch.save({"model": source | extra}, tmp_path / "x.pth")
+    encoder = build_encoder("vit_tiny_patch16_224")
+    report = init_encoder(encoder, str(tmp_path / "x.pth"))
+    assert report.coverage == 1
+    assert not report.missing
+    assert sorted(report.unexpected) == sorted(extra)
+    assert {k.removeprefix("net."): v.shape for k, v in encoder.state_dict().items()} == {
+        k: v.shape for k, v in source.items()
+    }
+
+
 def test_a_published_unet_checkpoint_fills_encoder_and_decoder():
     source, target = build_unet("resnet18", "paper"), build_unet("resnet18", "paper")
     report = load_weights(

@@ -27,12 +27,14 @@ from pri3d.models.unet import UNet
 
 MODEL_FILE = "weights.safetensors"
 
-#: dictionaries that checkpoints are nested in, outermost first
-NESTS = ("state_dict", "model", "model_state_dict", "network", "net")
+#: dictionaries that checkpoints are nested in, outermost first; of DINO's two the teacher is the one to use
+NESTS = ("state_dict", "model", "model_state_dict", "network", "net", "teacher")
 
-#: wrappers around a backbone's own names: data parallel, compiled, Lightning, MoCo, DINO, timm features, ours
+#: wrappers around a backbone's own names: data parallel, compiled, Lightning; MoCo v1 to v3 (not their momentum
+#: copies ``encoder_k`` and ``momentum_encoder``), SimCLR, DINO; timm features; ours
 PREFIXES = re.compile(
-    r"^(?:module|_forward_module|_orig_mod|state_dict|model|net|network|unet|student|backbone|encoder|encoder_q)\."
+    r"^(?:module|_forward_module|_orig_mod|state_dict|model|net|network|unet|student|backbone|encoder"
+    r"|encoder_q|base_encoder|convnet)\."
 )
 
 
@@ -55,7 +57,8 @@ def load_weights(
     """Fill ``module`` in place from a file, a run folder or a state dict, whatever its keys are wrapped in.
 
     Wrapper prefixes (``module.``, ``backbone.``, ``encoder_q.``, ...) are dropped on both sides before names are
-    compared; ``prefix`` takes only the keys that start with it. To load an encoder's file into a U-Net pass
+    compared: files of MoCo, SimCLR, SwAV, DINO, MAE and of the paper's authors load as they are (paper, "Stage I").
+    ``prefix`` takes only the keys that start with it. To load an encoder's file into a U-Net pass
     ``unet.encoder``. Raises WeightsError, with the module unchanged, where less than ``minimum`` of the module's
     elements are matched, a shape differs, two keys mean the same parameter, or the file cannot be read safely.
     """
