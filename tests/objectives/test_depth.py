@@ -161,13 +161,14 @@ def test_head_that_knows_the_depth() -> None:
     assert float(terms.loss.detach()) == pytest.approx(PERFECT, abs=1e-6)
     assert float(terms.log["rmse"]) == pytest.approx(0, abs=1e-6)
     assert float(terms.log["delta1"]) == 1
-    with torch.no_grad():
-        objective.head.weight.mul_(1.5)
-        objective.head.weight[:, :3] = 0
-    log = objective(Features(dense, []), batch(depth)).log
     valid = depth[:, :, 1::2, 1::2][depth[:, :, 1::2, 1::2] > 0]
-    assert float(log["rmse"]) == pytest.approx(float((0.5 * valid).square().mean().sqrt()), rel=1e-5)
-    assert float(log["delta1"]) == 0
+    for scale, close in ((1.5, 0), (0.5, 0), (1.2, 1), (0.81, 1)):
+        with torch.no_grad():
+            objective.head.weight[0, 3] = scale
+        log = objective(Features(dense, []), batch(depth)).log
+        wanted = abs(scale - 1) * float(valid.square().mean().sqrt())
+        assert float(log["rmse"]) == pytest.approx(wanted, rel=1e-5)
+        assert float(log["delta1"]) == close
 
 
 def test_images_without_depth_are_left_out_of_the_mean() -> None:

@@ -105,8 +105,8 @@ class DepthObjective(nn.Module):
             predicted = torch.stack([maps[:, features.views.index(view)] for view in self.views], dim=1).flatten(0, 1)
             _, target = cell_points(batch.depth.flatten(0, 1), batch.intrinsics.flatten(0, 1), (height, width))
             target = target.view_as(predicted)
-            usable = (target > 0).flatten(1).any(dim=1).float()
-            loss = (depth_loss(predicted, target).total * usable).sum() / usable.sum().clamp(min=1)
+            usable = (target > 0).flatten(1).any(dim=1).sum()  # the others have a loss of 0
+            loss = depth_loss(predicted, target).total.sum() / usable.clamp(min=1)
         return Terms(loss, _accuracy(predicted.detach(), target))
 
 
