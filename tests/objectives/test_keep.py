@@ -137,7 +137,7 @@ def test_no_wait_for_the_device(encoder: Encoder, batch: PairBatch) -> None:
 
 def test_refuses_what_it_cannot_compare(encoder: Encoder, batch: PairBatch) -> None:
     objective, features = KeepObjective(encoder), look(encoder, batch)
-    with pytest.raises(ConfigError, match="view: 1, keep: 1"):
+    with pytest.raises(ConfigError, match="beside an objective"):
         objective(features._replace(maps=[]), batch)
     with pytest.raises(ConfigError, match="1 maps, but the initial encoder gives 2"):
         objective(features._replace(maps=features.maps[:1]), batch)

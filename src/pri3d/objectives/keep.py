@@ -61,15 +61,15 @@ class KeepObjective(nn.Module):
         """
         if not features.maps:
             raise ConfigError(
-                "objective keep: there are no encoder maps to compare. Add an objective that looks at images, as in "
-                "--objectives '{view: 1, keep: 1}', and fill Features.maps."
+                "--keep: there are no encoder maps to compare. Give it beside an objective that looks at pairs, as in "
+                "--objectives '{view: 1}'."
             )
         images = batch.color.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         with torch.no_grad():
             initial = self.initial(self.initial.normalise(images))
         if len(initial) != len(features.maps):
             raise ConfigError(
-                f"objective keep: {len(features.maps)} maps, but the initial encoder gives {len(initial)}. Build the "
+                f"--keep: {len(features.maps)} maps, but the initial encoder gives {len(initial)}. Build the "
                 "objective with the encoder that is trained."
             )
         drifts = torch.stack([drift(now, before) for now, before in zip(features.maps, initial, strict=True)])
