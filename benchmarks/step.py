@@ -191,8 +191,8 @@ def core_share(channels: int) -> tuple[float, float]:
 
     Both interleaved, the median of the rounds.
     """
-    rows = torch.randn(2, PAIRS, POINTS, channels, requires_grad=True)
-    (a, b), s = rows.detach(), torch.randn(PAIRS, POINTS, POINTS)
+    rows = [torch.randn(PAIRS, POINTS, channels, requires_grad=True) for _ in range(2)]
+    (a, b), s = (side.detach() for side in rows), torch.randn(PAIRS, POINTS, POINTS)
     valid = torch.ones(PAIRS, POINTS, dtype=torch.bool)
     core, floor = [], []
     for _ in range(ROUNDS + 1):

@@ -133,11 +133,11 @@ class _World(NamedTuple):
         if self.size == 1:
             return tensor
         own = tensor.shape[1] // self.size
-        if distributed.get_backend() == "gloo":  # which cannot scatter
+        if distributed.get_backend() == "gloo":  # not every version of it can scatter
             return self.add(tensor)[:, self.rank * own : (self.rank + 1) * own]
-        result = tensor.new_empty(1, own, tensor.shape[2])
-        distributed.reduce_scatter_tensor(result, tensor.contiguous())
-        return result
+        result = tensor.new_empty(own, tensor.shape[2])
+        distributed.reduce_scatter_tensor(result, tensor[0])
+        return result[None]
 
 
 class _Setting(NamedTuple):
