@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pri3d.data.sampler import Draw, MixedSampler, StreamSampler, derive
+from pri3d.data.sampler import Draw, MixedSampler, Share, StreamSampler, derive
 from pri3d.errors import ConfigError
 
 
@@ -25,11 +25,24 @@ def test_resumed_stream_is_the_rest(size: int, total: int, start: int) -> None:
     assert list(StreamSampler(size, total, 7, start=start)) == list(StreamSampler(size, total, 7))[start:]
 
 
-@given(st.integers(1, 30), st.integers(1, 60), st.integers(1, 4), st.integers(0, 20))
-def test_processes_share_the_stream(size: int, total: int, world: int, start: int) -> None:
-    parts = [list(StreamSampler(size, total, 3, start, rank, world)) for rank in range(world)]
-    together = [parts[k % world][k // world] for k in range(sum(map(len, parts)))]
-    assert together == list(StreamSampler(size, total, 3, start))
+@given(
+    size=st.integers(1, 40),
+    micro=st.integers(1, 3),
+    passes=st.integers(1, 3),
+    steps=st.integers(1, 6),
+    done=st.integers(0, 6),
+    world=st.integers(1, 4),
+)
+def test_processes_share_the_passes_of_each_step(
+    size: int, micro: int, passes: int, steps: int, done: int, world: int
+) -> None:
+    """Whatever their number, before and after a resume: together the stream, pass by pass."""
+    batch = micro * passes * world
+    stream = StreamSampler(size, batch * steps, 3, start=min(done, steps) * batch)
+    shares = [list(Share(stream, micro, rank, world)) for rank in range(world)]
+    assert len(Share(stream, micro, 0, world)) == batch * steps // world
+    rebuilt = [draw for k in range(0, len(shares[0]), micro) for share in shares for draw in share[k : k + micro]]
+    assert rebuilt == list(stream)
 
 
 def test_passes_and_seeds_differ() -> None:
@@ -88,13 +101,9 @@ def test_every_round_of_a_mixture_holds_its_shares(sources: list[tuple[int, int]
         assert len(set(draws[start : start + block])) == 1
 
 
-@given(SOURCES, st.integers(1, 5), st.integers(1, 60), st.integers(0, 40), st.integers(1, 4))
-def test_resumed_mixture_is_the_rest_in_any_world(
-    sources: list[tuple[int, int]], block: int, total: int, start: int, world: int
-) -> None:
-    parts = [mixed(sources, total, block, start=start, rank=rank, world=world) for rank in range(world)]
-    together = [parts[k % world][k // world] for k in range(sum(map(len, parts)))]
-    assert together == mixed(sources, total, block)[start:]
+@given(SOURCES, st.integers(1, 5), st.integers(1, 60), st.integers(0, 40))
+def test_resumed_mixture_is_the_rest(sources: list[tuple[int, int]], block: int, total: int, start: int) -> None:
+    assert mixed(sources, total, block, start=start) == mixed(sources, total, block)[start:]
 
 
 def test_whole_batches_alternate_in_a_fixed_spread() -> None:
@@ -107,8 +116,9 @@ def test_whole_batches_alternate_in_a_fixed_spread() -> None:
 
 def test_balanced_batches_show_every_source_to_every_process() -> None:
     sources = [(40, 1), (8, 1)]
+    stream = MixedSampler((40, 8), (1, 1), 80, 7)
     for rank in range(2):
-        mine = [source_of(sources, draw.item) for draw in mixed(sources, 80, 1, rank=rank, world=2)]
+        mine = [source_of(sources, draw.item) for draw in Share(stream, 1, rank, 2)]
         assert 5 < mine.count(0) < 35
 
 

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from pri3d.errors import FrameError
 from pri3d.geometry.camera import back_project, pixel_centres, project
-from pri3d.geometry.pose import check_rigid, invert, invert_array, transform
+from pri3d.geometry.pose import check_rigid, compose, invert, invert_array, transform
 from pri3d.types import Camera
 
 INTRINSICS = torch.tensor([500.0, 510.0, 320.0, 240.0], dtype=torch.float64)
@@ -71,6 +71,11 @@ def test_invert_is_the_inverse(seed: int) -> None:
     np.testing.assert_allclose(invert_array(pose.numpy()), invert(pose).numpy())
     points = torch.randn(5, 3, dtype=torch.float64)
     torch.testing.assert_close(transform(invert(pose), transform(pose, points)), points)
+
+
+def test_compose_equals_the_matrix_product() -> None:
+    one, two = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(compose(one, two), one @ two)
 
 
 @pytest.mark.parametrize(

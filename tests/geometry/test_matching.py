@@ -78,6 +78,22 @@ def test_pixel_matches_equal_brute_force(seed: int, distance: float, mode: Any) 
         assert dict(zip(got.first[b, keep].tolist(), got.second[b, keep].tolist(), strict=True)) == wanted
 
 
+def test_autocast_does_not_touch_the_geometry() -> None:
+    """Under mixed precision a pose rounded to bf16 would move points by centimetres."""
+    depth, intrinsics, poses = (x.float() for x in scene(0))
+    cells = torch.cartesian_prod(torch.arange(2), *[torch.arange(-20, 20)] * 3)
+    arguments = [
+        (match_pixels, (depth, intrinsics, poses, GRID, 0.1)),
+        (match_voxels, (depth[:, 0], intrinsics[:, 0], poses[:, 1], cells, torch.tensor(0.1), GRID)),
+    ]
+    for function, given_ in arguments:
+        plain = function(*given_)  # type: ignore[operator]
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = function(*given_)  # type: ignore[operator]
+        assert plain.valid.any()
+        assert all(torch.equal(a, b) for a, b in zip(plain, mixed, strict=True))
+
+
 def test_same_view_matches_every_cell_with_depth_to_itself() -> None:
     depth, intrinsics, poses = scene(5)
     depth[:, 1], poses[:, 1] = depth[:, 0], poses[:, 0]

@@ -6,27 +6,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from processes import SMALL, wait_until
 
 from pri3d.errors import ConfigError, DataError, Pri3DError
 from pri3d.models.weights import load_model, read_provenance, read_state
 from pri3d.runfiles import read_metrics
 from pri3d.train.pretrain import pretrain
-
-SMALL = {
-    "size": "64x48",
-    "points": 64,
-    "batch": 4,
-    "micro_batch": 2,
-    "holdout": 0.0,
-    "distance": 0.1,
-    "precision": "fp32",
-}
 
 
 def run_small(store: Path, run: Path, **options: object) -> Path:
@@ -65,45 +55,6 @@ def test_only_the_chosen_objectives_run(rooms_store: Path, tmp_path: Path) -> No
     )
     assert "geometry/loss" not in rows[0]
     assert rows[0]["loss"] == pytest.approx(0.5 * rows[0]["view/loss"], rel=1e-5)
-
-
-@pytest.mark.slow
-def test_killed_run_continues_bit_equal(rooms_store: Path, tmp_path: Path) -> None:
-    """A process killed without warning, then resumed, ends with the weights and the curve of an undisturbed one."""
-    code = (
-        "import sys, torch; torch.set_num_threads(1)\n"
-        "from pathlib import Path\n"
-        "from pri3d.train.pretrain import pretrain\n"
-        f"options = {SMALL | {'steps': 6, 'workers': 2, 'save_every': 2}!r}\n"
-        "if __name__ == '__main__':\n"
-        "    pretrain(Path(sys.argv[1]), run=Path(sys.argv[2]), resume=True, **options)\n"
-    )
-    script = tmp_path / "script.py"
-    script.write_text(code)
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-
-    def start(run: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, script, rooms_store, run], env=os.environ | {"OMP_NUM_THREADS": "1"})
-
-    process = start(killed)
-    wait_until((killed / "last.ckpt").exists, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (killed / "weights.safetensors").exists()
-    assert start(killed).wait() == 0
-    assert start(whole).wait() == 0
-    assert same(killed / "weights.safetensors", whole / "weights.safetensors")
-    curves = [[row["loss"] for row in read_metrics(run / "metrics.csv")] for run in (killed, whole)]
-    assert curves[0] == curves[1]
-    assert len(curves[0]) == 6
-
-
-def wait_until(ready, process: subprocess.Popen[bytes], seconds: float = 120) -> None:  # type: ignore[no-untyped-def]
-    end = time.monotonic() + seconds
-    while not ready():
-        assert process.poll() is None, "the process ended before it was disturbed"
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 @pytest.mark.slow

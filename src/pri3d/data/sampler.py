@@ -23,21 +23,20 @@ class StreamSampler(Sampler[Draw]):
     """Shuffled passes over ``size`` items, one after the other, from position ``start`` for ``total`` items in all.
 
     Pass e is a permutation that depends on (seed, e) alone. A resumed run gives the number of samples consumed so far
-    as ``start``; the world (``rank`` of ``world`` processes, taking every world-th position) may differ from before.
-    ``len`` is that of the whole stream of this rank, as Lightning counts from the start of the run.
+    as ``start``. ``len`` is that of the whole stream, as Lightning counts from the start of the run.
     """
 
-    def __init__(self, size: int, total: int, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, size: int, total: int, seed: int, start: int = 0) -> None:
         if size < 1:
             raise ConfigError("there is nothing to draw from: the data set is empty.")
-        self.size, self.total, self.seed, self.start, self.rank, self.world = size, total, seed, start, rank, world
+        self.size, self.total, self.seed, self.start = size, total, seed, start
         self._passes = _Passes(size, seed)
 
     def __len__(self) -> int:
-        return self.total // self.world
+        return self.total
 
     def __iter__(self) -> Iterator[Draw]:
-        return map(self.draw, range(self.start + self.rank, self.total, self.world))
+        return map(self.draw, range(self.start, self.total))
 
     def draw(self, position: int) -> Draw:
         """What stands at a position of the stream, whoever asks."""
@@ -55,7 +54,7 @@ class MixedSampler(StreamSampler):
     Args:
         sizes: items of each source.
         weights: blocks of each source in a round, whole numbers of 1 or more.
-        total, seed, start, rank, world: as in :class:`StreamSampler`.
+        total, seed, start: as in :class:`StreamSampler`.
         block: consecutive positions that belong to one source.
 
     Raises ConfigError for an empty source, or weights or a block that cannot be.
@@ -68,11 +67,9 @@ class MixedSampler(StreamSampler):
         total: int,
         seed: int,
         start: int = 0,
-        rank: int = 0,
-        world: int = 1,
         block: int = 1,
     ) -> None:
-        super().__init__(sum(sizes), total, seed, start, rank, world)
+        super().__init__(sum(sizes), total, seed, start)
         if min(sizes) < 1 or len(weights) != len(sizes) or min(weights) < 1 or block < 1:
             raise ConfigError(
                 f"a mixture of sources with {list(sizes)} items, weights {list(weights)} and blocks of {block}: every "
@@ -101,6 +98,24 @@ class MixedSampler(StreamSampler):
             return self._round
         generator = torch.Generator().manual_seed(derive(self.seed, len(self.sizes), number))
         return [self._round[k] for k in torch.randperm(len(self._round), generator=generator).tolist()]
+
+
+class Share(Sampler[Draw]):
+    """The forward passes of a stream that are this process's.
+
+    Pass p of the stream, ``micro`` samples in a row, belongs to process p mod ``world``: a step consists of the same
+    passes whether one process makes them all or several share them, before and after a resume.
+    """
+
+    def __init__(self, stream: StreamSampler, micro: int, rank: int = 0, world: int = 1) -> None:
+        self.stream, self.micro, self.rank, self.world = stream, micro, rank, world
+
+    def __len__(self) -> int:
+        return self.stream.total // self.world
+
+    def __iter__(self) -> Iterator[Draw]:
+        positions = range(self.stream.start, self.stream.total)
+        return (self.stream.draw(p) for p in positions if p // self.micro % self.world == self.rank)
 
 
 class _Passes:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pri3d.errors import ConfigError
 from pri3d.geometry.camera import back_project, pixel_centres, project
-from pri3d.geometry.pose import invert, transform
+from pri3d.geometry.pose import compose, invert, transform
 
 #: Voxel coordinates must lie in [-KEY_RANGE, KEY_RANGE): four fields share one sorted 64-bit key.
 KEY_RANGE = 1 << 15
@@ -82,7 +82,7 @@ def match_pixels(
         raise ConfigError(f"match = {mode!r}: choose one of {', '.join(get_args(Mode))}.")
     batch, _, height, width = depth.shape
     points, z = cell_points(depth[:, 0], intrinsics[:, 0], grid)
-    second_from_first = invert(world_from_camera[:, 1]) @ world_from_camera[:, 0]
+    second_from_first = compose(invert(world_from_camera[:, 1]), world_from_camera[:, 0])
     points = transform(second_from_first, points)
     pixels, z_there = project(points, intrinsics[:, 1])
     u, v = pixels.floor().unbind(-1)

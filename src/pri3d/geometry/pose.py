@@ -1,6 +1,7 @@
 """Rigid transforms, stated once: ``a_from_b`` is (..., 4, 4) and maps points of frame b to frame a.
 
-Poses are float64 on disk and in numpy, float32 on the device.
+Poses are float64 on disk and in numpy, float32 on the device. On tensors no matrix product is used: autocast would turn
+it to bf16 and a GPU may take TF32, both of which move points by centimetres.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ if TYPE_CHECKING:  # preparation uses the numpy half in many processes, and PyTo
 
 def transform(a_from_b: Tensor, points_b: Tensor) -> Tensor:
     """Points (..., N, 3) of frame b -> frame a, with a_from_b (..., 4, 4)."""
-    return points_b @ a_from_b[..., :3, :3].mT + a_from_b[..., None, :3, 3]
+    x, y, z, shift = a_from_b[..., None, :3, :].unbind(-1)
+    return points_b[..., :1] * x + points_b[..., 1:2] * y + points_b[..., 2:] * z + shift
+
+
+def compose(a_from_b: Tensor, b_from_c: Tensor) -> Tensor:
+    """``a_from_c`` (..., 4, 4) of two transforms."""
+    return (a_from_b[..., None] * b_from_c[..., None, :, :]).sum(dim=-2)
 
 
 def invert(a_from_b: Tensor) -> Tensor:
@@ -26,7 +33,7 @@ def invert(a_from_b: Tensor) -> Tensor:
     rotation = a_from_b[..., :3, :3].mT
     result = a_from_b.clone()
     result[..., :3, :3] = rotation
-    result[..., :3, 3] = -(rotation @ a_from_b[..., :3, 3:])[..., 0]
+    result[..., :3, 3] = -(rotation * a_from_b[..., None, :3, 3]).sum(dim=-1)
     return result
 
 

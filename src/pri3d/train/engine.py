@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -19,13 +19,13 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from pri3d.data.sampler import Draw, derive
+from pri3d.data.sampler import Share, StreamSampler, derive
 from pri3d.errors import ConfigError
 from pri3d.machine import cpu_has_bf16
 from pri3d.train import optim
-from pri3d.train.launch import InterruptedRunError, Launch, find_launch, ignore_stopping, on_stop, requeue
+from pri3d.train.launch import InterruptedRunError, Launch, find_launch, on_stop, outlive_stopping, requeue
 from pri3d.train.recorder import Recorder
 from pri3d.train.runs import RunFolder
 from pri3d.train.settings import Precision, TrainSettings
@@ -114,26 +114,7 @@ class Feed(NamedTuple):
 
     dataset: Dataset[Any]  #: asked with a Draw
     collate: Callable[[list[Any]], Any]  #: items -> batch
-    sampler: Callable[[int, int], Sampler[Draw]]  #: (total, start) -> positions start..total-1 of the stream
-
-
-class Share(Sampler[Draw]):
-    """The forward passes of the one stream of samples that are this process's.
-
-    Pass p of the stream, ``micro`` samples in a row, belongs to process p mod world: a step consists of the same
-    passes whether one process makes them all or several share them.
-    """
-
-    def __init__(self, stream: Sampler[Draw], start: int, total: int, micro: int, launch: Launch) -> None:
-        self.stream, self.start, self.total, self.micro, self.launch = stream, start, total, micro, launch
-
-    def __len__(self) -> int:
-        return self.total // self.launch.world
-
-    def __iter__(self) -> Iterator[Draw]:
-        for position, draw in enumerate(self.stream, self.start):
-            if position // self.micro % self.launch.world == self.launch.rank:
-                yield draw
+    sampler: Callable[[int, int], StreamSampler]  #: (total, start) -> positions start..total-1 of the stream
 
 
 def resolve_precision(precision: Precision) -> str:
@@ -161,7 +142,7 @@ def fit(module: StepModule, feed: Feed, run: RunFolder, done: int, options: Opti
     if "weights_only" in inspect.signature(trainer.fit).parameters:
         resume["weights_only"] = True
     loader = _loader(module, feed, done, options)
-    with on_stop(recorder.interrupt):
+    with on_stop(recorder.interrupt) as recorder.take_signals:
         trainer.fit(module, loader, **resume)
     if recorder.stop and trainer.global_step < settings.steps:
         text = f"{recorder.stop}: stopped at step {trainer.global_step}."
@@ -178,13 +159,13 @@ def _loader(module: StepModule, feed: Feed, done: int, options: Options) -> Data
     return DataLoader(
         feed.dataset,
         batch_size=settings.micro_batch,
-        sampler=Share(feed.sampler(total, start), start, total, settings.micro_batch, options.launch),
+        sampler=Share(feed.sampler(total, start), settings.micro_batch, options.launch.rank, options.launch.world),
         collate_fn=feed.collate,
         num_workers=options.workers,
         drop_last=True,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=options.workers > 0,
-        worker_init_fn=ignore_stopping,
+        worker_init_fn=outlive_stopping,
     )
 
 
@@ -217,7 +198,8 @@ def _trainer(module: StepModule, run: RunFolder, options: Options, callbacks: li
         num_sanity_val_steps=0,
         devices=launch.devices,
         num_nodes=launch.nodes,
-        strategy=DDPStrategy() if launch.world > 1 else "auto",
+        # Every process keeps its own running statistics and an equal queue: nothing has to be sent at each pass.
+        strategy=DDPStrategy(broadcast_buffers=False) if launch.world > 1 else "auto",
         sync_batchnorm=settings.sync_bn and launch.world > 1,
     )
 

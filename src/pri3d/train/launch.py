@@ -62,13 +62,14 @@ def find_launch(devices: int = 1, nodes: int = 1) -> Launch:
 
 
 @contextmanager
-def on_stop(handler: Callable[[str], None]) -> Iterator[None]:
+def on_stop(handler: Callable[[str], None]) -> Iterator[Callable[[], None]]:
     """Give the first stopping signal's name to ``handler``; a second CTRL-C stops at once.
 
-    Outside the main thread signals stay with their owner.
+    Yields a function that takes the signals back, should another library have taken them. Outside the main thread
+    signals stay with their owner.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
 
     def receive(number: int, _frame: FrameType | None) -> None:
@@ -76,9 +77,15 @@ def on_stop(handler: Callable[[str], None]) -> Iterator[None]:
         handler(signal.Signals(number).name)
 
     wanted = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
-    previous = {number: signal.signal(number, receive) for number in wanted}
+    previous = {number: signal.getsignal(number) for number in wanted}
+
+    def take() -> None:
+        for number in wanted:
+            signal.signal(number, receive)
+
+    take()
     try:
-        yield
+        yield take
     except SystemExit as error:  # what Lightning makes of a KeyboardInterrupt
         raise KeyboardInterrupt from error
     finally:
@@ -86,11 +93,16 @@ def on_stop(handler: Callable[[str], None]) -> Iterator[None]:
             signal.signal(number, old)
 
 
-def ignore_stopping(_worker: int) -> None:
-    """Loader processes outlive a CTRL-C of their terminal: the step that is being finished wants its data."""
+def outlive_stopping(_worker: int) -> None:
+    """Let a loader process survive the signals its whole group gets: the step being finished wants its data.
+
+    Half a minute after SIGTERM it goes all the same, should nobody have ended it by then.
+    """
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
 
 
 def requeue() -> str | None:

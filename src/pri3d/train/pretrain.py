@@ -64,6 +64,7 @@ def pretrain(
     moco_queue: int | None = None,
     moco_momentum: float | None = None,
     moco_temperature: float | None = None,
+    moco_group: int | None = None,
     optimizer: Literal["sgd", "adamw"] | None = None,
     lr: float | None = None,
     momentum: float | None = None,
@@ -127,6 +128,7 @@ def pretrain(
         moco_queue: keys in the queue.
         moco_momentum: of the key encoder.
         moco_temperature: of moco's contrast.
+        moco_group: crops that share batch-norm statistics in moco's passes; 0 for all.
         optimizer: sgd or adamw.
         lr: peak learning rate.
         momentum: of sgd.

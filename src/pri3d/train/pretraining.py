@@ -27,7 +27,7 @@ from pri3d.types import CropBatch, PairBatch
 #: What of the settings every objective is built with.
 FOR_OBJECTIVES = (
     "channels", "chunks", "temperature", "negatives", "exclude_px", "exclude_cm", "match", "distance", "net3d",
-    "voxel_input", "moco_queue", "moco_momentum", "moco_temperature",
+    "voxel_input", "moco_queue", "moco_momentum", "moco_temperature", "moco_group",
 )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ class Recorder(Callback):
         self.line_every = max(1, settings.steps // 20)
         self.first, self.saved = done, done
         self.stop: str | None = None  #: the signal that asked for it
+        self.take_signals: Callable[[], None] | None = None
         self.metrics: MetricsFile | None = None
         self._values: dict[str, Tensor] = {}  # of the present step
         self._passes: list[tuple[int, list[str], Tensor]] = []  # since the last log: step, frames, loss
@@ -47,7 +48,9 @@ class Recorder(Callback):
         self.say(f"{signal}: stopping after this step; CTRL-C stops at once, back to the last checkpoint")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the table and start the clocks."""
+        """Open the table, start the clocks, and take SIGTERM back, whose handler Lightning has replaced by now."""
+        if self.take_signals is not None:
+            self.take_signals()
         if trainer.is_global_zero:
             self.metrics = MetricsFile(self.run.metrics, self.first)
         self._began = self._logged = self._idle_since = time.perf_counter()

@@ -36,6 +36,7 @@ LEAST = {
     "temperature": MIN_TEMPERATURE,
     "moco_temperature": MIN_TEMPERATURE,
     "moco_queue": 1,
+    "moco_group": 0,
     "crop": 32,
     "keep": 0,
     "exclude_px": 0,
@@ -114,6 +115,7 @@ class PretrainSettings(TrainSettings):
     moco_queue: int
     moco_momentum: float
     moco_temperature: float
+    moco_group: int
     holdout: float
     eval_every: int
     eval_pairs: int
@@ -132,7 +134,7 @@ class PretrainSettings(TrainSettings):
             found.append(f"--objectives {self.objectives}: give at least one with a positive weight, as in {{view: 1}}")
         if "keep" in self.objectives:
             found.append("--objectives: the weight of keep is --keep")
-        if not 0 <= self.moco_momentum <= 1:
+        if not 0 <= self.moco_momentum < 1:
             found.append(f"--moco-momentum {self.moco_momentum}: give a share, 0.999 in the paper")
         problem = check_tuning(self.tune)
         return [*found, problem] if problem else found
