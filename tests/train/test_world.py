@@ -12,16 +12,6 @@ from processes import finish, gap, start, wait_until
 from pri3d.runfiles import read_metrics
 
 #: One plain step downhill: what changes is the gradient.
-DOWNHILL = {
-    "optimizer": "sgd",
-    "lr": 1.0,
-    "momentum": 0.0,
-    "dampening": 0.0,
-    "weight_decay": 0.0,
-    "schedule": "constant",
-}
-
-#: One plain step downhill: what changes is the gradient.
 PLAIN = {"optimizer": "sgd", "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "schedule": "constant"}
 
 
@@ -43,7 +33,7 @@ def test_two_processes_make_the_step_of_one(rooms_store: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_a_run_continues_with_another_number_of_processes(rooms_store: Path, tmp_path: Path) -> None:
     """Two processes are told to stop, stop at the same step and save; one alone ends with the weights of one alone."""
-    options = {**PLAIN, "lr": 0.01, "steps": 40, "workers": 1, "resume": True, "objectives": {"view": 1}}
+    options = {**PLAIN, "lr": 0.01, "steps": 16, "workers": 1, "resume": True, "objectives": {"view": 1}}
     run, alone = tmp_path / "run", tmp_path / "alone"
     process = start(rooms_store, run, world=2, **options)
     wait_until(lambda: (run / "metrics.csv").exists() and len(read_metrics(run / "metrics.csv")) >= 1, process)
@@ -52,10 +42,10 @@ def test_a_run_continues_with_another_number_of_processes(rooms_store: Path, tmp
     assert (run / "last.ckpt").exists(), output
     done = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
     assert output.count(f"stopped at step {done}") == 2, output
-    assert 0 < done < 40
+    assert 0 < done < 16
     finish(start(rooms_store, run, **options))
     finish(start(rooms_store, alone, **options))
     curves = [[(row["step"], row["loss"]) for row in read_metrics(path / "metrics.csv")] for path in (run, alone)]
-    assert [step for step, _ in curves[0]] == list(range(1, 41))
+    assert [step for step, _ in curves[0]] == list(range(1, 17))
     assert [loss for _, loss in curves[0]] == pytest.approx([loss for _, loss in curves[1]], rel=1e-3)
     assert gap(run / "weights.safetensors", alone / "weights.safetensors") < 1e-4

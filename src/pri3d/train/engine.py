@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import inspect
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -166,6 +167,8 @@ def _loader(module: StepModule, feed: Feed, done: int, options: Options) -> Data
         pin_memory=torch.cuda.is_available(),
         persistent_workers=options.workers > 0,
         worker_init_fn=outlive_stopping,
+        # Elsewhere each would import everything again, which takes as long as many steps.
+        multiprocessing_context="fork" if options.workers > 0 and sys.platform == "linux" else None,
     )
 
 

@@ -34,7 +34,8 @@ class Recorder(Callback):
         self.log_every = max(1, min(10, settings.steps // 50))
         self.line_every = max(1, settings.steps // 20)
         self.first, self.saved = done, done
-        self.stop: str | None = None  #: the signal that asked for it
+        self.stop: str | None = None  #: the signal that asked for it, once all processes have agreed
+        self._wish: str | None = None
         self.take_signals: Callable[[], None] | None = None
         self.metrics: MetricsFile | None = None
         self._values: dict[str, Tensor] = {}  # of the present step
@@ -44,7 +45,7 @@ class Recorder(Callback):
 
     def interrupt(self, signal: str) -> None:
         """Finish the step, save, stop."""
-        self.stop = signal
+        self._wish = signal
         self.say(f"{signal}: stopping after this step; CTRL-C stops at once, back to the last checkpoint")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -80,8 +81,10 @@ class Recorder(Callback):
         step = trainer.global_step
         saving = step % self.save_every == 0 or step == self.settings.steps
         logging = saving or step % self.log_every == 0 or bool(module.notes)
-        # Several processes must stop at the same step: they look at each other where they exchange values anyway.
-        if logging or (self.stop and trainer.world_size == 1):
+        # Several processes must stop at the same step: they agree where they exchange values anyway.
+        if trainer.world_size == 1:
+            self.stop = self._wish
+        if logging or self.stop:
             self._log(trainer, module, step)
             if saving or self.stop:
                 self._save(trainer, module, step)
@@ -114,10 +117,10 @@ class Recorder(Callback):
         names = list(self._values)
         stack = torch.stack([torch.as_tensor(self._values[name]).float() for name in names])
         if trainer.world_size > 1:
-            stack = torch.cat((stack, stack.new_tensor([float(self.stop is not None)])))
+            stack = torch.cat((stack, stack.new_tensor([float(self._wish is not None)])))
             stack = trainer.strategy.reduce(stack, reduce_op="mean")
             if float(stack[-1]) > 0:
-                self.stop = self.stop or "another process"
+                self.stop = self._wish or "another process"
         return dict(zip(names, stack.tolist(), strict=False))
 
     def _refuse_nonsense(self, values: dict[str, float], step: int) -> None:
