@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
 import inspect
 import logging
 import sys
@@ -23,42 +21,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pri3d.data.sampler import Share, StreamSampler, derive
-from pri3d.errors import ConfigError
 from pri3d.machine import cpu_has_bf16
 from pri3d.train import optim
-from pri3d.train.launch import InterruptedRunError, Launch, find_launch, on_stop, outlive_stopping, requeue
+from pri3d.train.launch import InterruptedRunError, Launch, Options, on_stop, outlive_stopping, requeue
 from pri3d.train.recorder import Recorder
 from pri3d.train.runs import RunFolder
 from pri3d.train.settings import Precision, TrainSettings
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What belongs to the call and not to the run: it may change when a run is continued."""
-
-    workers: int = 1  #: processes that load data, for each training process
-    save_every: int = 100  #: steps between checkpoints
-    keep: int = 1  #: checkpoints
-    launch: Launch = dataclasses.field(default_factory=find_launch)
-    wandb: str | None = None  #: project
-
-    def check(self, settings: TrainSettings) -> None:
-        """Refuse what cannot be, naming each flag. Raises ConfigError."""
-        found = [
-            f"--{name.replace('_', '-')} {getattr(self, name)}: give at least {least}"
-            for name, least in (("workers", 0), ("save_every", 1), ("keep", 1))
-            if getattr(self, name) < least
-        ]
-        share = settings.micro_batch * self.launch.world
-        if self.launch.world > 1 and settings.batch % share:
-            found.append(
-                f"--batch {settings.batch} is no multiple of --micro-batch {settings.micro_batch} x "
-                f"{self.launch.world} processes"
-            )
-        if self.wandb is not None and importlib.util.find_spec("wandb") is None:
-            found.append("--wandb: Weights & Biases is not installed; run pip install wandb")
-        if found:
-            raise ConfigError("; ".join(found) + ".")
 
 
 class StepModule(pl.LightningModule):
@@ -137,7 +105,7 @@ def fit(module: StepModule, feed: Feed, run: RunFolder, done: int, options: Opti
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.pytorch")
     say = Console(stderr=True, highlight=False, soft_wrap=True, quiet=options.launch.rank > 0).print
-    recorder = Recorder(run, settings, done, options.save_every, options.keep, say)
+    recorder = Recorder(run, settings, done, options, say)
     trainer = _trainer(module, run, options, [*extra, recorder])  # what a checkpoint vouches for is done before it
     resume: dict[str, Any] = {"ckpt_path": run.checkpoint if done else None}
     if "weights_only" in inspect.signature(trainer.fit).parameters:

@@ -20,8 +20,8 @@ from pri3d.models.unet import UNet, build_unet
 from pri3d.models.weights import load_weights, read_provenance, read_state
 from pri3d.runfiles import read_json, write_json
 from pri3d.tasks.semantic import Confusion, SemanticUNet, save_semantic, semantic_loss
-from pri3d.train.engine import Feed, Options, StepModule, fit
-from pri3d.train.launch import find_launch
+from pri3d.train.engine import Feed, StepModule, fit
+from pri3d.train.launch import Options, find_launch
 from pri3d.train.runs import RunFolder
 from pri3d.train.settings import FinetuneSettings, Precision, Schedule, resolve
 from pri3d.types import LabelledBatch

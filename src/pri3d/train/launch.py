@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import os
 import shutil
 import signal
@@ -13,6 +15,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from pri3d.errors import ConfigError, Pri3DError
+from pri3d.train.settings import TrainSettings
 
 #: What asks a run to stop after its step: CTRL-C, `kill` and `scancel`, and Slurm before the time is up.
 STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")
@@ -28,6 +31,7 @@ class Launch(NamedTuple):
     rank: int  #: of this process, 0..world-1
     devices: int  #: processes a node
     nodes: int
+    starter: str = "Lightning"  #: of the processes: torchrun, srun, or Lightning from the first of them
 
     @property
     def world(self) -> int:
@@ -38,32 +42,65 @@ class Launch(NamedTuple):
 def find_launch(devices: int = 1, nodes: int = 1) -> Launch:
     """Read who started this process: torchrun, srun, or Lightning on behalf of ``--devices`` and ``--nodes``.
 
-    torchrun and srun say how many processes there are; asking for another number raises ConfigError.
+    torchrun and srun say how many processes there are; asking for another number raises ConfigError. So does a Slurm
+    job that does not say how many run on each node.
     """
     if devices < 1 or nodes < 1:
         raise ConfigError(f"--devices {devices} --nodes {nodes}: give at least 1 of each.")
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
         local = int(env["LOCAL_WORLD_SIZE"])
-        found, who = Launch(int(env["RANK"]), local, int(env["WORLD_SIZE"]) // local), "torchrun"
-    elif int(env.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in env:
-        hosts = int(env.get("SLURM_NNODES", 1))
-        found, who = Launch(int(env["SLURM_PROCID"]), int(env["SLURM_NTASKS"]) // hosts, hosts), "srun"
+        found = Launch(int(env["RANK"]), local, int(env["WORLD_SIZE"]) // local, "torchrun")
+    elif int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        # Of the step that srun made: a batch script or a shell in a job of many tasks is one process nevertheless.
+        hosts = int(env["SLURM_STEP_NUM_NODES"])
+        found = Launch(int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]) // hosts, hosts, "srun")
+        if "SLURM_NTASKS_PER_NODE" not in env:
+            raise ConfigError(f"Slurm job of {found.world} tasks: submit it with --ntasks-per-node, not --ntasks.")
     else:
         # Lightning sets these two for the processes it starts itself.
         rank = int(env.get("NODE_RANK", 0)) * devices + int(env.get("LOCAL_RANK", 0))
         return Launch(rank, devices, nodes)
     if (devices, nodes) not in ((1, 1), (found.devices, found.nodes)):
         raise ConfigError(
-            f"--devices {devices} --nodes {nodes}: {who} started {found.devices} processes on each of {found.nodes} "
+            f"--devices {devices} --nodes {nodes}: {found.starter} started {found.devices} processes on each of {found.nodes} "
             "nodes. Leave both flags out."
         )
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What belongs to the call and not to the run: it may change when a run is continued."""
+
+    workers: int = 1  #: processes that load data, for each training process
+    save_every: int = 100  #: steps between checkpoints
+    keep: int = 1  #: checkpoints
+    launch: Launch = dataclasses.field(default_factory=find_launch)
+    wandb: str | None = None  #: project
+
+    def check(self, settings: TrainSettings) -> None:
+        """Refuse what cannot be, naming each flag. Raises ConfigError."""
+        found = [
+            f"--{name.replace('_', '-')} {getattr(self, name)}: give at least {least}"
+            for name, least in (("workers", 0), ("save_every", 1), ("keep", 1))
+            if getattr(self, name) < least
+        ]
+        share = settings.micro_batch * self.launch.world
+        if self.launch.world > 1 and settings.batch % share:
+            found.append(
+                f"--batch {settings.batch} is no multiple of --micro-batch {settings.micro_batch} x "
+                f"{self.launch.world} processes"
+            )
+        if self.wandb is not None and importlib.util.find_spec("wandb") is None:
+            found.append("--wandb: Weights & Biases is not installed; run pip install wandb")
+        if found:
+            raise ConfigError("; ".join(found) + ".")
+
+
 @contextmanager
 def on_stop(handler: Callable[[str], None]) -> Iterator[Callable[[], None]]:
-    """Give the first stopping signal's name to ``handler``; a second CTRL-C stops at once.
+    """Give the first stopping signal's name to ``handler``, once; a CTRL-C after it stops at once.
 
     Yields a function that takes the signals back, should another library have taken them. Outside the main thread
     signals stay with their owner.
@@ -72,9 +109,13 @@ def on_stop(handler: Callable[[str], None]) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
 
+    received: list[int] = []
+
     def receive(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        handler(signal.Signals(number).name)
+        if len(received) == 1:  # Slurm's SIGTERM when the time is up must not make its earlier SIGUSR1 forgotten
+            handler(signal.Signals(number).name)
 
     wanted = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
     previous = {number: signal.getsignal(number) for number in wanted}

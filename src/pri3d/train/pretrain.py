@@ -15,8 +15,8 @@ from pri3d.models.encoders import build_encoder
 from pri3d.models.unet import UNet
 from pri3d.models.weights import init_encoder, save_model
 from pri3d.store import Store
-from pri3d.train.engine import Options, fit
-from pri3d.train.launch import find_launch
+from pri3d.train.engine import fit
+from pri3d.train.launch import Options, find_launch
 from pri3d.train.plan import Plan
 from pri3d.train.pretraining import HeldOut, PretrainModule
 from pri3d.train.runs import RunFolder

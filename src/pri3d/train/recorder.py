@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pri3d.errors import Pri3DError
 from pri3d.machine import peak_memory
+from pri3d.train.launch import Options
 from pri3d.train.runs import MetricsFile, RunFolder
 from pri3d.train.settings import TrainSettings
 
@@ -28,9 +29,9 @@ class Recorder(Callback):
     """
 
     def __init__(
-        self, run: RunFolder, settings: TrainSettings, done: int, save_every: int, keep: int, say: Callable[[str], None]
+        self, run: RunFolder, settings: TrainSettings, done: int, options: Options, say: Callable[[str], None]
     ) -> None:
-        self.run, self.settings, self.say, self.save_every, self.keep = run, settings, say, save_every, keep
+        self.run, self.settings, self.options, self.say = run, settings, options, say
         self.log_every = max(1, min(10, settings.steps // 50))
         self.line_every = max(1, settings.steps // 20)
         self.first, self.saved = done, done
@@ -46,7 +47,10 @@ class Recorder(Callback):
     def interrupt(self, signal: str) -> None:
         """Finish the step, save, stop."""
         self._wish = signal
-        self.say(f"{signal}: stopping after this step; CTRL-C stops at once, back to the last checkpoint")
+        # A signal falls into the middle of anything, of printing too: nothing but a plain write is safe here.
+        if self.options.launch.rank == 0:
+            text = f"{signal}: stopping after this step; CTRL-C stops at once, back to the last checkpoint\n"
+            os.write(2, text.encode())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the table, start the clocks, and take SIGTERM back, whose handler Lightning has replaced by now."""
@@ -79,7 +83,7 @@ class Recorder(Callback):
 
     def _end_step(self, trainer: pl.Trainer, module: Any) -> None:
         step = trainer.global_step
-        saving = step % self.save_every == 0 or step == self.settings.steps
+        saving = step % self.options.save_every == 0 or step == self.settings.steps
         logging = saving or step % self.log_every == 0 or bool(module.notes)
         # Several processes must stop at the same step: they agree where they exchange values anyway.
         if trainer.world_size == 1:
@@ -145,7 +149,7 @@ class Recorder(Callback):
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
         if not bool(_norm(list(module.parameters())).isfinite()):
             raise Pri3DError(f"step {step}: the weights are not finite any more. {self._advice()}")
-        save_checkpoint(trainer, self.run, self.saved, self.keep)
+        save_checkpoint(trainer, self.run, self.saved, self.options.keep)
         self.saved = step
 
     def _advice(self) -> str:
