@@ -63,8 +63,8 @@ def find_launch(devices: int = 1, nodes: int = 1) -> Launch:
         return Launch(rank, devices, nodes)
     if (devices, nodes) not in ((1, 1), (found.devices, found.nodes)):
         raise ConfigError(
-            f"--devices {devices} --nodes {nodes}: {found.starter} started {found.devices} processes on each of {found.nodes} "
-            "nodes. Leave both flags out."
+            f"--devices {devices} --nodes {nodes}: {found.starter} started {found.devices} processes on each of "
+            f"{found.nodes} nodes. Leave both flags out."
         )
     return found
 
