@@ -42,6 +42,10 @@ LEAST = {
     "exclude_px": 0,
     "exclude_cm": 0,
     "distance": 1e-4,
+    "momentum": 0,
+    "dampening": 0,
+    "weight_decay": 0,
+    "seed": 0,
 }
 
 
@@ -75,6 +79,8 @@ class TrainSettings:
         ]
         if not self.lr > 0:
             found.append(f"--lr {self.lr}: must be positive")
+        if self.seed >= 1 << 32:
+            found.append(f"--seed {self.seed}: give less than {1 << 32}")
         if not found and self.batch % self.micro_batch:
             found.append(f"--batch {self.batch} is not a multiple of --micro-batch {self.micro_batch}")
         return found
@@ -130,10 +136,15 @@ class PretrainSettings(TrainSettings):
         found = super().problems()
         if isinstance(self.points, int) and self.points < 2:
             found.append(f"--points {self.points}: give at least 2, or all")
-        if any(weight < 0 for weight in self.objectives.values()) or not any(self.objectives.values()):
+        wanted = {name for name, weight in self.objectives.items() if weight > 0}
+        if not wanted or not all(weight >= 0 for weight in self.objectives.values()):
             found.append(f"--objectives {self.objectives}: give at least one with a positive weight, as in {{view: 1}}")
         if "keep" in self.objectives:
             found.append("--objectives: the weight of keep is --keep")
+        if self.keep > 0 and wanted == {"moco"}:
+            found.append(f"--keep {self.keep}: moco alone looks at no pairs, give it beside view, geometry or another")
+        if not 0 <= self.holdout <= 0.9:
+            found.append(f"--holdout {self.holdout}: give a share of the frames between 0 and 0.9")
         if not 0 <= self.moco_momentum < 1:
             found.append(f"--moco-momentum {self.moco_momentum}: give a share, 0.999 in the paper")
         problem = check_tuning(self.tune)
@@ -172,7 +183,7 @@ def resolve(kind: type[S], verb: str, preset: str, given: Mapping[str, Any]) -> 
     """Settings of a shipped preset or a YAML file, with what the user gives on top.
 
     ``preset`` may be several joined by commas: they are laid over each other, the later one wins. A file stands
-    on what it names as ``base``, if it does.
+    on what it names as ``base``, if it does: presets, or files beside it.
     ``given`` may hold all arguments of a verb: None means not given, and those that are no setting of ``kind`` (its
     folders, its workers) are left alone.
 
@@ -229,12 +240,19 @@ def _read(verb: str, preset: str, above: tuple[str, ...]) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid YAML ({error}).") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected 'name: value' lines.")
     base = values.pop("base", None)
-    return values if base is None else _layers(verb, str(base), (*above, preset)) | values
+    return values if base is None else _layers(verb, _beside(path, str(base)), (*above, preset)) | values
+
+
+def _beside(path: Path, base: str) -> str:
+    """What a file names as its base; files are looked for beside it."""
+    layers = (layer.strip() for layer in base.split(","))
+    files = (".yaml", ".yml")
+    return ",".join(str((path.parent / layer).resolve()) if layer.endswith(files) else layer for layer in layers)
 
 
 def _convert(value: Any, hint: Any) -> Any:
@@ -242,14 +260,14 @@ def _convert(value: Any, hint: Any) -> Any:
     options = get_args(hint)
     origin = get_origin(hint)
     if origin is Literal:
-        if value not in options or isinstance(value, bool):
+        if not any(value == option and type(value) is type(option) for option in options):
             raise ValueError(f"choose one of {', '.join(map(str, options))}")
         return value
     if origin in (Union, UnionType):
         for option in options:
             with contextlib.suppress(TypeError, ValueError):
                 return _convert(value, option)
-        raise TypeError(f"expected {hint}")
+        raise TypeError(f"expected {' or '.join(_name(option) for option in options)}")
     if origin is dict:
         if not isinstance(value, dict):
             raise TypeError("expected {name: number}")
@@ -258,4 +276,13 @@ def _convert(value: Any, hint: Any) -> Any:
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    raise TypeError(f"expected {getattr(hint, '__name__', hint)}")
+    if hint is float and isinstance(value, str):
+        raise TypeError("expected float; YAML takes 1e-3 for text and 1.0e-3 for a number")
+    raise TypeError(f"expected {_name(hint)}")
+
+
+def _name(hint: Any) -> str:
+    """A type as a user would say it."""
+    if get_origin(hint) is Literal:
+        return " or ".join(map(str, get_args(hint)))
+    return str(getattr(hint, "__name__", hint))
