@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -18,12 +17,12 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.images import parse_size
 from pri3d.models.unet import UNet, build_unet
 from pri3d.models.weights import load_weights, read_provenance, read_state
-from pri3d.runfiles import read_json, write_json
 from pri3d.tasks.semantic import Confusion, SemanticUNet, save_semantic, semantic_loss
 from pri3d.train.engine import Feed, StepModule, fit
 from pri3d.train.launch import Options, find_launch
 from pri3d.train.runs import RunFolder
 from pri3d.train.settings import FinetuneSettings, Precision, Schedule, resolve
+from pri3d.train.watch import Watch
 from pri3d.types import LabelledBatch
 
 
@@ -48,32 +47,22 @@ class SemanticModule(StepModule):
         return semantic_loss(scores, batch.label), {}
 
 
-class Validator(Callback):
-    """Scores the network every ``eval_every`` steps and at the end; keeps the best weights and ``scores.json``."""
+class Validator(Watch):
+    """Scores the network on the validation set; the best one is that of highest mIoU."""
 
-    def __init__(self, dataset: LabelledDataset, run: RunFolder, done: int, provenance: dict[str, Any]) -> None:
-        self.dataset, self.run, self.provenance = dataset, run, provenance
-        history = read_json(run.scores)["history"] if run.scores.exists() and done else []
-        self.history = [entry for entry in history if entry["step"] <= done]
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def __init__(
+        self, dataset: LabelledDataset, run: RunFolder, done: int, every: int, provenance: dict[str, Any]
     ) -> None:
-        """Validate where the step asks for it."""
-        module, step = pl_module, trainer.global_step
-        if not isinstance(module, SemanticModule) or (batch_idx + 1) % module.passes:
-            return
-        if step % module.settings.eval_every and step != module.settings.steps:
-            return
-        with trainer.precision_plugin.val_step_context():
-            entry = evaluate_semantic(module.model, self.dataset, module.settings.micro_batch)
-        self.history.append({"step": step, **entry})
-        best = max(self.history, key=lambda item: -1.0 if item["miou"] is None else item["miou"])
-        if not trainer.is_global_zero:
-            return
-        if best is self.history[-1]:
-            save_semantic(module.model, self.run.best, self.dataset.class_names, {**self.provenance, "steps": step})
-        write_json(self.run.scores, {"last": self.history[-1], "best": best, "history": self.history})
+        super().__init__(run, done, every, "miou")
+        self.dataset, self.provenance = dataset, provenance
+
+    def measure(self, module: SemanticModule) -> dict[str, Any]:
+        """MIoU, pixel accuracy and IoU per class."""
+        return evaluate_semantic(module.model, self.dataset, module.settings.micro_batch)
+
+    def save(self, module: SemanticModule, path: Path, step: int) -> None:
+        """Write the segmentation network."""
+        save_semantic(module.model, path, self.dataset.class_names, {**self.provenance, "steps": step})
 
 
 @torch.no_grad()
@@ -206,7 +195,7 @@ def finetune(
     options.check(settings)
     done = folder.open("finetune", settings, provenance, resume, options.launch.rank)
     if done < settings.steps or not folder.weights.exists():
-        validator = Validator(val_set, folder, done, provenance)
+        validator = Validator(val_set, folder, done, settings.eval_every, provenance)
         feed = Feed(train_set, collate, lambda total, start: StreamSampler(len(train_set), total, seed, start))
         fit(SemanticModule(settings, model), feed, folder, done, options, [validator])
         if options.launch.rank == 0:

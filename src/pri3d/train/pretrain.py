@@ -181,7 +181,7 @@ def pretrain(
     if done < settings.steps or not folder.weights.exists():
         if settings.channels_last:
             module.to(memory_format=torch.channels_last)
-        watch = [HeldOut(plan.heldout(), folder, done, facts)] if plan.watched else []
+        watch = [HeldOut(plan.heldout(), folder, done, settings.eval_every, facts)] if plan.watched else []
         fit(module, plan.feed(module.objective.views), folder, done, options, watch)
         if first:
             save_model(unet, folder.weights, {**facts, "steps": settings.steps})

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from pri3d.data.pairs import PairDataset, collate
@@ -18,10 +17,10 @@ from pri3d.models.unet import UNet
 from pri3d.models.weights import save_model
 from pri3d.objectives import Features, WeightedSum
 from pri3d.objectives.quality import PairQuality
-from pri3d.runfiles import read_json, write_json
 from pri3d.train.engine import StepModule
 from pri3d.train.runs import RunFolder
 from pri3d.train.settings import PretrainSettings
+from pri3d.train.watch import Watch
 from pri3d.types import CropBatch, PairBatch
 
 #: What of the settings every objective is built with.
@@ -39,10 +38,10 @@ class PretrainModule(StepModule):
     def __init__(self, settings: PretrainSettings, unet: UNet) -> None:
         super().__init__(settings)
         self.unet = unet
+        self.fixed = limit(unet.encoder, settings.tune)  # before objectives copy the encoder, adapters included
         given: dict[str, Any] = {name: getattr(settings, name) for name in FOR_OBJECTIVES}
         given |= {"encoder": unet.encoder, "points": 0 if settings.points == "all" else settings.points}
         self.objective = WeightedSum(settings.weights, given)
-        self.fixed = limit(unet.encoder, settings.tune)
         if not self.objective.views:
             unet.decoder.requires_grad_(False)  # nothing looks at its output
 
@@ -90,43 +89,27 @@ def decayed_momentum(step: int) -> float:
     return max(0.5 ** (1 + step // 20), 0.001)
 
 
-class HeldOut(Callback):
-    """Measures the features on held-out pairs every ``eval_every`` steps and at the end; keeps the best weights."""
+class HeldOut(Watch):
+    """Measures the features on held-out pairs; the best network is the one of highest recall."""
 
-    def __init__(self, dataset: PairDataset, run: RunFolder, done: int, facts: Mapping[str, Any]) -> None:
-        self.dataset, self.run, self.facts = dataset, run, facts
-        history = read_json(run.scores)["history"] if run.scores.exists() and done else []
-        self.history = [entry for entry in history if entry["step"] <= done]
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Measure where the step asks for it."""
-        module, step = pl_module, trainer.global_step
-        if not isinstance(module, PretrainModule) or (batch_idx + 1) % module.passes:
-            return
-        if step % module.settings.eval_every and step != module.settings.steps:
-            return
-        with trainer.precision_plugin.val_step_context():
-            values = self.measure(module)
-        module.notes = {f"heldout/{name}": value for name, value in values.items() if not math.isnan(value)}
-        self.history.append({"step": step, **values})
-        best = max(self.history, key=lambda entry: -1.0 if math.isnan(entry["recall"]) else entry["recall"])
-        if trainer.is_global_zero:
-            if best is self.history[-1]:
-                save_model(module.unet, self.run.best, {**self.facts, "steps": step})
-            write_json(self.run.scores, {"last": self.history[-1], "best": best, "history": self.history})
+    def __init__(self, dataset: PairDataset, run: RunFolder, done: int, every: int, facts: Mapping[str, Any]) -> None:
+        super().__init__(run, done, every, "recall")
+        self.dataset, self.facts = dataset, facts
 
     @torch.no_grad()
-    def measure(self, module: PretrainModule) -> dict[str, float]:
+    def measure(self, module: PretrainModule) -> dict[str, float | None]:
         """Recall, alignment, uniformity and rank of the network in evaluation mode, see PairQuality."""
-        training = module.unet.training
+        training, settings = module.unet.training, module.settings
         module.unet.eval()
         quality = PairQuality()
-        size = module.settings.micro_batch
-        for start in range(0, len(self.dataset), size):
-            items = [self.dataset[Draw(0, k)] for k in range(start, min(start + size, len(self.dataset)))]
-            batch = module.transfer_batch_to_device(collate(items), module.device, 0)
-            quality.update(module.features(batch), batch, distance=module.settings.distance)
+        for start in range(0, len(self.dataset), settings.micro_batch):
+            end = min(start + settings.micro_batch, len(self.dataset))
+            batch = collate([self.dataset[Draw(0, k)] for k in range(start, end)])
+            batch = module.transfer_batch_to_device(batch, module.device, 0)
+            quality.update(module.features(batch), batch, distance=settings.distance, match=settings.match)
         module.unet.train(training)
-        return quality.result()
+        return {name: None if math.isnan(value) else value for name, value in quality.result().items()}
+
+    def save(self, module: PretrainModule, path: Path, step: int) -> None:
+        """Write the U-Net."""
+        save_model(module.unet, path, {**self.facts, "steps": step})

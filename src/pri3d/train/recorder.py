@@ -139,7 +139,7 @@ class Recorder(Callback):
             raise Pri3DError(f"step {step}: {', '.join(bad)} not finite. {self._advice()}")
 
     def _line(self, step: int, values: dict[str, float]) -> str:
-        notes = "".join(f"  {name} {values[name]:.3f}" for name in ("heldout/recall",) if name in values)
+        notes = "".join(f"  {name} {values[name]:.3f}" for name in ("heldout/recall", "heldout/miou") if name in values)
         return (
             f"{self.run.path.name}: step {step}/{self.settings.steps}  loss {values['loss']:.3f}{notes}  "
             f"{values['samples_per_s']:.1f} samples/s  data {values['data_wait']:.0%}  "
