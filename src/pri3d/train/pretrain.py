@@ -171,7 +171,8 @@ def pretrain(
         init_encoder(unet.encoder, settings.init)
         module = PretrainModule(settings, unet)
     problems.refuse()
-    folder = RunFolder(run or Path("runs") / f"{data.name}-{Path(preset).stem}")
+    layers = "-".join(Path(layer).stem for layer in preset.split(","))
+    folder = RunFolder(run or Path("runs") / f"{data.name}-{layers}")
     provenance = {"preset": preset, "data": str(data), "data_hash": store.hash, "images": str(images or "")}
     done = folder.open("pretrain", settings, provenance, resume, options.launch.rank)
     facts = _facts(settings, provenance)
