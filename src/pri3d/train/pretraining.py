@@ -38,6 +38,7 @@ class PretrainModule(StepModule):
     def __init__(self, settings: PretrainSettings, unet: UNet) -> None:
         super().__init__(settings)
         self.unet = unet
+        self._maps = _Maps(unet)
         self.fixed = limit(unet.encoder, settings.tune)  # before objectives copy the encoder, adapters included
         given: dict[str, Any] = {name: getattr(settings, name) for name in FOR_OBJECTIVES}
         given |= {"encoder": unet.encoder, "points": 0 if settings.points == "all" else settings.points}
@@ -48,7 +49,7 @@ class PretrainModule(StepModule):
     @property
     def network(self) -> nn.Module:
         """The U-Net; the 3D network's shapes change at every step."""
-        return self.unet
+        return self._maps
 
     def loss(self, batch: PairBatch | CropBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """All images of all pairs in one pass, or one pass for each view; then the objectives (paper section 3.3)."""
@@ -66,7 +67,7 @@ class PretrainModule(StepModule):
         count = batch.color.shape[1]
         parts = [batch.color] if self.settings.passes == "joint" else [batch.color[:, k : k + 1] for k in range(count)]
         layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
-        passes = [self.unet.forward_maps(part.flatten(0, 1).contiguous(memory_format=layout)) for part in parts]
+        passes = [self._maps(part.flatten(0, 1).contiguous(memory_format=layout)) for part in parts]
         if len(passes) == 1:
             dense, maps = passes[0]
             return Features(dense.view(-1, count, *dense.shape[1:]), maps, batch.views)
@@ -82,6 +83,18 @@ class PretrainModule(StepModule):
         for module in self.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = momentum
+
+
+class _Maps(nn.Module):
+    """The U-Net's :meth:`UNet.forward_maps` as a call, which is what can be compiled."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self._unet = (unet,)  # in a tuple PyTorch does not see it: its parameters are the module's already
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        maps: tuple[Tensor, list[Tensor]] = self._unet[0].forward_maps(images)
+        return maps
 
 
 def decayed_momentum(step: int) -> float:
