@@ -8,6 +8,7 @@ block leaves it out.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import os
 import re
@@ -31,7 +32,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SETTINGS = {"pretrain": PretrainSettings, "finetune": FinetuneSettings}
 PAGE_OF = {"pretrain": ROOT / "docs" / "pretraining.md", "finetune": ROOT / "docs" / "finetuning.md"}
-OTHER_COMMANDS = {"make", "python", "pip", "git", "source"}
+OTHER_COMMANDS = {"make", "python", "pip", "git", "source", "sbatch"}
+LAUNCHERS = {"srun", "torchrun"}  #: start a command of ours in several processes
 
 
 class Block(NamedTuple):
@@ -143,15 +145,22 @@ def commands(text: str) -> Iterator[list[str]]:
 
 def check_command(words: list[str]) -> None:
     """Parse a command of ours as the command line does; of others, check what they name in this repository."""
+    if words[0] in LAUNCHERS:
+        start = words.index("pri3d")
+        # torchrun would take --run for one of its own --run-path.
+        assert words[0] != "torchrun" or words[start - 2 : start] == ["-m", "--"]
+        words = words[start:]
     if words[0] == "pri3d" and words[1] in ("--help", "--version"):
         return
     if words[0] == "pri3d":
         verb = pri3d.find_verb(words[1])
         options = vars(build_parser(words[1], verb).parse_args(normalise(words[2:], verb)))
         preset = options.get("preset", "x.yaml")
-        if not preset.endswith(".yaml"):
+        if ".yaml" not in preset:
             given = {key: value for key, value in options.items() if key not in ("data", "preset")}
             resolve(SETTINGS[words[1]], words[1], preset, given)
+    elif words[0] == "sbatch":
+        assert any(block.text.splitlines()[1] == f"# {words[1]}" for block in blocks("bash")), f"no script {words[1]}"
     elif words[0] == "make":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         assert set(words[1:]) <= set(targets)
@@ -187,23 +196,49 @@ def test_yaml_is_what_it_says(block: Block, tmp_path: Path) -> None:
 
 
 def table(text: str, heading: str) -> list[dict[str, str]]:
-    """Rows of the table whose first column has this heading."""
+    """Rows of all tables whose first column has this heading."""
     lines = text.splitlines()
-    start = next(k for k, line in enumerate(lines) if re.match(rf"\| {heading} *\|", line))
-    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[start:]]
-    rows = [dict(zip(cells[0], row, strict=False)) for row in cells[2 : next(k for k, c in enumerate(cells) if not c)]]
+    rows = []
+    for start in (k for k, line in enumerate(lines) if re.match(rf"\| {heading} *\|", line)):
+        cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[start:]]
+        end = next((k for k, row in enumerate(cells) if not row), len(cells))
+        rows += [dict(zip(cells[0], row, strict=False)) for row in cells[2:end]]
     assert rows
     return rows
 
 
+def preset_file(verb: str, name: str) -> dict[str, object]:
+    """What the file of a shipped preset states, its base included."""
+    file = ROOT / "src/pri3d/train/presets" / f"{'' if verb == 'pretrain' else verb + '-'}{name}.yaml"
+    stated: dict[str, object] = yaml.safe_load(file.read_text())
+    return stated
+
+
 @pytest.mark.parametrize("verb", SETTINGS)
-def test_tables_of_presets_are_the_files(verb: str) -> None:
+def test_tables_of_settings_are_the_presets(verb: str) -> None:
     rows = table(PAGE_OF[verb].read_text(), "setting")
-    assert set(rows[0]) >= set(presets(verb))
-    for name in presets(verb):
-        file = ROOT / "src/pri3d/train/presets" / f"{'' if verb == 'pretrain' else verb + '-'}{name}.yaml"
+    for name in ("quick", "paper"):
         stated = {row["setting"].strip("`").removeprefix("--"): yaml.safe_load(row[name].strip("`")) for row in rows}
-        assert {key.replace("-", "_"): value for key, value in stated.items()} == yaml.safe_load(file.read_text())
+        assert len(stated) == len(rows)
+        settings = dataclasses.asdict(resolve(SETTINGS[verb], verb, name, {}))
+        assert {key.replace("-", "_"): value for key, value in stated.items()} == {
+            key: value for key, value in settings.items() if key != "seed"
+        }
+
+
+def test_the_table_of_presets_is_the_files() -> None:
+    """``paper`` and ``small`` have no row: the columns of the settings show them, ``small`` within ``quick``."""
+    rows = {row["preset"].strip("`"): row for row in table(PAGE_OF["pretrain"].read_text(), "preset")}
+    assert set(rows) == set(presets("pretrain")) - {"paper", "small"}
+    for name, row in rows.items():
+        file = preset_file("pretrain", name)
+        assert (row["base"].strip("`"), yaml.safe_load(row["sets"].strip("`"))) == (file.pop("base"), file)
+
+
+@pytest.mark.parametrize("verb", SETTINGS)
+def test_every_preset_is_named(verb: str) -> None:
+    text = PAGE_OF[verb].read_text()
+    assert [name for name in presets(verb) if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("verb", PAGE_OF)
@@ -283,6 +318,10 @@ def test_the_reader_of_pages() -> None:
     ]
     with pytest.raises(SystemExit):
         check_command(["pri3d", "pretrain", "x", "--stepps", "3"])
+    with pytest.raises(SystemExit):
+        check_command(["srun", "--ntasks=2", "pri3d", "pretrain", "x", "--stepps", "3"])
+    with pytest.raises(AssertionError):
+        check_command(["torchrun", "-m", "pri3d", "pretrain", "x"])
     with pytest.raises(AssertionError, match="rm"):
         check_command(["rm", "-r", "x"])
     for broken in ("```python\nx\n", "```\nx\n```\n"):
