@@ -58,6 +58,28 @@ def test_weights_reach_the_network(rooms_store: Path, tmp_path: Path) -> None:
         assert decoder_too or changed
 
 
+def test_other_projects_files_fill_what_they_hold(rooms_store: Path, tmp_path: Path) -> None:
+    """A published Pri3D checkpoint brings the decoder, a plain ResNet the encoder alone."""
+    torch.manual_seed(5)
+    given = build_unet("resnet18", "paper", 32).state_dict()
+    published = {f"backbone.{key}": value for key, value in given.items()}
+    plain = {key.removeprefix("encoder."): value for key, value in given.items() if key.startswith("encoder.")}
+    for name, content, whole in (("pri3d", {"model": published}, True), ("resnet", plain, False)):
+        torch.save(content, tmp_path / f"{name}.pth")
+        run = run_small(
+            rooms_store, tmp_path / name, weights=str(tmp_path / f"{name}.pth"), decoder="paper", steps=1, lr=1e-12
+        )
+        after = read_state(run)
+        for key in ("encoder.layer4.1.conv2.weight", "decoder.up1.conv1.weight"):
+            close = torch.allclose(after[key], given[key], atol=1e-9)
+            assert close == (whole or key.startswith("encoder."))
+
+
+def test_weights_by_name_need_the_network_or_say_so(rooms_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(Pri3DError, match="timm has no such model"):
+        run_small(rooms_store, tmp_path / "run", weights="timm:resnet19")
+
+
 def test_finished_run_resumes_to_itself_and_a_shorter_history_is_continued(rooms_store: Path, tmp_path: Path) -> None:
     run = run_small(rooms_store, tmp_path / "run", eval_every=2)
     before = (run / "weights.safetensors").read_bytes()

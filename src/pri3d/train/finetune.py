@@ -15,8 +15,9 @@ from pri3d.data.labelled import LabelledDataset, collate
 from pri3d.data.sampler import Draw, StreamSampler
 from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.images import parse_size
+from pri3d.models.published import holds_decoder, load_published
 from pri3d.models.unet import UNet, build_unet
-from pri3d.models.weights import load_weights, read_provenance, read_state
+from pri3d.models.weights import init_encoder, load_weights, read_provenance, read_state
 from pri3d.tasks.semantic import Confusion, SemanticUNet, save_semantic, semantic_loss
 from pri3d.train.engine import Feed, StepModule, fit
 from pri3d.train.launch import Options, find_launch
@@ -125,7 +126,8 @@ def finetune(
         task: semantic.
         data: prepared store with labels, to train on.
         val: prepared store with labels, to score on.
-        weights: scratch, a pre-training run, or a weights file.
+        weights: scratch, imagenet, timm:NAME, a pre-training run, or a weights file; of another project's file the
+            encoder, of a published Pri3D checkpoint the decoder too.
         part: what is taken of the weights: all (encoder and decoder) or encoder.
         preset: `quick`, `paper`, or the path of a YAML file with the options below.
         run: folder of this run; default runs/<task>-<name of data>-<name of weights>-<seed>.
@@ -166,7 +168,8 @@ def finetune(
     """
     if task != "semantic":
         raise ConfigError(f"unknown task {task!r}. Choices: semantic.")
-    record = {} if weights == "scratch" else read_provenance(Path(weights))
+    from_file = weights not in {"scratch", "imagenet"} and not weights.startswith("timm:")
+    record = read_provenance(Path(weights)) if from_file else {}
     network = {"encoder": encoder, "decoder": decoder, "channels": channels}
     given = locals() | {name: _agreed(name, value, record) for name, value in network.items()}
     settings = resolve(FinetuneSettings, "finetune", preset, given)
@@ -174,8 +177,7 @@ def finetune(
     train_set = LabelledDataset(data, shape, seed, recipe(settings.augment), settings.fraction)
     val_set = LabelledDataset(val, shape)
     _check_sets(train_set, val_set, settings)
-    name = f"{task}-{data.name}-{Path(weights).stem}-{seed}"
-    folder = RunFolder(run or Path("runs") / name)
+    folder = RunFolder(run or Path("runs") / f"{task}-{data.name}-{Path(weights).stem}-{seed}".replace(":", "-"))
     provenance = {
         "preset": preset,
         "init": weights,
@@ -186,8 +188,12 @@ def finetune(
     }
     pl.seed_everything(seed, verbose=False)
     unet = build_unet(settings.encoder, settings.decoder, settings.channels)
-    if weights != "scratch":
+    if record:
         _load(unet, Path(weights), part, record)
+    elif from_file and part == "all" and holds_decoder(Path(weights)):
+        load_published(unet, Path(weights))
+    else:
+        init_encoder(unet.encoder, weights)
     model = SemanticUNet(unet, len(train_set.class_names))
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -227,8 +233,8 @@ def _check_sets(train_set: LabelledDataset, val_set: LabelledDataset, settings: 
 
 
 def _load(unet: UNet, weights: Path, part: str, record: dict[str, Any]) -> None:
-    """Fill the network from a file; files that are not pri3d's hold an encoder only."""
-    whole = bool(record) and record.get("part") != "encoder"  # an exported encoder has no such prefix
+    """Fill the network from a file that pri3d wrote."""
+    whole = record.get("part") != "encoder"  # an exported encoder has no such prefix
     if part == "all" and whole:
         state = {key: value for key, value in read_state(weights).items() if not key.startswith("classifier.")}
         load_weights(unet, state, minimum=1.0)
