@@ -21,6 +21,16 @@ def test_names_of_a_run(tmp_path):
     assert len(set(names.values())) == len(names)
 
 
+def test_older_checkpoints_come_in_the_order_of_their_steps(tmp_path):
+    paths = RunPaths(tmp_path)
+    assert paths.all_older() == []
+    steps = [100, 20, 3, 1_000_000, 99_999_999]
+    for step in steps:
+        paths.older(step).touch()
+    (tmp_path / "last.ckpt").touch()
+    assert paths.all_older() == [paths.older(step) for step in sorted(steps)]
+
+
 def test_json_round_trip_and_nan_is_null(tmp_path):
     path = tmp_path / "a" / "scores.json"
     write_json(path, {"iou": {"wall": 0.5, "lamp": math.nan}, "list": [1, math.inf, "x"], "pair": (1.5, None, True)})
