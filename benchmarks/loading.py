@@ -1,0 +1,113 @@
+"""How long a training step on the CPU waits for its data, and how fast the loader is by itself.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.loading
+
+Short runs of `pri3d pretrain` with one loader process on rendered rooms stored at 320 x 240: the quick preset, and the
+paper's decoder on ResNet-18 at 320 x 240. The share is that of metrics.csv, whose ``data_wait`` is of the time since
+the row before; its mean over the steps after the first few, weighted with their time, counts. The loader alone:
+items (pairs with augmentation and chunks) per processor second, in this process.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from pri3d.preparation.run import prepare
+from pri3d.runfiles import RunPaths, read_metrics
+from pri3d.store import Store
+from pri3d.train.plan import Plan
+from pri3d.train.pretrain import pretrain
+from pri3d.train.settings import PretrainSettings, resolve
+from pri3d.worlds.write import rooms
+
+VOXEL = 0.16
+SIZE = "320x240"
+#: what, flags on top of the quick preset, steps, steps that do not count
+RUNS = (
+    ("quick preset, 160x120", {}, 40, 10),
+    ("ResNet-18 with the paper's decoder, 320x240", {"decoder": "paper", "size": SIZE}, 12, 4),
+)
+
+
+def make_store(folder: Path, count: int = 4, frames: int = 20, size: str = SIZE, **options: Any) -> Path:
+    """Rooms and their prepared store in an empty folder."""
+    rooms(folder / "raw", count, frames, size, labels=False, workers=1)
+    prepare([folder / "raw"], folder / "store", size=size, voxel=VOXEL, workers=1, **options)
+    return folder / "store"
+
+
+def share_waited(metrics: Sequence[Mapping[str, float]], skip: int) -> float:
+    """Share of the time after row ``skip`` that a run waited for data.
+
+    ``data_wait`` is a share of the time since the row before, and ``samples_per_s`` the rate since the beginning, which
+    gives that time.
+    """
+    ends = [row["step"] / row["samples_per_s"] for row in metrics]
+    spans = [b - a for a, b in zip(ends[skip - 1 :], ends[skip:], strict=False)]
+    waits = [row["data_wait"] * span for row, span in zip(metrics[skip:], spans, strict=True)]
+    return sum(waits) / sum(spans)
+
+
+def loader(store: Path, settings: PretrainSettings, batches: int, workers: int, batch: int = 0) -> DataLoader[Any]:
+    """Training batches of the settings, of the micro batch's size unless another is given."""
+    plan = Plan(Store(store), settings, None)
+    feed = plan.feed(("first", "second"))
+    batch = batch or settings.micro_batch
+    return DataLoader(
+        feed.dataset,
+        batch_size=batch,
+        sampler=feed.sampler(batches * batch, 0),
+        collate_fn=feed.collate,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def items_per_second(store: Path, settings: PretrainSettings, batches: int) -> float:
+    """Items a processor second of the loader in this process, after one batch that opens the files."""
+    stream = iter(loader(store, settings, batches + 1, workers=0))
+    next(stream)
+    start = time.process_time()
+    count = sum(len(batch.names) for batch in stream)
+    return count / (time.process_time() - start)
+
+
+def measure(
+    folder: Path, store: Path, what: str, flags: Mapping[str, Any], steps: int, skip: int
+) -> list[tuple[str, str, str]]:
+    """Rows of one run in ``folder``."""
+    run = pretrain(store, run=folder, steps=steps, eval_every=0, workers=1, **flags)
+    metrics = read_metrics(RunPaths(run).metrics)
+    settings = resolve(PretrainSettings, "pretrain", "quick", dict(flags))
+    rate = metrics[-1]["samples_per_s"]
+    alone = items_per_second(store, settings, batches=4)
+    return [
+        (f"{what}: share of the step that waits for data, 1 loader", f"{share_waited(metrics, skip):.1%}", "< 5 %"),
+        ("  items/s the step takes / the loader alone makes (processor seconds)", f"{rate:.1f} / {alone:.0f}", ""),
+    ]
+
+
+def run(runs: Sequence[tuple[str, Mapping[str, Any], int, int]] = RUNS, **rooms: Any) -> list[tuple[str, str, str]]:
+    """Name, measured value and bar of every figure; ``rooms`` goes to :func:`make_store`."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        store = make_store(folder, **rooms)
+        return [row for k, what in enumerate(runs) for row in measure(folder / f"run-{k}", store, *what)]
+
+
+def main() -> None:
+    """Print the table."""
+    for name, measured, bar in run():
+        print(f"{name:92s} {measured:>14s}  {bar}")
+
+
+if __name__ == "__main__":
+    main()
