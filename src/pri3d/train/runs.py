@@ -42,18 +42,31 @@ class RunFolder(RunPaths):
             return 0
         if not resume:
             raise ConfigError(f"{self.path}: holds a run already. Continue it with --resume, or choose another --run.")
-        self._compare(yaml.safe_load(self.config.read_text(encoding="utf-8")), stated)
+        self._compare(self._stated(), stated)
         return self._steps_done()
+
+    def _stated(self) -> dict[str, Any]:
+        """What the folder says of its run. Raises ConfigError where that cannot be read."""
+        problem = "not what pri3d wrote"
+        try:
+            before = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            if isinstance(before, dict) and all(
+                isinstance(before.get(part), dict) for part in ("settings", "provenance")
+            ):
+                return before
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            problem = str(error)
+        raise ConfigError(f"{self.config}: cannot be read ({problem}). Restore it, or choose another --run.")
 
     def _compare(self, before: dict[str, Any], now: dict[str, Any]) -> None:
         differences = [
-            f"{name} was {before.get(part, {}).get(name)!r}, is {value!r}"
+            f"{name} was {before[part].get(name)!r}, is {value!r}"
             for part, names in (
                 ("settings", now["settings"]),
                 ("provenance", ("data_hash", "init", "init_data_hash", "part")),
             )
             for name in names
-            if (value := now[part].get(name)) != before.get(part, {}).get(name)
+            if (value := now[part].get(name)) != before[part].get(name)
         ]
         if differences:
             raise ConfigError(f"{self.path}: cannot resume, this run had other settings: {'; '.join(differences)}.")
