@@ -33,20 +33,25 @@ def run_small(store: Path, run: Path, **options: object) -> Path:
     return pretrain(store, run=run, **{**SMALLER, **options})  # type: ignore[arg-type]
 
 
-def run_broken(store: Path, run: Path, at: int, monkeypatch: pytest.MonkeyPatch, **options: object) -> Path:
-    """A run that is told to stop after step ``at`` and then continued to its end."""
+def stop_after(step: int, store: Path, run: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
+    """A run that is told to stop during its step number ``step``."""
     told = StepModule.on_train_batch_start
 
     def stop(module: StepModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx // module.passes == at - 1:
+        if batch_idx // module.passes == step - 1:
             signal.raise_signal(signal.SIGTERM)
         told(module, batch, batch_idx)
 
     with monkeypatch.context() as patch:
         patch.setattr(StepModule, "on_train_batch_start", stop)
-        with pytest.raises(InterruptedRunError, match=f"SIGTERM: stopped at step {at}"):
+        with pytest.raises(InterruptedRunError, match=f"SIGTERM: stopped at step {step}"):
             run_small(store, run, **options)
-    assert step_of(run / "last.ckpt") == at
+    assert step_of(run / "last.ckpt") == step
+
+
+def run_broken(step: int, store: Path, run: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> Path:
+    """A run that is told to stop during a step and then continued to its end."""
+    stop_after(step, store, run, monkeypatch, **options)
     return run_small(store, run, resume=True, **options)
 
 

@@ -91,7 +91,7 @@ def test_fp16_continues_bit_by_bit_with_its_scaler(
     scaler(monkeypatch, init_scale=16.0, growth_interval=2)
     options = {**TINY, "precision": "fp16", "steps": 3, "micro_batch": 1}
     whole = run_small(rooms_store, tmp_path / "whole", **options)
-    broken = run_broken(rooms_store, tmp_path / "broken", 1, monkeypatch, **options)
+    broken = run_broken(1, rooms_store, tmp_path / "broken", monkeypatch, **options)
     assert same(whole / "weights.safetensors", broken / "weights.safetensors")
     assert column(whole, "loss") == column(broken, "loss")
     states = [torch.load(run / "last.ckpt", weights_only=True)["MixedPrecision"] for run in (whole, broken)]
@@ -171,7 +171,7 @@ def test_moco_continues_bit_by_bit(
     """Queue, its pointer and the momentum encoder are part of the checkpoint."""
     options = {**CROPS, "objectives": objectives, "steps": 3}
     whole = run_small(rooms_store, tmp_path / "whole", **options)
-    broken = run_broken(rooms_store, tmp_path / "broken", 2, monkeypatch, **options)
+    broken = run_broken(2, rooms_store, tmp_path / "broken", monkeypatch, **options)
     assert same(whole / "weights.safetensors", broken / "weights.safetensors")
     assert column(whole, "loss") == column(broken, "loss")
     states = [torch.load(run / "last.ckpt", weights_only=True)["state_dict"] for run in (whole, broken)]
