@@ -81,6 +81,7 @@ def test_impossible_numbers_are_refused(given: dict[str, object], word: str) -> 
         ({"objectives": {"view": 1.0, "depth": math.nan}}, "at least one with a positive weight"),
         ({"objectives": {"view": 1.0, "keep": 1.0}}, "the weight of keep is --keep"),
         ({"objectives": {"moco": 1.0, "view": 0.0}, "keep": 0.5}, "--keep 0.5: moco alone looks at no pairs"),
+        ({"objectives": {"moco": 1.0}, "moco_queue": 7}, "--moco-queue 7: a step makes 8 keys"),
         ({"tune": "last-0"}, "full, frozen, last-K"),
     ],
 )

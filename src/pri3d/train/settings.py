@@ -143,6 +143,8 @@ class PretrainSettings(TrainSettings):
             found.append("--objectives: the weight of keep is --keep")
         if self.keep > 0 and wanted == {"moco"}:
             found.append(f"--keep {self.keep}: moco alone looks at no pairs, give it beside view, geometry or another")
+        if "moco" in wanted and self.moco_queue < self.batch:
+            found.append(f"--moco-queue {self.moco_queue}: a step makes {self.batch} keys, give at least as many")
         if not 0 <= self.holdout <= 0.9:
             found.append(f"--holdout {self.holdout}: give a share of the frames between 0 and 0.9")
         if not 0 <= self.moco_momentum < 1:
