@@ -231,12 +231,19 @@ class SceneWriter:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def add(
-        self, view: View, label: NDArray[np.uint8] | None = None, instance: NDArray[np.uint16] | None = None
+        self,
+        view: View,
+        label: NDArray[np.uint8] | None = None,
+        instance: NDArray[np.uint16] | None = None,
+        color_jpeg: bytes | None = None,
     ) -> None:
-        """Store a frame: colour as JPEG (quality 95), depth rounded to millimetres; all images of ``size``."""
+        """Store a frame: depth rounded to millimetres, colour as ``color_jpeg``, else as JPEG of quality 95.
+
+        All images are of ``size``.
+        """
         images = {"label": label, "instance": instance, "depth": millimetres(view.depth)}
         data = {f"{kind}/{view.name}.png": encode(x, "PNG") for kind, x in images.items() if x is not None}
-        data[f"color/{view.name}.jpg"] = encode(view.color, "JPEG")
+        data[f"color/{view.name}.jpg"] = color_jpeg or encode(view.color, "JPEG")
         for entry in sorted(data):
             self._zip.writestr(zipfile.ZipInfo(entry), data[entry])
         self._rows.append((view.name, view.world_from_camera, view.intrinsics, True, ""))

@@ -43,6 +43,7 @@ class Frame(NamedTuple):
     world_from_camera: NDArray[np.float64]  #: (4, 4) colour-camera points -> world
     label: NDArray[np.uint8] | None = None  #: (H, W) class ids in the colour camera, 255 = ignored
     instance: NDArray[np.uint16] | None = None  #: (H, W) instance ids in the colour camera, 0 = none
+    color_jpeg: bytes | None = None  #: the RGB JPEG that gave ``color``, to be stored as it is where the size stays
 
 
 class View(NamedTuple):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from sens_writer import matrix, parts, write_sens
 
 from pri3d.types import Frame
 from pri3d.worlds.render import render_room
@@ -62,8 +63,48 @@ def write_sevenscenes(root: Path) -> Sample:
     return Sample(root, *(Path(f"{first}.{part}") for part in ("color.png", "depth.png", "pose.txt")))
 
 
+NYU40 = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 24, 28, 33, 34, 36, 39)
+
+
+def write_scannet(root: Path, exported: bool = False) -> Sample:
+    """The layout of scannet_frames_25k, or that of ScanNet's exporter, which has no labels."""
+    scene = root / "scene0191_00"
+    for part in ("color", "depth", "pose", *(("intrinsic",) if exported else ("label", "instance"))):
+        (scene / part).mkdir(parents=True)
+    for k, frame in enumerate(rendered()):
+        name = str(k) if exported else f"{100 * k:06d}"
+        Image.fromarray(frame.color).save(scene / "color" / f"{name}.jpg", quality=95, subsampling=0)
+        Image.fromarray(np.round(frame.depth * 1000).astype(np.uint16)).save(scene / "depth" / f"{name}.png")
+        np.savetxt(scene / "pose" / f"{name}.txt", frame.world_from_camera)
+        if not exported:
+            ids = np.zeros(256, np.uint8)
+            ids[:20] = NYU40
+            Image.fromarray(ids[frame.label]).save(scene / "label" / f"{name}.png")
+            Image.fromarray(frame.instance).save(scene / "instance" / f"{name}.png")
+    for camera in ("color", "depth"):
+        file = f"intrinsic/intrinsic_{camera}.txt" if exported else f"intrinsics_{camera}.txt"
+        np.savetxt(scene / file, matrix(rendered()[0].color_camera), fmt="%.9f")
+        if exported:
+            np.savetxt(scene / f"intrinsic/extrinsic_{camera}.txt", np.eye(4), fmt="%.6f")
+    first = "0" if exported else "000000"
+    return Sample(root, *(scene / part / f"{first}{end}" for part, end in _PARTS))
+
+
+_PARTS = (("color", ".jpg"), ("depth", ".png"), ("pose", ".txt"))
+
+
+def write_scannet_sens(root: Path) -> Sample:
+    """As the download script leaves it. All parts lie in one file."""
+    path = root / "scans" / "scene0191_00" / "scene0191_00.sens"
+    write_sens(path, [parts(frame) for frame in rendered()], rendered()[0].color_camera)
+    return Sample(root, path, path, path)
+
+
 SAMPLES: dict[str, Callable[[Path], Sample]] = {
     "rooms": write_rooms,
     "folder": write_folder,
     "sevenscenes": write_sevenscenes,
+    "scannet": write_scannet,
+    "scannet-exported": lambda root: write_scannet(root, exported=True),
+    "scannet-sens": write_scannet_sens,
 }

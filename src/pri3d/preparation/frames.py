@@ -28,6 +28,7 @@ class Prepared(NamedTuple):
     instance: NDArray[np.uint16] | None  #: (H, W) instance ids, 0 = none
     depth: NDArray[np.uint16]  #: (h, w) millimetres in the colour camera at the depth's own resolution, 0 = invalid
     camera: Camera  #: intrinsics of ``depth``
+    color_jpeg: bytes | None  #: the source's own JPEG of the colour, where its size stays
 
 
 class SceneFrames(NamedTuple):
@@ -82,7 +83,8 @@ def prepare_frame(frame: Frame, size: tuple[int, int], max_depth: float, reach: 
     view = View(color, resize_nearest(registered, (width, height)), intrinsics, pose, frame.name)
     label = None if frame.label is None else resize_nearest(frame.label, (width, height)).astype(np.uint8)
     instance = None if frame.instance is None else resize_nearest(frame.instance, (width, height)).astype(np.uint16)
-    return Prepared(view, label, instance, millimetres(registered), camera)
+    jpeg = frame.color_jpeg if (width, height) == frame.color_camera[:2] else None
+    return Prepared(view, label, instance, millimetres(registered), camera, jpeg)
 
 
 def read_frames(
@@ -119,7 +121,7 @@ def read_frames(
             reasons.append(str(error))
             continue
         writer.size = item.view.color.shape[1], item.view.color.shape[0]
-        writer.add(item.view, item.label, item.instance)
+        writer.add(item.view, item.label, item.instance, item.color_jpeg)
         depth[len(rows)] = item.depth
         rows.append(row)
         cameras.append(item.camera[2:])

@@ -25,7 +25,7 @@ from pri3d.errors import ConfigError, DataError, Pri3DError
 from pri3d.files import remove_leftovers
 from pri3d.geometry.images import parse_size
 from pri3d.machine import cores
-from pri3d.preparation.scene import Job, Settings, open_cached, prepare_scene, stated_cameras
+from pri3d.preparation.scene import Job, Settings, open_cached, open_job, prepare_scene, stated_cameras
 from pri3d.store import (
     MANIFEST,
     PairTable,
@@ -62,6 +62,7 @@ def prepare(
     voxel: float = 0.02,
     pairs: bool = True,
     surface: bool = True,
+    split: Literal["train", "val", "test", "all"] = "train",
     workers: int = 0,
 ) -> None:
     """Turn recordings into a prepared store: frames, overlapping pairs and the surface of every scene.
@@ -84,6 +85,8 @@ def prepare(
         voxel: edge length of the surface's cells in metres.
         pairs: whether to mine pairs; labelled images for fine-tuning need none.
         surface: whether to voxelise the surface; only the Geometry objective needs it.
+        split: which scenes of a data set that has an official split (ScanNet); scenes in none of its lists, and
+            recordings of your own, count as train.
         workers: processes; 0 takes one per core.
 
     Raises:
@@ -92,7 +95,9 @@ def prepare(
     """
     open_cached.cache_clear()  # recordings may have changed since an earlier call
     digest = None if cameras is None else hashlib.sha256(_read(cameras)).hexdigest()[:16]
-    settings = Settings(size, frame_step, max_depth, overlap, min_overlap, distance, voxel, pairs, surface, digest)
+    settings = Settings(
+        size, frame_step, max_depth, overlap, min_overlap, distance, voxel, pairs, surface, digest, split
+    )
     _check(settings, recordings, workers)
     old = _claim(out, settings)
     jobs, class_names = _jobs([Path(r).resolve() for r in recordings], reader, cameras, out, settings)
@@ -153,6 +158,7 @@ def _claim(out: Path, settings: Settings) -> dict[str, Any] | None:
         return None
     old = read_manifest(out)
     there, now = old["settings"], settings._asdict()
+    there = {**Settings._field_defaults, **there}
     differ = [f"{name}: {there.get(name)!r}, now {now[name]!r}" for name in now if there.get(name) != now[name]]
     if differ:
         raise ConfigError(
@@ -168,7 +174,7 @@ def _jobs(
     jobs: dict[str, Job] = {}
     names: list[list[str] | None] = []
     for recording in recordings:
-        opened = open_cached(recording, reader, cameras)
+        opened = open_cached(recording, reader, cameras, settings.split)
         classes = opened.reader.class_names
         names.append(None if classes is None else list(classes))
         for scene in opened.scenes:
@@ -193,7 +199,7 @@ def _is_finished(job: Job) -> bool:
     record = read_scene_record(job.out, job.scene)
     if record is None:
         return False
-    frames = len(open_cached(job.recording, job.reader, job.cameras).scenes[job.scene].names)
+    frames = len(open_job(job).scenes[job.scene].names)
     for what, there, now in (
         ("comes from", record["source"], str(job.recording)),
         ("was made of", record["source_frames"], frames),

@@ -39,6 +39,7 @@ class Settings(NamedTuple):
     pairs: bool
     surface: bool
     cameras: str | None  #: digest of the file of cameras, None where none is given
+    split: str = "train"  #: which scenes of a data set with an official split; what older stores were made with
 
 
 class Job(NamedTuple):
@@ -62,13 +63,18 @@ class Opened(NamedTuple):
 
 
 @lru_cache(maxsize=4)
-def open_cached(recording: Path, reader: str | None, cameras: Path | None) -> Opened:
+def open_cached(recording: Path, reader: str | None, cameras: Path | None, split: str = "train") -> Opened:
     """:func:`pri3d.readers.open_recording` and its scenes by id; a worker opens a recording once for all its scenes."""
-    opened = open_recording(recording, reader, cameras)
+    opened = open_recording(recording, reader, cameras, split)
     # None of them counts where --cameras stands for them; else a cameras.yaml goes before other files.
     names = () if cameras is not None else ("cameras.yaml", "camera-intrinsics.txt")
     files = [path for name in names for level in ("*/*/", "*/", "") for path in recording.glob(level + name)]
     return Opened(opened, {scene.id: scene for scene in opened.scenes()}, files)
+
+
+def open_job(job: Job) -> Opened:
+    """:func:`open_cached` of the scene's recording."""
+    return open_cached(job.recording, job.reader, job.cameras, job.settings.split)
 
 
 def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) -> dict[str, Any]:
@@ -78,7 +84,7 @@ def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) 
     """
     start = time.perf_counter()
     settings = job.settings
-    opened = open_cached(job.recording, job.reader, job.cameras)
+    opened = open_job(job)
     scene = opened.scenes[job.scene]
     with SceneWriter(job.out, job.scene) as writer:
         frames = read_frames(
@@ -100,6 +106,7 @@ def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) 
             "source": str(job.recording),
             "cameras": stated_cameras(job),
             "reader": job.reader or type(opened.reader).__name__,
+            "split": getattr(scene, "split", None),
             "source_frames": len(scene.names),
             "frames": len(frames.rows),
             "rejected": len(frames.reasons),
@@ -118,7 +125,7 @@ def stated_cameras(job: Job) -> dict[str, str]:
     That is the nearest ``cameras.yaml`` of the scene's folder and those above it up to the recording, else the nearest
     ``camera-intrinsics.txt``; empty where there is neither, or where --cameras stands for them.
     """
-    for path in open_cached(job.recording, job.reader, job.cameras).camera_files:
+    for path in open_job(job).camera_files:
         if _holds(job.recording, path.parent, job.scene):
             return {path.relative_to(job.recording).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
     return {}
@@ -129,7 +136,8 @@ def _holds(recording: Path, folder: Path, scene: str) -> bool:
     parts = folder.relative_to(recording).parts
     name = clean_id("-".join(parts))
     inner = scene.removeprefix(f"{name}-")
-    return not parts or scene == name or (inner != scene and (folder / inner).is_dir())
+    own = scene == name or (scene == folder.name and not (recording / scene).is_dir())  # scans/scene0000_00
+    return not parts or own or (inner != scene and (folder / inner).is_dir())
 
 
 def _reach(settings: Settings) -> float:

@@ -56,6 +56,17 @@ class Cameras(NamedTuple):
         return pose @ invert_array(self.color_from_depth) if self.pose_of_depth else pose
 
 
+def from_matrix(k: NDArray[np.float64], what: str) -> Intrinsics:
+    """Return the camera of an intrinsic matrix (3 x 3 or larger) that counts pixel centres at integers.
+
+    Its cx and cy get 0.5 more on our grid. Raises FrameError where it is no such matrix.
+    """
+    numbers = [float(k[at]) for at in ((0, 0), (1, 1), (0, 2), (1, 2))]
+    if not all(0 < number < _LARGEST for number in numbers):
+        raise FrameError(f"{what}: is no intrinsic matrix (fx 0 cx / 0 fy cy / 0 0 1).")
+    return Intrinsics(numbers[0], numbers[1], numbers[2] + 0.5, numbers[3] + 0.5)
+
+
 def same_camera(intrinsics: Intrinsics) -> Cameras:
     """Return the statement of a recording whose depth is registered to its colour."""
     return Cameras(intrinsics, intrinsics, np.eye(4))

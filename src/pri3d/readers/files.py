@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +16,17 @@ from pri3d.geometry.pose import check_rigid
 from pri3d.readers.cameras import Cameras
 from pri3d.types import Frame
 
-_LARGEST = 10**8  # pixels; a damaged header can claim any size
+LARGEST = 10**8  #: pixels of an image; a damaged header can claim any size
 _FARTHEST = 1e6  # metres; beyond it a pose is damaged text
+
+
+class HasId(Protocol):
+    """What sorting needs of a scene."""
+
+    id: str
+
+
+Named = TypeVar("Named", bound=HasId)
 
 
 class FrameFiles(NamedTuple):
@@ -85,32 +94,53 @@ def read_image(path: Path, ids: bool = False) -> NDArray[np.uint8] | NDArray[np.
     """
     if not path.is_file():
         raise FrameError(f"{path}: no such file.")
+    return decode_image(path, str(path), ids)
+
+
+def decode_image(
+    source: Path | IO[bytes],
+    what: str,
+    ids: bool = False,
+    size: tuple[int, int] | None = None,
+    formats: tuple[str, ...] | None = None,
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """:func:`read_image` of a file or of bytes, which errors call ``what``.
+
+    ``size`` is the width and height that it must have and ``formats`` are pillow's names of those it may have; both
+    are looked at before anything is decoded.
+    """
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > _LARGEST:
-                raise FrameError(f"{path}: claims to be {image.width}x{image.height}; the file is damaged.")
+        with Image.open(source, formats=formats) as image:
+            if image.width * image.height > LARGEST:
+                raise FrameError(f"{what}: claims to be {image.width}x{image.height}; the file is damaged.")
+            if size is not None and image.size != size:
+                raise FrameError(f"{what}: is {image.width}x{image.height}, stated is {size[0]}x{size[1]}.")
             if image.mode.startswith(("I", "F")):
-                return _sixteen_bits(np.asarray(image), path)
+                return _sixteen_bits(np.asarray(image), what)
             if ids and image.mode not in ("L", "P", "1"):
-                raise FrameError(f"{path}: holds colours ({image.mode}), expected one number a pixel.")
+                raise FrameError(f"{what}: holds colours ({image.mode}), expected one number a pixel.")
             return np.array(image if ids and image.mode != "1" else image.convert("L" if ids else "RGB"))
     except FrameError:
         raise
     except Exception as error:  # decoders raise what they like on damaged bytes
-        raise FrameError(f"{path}: damaged or truncated image ({error}).") from error
+        raise FrameError(f"{what}: damaged or truncated image ({error}).") from error
 
 
-def _sixteen_bits(values: NDArray[np.generic], path: Path) -> NDArray[np.uint16]:
+def _sixteen_bits(values: NDArray[np.generic], what: str) -> NDArray[np.uint16]:
     if values.dtype.kind not in "iu" or (values.size and (values.min() < 0 or values.max() > 65535)):
-        raise FrameError(f"{path}: holds {values.dtype} values, expected 16-bit unsigned ones.")
+        raise FrameError(f"{what}: holds {values.dtype} values, expected 16-bit unsigned ones.")
     return values.astype(np.uint16)
 
 
 def read_color(path: Path) -> NDArray[np.uint8]:
     """Read RGB (H, W, 3). Raises FrameError for a missing or damaged file and for one of 16 bits."""
-    color = read_image(path)
+    return eight_bits(read_image(path), str(path))
+
+
+def eight_bits(color: NDArray[np.uint8] | NDArray[np.uint16], what: str) -> NDArray[np.uint8]:
+    """Return the RGB (H, W, 3) that an image is. Raises FrameError for one of 16 bits."""
     if color.dtype != np.uint8:
-        raise FrameError(f"{path}: a 16-bit image is no colour image; is it the depth?")
+        raise FrameError(f"{what}: a 16-bit image is no colour image; is it the depth?")
     return color.astype(np.uint8, copy=False)
 
 
@@ -122,6 +152,11 @@ def read_depth(path: Path, scale: float) -> NDArray[np.float32]:
     raw = read_image(path)
     if raw.dtype != np.uint16:
         raise FrameError(f"{path}: depth must be a 16-bit image; this one has 8 bits, too few for metres.")
+    return in_metres(raw, scale)
+
+
+def in_metres(raw: NDArray[np.uint8] | NDArray[np.uint16], scale: float) -> NDArray[np.float32]:
+    """Depth (H, W) of ``scale`` metres per unit -> metres; 0 and 65535 are invalid and become 0."""
     return np.array(np.where(raw == 65535, 0, raw) * scale, dtype=np.float32)
 
 
@@ -174,11 +209,16 @@ def clean_id(text: str) -> str:
 
 def check_scenes(path: Path, scenes: Sequence[FileScene], looked_for: str) -> list[FileScene]:
     """Sort scenes by id. Raises DataError where there is none, one is empty or two have the same id."""
-    if not scenes:
-        raise DataError(f"{path}: holds no scene. Looked for {looked_for}.")
     for scene in scenes:
         if not scene.names:
             raise DataError(f"{path}: scene {scene.id} has no frame. Looked for {looked_for}.")
+    return sort_scenes(path, scenes, looked_for)
+
+
+def sort_scenes(path: Path, scenes: Sequence[Named], looked_for: str) -> list[Named]:
+    """Sort scenes by id without opening any. Raises DataError where there is none or two have the same id."""
+    if not scenes:
+        raise DataError(f"{path}: holds no scene. Looked for {looked_for}.")
     ids = [scene.id for scene in scenes]
     twice = sorted({i for i in ids if ids.count(i) > 1})
     if twice:

@@ -13,7 +13,7 @@ from pri3d.readers.cameras import Cameras, cameras_for
 from pri3d.readers.files import FileScene, FrameFiles, check_scenes, clean_id
 
 _IMAGES = {".jpg", ".jpeg", ".png"}
-_PARTS = ("color", "depth", "pose")
+PARTS = ("color", "depth", "pose")  #: what a scene must have
 
 
 class FolderReader:
@@ -33,14 +33,14 @@ class FolderReader:
 
     @classmethod
     def detect(cls, path: Path) -> bool:
-        """Whether the folder, or one in it, has color, depth and pose, and no intrinsic (that is a ScanNet export)."""
-        return not (path / "rooms.json").exists() and any(not (f / "intrinsic").is_dir() for f in _scene_folders(path))
+        """Whether the folder, or one in it, has color, depth and pose, and is no ScanNet export."""
+        return not (path / "rooms.json").exists() and any(not is_scannet(folder) for folder in _scene_folders(path))
 
     def scenes(self) -> Sequence[FileScene]:
         """Return every scene, sorted by id. Raises DataError where one has no frames."""
         classes = len(self.class_names) if self.class_names else None
         scenes = [
-            FileScene(clean_id(folder.resolve().name), _frame_files(folder), cameras, folder / "mesh.ply", classes)
+            FileScene(clean_id(folder.resolve().name), frame_files(folder), cameras, folder / "mesh.ply", classes)
             for folder, cameras in self._scenes
         ]
         return check_scenes(self._path, scenes, self.looks_for)
@@ -79,11 +79,16 @@ def _listed(value: Any, path: Path) -> list[str]:
 def _scene_folders(path: Path) -> list[Path]:
     """The folder itself where it is a scene, else the scenes directly in it."""
     candidates = [path, *sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))]
-    found = [folder for folder in candidates if all((folder / part).is_dir() for part in _PARTS)]
+    found = [folder for folder in candidates if all((folder / part).is_dir() for part in PARTS)]
     return [path] if path in found else found
 
 
-def _frame_files(folder: Path) -> dict[str, FrameFiles]:
+def is_scannet(folder: Path) -> bool:
+    """Whether a folder with color, depth and pose says its cameras as ScanNet's exports do."""
+    return (folder / "intrinsic").is_dir() or (folder / "intrinsics_color.txt").is_file()
+
+
+def frame_files(folder: Path) -> dict[str, FrameFiles]:
     """Frame name -> files, one frame a colour image. Names of digits are padded: sorted names are in time order."""
     images = [p for p in (folder / "color").iterdir() if p.suffix.lower() in _IMAGES and not p.name.startswith(".")]
     digits = max((len(p.stem) for p in images), default=0) if all(p.stem.isdecimal() for p in images) else 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from pri3d.errors import ConfigError, FrameError
-from pri3d.readers.cameras import Cameras, Intrinsics, cameras_for, same_camera
+from pri3d.readers.cameras import Cameras, Intrinsics, cameras_for, from_matrix, same_camera
 from pri3d.readers.files import FileScene, FrameFiles, check_scenes, clean_id, read_matrix
 
 _COLOR = ".color."
@@ -67,15 +67,12 @@ def _cameras(path: Path, folder: Path, given: Path | None) -> Cameras:
         return stated
     for candidate in folders:
         if (candidate / "camera-intrinsics.txt").is_file():
-            return same_camera(_from_matrix(candidate / "camera-intrinsics.txt"))
+            return same_camera(_intrinsics(candidate / "camera-intrinsics.txt"))
     return same_camera(Intrinsics(585.0, 585.0, 320.5, 240.5, 640, 480))
 
 
-def _from_matrix(path: Path) -> Intrinsics:
+def _intrinsics(path: Path) -> Intrinsics:
     try:
-        k = read_matrix(path, (3, 3))
+        return from_matrix(read_matrix(path, (3, 3)), str(path))
     except FrameError as error:
         raise ConfigError(str(error)) from error
-    if not (k[0, 0] > 0 and k[1, 1] > 0 and k[0, 2] > 0 and k[1, 2] > 0):
-        raise ConfigError(f"{path}: is no intrinsic matrix (fx 0 cx / 0 fy cy / 0 0 1).")
-    return Intrinsics(float(k[0, 0]), float(k[1, 1]), float(k[0, 2]) + 0.5, float(k[1, 2]) + 0.5)
