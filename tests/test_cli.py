@@ -77,3 +77,9 @@ def test_dictionaries_parse() -> None:
     verb = pri3d.find_verb("pretrain")
     words = normalise(["s", "--objectives", "{view: 1, geometry: 0.5}"], verb)
     assert build_parser("pretrain", verb).parse_args(words).objectives == {"view": 1.0, "geometry": 0.5}
+
+
+def test_optional_switches_need_no_value() -> None:
+    verb = pri3d.find_verb("pretrain")
+    options = build_parser("pretrain", verb).parse_args(normalise(["s", "--compile", "--no-channels-last"], verb))
+    assert (options.compile, options.channels_last, options.sync_bn) == (True, False, None)

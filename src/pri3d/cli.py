@@ -107,7 +107,8 @@ def build_parser(name: str, verb: Callable[..., Any]) -> Parser:
 
 def normalise(words: Sequence[str], verb: Callable[..., Any]) -> list[str]:
     """Options as the parser knows them: ``--min-overlap`` is ``--min_overlap``, ``--no-labels`` ``--labels=false``."""
-    switches = {key for key, hint in get_type_hints(verb).items() if hint is bool and key != "return"}
+    hints = get_type_hints(verb)
+    switches = {key for key, hint in hints.items() if hint in (bool, bool | None) and key != "return"}
     result = []
     for position, word in enumerate(words):
         name, equals, value = word.partition("=")

@@ -26,6 +26,15 @@ class WeightsError(Pri3DError):
     """A checkpoint does not fit: the message counts matched, missing and unexpected keys."""
 
 
+class SeveralProblemsError(ConfigError):
+    """Several errors in one; its message is their list."""
+
+    def __init__(self, errors: list[Pri3DError]) -> None:
+        self.errors = errors
+        lines = "".join(f"\n  - {error}" for error in errors)
+        super().__init__(f"{len(errors)} things are in the way:{lines}")
+
+
 class Problems:
     """Collects what is wrong, so that a user sees all of it at once and not one thing a try."""
 
@@ -37,13 +46,14 @@ class Problems:
         """Keep an error of the block for :meth:`refuse`; the code after the block goes on."""
         try:
             yield
+        except SeveralProblemsError as error:
+            self.found += error.errors
         except Pri3DError as error:
             self.found.append(error)
 
     def refuse(self) -> None:
-        """Raise what was found: the one error as it is, several as one ConfigError that lists them."""
+        """Raise what was found: the one error as it is, several as SeveralProblemsError."""
         if len(self.found) == 1:
             raise self.found[0]
         if self.found:
-            lines = "".join(f"\n  - {error}" for error in self.found)
-            raise ConfigError(f"{len(self.found)} things are in the way:{lines}")
+            raise SeveralProblemsError(self.found)

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -27,6 +29,13 @@ from pri3d.train.launch import InterruptedRunError, Launch, Options, on_stop, ou
 from pri3d.train.recorder import Recorder
 from pri3d.train.runs import RunFolder
 from pri3d.train.settings import Precision, TrainSettings
+
+#: Who started the processes -> Lightning's name for it. Requeueing is ours, with our checkpoint.
+ENVIRONMENTS: dict[str, Callable[[], Any]] = {
+    "torchrun": TorchElasticEnvironment,
+    "srun": lambda: SLURMEnvironment(auto_requeue=False),
+    "Lightning": LightningEnvironment,
+}
 
 
 class StepModule(pl.LightningModule):
@@ -142,15 +151,14 @@ def _loader(module: StepModule, feed: Feed, done: int, options: Options) -> Data
 
 def _trainer(module: StepModule, run: RunFolder, options: Options, callbacks: list[Callback]) -> pl.Trainer:
     settings, launch = module.settings, options.launch
-    plugins: list[Any] = []
+    # Said, and not detected: inside a Slurm job Lightning takes everything for srun's.
+    plugins: list[Any] = [ENVIRONMENTS[launch.starter]()]
     precision: Any = resolve_precision(settings.precision)
     if precision == "16-mixed":
         # Handed over as a plugin because Lightning would quietly take bf16 on a CPU.
         device = "cuda" if torch.cuda.is_available() else "cpu"
         plugins.append(MixedPrecision("16-mixed", device, torch.amp.GradScaler(device)))
         precision = None
-    if SLURMEnvironment.detect():
-        plugins.append(SLURMEnvironment(auto_requeue=False))  # the checkpoint to requeue with is ours
     if settings.compile:
         module.network.compile()
     return pl.Trainer(
@@ -158,7 +166,7 @@ def _trainer(module: StepModule, run: RunFolder, options: Options, callbacks: li
         max_epochs=-1,
         accumulate_grad_batches=module.passes,
         precision=precision,
-        plugins=plugins or None,
+        plugins=plugins,
         logger=_loggers(run, options),
         callbacks=callbacks,
         enable_checkpointing=False,

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NamedTuple
 
+import torch
+
 from pri3d.errors import ConfigError, Pri3DError
 from pri3d.train.settings import TrainSettings
 
@@ -82,9 +84,13 @@ class Options:
     def check(self, settings: TrainSettings) -> None:
         """Refuse what cannot be, naming each flag. Raises ConfigError."""
         found = [
-            f"--{name.replace('_', '-')} {getattr(self, name)}: give at least {least}"
-            for name, least in (("workers", 0), ("save_every", 1), ("keep", 1))
-            if getattr(self, name) < least
+            f"--{flag} {value}: give at least {least}"
+            for flag, value, least in (
+                ("workers", self.workers, 0),
+                ("save-every", self.save_every, 1),
+                ("keep-checkpoints", self.keep, 1),
+            )
+            if value < least
         ]
         share = settings.micro_batch * self.launch.world
         if self.launch.world > 1 and settings.batch % share:
@@ -92,6 +98,8 @@ class Options:
                 f"--batch {settings.batch} is no multiple of --micro-batch {settings.micro_batch} x "
                 f"{self.launch.world} processes"
             )
+        if settings.sync_bn and self.launch.world > 1 and not torch.cuda.is_available():
+            found.append("--sync-bn: batch norms are synchronised on GPUs only; leave it out")
         if self.wandb is not None and importlib.util.find_spec("wandb") is None:
             found.append("--wandb: Weights & Biases is not installed; run pip install wandb")
         if found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,12 +45,12 @@ class Recorder(Callback):
         self._began = self._logged = self._idle_since = time.perf_counter()
         self._waited = 0.0
 
-    def interrupt(self, signal: str) -> None:
-        """Finish the step, save, stop."""
-        self._wish = signal
+    def interrupt(self, name: str) -> None:
+        """Finish the step, save, stop, because of the signal of that name."""
+        self._wish = name
         # A signal falls into the middle of anything, of printing too: nothing but a plain write is safe here.
         if self.options.launch.rank == 0:
-            text = f"{signal}: stopping after this step; CTRL-C stops at once, back to the last checkpoint\n"
+            text = f"{name}: stopping after this step; CTRL-C stops at once, back to the last checkpoint\n"
             os.write(2, text.encode())
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -121,10 +122,13 @@ class Recorder(Callback):
         names = list(self._values)
         stack = torch.stack([torch.as_tensor(self._values[name]).float() for name in names])
         if trainer.world_size > 1:
-            stack = torch.cat((stack, stack.new_tensor([float(self._wish is not None)])))
-            stack = trainer.strategy.reduce(stack, reduce_op="mean")
-            if float(stack[-1]) > 0:
-                self.stop = self._wish or "another process"
+            # With them, a number for each process: the signal that asked it to stop, or 0.
+            wish = 0 if self._wish is None else int(signal.Signals[self._wish])
+            wishes = stack.new_zeros(trainer.world_size)
+            wishes[trainer.global_rank] = wish
+            stack = trainer.strategy.reduce(torch.cat((stack, wishes * trainer.world_size)), reduce_op="mean")
+            asked = {signal.Signals(round(number)).name for number in stack[len(names) :].tolist() if number}
+            self.stop = "SIGUSR1" if "SIGUSR1" in asked else next(iter(sorted(asked)), None)  # the former requeues
         return dict(zip(names, stack.tolist(), strict=False))
 
     def _refuse_nonsense(self, values: dict[str, float], step: int) -> None:
