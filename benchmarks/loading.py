@@ -36,10 +36,12 @@ RUNS = (
 )
 
 
-def make_store(folder: Path, count: int = 4, frames: int = 20, size: str = SIZE, **options: Any) -> Path:
-    """Rooms and their prepared store in an empty folder."""
+def make_store(
+    folder: Path, count: int = 4, frames: int = 20, size: str = SIZE, voxel: float = VOXEL, **options: Any
+) -> Path:
+    """Rooms and their prepared store in an empty folder; ``options`` go to `prepare`."""
     rooms(folder / "raw", count, frames, size, labels=False, workers=1)
-    prepare([folder / "raw"], folder / "store", size=size, voxel=VOXEL, workers=1, **options)
+    prepare([folder / "raw"], folder / "store", size=size, voxel=voxel, workers=1, **options)
     return folder / "store"
 
 

@@ -1,0 +1,150 @@
+"""The benchmark scripts run at a tiny size, and what they compute from their measurements is right."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import gpu, loading, presets, rivals
+from benchmarks.timing import Stopwatch, precision
+
+from pri3d.models.resunet3d import ResUNet3d
+from pri3d.models.weights import read_state
+from pri3d.train.settings import PretrainSettings, resolve
+from pri3d.train.settings import presets as preset_names
+
+TINY = gpu.SMALL._replace(
+    flags={**gpu.SMALL.flags, "voxel": 0.32},
+    steps=1,
+    store={"count": 1, "frames": 8, "size": "64x48", "voxel": 0.32, "distance": 0.1, "min_overlap": 0.15},
+)
+
+
+@pytest.fixture(scope="module")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return loading.make_store(tmp_path_factory.mktemp("tiny"), **TINY.store)
+
+
+def result(losses: list[float], settled: int = 0, **columns: float) -> presets.Result:
+    rows = [{"step": k + 1.0, "loss": loss, **columns} for k, loss in enumerate(losses)]
+    weights = {name.partition("/")[0]: 2.0 for name in columns}
+    return presets.Result(presets.ROWS[0], "pri3d pretrain", rows, settled, weights, 1.0, 2.0)
+
+
+def test_every_preset_is_a_row_and_parses() -> None:
+    rows = [row.preset for row in presets.ROWS]
+    assert len(set(rows)) == len(rows)
+    assert set(preset_names("pretrain")) - set(rows) == {"quick", "small"}
+    for row in presets.ROWS:
+        assert resolve(PretrainSettings, "pretrain", f"{row.preset},small", {}).size == presets.SIZE
+
+
+def test_a_falling_loss_is_told_from_noise() -> None:
+    assert result([5.0, 5.1, 4.9, 5.0, 5.0, 1.0, 1.1, 0.9, 1.0, 1.0]).fell() == "yes"
+    assert result([5.0, 5.9, 4.1, 5.5, 4.5, 4.9, 5.8, 4.0, 5.5, 4.5]).fell() == "within noise"
+    assert result([1.0, 1.1, 0.9, 1.0, 1.0, 5.0, 5.1, 4.9, 5.0, 5.0]).fell() == "no"
+    # The steps in which a queue fills do not count: they would make this a rise.
+    assert result([0.0] * 4 + [5.0, 5.1, 5.0, 4.0, 4.1, 4.0], settled=4).fell() == "yes"
+
+
+def test_chance_is_the_weighted_sum_where_every_term_has_one() -> None:
+    assert result([1.0, 1.0], **{"view/chance": 3.0, "geometry/chance": 4.0}).chance() == 14.0
+    assert result([1.0, 1.0], **{"view/chance": 3.0, "depth/rmse": 4.0}).chance() is None
+
+
+@pytest.mark.slow
+def test_presets_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [row for row in presets.ROWS if row.preset in ("moco", "unsupervised")]
+    rows[0] = rows[0]._replace(options="--moco-queue 2")  # starts from scratch, there is no View run
+    small = "--size 64x48 --distance 0.1 --points 64 --eval-every 0 --crop 32 --batch 2 --micro-batch 2"
+    options = {"rooms": 1, "frames": 8, "size": "64x48", "overlap": "--distance 0.1 --min-overlap 0.15"}
+    page = presets.run(tmp_path, rows, (), steps=2, extra=small, **options)
+    capfd.readouterr()
+    lines = [line for line in page.splitlines() if "`pri3d pretrain" in line]
+    assert [line.split(" | ")[0].strip("| ") for line in lines] == [row.paper for row in rows]
+    assert [len(line.split("|")) for line in lines] == [10] * 2
+    taken = read_state(tmp_path / presets.MOCO_FILE)
+    trained = read_state(tmp_path / "runs" / "moco")
+    assert torch.equal(taken["module.encoder_q.conv1.weight"], trained["encoder.conv1.weight"])
+    assert {"module.encoder_q.fc.0.weight", "module.encoder_k.conv1.weight", "module.queue"} <= set(taken)
+    started = read_state(tmp_path / "runs" / "unsupervised" / "initial.safetensors")
+    assert torch.equal(started["encoder.conv1.weight"], trained["encoder.conv1.weight"])
+
+
+def test_share_waited_weighs_steps_by_their_time() -> None:
+    ends, waits = [10.0, 11.0, 14.0], [0.9, 0.5, 0.1]  # seconds since the beginning, share of the time since the last
+    rows = [
+        {"step": k + 1.0, "samples_per_s": (k + 1) * 8 / end, "data_wait": wait}
+        for k, (end, wait) in enumerate(zip(ends, waits, strict=True))
+    ]
+    assert loading.share_waited(rows, skip=1) == pytest.approx((0.5 * 1 + 0.1 * 3) / 4)
+
+
+@pytest.mark.slow
+def test_loading_runs(tmp_path: Path, tiny_store: Path) -> None:
+    flags = {"size": "64x48", "distance": 0.1, "voxel": 0.32, "batch": 2, "micro_batch": 2, "points": 64}
+    rows = loading.measure(tmp_path / "run", tiny_store, "tiny", flags, 4, 1)
+    assert rows[0][0].startswith("tiny")
+    assert 0 <= float(rows[0][1].rstrip("%")) <= 100
+
+
+def test_a_step_in_parts_has_the_gradients_of_the_whole(tiny_store: Path) -> None:
+    """Not the optimizer's step alone: every weight that the objectives reach."""
+    device = gpu.choose_device()
+    gradients = []
+    for cut in (False, True):
+        torch.manual_seed(0)
+        bench, settings = gpu.build(tiny_store, TINY, "resnet18", device)
+        assert len(bench.batches) == settings.accumulate == 2
+        watch = Stopwatch(device)
+        with precision("fp32", device) as forward:
+            if cut:
+                bench.cut_step(forward, watch)
+            else:
+                bench.step(forward)
+        gradients.append({name: p.grad for name, p in bench.module.named_parameters() if p.grad is not None})
+    assert len(gradients[0]) > 100
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+    assert {"2D forward", "3D forward", "objectives", "loss backward", "optimizer"} <= set(watch.spans)
+
+
+@pytest.mark.slow
+def test_gpu_runs_without_one(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(gpu, "precisions", lambda device: ("fp32",))
+    page = gpu.report(TINY)
+    capfd.readouterr()
+    row = next(line for line in page.splitlines() if line.startswith("| resnet18 | fp32 |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert len(cells) == 6 + len(gpu.PARTS)
+    assert all(float(cell) > 0 for cell in cells[3:-1])
+    assert "| ours | 5^3 |" in page and "| ocnn | 3^3 |" in page
+
+
+def test_precision_is_set_and_put_back() -> None:
+    matmul, device = torch.backends.cuda.matmul, gpu.choose_device()
+    before = matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    for name, allowed in (("fp32", False), ("tf32", True)):
+        with precision(name, device) as forward, forward():
+            assert (matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (allowed, allowed)
+            assert not torch.is_autocast_enabled(device.type)
+    with precision("bf16", device) as forward, forward():
+        assert torch.is_autocast_enabled(device.type)
+    assert (matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+def test_ocnn_layers_take_the_place_of_ours() -> None:
+    pytest.importorskip("ocnn", reason="pip install ocnn")
+    cells = torch.unique(torch.randint(0, 20, (400, 3), generator=torch.Generator().manual_seed(0)), dim=0)
+    coords = torch.cat((torch.arange(2).repeat_interleave(len(cells))[:, None], cells.repeat(2, 1)), dim=1)
+    net = ResUNet3d(1, 96, (1, 1), (8, 8), 8, 3)
+    geometry = rivals.swap_convolutions(net, "ocnn")(coords)
+    assert not any(isinstance(module, rivals.SparseConv) for module in net.modules())
+    net.features(geometry, torch.ones(len(coords), 1)).sum().backward()
+    assert all(parameter.grad is not None for parameter in net.parameters())
