@@ -266,6 +266,16 @@ def test_the_decoder_rests_where_nothing_looks_at_it(rooms_store: Path, tmp_path
     assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("decoder."))
 
 
+def test_a_slurm_job_of_many_tasks_that_is_not_begun_by_srun_trains_alone(
+    rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning by itself would wait for the other three."""
+    job = {"JOB_ID": 71, "NTASKS": 4, "NNODES": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    assert len(column(run_small(rooms_store, tmp_path / "run", steps=1), "loss")) == 1
+
+
 def test_decaying_momentum_reaches_every_norm(rooms_store: Path, tmp_path: Path, monkeypatch: Any) -> None:
     seen: list[set[float | None]] = []
     loss = PretrainModule.loss
