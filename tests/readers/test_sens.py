@@ -145,6 +145,19 @@ class TestReading:
         assert frame(path).depth.sum() == 1
 
 
+def test_agrees_with_a_plain_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark has a writer and a reader of its own, and compares what both readers give."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    from benchmarks import sens  # noqa: PLC0415
+
+    monkeypatch.setattr(sens, "STEP", 2)
+    monkeypatch.setattr(sens, "COLOR", (96, 72))
+    monkeypatch.setattr(sens, "DEPTH", (64, 48))
+    rows = sens.run(6)
+    assert len(sens.ours(sens.write_scan(tmp_path / "x.sens", 6))) == 3
+    assert [bar for _, _, bar in rows if bar] == [">= 20", "<= 1.05"]
+
+
 class TestPassingThrough:
     @pytest.mark.parametrize(("size", "same"), [("48x36", True), ("640x480", True), ("24x18", False)])
     def test_the_stored_colour_is_the_sensors_unless_resized(
@@ -189,6 +202,17 @@ class TestRefusal:
         with pytest.raises(DataError, match=re.escape(message)) as caught:
             frame(path)
         assert str(path) in str(caught.value)
+
+    def test_a_file_that_comes_whole_later(self, path: Path) -> None:
+        """A refused header leaves nothing behind."""
+        frames = tiny(2)
+        write_sens(path, frames, TINY, frames=1 << 40)
+        file = SensFile(path)
+        for _ in range(2):
+            with pytest.raises(DataError, match="has room for"):
+                file.read(1)
+        write_sens(path, frames, TINY)
+        assert file.read(1).color == frames[1].color
 
     def test_a_name_of_petabytes(self, path: Path) -> None:
         write_sens(path, tiny(1), TINY)

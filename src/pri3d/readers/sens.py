@@ -88,11 +88,12 @@ class SensFile:
             if length > _LONGEST_NAME:
                 raise DataError(f"{self.path}: says the sensor's name has {length} bytes; the file is damaged.")
             data = _read(file, _NAME.size, length + _HEADER.size, f"{self.path}: its header")
-            self._starts.append(_NAME.size + len(data))
+            first = _NAME.size + len(data)
             header = _header(data[:length].decode("utf-8", "replace"), _HEADER.unpack(data[length:]), self.path)
-            room = (os.fstat(file.fileno()).st_size - self._starts[0]) // _FRAME.size
+            room = (os.fstat(file.fileno()).st_size - first) // _FRAME.size
         if not 0 < header.frames <= min(room, _MOST_FRAMES):
             raise DataError(f"{self.path}: says it holds {header.frames} frames and has room for 1 to {room}; damaged.")
+        self._starts = array("Q", [first])
         return header
 
     def read(self, index: int) -> SensFrame:
