@@ -99,10 +99,9 @@ class Result(NamedTuple):
 
     def chance(self) -> float | None:
         """Loss of a network that cannot tell anything apart; None where an objective has no such loss."""
-        last = self.metrics[-1]
-        if any(f"{name}/chance" not in last for name in self.weights):
+        if any(f"{name}/chance" not in self.metrics[-1] for name in self.weights):
             return None
-        return sum(weight * last[f"{name}/chance"] for name, weight in self.weights.items())
+        return sum(weight * mean(self.ends(f"{name}/chance")[1]) for name, weight in self.weights.items())
 
     def fell(self) -> str:
         """Whether the loss fell by more than twice the standard error of the difference of the means."""
@@ -244,7 +243,8 @@ apart. The learning rate rises over the first tenth and ends at 0, so 50 steps a
 No ImageNet weights were fetched: under `small` every row starts from scratch. Two rows need weights all the same:
 MoCoV2-supIN→SN starts from the encoder of the View run instead of the supervised ImageNet one, and Unsupervised Pri3D
 from this page's own MoCo run, written as a checkpoint in MoCo v2's layout (`module.encoder_q.*`, `module.encoder_k.*`,
-the queue). A perfect depth prediction scores log 0.5 = -0.69. The image folder holds other rendered rooms.
+the queue). A perfect depth prediction scores log 0.5 = -0.69. The image folder holds other rendered rooms. Other work
+ran on the machine at the same time, so the clock's seconds are too many.
 """
 
 MOCO_NOTES = """
