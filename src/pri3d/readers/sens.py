@@ -110,7 +110,7 @@ class SensFile:
             self._check(index, color_bytes, depth_bytes)
             data = _read(file, start + _FRAME.size, color_bytes + depth_bytes, what)
         depth = _inflate(data[color_bytes:], header, what)
-        pose = np.frombuffer(head, "<f4", 16).reshape(4, 4).astype(np.float64)
+        pose = np.array(struct.unpack("<16f", head[:64])).reshape(4, 4)  # numpy's cast warns of some NaNs
         return SensFrame(pose, data[:color_bytes], depth)
 
     def _start(self, file: IO[bytes], index: int) -> int:
