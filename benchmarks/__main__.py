@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-MODULES = ("mining", "surface", "step", "sparse")
+MODULES = ("mining", "surface", "step", "loading", "sparse")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """A pre-training step on one GPU, part by part, and the sparse convolution beside other libraries'.
 
-    python -m benchmarks.gpu [--out docs/results/gpu.md]        on a GPU: the paper's sizes, about ten minutes
-    python -m benchmarks.gpu --small                            anywhere: tiny sizes, printed only
+    python -m benchmarks.gpu [--out docs/results/gpu.md] [--encoders resnet18]     on a GPU: the paper's sizes
+    python -m benchmarks.gpu --small                                               anywhere: tiny sizes, printed only
 
 View+Geo as the preset `paper` has it (34C, 2 cm voxels, both chunks, 1024 points), from scratch, 64 pairs a step, in
 the largest micro batch that fits. The step is cut where the networks meet the loss, so that the gradients of each part
@@ -17,7 +17,7 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -62,7 +62,7 @@ FULL = Sizes(
     (64, 32, 16, 8, 4),
     5,
     8,
-    {"count": 12, "frames": 20, "voxel": 0.02},
+    {"count": 12, "frames": 20, "voxel": 0.02, "workers": 0},
 )
 SMALL = Sizes(
     {"resnet18": 32},
@@ -149,15 +149,14 @@ def build(store: Path, sizes: Sizes, encoder: str, device: torch.device) -> tupl
         settings = resolve(PretrainSettings, "pretrain", "paper", {**sizes.flags, **given, "micro_batch": micro})
         batches = loader(store, settings, settings.accumulate, workers=0)
         bench = None
-        try:
+        with suppress(torch.OutOfMemoryError):
             bench = Bench(settings, [to_device(batch, device) for batch in batches], device)
             with precision("fp32", device) as forward:
                 bench.step(forward)
             return bench, settings
-        except torch.OutOfMemoryError:
-            del bench
-            gc.collect()
-            torch.cuda.empty_cache()
+        del bench  # here, where the error with its frames is gone
+        gc.collect()
+        torch.cuda.empty_cache()
     raise SystemExit(f"{encoder}: not even micro batches of {sizes.micros[-1]} fit")
 
 
@@ -298,10 +297,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="tiny sizes, printed only")
     parser.add_argument("--out", type=Path, default=Path("docs/results/gpu.md"))
+    parser.add_argument("--encoders", nargs="+", choices=FULL.encoders, help="some of them")
     options = parser.parse_args()
     if not options.small and choose_device().type == "cpu":
         raise SystemExit("no GPU: the full sizes would take hours; --small runs anywhere")
-    text = report(SMALL if options.small else FULL)
+    sizes = SMALL if options.small else FULL
+    if options.encoders:
+        sizes = sizes._replace(encoders={name: FULL.encoders[name] for name in options.encoders})
+    text = report(sizes)
     print(text)
     if not options.small:
         write_atomic(options.out, text.encode())

@@ -37,11 +37,17 @@ RUNS = (
 
 
 def make_store(
-    folder: Path, count: int = 4, frames: int = 20, size: str = SIZE, voxel: float = VOXEL, **options: Any
+    folder: Path,
+    count: int = 4,
+    frames: int = 20,
+    size: str = SIZE,
+    voxel: float = VOXEL,
+    workers: int = 1,
+    **options: Any,
 ) -> Path:
     """Rooms and their prepared store in an empty folder; ``options`` go to `prepare`."""
-    rooms(folder / "raw", count, frames, size, labels=False, workers=1)
-    prepare([folder / "raw"], folder / "store", size=size, voxel=voxel, workers=1, **options)
+    rooms(folder / "raw", count, frames, size, labels=False, workers=workers)
+    prepare([folder / "raw"], folder / "store", size=size, voxel=voxel, workers=workers, **options)
     return folder / "store"
 
 

@@ -115,6 +115,21 @@ def test_a_step_in_parts_has_the_gradients_of_the_whole(tiny_store: Path) -> Non
     assert {"2D forward", "3D forward", "objectives", "loss backward", "optimizer"} <= set(watch.spans)
 
 
+def test_the_largest_micro_batch_that_fits_is_taken(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def step(self: gpu.Bench, forward: object) -> None:
+        tried.append(len(self.batches[0].names))
+        if tried[-1] > 1:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(gpu.Bench, "step", step)
+    _, settings = gpu.build(tiny_store, TINY._replace(micros=(4, 2, 1)), "resnet18", gpu.choose_device())
+    assert (tried, settings.micro_batch, settings.accumulate) == ([4, 2, 1], 1, 4)
+    with pytest.raises(SystemExit, match="micro batches of 2"):
+        gpu.build(tiny_store, TINY._replace(micros=(4, 2)), "resnet18", gpu.choose_device())
+
+
 @pytest.mark.slow
 def test_gpu_runs_without_one(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(gpu, "precisions", lambda device: ("fp32",))

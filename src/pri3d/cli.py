@@ -6,6 +6,7 @@ needs no PyTorch.
 
 from __future__ import annotations
 
+import errno
 import inspect
 import re
 import sys
@@ -59,6 +60,10 @@ class Parser(ArgumentParser):
         return re.sub(r"--\w+", lambda found: "--" + found[0][2:].replace("_", "-"), text)
 
 
+#: no space, over the quota, over the largest file allowed
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Exit code 0, 1 for an error that says what to do, 2 for a wrong option, 130 after CTRL-C."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -78,6 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Pri3DError as error:
         print(f"error: {error}", file=sys.stderr)
         return 130 if error.__class__.__name__ == "InterruptedRunError" else 1
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"error: {error}. The disk is full; make room, and the same command continues", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         how = {"pretrain": "--resume continues", "finetune": "--resume continues", "demo": "it begins anew next time"}
         print(f"interrupted; {how.get(words[0], 'the same command continues')}", file=sys.stderr)

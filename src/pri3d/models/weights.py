@@ -101,13 +101,19 @@ def init_encoder(encoder: Encoder, init: str) -> WeightsReport | None:
         return load_weights(encoder, build_encoder(encoder.name, pretrained=True).state_dict(), minimum=1.0)
     if init.startswith("timm:"):
         return load_weights(encoder, build_timm_state(init.removeprefix("timm:")))
+    check_init(init)
     path = Path(init)
-    if not path.exists():
-        raise ConfigError(f"--init {init!r}: no such file. Choices: scratch, imagenet, timm:NAME, or a weights file")
     made_for = read_provenance(path).get("encoder")
     if made_for is not None and made_for != encoder.name:
         raise WeightsError(f"{path} holds a {made_for}, the run asks for {encoder.name}: pass --encoder {made_for}")
     return load_weights(encoder, path)
+
+
+def check_init(init: str) -> None:
+    """Refuse what ``--init`` cannot be, before a network is built. Raises ConfigError with the choices."""
+    if init in {"scratch", "imagenet"} or init.startswith("timm:") or Path(init).exists():
+        return
+    raise ConfigError(f"--init {init!r}: no such file. Choices: scratch, imagenet, timm:NAME, or a weights file")
 
 
 def build_timm_state(name: str) -> dict[str, Tensor]:

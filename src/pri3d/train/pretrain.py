@@ -13,7 +13,7 @@ from pri3d.errors import Problems
 from pri3d.geometry.images import Interpolation
 from pri3d.models.encoders import build_encoder
 from pri3d.models.unet import UNet
-from pri3d.models.weights import init_encoder, save_model
+from pri3d.models.weights import check_init, init_encoder, save_model
 from pri3d.store import Store
 from pri3d.train.engine import fit
 from pri3d.train.launch import Options, find_launch
@@ -166,10 +166,14 @@ def pretrain(
         options.check(settings)
     with problems.collect():
         plan.check()
+    unet: UNet | None = None
     with problems.collect():
         unet = UNet(build_encoder(settings.encoder), settings.decoder, settings.channels)
-        init_encoder(unet.encoder, settings.init)
-        module = PretrainModule(settings, unet)
+    with problems.collect():
+        check_init(settings.init)
+        if unet is not None:
+            init_encoder(unet.encoder, settings.init)
+            module = PretrainModule(settings, unet)
     problems.refuse()
     layers = "-".join(Path(layer).stem for layer in preset.split(","))
     folder = RunFolder(run or Path("runs") / f"{data.name}-{layers}")
@@ -178,14 +182,14 @@ def pretrain(
     facts = _facts(settings, provenance)
     first = options.launch.rank == 0
     if done == 0 and first:
-        save_model(unet, folder.initial, {**facts, "steps": 0})
+        save_model(module.unet, folder.initial, {**facts, "steps": 0})
     if done < settings.steps or not folder.weights.exists():
         if settings.channels_last:
             module.to(memory_format=torch.channels_last)
         watch = [HeldOut(plan.heldout(), folder, done, settings.eval_every, facts)] if plan.watched else []
         fit(module, plan.feed(module.objective.views), folder, done, options, watch)
         if first:
-            save_model(unet, folder.weights, {**facts, "steps": settings.steps})
+            save_model(module.unet, folder.weights, {**facts, "steps": settings.steps})
     return folder.path
 
 

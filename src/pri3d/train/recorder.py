@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from pri3d.errors import Pri3DError
+from pri3d.errors import DataError, Pri3DError
 from pri3d.machine import peak_memory
 from pri3d.train.launch import Options
 from pri3d.train.runs import MetricsFile, RunFolder
@@ -75,7 +75,7 @@ class Recorder(Callback):
         """Collect a forward pass; at the last one of a step, where a checkpoint is exact, log and save."""
         for name, value in outputs["log"].items():
             self._values[name] = self._values.get(name, 0) + value / pl_module.passes
-        self._passes.append((trainer.global_step, outputs["names"], outputs["log"]["loss"]))
+        self._passes.append((batch_idx // pl_module.passes + 1, outputs["names"], outputs["log"]["loss"]))
         if (batch_idx + 1) % pl_module.passes == 0:
             pl_module.after_step()
             self._end_step(trainer, pl_module)
@@ -151,7 +151,7 @@ class Recorder(Callback):
         )
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, step: int) -> None:
-        if not bool(_norm(list(module.parameters())).isfinite()):
+        if not has_finite_weights(module):
             raise Pri3DError(f"step {step}: the weights are not finite any more. {self._advice()}")
         save_checkpoint(trainer, self.run, self.saved, self.options.keep)
         self.saved = step
@@ -168,16 +168,25 @@ def save_checkpoint(trainer: pl.Trainer, run: RunFolder, before: int, keep: int)
     """
     path = run.checkpoint
     temporary = path.with_name(path.name + ".tmp")
-    trainer.save_checkpoint(temporary)
-    if not trainer.is_global_zero:
-        return
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    try:
+        trainer.save_checkpoint(temporary)
+        if not trainer.is_global_zero:
+            return
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written ({error}). Make room, then continue with --resume.") from error
     if keep > 1 and path.exists():
         _second_name(path, run.older(before))
     temporary.replace(path)
     for old in run.all_older()[: -(keep - 1) or None]:
         old.unlink()
+
+
+def has_finite_weights(module: torch.nn.Module) -> bool:
+    """Tell whether every parameter is a number; waits for the device."""
+    return bool(_norm(list(module.parameters())).isfinite())
 
 
 def _second_name(path: Path, name: Path) -> None:

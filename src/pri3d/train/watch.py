@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from pri3d.runfiles import read_json, write_json
+from pri3d.train.recorder import has_finite_weights
 from pri3d.train.runs import RunFolder
 
 
@@ -51,6 +52,7 @@ class Watch(Callback):
         self.history.append({"step": step, **values})
         best = max(self.history, key=lambda entry: -1.0 if entry[self.key] is None else float(entry[self.key]))
         if trainer.is_global_zero:
-            if best is self.history[-1]:
+            # The recorder stops a broken run, but only after this.
+            if best is self.history[-1] and has_finite_weights(pl_module):
                 self.save(pl_module, self.run.best, step)
             write_json(self.run.scores, {"last": self.history[-1], "best": best, "history": self.history})
