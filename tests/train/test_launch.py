@@ -230,7 +230,7 @@ def test_slurms_warning_saves_the_run_and_brings_the_job_back(rooms_store: Path,
     output = finish(process, code=9)
     done = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
     assert 0 < done < 12
-    assert f"stopped at step {done}. Slurm job 71 is queued again; its command must have --resume" in output
+    assert f"stopped at step {done}. Slurm job 71 is queued again; give its command --resume" in output
     assert asked.read_text() == "requeue 71\n"
     finish(start(rooms_store, run, env=job, **options, save_every=100))
     finish(start(rooms_store, alone, **options))

@@ -44,6 +44,7 @@ class GeometryObjective(PointContrast):
     ) -> None:
         super().__init__(points, temperature, negatives, exclude_px, exclude_cm)
         self.chunks, self.voxel_input = chunks, voxel_input
+        self.views = VIEWS[:chunks]
         width = 96  # of the 3D features, as in the released code
         self.net3d = build_resunet3d(net3d, 1 if voxel_input == "occupancy" else 3, width)
         self.project_pixels = nn.Linear(channels, projection)

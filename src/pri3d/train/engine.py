@@ -7,7 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -19,16 +19,19 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pri3d.data.sampler import Share, StreamSampler, derive
 from pri3d.machine import cpu_has_bf16
 from pri3d.train import optim
-from pri3d.train.launch import InterruptedRunError, Launch, Options, on_stop, outlive_stopping, requeue
+from pri3d.train.launch import InterruptedRunError, Launch, Options, on_stop, outlive_stopping
 from pri3d.train.recorder import Recorder
 from pri3d.train.runs import RunFolder
 from pri3d.train.settings import Precision, TrainSettings
+
+N = TypeVar("N", bound=torch.nn.Module)
 
 #: Who started the processes -> Lightning's name for it. Requeueing is ours, with our checkpoint.
 ENVIRONMENTS: dict[str, Callable[[], Any]] = {
@@ -36,6 +39,17 @@ ENVIRONMENTS: dict[str, Callable[[], Any]] = {
     "srun": lambda: SLURMEnvironment(auto_requeue=False),
     "Lightning": LightningEnvironment,
 }
+
+
+def synchronised(network: N, settings: TrainSettings, launch: Launch) -> N:
+    """Return the network with batch norms over all processes, where the settings ask for it and there are several.
+
+    By timm's converter: PyTorch's, which is Lightning's, drops the activation inside timm's norms.
+    """
+    if not (settings.sync_bn and launch.world > 1):
+        return network
+    converted: N = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    return converted
 
 
 class StepModule(pl.LightningModule):
@@ -120,13 +134,17 @@ def fit(module: StepModule, feed: Feed, run: RunFolder, done: int, options: Opti
     if "weights_only" in inspect.signature(trainer.fit).parameters:
         resume["weights_only"] = True
     loader = _loader(module, feed, done, options)
+    # Lightning has the processes ask each other before every pass whether one got SIGTERM, which waits for the GPU;
+    # the recorder has them agree where they exchange values anyway.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     with on_stop(recorder.interrupt) as recorder.take_signals:
         trainer.fit(module, loader, **resume)
     if recorder.stop and trainer.global_step < settings.steps:
         text = f"{recorder.stop}: stopped at step {trainer.global_step}."
-        job = requeue() if recorder.stop == "SIGUSR1" and options.launch.rank == 0 else None
-        if job is not None:
-            raise InterruptedRunError(f"{text} Slurm job {job} is queued again; its command must have --resume.")
+        if options.launch.starter == "Lightning" and options.launch.rank > 0:
+            raise SystemExit(0)  # the first process is killed where one that it started ends otherwise
+        if recorder.job is not None:
+            raise InterruptedRunError(f"{text} Slurm job {recorder.job} is queued again; give its command --resume.")
         raise InterruptedRunError(f"{text} Continue with --resume --run {run.path}.")
 
 
@@ -179,7 +197,6 @@ def _trainer(module: StepModule, run: RunFolder, options: Options, callbacks: li
         num_nodes=launch.nodes,
         # Every process keeps its own running statistics and an equal queue: nothing has to be sent at each pass.
         strategy=DDPStrategy(broadcast_buffers=False) if launch.world > 1 else "auto",
-        sync_batchnorm=settings.sync_bn and launch.world > 1,
     )
 
 

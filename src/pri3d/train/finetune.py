@@ -19,7 +19,7 @@ from pri3d.models.published import holds_decoder, load_published
 from pri3d.models.unet import UNet, build_unet
 from pri3d.models.weights import init_encoder, load_weights, read_provenance, read_state
 from pri3d.tasks.semantic import Confusion, SemanticUNet, save_semantic, semantic_loss
-from pri3d.train.engine import Feed, StepModule, fit
+from pri3d.train.engine import Feed, StepModule, fit, synchronised
 from pri3d.train.launch import Options, find_launch
 from pri3d.train.runs import RunFolder
 from pri3d.train.settings import FinetuneSettings, Precision, Schedule, resolve
@@ -194,11 +194,11 @@ def finetune(
         load_published(unet, Path(weights))
     else:
         init_encoder(unet.encoder, weights)
-    model = SemanticUNet(unet, len(train_set.class_names))
-    if settings.channels_last:
-        model.to(memory_format=torch.channels_last)
     options = Options(workers, save_every, keep_checkpoints, find_launch(devices, nodes), wandb)
     options.check(settings)
+    model = synchronised(SemanticUNet(unet, len(train_set.class_names)), settings, options.launch)
+    if settings.channels_last:
+        model.to(memory_format=torch.channels_last)
     done = folder.open("finetune", settings, provenance, resume, options.launch.rank)
     if done < settings.steps or not folder.weights.exists():
         validator = Validator(val_set, folder, done, settings.eval_every, provenance)

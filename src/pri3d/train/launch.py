@@ -62,6 +62,11 @@ def find_launch(devices: int = 1, nodes: int = 1) -> Launch:
     else:
         # Lightning sets these two for the processes it starts itself.
         rank = int(env.get("NODE_RANK", 0)) * devices + int(env.get("LOCAL_RANK", 0))
+        if rank >= devices * nodes:
+            raise ConfigError(
+                "this process was started for more --devices than this call asks for. Give every call of a script the "
+                "same --devices, or make each call a script of its own."
+            )
         return Launch(rank, devices, nodes)
     if (devices, nodes) not in ((1, 1), (found.devices, found.nodes)):
         raise ConfigError(
@@ -97,6 +102,11 @@ class Options:
             found.append(
                 f"--batch {settings.batch} is no multiple of --micro-batch {settings.micro_batch} x "
                 f"{self.launch.world} processes"
+            )
+        if torch.cuda.is_available() and self.launch.devices > torch.cuda.device_count():
+            found.append(
+                f"--devices {self.launch.devices}: this process sees {torch.cuda.device_count()} GPUs (under srun use "
+                "--gres, not --gpus-per-task)"
             )
         if settings.sync_bn and self.launch.world > 1 and not torch.cuda.is_available():
             found.append("--sync-bn: batch norms are synchronised on GPUs only; leave it out")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -30,13 +32,22 @@ class Plan:
     def __init__(self, store: Store, settings: PretrainSettings, images: Path | None) -> None:
         self.store, self.settings, self.images = store, settings, images
         self.train, self.held = split_pairs(store, settings.holdout)
-        #: MoCo by itself needs single images, and neither pairs nor the decoder
-        self.crops_alone = set(settings.weights) == {"moco"}
+        self.crops_alone = settings.crops_alone
 
     @property
     def watched(self) -> bool:
         """Whether there is something to measure, and pairs to measure it on."""
         return self.settings.eval_every > 0 and len(self.held) > 0 and not self.crops_alone
+
+    @cached_property
+    def folder(self) -> ImageFolder | None:
+        """Further images; listed once."""
+        return None if self.images is None else ImageFolder(self.images)
+
+    @property
+    def images_hash(self) -> str:
+        """Changes with the names of the further images, whose order is that of the stream; empty without any."""
+        return "" if self.folder is None else sha256(b"\0".join(self.folder.names.tolist())).hexdigest()
 
     def check(self) -> None:
         """Refuse what would fail later. Raises ConfigError or DataError, naming every problem at once."""
@@ -46,19 +57,21 @@ class Plan:
         with problems.collect():
             recipe(self.settings.augment)
         with problems.collect():
-            check_pairs(self.train, self.store, self.settings.micro_batch)
+            if not self.crops_alone:
+                check_pairs(self.train, self.store, self.settings.micro_batch)
         with problems.collect():
             self._check_surface()
         with problems.collect():
             self._check_images()
+            if self.crops_alone:
+                check_crops(self._crops(), self.settings.micro_batch)
         problems.refuse()
 
     def feed(self, views: tuple[str, ...]) -> Feed:
         """Batches of the training data with the images that the objectives want."""
         seed = self.settings.seed
         if self.crops_alone:
-            dataset = CropDataset(self._sources(), seed, CropRecipe(size=self.settings.crop))
-            check_crops(dataset, self.settings.micro_batch)
+            dataset = self._crops()
             if self.settings.mix in {"half", "alternate"}:
                 block = self.settings.batch if self.settings.mix == "alternate" else 1
                 ones = (1,) * len(dataset.sizes)
@@ -96,9 +109,11 @@ class Plan:
             CropRecipe(size=settings.crop) if training and "moco" in settings.weights else None,
         )
 
-    def _sources(self) -> list[Source]:
+    def _crops(self) -> CropDataset:
         sources: list[Source] = [PairFrames(self.store.path, self.train)]
-        return sources if self.images is None else [*sources, ImageFolder(self.images)]
+        if self.folder is not None:
+            sources.append(self.folder)
+        return CropDataset(sources, self.settings.seed, CropRecipe(size=self.settings.crop))
 
     def _check_surface(self) -> None:
         if "geometry" not in self.settings.weights:
@@ -118,5 +133,3 @@ class Plan:
                 f"--images {self.images}: only moco by itself learns from further images: --objectives '{{moco: 1}}' "
                 "with --mix combine, half or alternate."
             )
-        if self.crops_alone and self.images is not None:
-            ImageFolder(self.images)

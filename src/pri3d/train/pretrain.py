@@ -15,7 +15,7 @@ from pri3d.models.encoders import build_encoder
 from pri3d.models.unet import UNet
 from pri3d.models.weights import check_init, init_encoder, save_model
 from pri3d.store import Store
-from pri3d.train.engine import fit
+from pri3d.train.engine import fit, synchronised
 from pri3d.train.launch import Options, find_launch
 from pri3d.train.plan import Plan
 from pri3d.train.pretraining import HeldOut, PretrainModule
@@ -173,11 +173,12 @@ def pretrain(
         check_init(settings.init)
         if unet is not None:
             init_encoder(unet.encoder, settings.init)
-            module = PretrainModule(settings, unet)
+            module = PretrainModule(settings, synchronised(unet, settings, options.launch))
     problems.refuse()
     layers = "-".join(Path(layer).stem for layer in preset.split(","))
     folder = RunFolder(run or Path("runs") / f"{data.name}-{layers}")
     provenance = {"preset": preset, "data": str(data), "data_hash": store.hash, "images": str(images or "")}
+    provenance["images_hash"] = plan.images_hash
     done = folder.open("pretrain", settings, provenance, resume, options.launch.rank)
     facts = _facts(settings, provenance)
     first = options.launch.rank == 0
@@ -187,7 +188,7 @@ def pretrain(
         if settings.channels_last:
             module.to(memory_format=torch.channels_last)
         watch = [HeldOut(plan.heldout(), folder, done, settings.eval_every, facts)] if plan.watched else []
-        fit(module, plan.feed(module.objective.views), folder, done, options, watch)
+        fit(module, plan.feed(module.views), folder, done, options, watch)
         if first:
             save_model(module.unet, folder.weights, {**facts, "steps": settings.steps})
     return folder.path

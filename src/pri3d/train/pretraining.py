@@ -15,7 +15,7 @@ from pri3d.data.sampler import Draw
 from pri3d.models.tuning import limit
 from pri3d.models.unet import UNet
 from pri3d.models.weights import save_model
-from pri3d.objectives import Features, WeightedSum
+from pri3d.objectives import VIEWS, Features, WeightedSum
 from pri3d.objectives.quality import PairQuality
 from pri3d.train.engine import StepModule
 from pri3d.train.runs import RunFolder
@@ -43,7 +43,9 @@ class PretrainModule(StepModule):
         given: dict[str, Any] = {name: getattr(settings, name) for name in FOR_OBJECTIVES}
         given |= {"encoder": unet.encoder, "points": 0 if settings.points == "all" else settings.points}
         self.objective = WeightedSum(settings.weights, given)
-        if not self.objective.views:
+        #: images of a pair that are shown to the network; one at least, for objectives that take whatever is there
+        self.views = () if settings.crops_alone else self.objective.views or VIEWS[:1]
+        if settings.crops_alone:
             unet.decoder.requires_grad_(False)  # nothing looks at its output
 
     @property

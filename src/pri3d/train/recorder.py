@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pri3d.errors import DataError, Pri3DError
 from pri3d.machine import peak_memory
-from pri3d.train.launch import Options
+from pri3d.train.launch import Options, requeue
 from pri3d.train.runs import MetricsFile, RunFolder
 from pri3d.train.settings import TrainSettings
 
@@ -37,6 +37,7 @@ class Recorder(Callback):
         self.line_every = max(1, settings.steps // 20)
         self.first, self.saved = done, done
         self.stop: str | None = None  #: the signal that asked for it, once all processes have agreed
+        self.job: str | None = None  #: number of the Slurm job that goes on
         self._wish: str | None = None
         self.take_signals: Callable[[], None] | None = None
         self.metrics: MetricsFile | None = None
@@ -57,6 +58,13 @@ class Recorder(Callback):
         """Open the table, start the clocks, and take SIGTERM back, whose handler Lightning has replaced by now."""
         if self.take_signals is not None:
             self.take_signals()
+        first = torch.tensor([self.first, -self.first], dtype=torch.float64, device=pl_module.device)
+        latest, earliest = trainer.strategy.reduce(first, reduce_op="max").tolist()
+        if latest != -earliest:
+            raise DataError(
+                f"{self.run.path}: some processes see a checkpoint of step {latest:.0f}, some of {-earliest:.0f}. "
+                "Put the run into a folder that all machines share."
+            )
         if trainer.is_global_zero:
             self.metrics = MetricsFile(self.run.metrics, self.first)
         self._began = self._logged = self._idle_since = time.perf_counter()
@@ -93,7 +101,15 @@ class Recorder(Callback):
             self._log(trainer, module, step)
             if saving or self.stop:
                 self._save(trainer, module, step)
-            trainer.should_stop = trainer.should_stop or self.stop is not None
+            if self.stop and step < self.settings.steps:
+                self._leave(trainer)
+
+    def _leave(self, trainer: pl.Trainer) -> None:
+        """End the run here, all processes together: the first to go may take the others along."""
+        trainer.should_stop = True
+        if trainer.is_global_zero and self.stop == "SIGUSR1":
+            self.job = requeue()
+        trainer.strategy.barrier("the run stops")
 
     def _log(self, trainer: pl.Trainer, module: Any, step: int) -> None:
         values = self._fetch(trainer)
@@ -118,25 +134,42 @@ class Recorder(Callback):
             self.say(self._line(step, values))
 
     def _fetch(self, trainer: pl.Trainer) -> dict[str, float]:
-        """Values of the step as numbers: one transfer, and one exchange where there are several processes."""
+        """Values of the step as numbers: one transfer, and one exchange where there are several processes.
+
+        Raises Pri3DError in every process where the loss of any is not finite.
+        """
         names = list(self._values)
         stack = torch.stack([torch.as_tensor(self._values[name]).float() for name in names])
+        bad = self._first_bad()
         if trainer.world_size > 1:
-            # With them, a number for each process: the signal that asked it to stop, or 0.
-            wish = 0 if self._wish is None else int(signal.Signals[self._wish])
-            wishes = stack.new_zeros(trainer.world_size)
-            wishes[trainer.global_rank] = wish
-            stack = trainer.strategy.reduce(torch.cat((stack, wishes * trainer.world_size)), reduce_op="mean")
-            asked = {signal.Signals(round(number)).name for number in stack[len(names) :].tolist() if number}
+            # With them, two numbers for each process: the signal that asked it to stop, and its first bad step.
+            own = stack.new_zeros(2, trainer.world_size)
+            own[0, trainer.global_rank] = 0 if self._wish is None else int(signal.Signals[self._wish])
+            own[1, trainer.global_rank] = bad[0] if bad else 0
+            stack = trainer.strategy.reduce(torch.cat((stack, own.flatten() * trainer.world_size)), reduce_op="mean")
+            signals, steps = stack[len(names) :].view(2, -1).round().int().tolist()
+            asked = {signal.Signals(number).name for number in signals if number}
             self.stop = "SIGUSR1" if "SIGUSR1" in asked else next(iter(sorted(asked)), None)  # the former requeues
+            if any(steps):
+                found: list[tuple[int, str] | None] = [None] * trainer.world_size
+                torch.distributed.all_gather_object(found, bad)
+                bad = min(each for each in found if each)
+        if bad:
+            raise Pri3DError(f"step {bad[0]}: {bad[1]}. {self._advice()}")
         return dict(zip(names, stack.tolist(), strict=False))
 
+    def _first_bad(self) -> tuple[int, str] | None:
+        """Step and description of this process's first pass since the last log whose loss is not finite."""
+        passes, self._passes = self._passes, []
+        losses = torch.stack([loss for _, _, loss in passes]).tolist()
+        bad = (
+            (step, f"the loss is {loss}, frames {', '.join(frames)}")
+            for (step, frames, _), loss in zip(passes, losses, strict=True)
+            if not math.isfinite(loss)
+        )
+        return next(bad, None)
+
     def _refuse_nonsense(self, values: dict[str, float], step: int) -> None:
-        losses = torch.stack([loss for _, _, loss in self._passes]).tolist()
-        for (at, frames, _), loss in zip(self._passes, losses, strict=True):
-            if not math.isfinite(loss):
-                raise Pri3DError(f"step {at}: the loss is {loss}, frames {', '.join(frames)}. {self._advice()}")
-        self._passes = []
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         # A scaler that finds an infinite gradient leaves the step out and halves the scale: that is its work.
         if bad and not (bad == ["grad_norm"] and self.settings.precision == "fp16"):
@@ -170,18 +203,19 @@ def save_checkpoint(trainer: pl.Trainer, run: RunFolder, before: int, keep: int)
     temporary = path.with_name(path.name + ".tmp")
     try:
         trainer.save_checkpoint(temporary)
-        if not trainer.is_global_zero:
-            return
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        if trainer.is_global_zero:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         raise DataError(f"{path}: cannot be written ({error}). Make room, then continue with --resume.") from error
-    if keep > 1 and path.exists():
-        _second_name(path, run.older(before))
-    temporary.replace(path)
-    for old in run.all_older()[: -(keep - 1) or None]:
-        old.unlink()
+    if trainer.is_global_zero:
+        if keep > 1 and path.exists():
+            _second_name(path, run.older(before))
+        temporary.replace(path)
+        for old in run.all_older()[: -(keep - 1) or None]:
+            old.unlink()
+    trainer.strategy.barrier("the checkpoint is in place")  # a process that ends earlier may take the writing one along
 
 
 def has_finite_weights(module: torch.nn.Module) -> bool:

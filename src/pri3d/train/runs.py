@@ -63,7 +63,7 @@ class RunFolder(RunPaths):
             f"{name} was {before[part].get(name)!r}, is {value!r}"
             for part, names in (
                 ("settings", now["settings"]),
-                ("provenance", ("data_hash", "init", "init_data_hash", "part")),
+                ("provenance", ("data_hash", "init", "init_data_hash", "part", "images_hash")),
             )
             for name in names
             if (value := now[part].get(name)) != before[part].get(name)

@@ -131,9 +131,16 @@ class PretrainSettings(TrainSettings):
         """Objectives with a positive weight, the retention term among them."""
         return {name: w for name, w in {**self.objectives, "keep": self.keep}.items() if w > 0}
 
+    @property
+    def crops_alone(self) -> bool:
+        """Whether MoCo is alone: it needs single images, and neither pairs nor the decoder."""
+        return set(self.weights) == {"moco"}
+
     def problems(self) -> list[str]:
         """Everything wrong with the numbers, each with its flag."""
         found = super().problems()
+        if self.compile and self.bn_momentum == "decay":
+            found.append("--compile: --bn-momentum decay changes the network ten times; take constant")
         if isinstance(self.points, int) and self.points < 2:
             found.append(f"--points {self.points}: give at least 2, or all")
         wanted = {name for name, weight in self.objectives.items() if weight > 0}
