@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import setuptools  # noqa: F401  # before anything imports distutils: PyTorch's compiler wants the one in here
 import torch
 from hypothesis import settings
 

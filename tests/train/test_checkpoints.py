@@ -128,7 +128,7 @@ def test_a_write_cut_in_the_middle_leaves_the_good_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(HeldOut, "on_train_batch_end", fill)
         try:
-            with pytest.raises(DataError, match="File too large.*Make room"):
+            with pytest.raises(DataError, match=r"File too large.*Make room"):
                 run_small(rooms_store, run, **options)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
