@@ -250,14 +250,15 @@ ran on the machine at the same time, so the clock's seconds are too many.
 MOCO_NOTES = """
 The MoCo rows have settings of their own. With those of `small` 50 steps show nothing: 400 keys come into a queue of
 2048, the rest stays noise, and the loss rises as the noise goes. With a queue that fills at once and a fast key encoder
-it rises too, towards chance: queries and newest keys drift away from the older keys in the queue together, which tells
-the age of a key and nothing about its image, and as the learning rate ends, so does the drift.
+it rises too, towards chance. The likely reason: queries and newest keys drift away from the older keys in the queue
+together, which tells the age of a key and nothing about its image, and as the learning rate ends, so does the drift.
 
 MOCO_TABLE
 
-Hence a queue that is full after 4 steps, and the paper's momentum of 0.999, with which the keys hardly move. Still, 50
-steps on some 200 frames are far from enough for instance discrimination, and from scratch the loss leaves chance by
-little: these rows show that the three variants run and their losses go down, not that they learn images.
+Hence a queue that is full after 4 steps, and the paper's momentum of 0.999, with which the keys hardly move;
+temperature, batch and learning rate were chosen among about ten combinations for a loss that falls. Still, 50 steps on
+some 200 frames are far from enough for instance discrimination, and from scratch the loss leaves chance by little:
+these rows show that the three variants run and their losses go down, not that they learn images.
 """
 
 
@@ -283,7 +284,8 @@ def page(results: Sequence[Result], controls: Sequence[Result], commands: Sequen
         "",
         *term_table(results),
         "",
-        "Recall is the share of points (or images) whose partner is the most similar of all.",
+        "Recall is the share of points (or images) whose partner is the most similar of all. Geo learns slowest; depth as",
+        "one of three terms (`released`) gains much less in as many steps than alone.",
     ]
     if controls:
         table = "\n".join(main_table(controls, "MoCo"))
