@@ -284,8 +284,8 @@ def page(results: Sequence[Result], controls: Sequence[Result], commands: Sequen
         "",
         *term_table(results),
         "",
-        "Recall is the share of points (or images) whose partner is the most similar of all. Geo learns slowest; depth as",
-        "one of three terms (`released`) gains much less in as many steps than alone.",
+        "Recall is the share of points (or images) whose partner is the most similar of all. Geo learns slowest;",
+        "depth as one of three terms (`released`) gains much less in as many steps than alone.",
     ]
     if controls:
         table = "\n".join(main_table(controls, "MoCo"))
