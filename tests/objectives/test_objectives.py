@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pri3d.data.pairs import PairDataset, collate
 from pri3d.data.sampler import Draw
@@ -21,6 +18,7 @@ from pri3d.objectives.geometry import GeometryObjective
 from pri3d.objectives.view import ViewObjective, pick_views
 from pri3d.store import Store
 from pri3d.types import PairBatch
+from syncs import CountSyncs
 
 SETTINGS = {
     "channels": 8,
@@ -30,26 +28,6 @@ SETTINGS = {
     "net3d": "tiny",
     "voxel_input": "occupancy",
 }
-
-#: Operators that make the host wait for the device: they return values or shapes that depend on data.
-SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal", "item", "bincount")
-
-
-class CountSyncs(TorchDispatchMode):
-    """Collects the operators that synchronise."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[str] = []
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.removeprefix("aten::")
-        self.total += 1
-        by_mask = name.startswith("index") and torch.bool in [getattr(x, "dtype", None) for x in tree_leaves(args)]
-        if by_mask or name.startswith(SYNCS):
-            self.calls.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture(scope="module")
