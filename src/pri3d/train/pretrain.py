@@ -11,16 +11,18 @@ import torch
 
 from pri3d.errors import Problems
 from pri3d.geometry.images import Interpolation
+from pri3d.geometry.matching import Mode
 from pri3d.models.encoders import build_encoder
 from pri3d.models.unet import UNet
 from pri3d.models.weights import check_init, init_encoder, save_model
+from pri3d.objectives.contrast import Negatives
 from pri3d.store import Store
 from pri3d.train.engine import fit, synchronised
 from pri3d.train.launch import Options, find_launch
 from pri3d.train.plan import Plan
 from pri3d.train.pretraining import HeldOut, PretrainModule
 from pri3d.train.runs import RunFolder
-from pri3d.train.settings import Match, Mix, Negatives, Precision, PretrainSettings, Schedule, resolve
+from pri3d.train.settings import Mix, Precision, PretrainSettings, Schedule, resolve
 
 
 def pretrain(
@@ -49,7 +51,7 @@ def pretrain(
     negatives: Negatives | None = None,
     exclude_px: float | None = None,
     exclude_cm: float | None = None,
-    match: Match | None = None,
+    match: Mode | None = None,
     distance: float | None = None,
     voxel: float | None = None,
     chunks: Literal[1, 2] | None = None,

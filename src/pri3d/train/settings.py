@@ -15,13 +15,12 @@ import yaml
 
 from pri3d.errors import ConfigError
 from pri3d.geometry.images import Interpolation
+from pri3d.geometry.matching import Mode
 from pri3d.models.tuning import check_tuning
-from pri3d.objectives.contrast import MIN_TEMPERATURE
+from pri3d.objectives.contrast import MIN_TEMPERATURE, Negatives
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Schedule = Literal["constant", "step", "poly", "cosine", "onecycle"]
-Negatives = Literal["sample", "batch", "world"]
-Match = Literal["point", "depth", "relative"]
 Mix = Literal["frames", "combine", "half", "alternate"]
 S = TypeVar("S", bound="TrainSettings")
 
@@ -107,7 +106,7 @@ class PretrainSettings(TrainSettings):
     negatives: Negatives
     exclude_px: float
     exclude_cm: float
-    match: Match
+    match: Mode
     distance: float
     voxel: float
     chunks: Literal[1, 2]
