@@ -38,7 +38,7 @@ def stop_after(step: int, store: Path, run: Path, monkeypatch: pytest.MonkeyPatc
     told = StepModule.on_train_batch_start
 
     def stop(module: StepModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx // module.passes == step - 1:
+        if batch_idx // module.passes_per_step == step - 1:
             signal.raise_signal(signal.SIGTERM)
         told(module, batch, batch_idx)
 

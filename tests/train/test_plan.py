@@ -238,7 +238,7 @@ def test_crops_are_batches_of_two_of_each_image(rooms_store: Path, images: Path)
 
 def test_crops_come_with_pairs_where_both_are_wanted(rooms_store: Path) -> None:
     planned = plan(rooms_store, **{**MOCO, "objectives": {"view": 1.0, "moco": 0.1}})
-    assert not planned.crops_alone
+    assert not planned.settings.crops_alone
     feed = planned.feed(("first", "second"))
     batch = feed.collate([feed.dataset[Draw(0, k)] for k in range(2)])  # type: ignore[index]
     assert batch.color.shape == (2, 2, 3, 48, 64)

@@ -62,7 +62,7 @@ class StepModule(pl.LightningModule):
         self.notes: dict[str, float] = {}  #: for the next row of the metrics
 
     @property
-    def passes(self) -> int:
+    def passes_per_step(self) -> int:
         """Forward passes of this process in one optimizer step."""
         return self.settings.accumulate // self.launch.world
 
@@ -87,14 +87,14 @@ class StepModule(pl.LightningModule):
         """Lightning's hook; the log stays on the device until the recorder wants it."""
         # Networks with dropout or stochastic depth draw from the global generator: a resumed run repeats the draws,
         # and it does not matter how many processes share the passes of a step.
-        share = batch_idx % self.passes * self.launch.world + self.launch.rank
+        share = batch_idx % self.passes_per_step * self.launch.world + self.launch.rank
         torch.manual_seed(derive(self.settings.seed, self.global_step, share))
         loss, log = self.loss(batch)
         return {"loss": loss, "log": {"loss": loss.detach(), **log}, "names": batch.names}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Count the passes as this many processes would have, whatever number wrote the checkpoint."""
-        done = checkpoint["global_step"] * self.passes
+        done = checkpoint["global_step"] * self.passes_per_step
         loop = checkpoint["loops"]["fit_loop"]
         for progress in ("total", "current"):
             counts = loop["epoch_loop.batch_progress"][progress]
@@ -182,7 +182,7 @@ def _trainer(module: StepModule, run: RunFolder, options: Options, callbacks: li
     return pl.Trainer(
         max_steps=settings.steps,
         max_epochs=-1,
-        accumulate_grad_batches=module.passes,
+        accumulate_grad_batches=module.passes_per_step,
         precision=precision,
         plugins=plugins,
         logger=_loggers(run, options),

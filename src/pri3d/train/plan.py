@@ -32,12 +32,11 @@ class Plan:
     def __init__(self, store: Store, settings: PretrainSettings, images: Path | None) -> None:
         self.store, self.settings, self.images = store, settings, images
         self.train, self.held = split_pairs(store, settings.holdout)
-        self.crops_alone = settings.crops_alone
 
     @property
     def watched(self) -> bool:
         """Whether there is something to measure, and pairs to measure it on."""
-        return self.settings.eval_every > 0 and len(self.held) > 0 and not self.crops_alone
+        return self.settings.eval_every > 0 and len(self.held) > 0 and not self.settings.crops_alone
 
     @cached_property
     def folder(self) -> ImageFolder | None:
@@ -57,30 +56,28 @@ class Plan:
         with problems.collect():
             recipe(self.settings.augment)
         with problems.collect():
-            if not self.crops_alone:
+            if not self.settings.crops_alone:
                 check_pairs(self.train, self.store, self.settings.micro_batch)
         with problems.collect():
             self._check_surface()
         with problems.collect():
             self._check_images()
-            if self.crops_alone:
+            if self.settings.crops_alone:
                 check_crops(self._crops(), self.settings.micro_batch)
         problems.refuse()
 
     def feed(self, views: tuple[str, ...]) -> Feed:
         """Batches of the training data with the images that the objectives want."""
         seed = self.settings.seed
-        if self.crops_alone:
-            dataset = self._crops()
-            if self.settings.mix in {"half", "alternate"}:
-                block = self.settings.batch if self.settings.mix == "alternate" else 1
-                ones = (1,) * len(dataset.sizes)
-                return Feed(
-                    dataset,
-                    collate_crops,
-                    lambda total, start: MixedSampler(dataset.sizes, ones, total, seed, start, block=block),
-                )
-            return Feed(dataset, collate_crops, lambda total, start: StreamSampler(len(dataset), total, seed, start))
+        if self.settings.crops_alone:
+            crops = self._crops()
+            if self.settings.mix in {"frames", "combine"}:
+                return Feed(crops, collate_crops, lambda total, start: StreamSampler(len(crops), total, seed, start))
+            even = (1,) * len(crops.sizes)
+            block = self.settings.batch if self.settings.mix == "alternate" else 1
+            return Feed(
+                crops, collate_crops, lambda total, start: MixedSampler(crops.sizes, even, total, seed, start, block)
+            )
         pairs = self._pairs(self.train, views, training=True)
         return Feed(pairs, collate, lambda total, start: StreamSampler(len(pairs), total, seed, start))
 
@@ -128,7 +125,7 @@ class Plan:
         mixed = self.settings.mix != "frames"
         if mixed and self.images is None:
             raise ConfigError(f"--mix {self.settings.mix}: name the folder of further images with --images.")
-        if self.images is not None and not (mixed and self.crops_alone):
+        if self.images is not None and not (mixed and self.settings.crops_alone):
             raise ConfigError(
                 f"--images {self.images}: only moco by itself learns from further images: --objectives '{{moco: 1}}' "
                 "with --mix combine, half or alternate."

@@ -82,9 +82,9 @@ class Recorder(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Collect a forward pass; at the last one of a step, where a checkpoint is exact, log and save."""
         for name, value in outputs["log"].items():
-            self._values[name] = self._values.get(name, 0) + value / pl_module.passes
-        self._passes.append((batch_idx // pl_module.passes + 1, outputs["names"], outputs["log"]["loss"]))
-        if (batch_idx + 1) % pl_module.passes == 0:
+            self._values[name] = self._values.get(name, 0) + value / pl_module.passes_per_step
+        self._passes.append((batch_idx // pl_module.passes_per_step + 1, outputs["names"], outputs["log"]["loss"]))
+        if (batch_idx + 1) % pl_module.passes_per_step == 0:
             pl_module.after_step()
             self._end_step(trainer, pl_module)
             self._values = {}
@@ -207,7 +207,8 @@ def save_checkpoint(trainer: pl.Trainer, run: RunFolder, before: int, keep: int)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        if trainer.is_global_zero:  # the file is that process's
+            temporary.unlink(missing_ok=True)
         raise DataError(f"{path}: cannot be written ({error}). Make room, then continue with --resume.") from error
     if trainer.is_global_zero:
         if keep > 1 and path.exists():

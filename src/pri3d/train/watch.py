@@ -43,7 +43,7 @@ class Watch(Callback):
         """Measure where the step asks for it."""
         step = trainer.global_step
         due = step % self.every == 0 or step == pl_module.settings.steps
-        if (batch_idx + 1) % pl_module.passes or not due:
+        if (batch_idx + 1) % pl_module.passes_per_step or not due:
             return
         with trainer.precision_plugin.val_step_context():
             values = self.measure(pl_module)
