@@ -110,6 +110,11 @@ class SceneStore:
         metres = depth.astype(np.float32) * _MILLIMETRE
         return View(color, metres, table.intrinsics[row], table.world_from_camera[row], name)
 
+    def color(self, row: int) -> NDArray[np.uint8]:
+        """RGB (H, W, 3) of frame ``row`` alone. Raises DataError as `view`."""
+        pixels: NDArray[np.uint8] = self._images.read([f"color/{self._name(row)}.jpg"], self.frames.size)[0]
+        return pixels
+
     def has_label(self, row: int) -> bool:
         """Whether frame ``row`` was kept and has a label image; no image is read.
 

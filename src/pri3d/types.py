@@ -64,6 +64,24 @@ class Voxels(NamedTuple):
     color: NDArray[np.uint8] | None = None  #: (V, 3) RGB of the cells, where the source has it
 
 
+class Instances(NamedTuple):
+    """The N countable objects of one image."""
+
+    masks: NDArray[np.bool_]  #: (N, H, W)
+    boxes: NDArray[np.float32]  #: (N, 4) x0, y0, x1, y1 in pixels: pixel i covers [i, i + 1)
+    classes: NDArray[np.int64]  #: (N,) 0..K-1 of the countable classes
+    crowd: NDArray[np.bool_]  #: (N,) True where a mask covers a group that is neither to be learnt nor to be missed
+
+
+class Detections(NamedTuple):
+    """What a network finds in one image: N objects, best first, in pixels of that image."""
+
+    masks: NDArray[np.bool_]  #: (N, H, W)
+    boxes: NDArray[np.float32]  #: (N, 4) x0, y0, x1, y1
+    classes: NDArray[np.int64]  #: (N,) 0..K-1 of the countable classes
+    scores: NDArray[np.float32]  #: (N,) 0..1
+
+
 class PairBatch(NamedTuple):
     """B pairs for pre-training. World coordinates are per pair: shifted by a whole number of voxels near camera a."""
 
@@ -95,3 +113,13 @@ class LabelledBatch(NamedTuple):
     color: torch.Tensor  #: (B, 3, H, W) float 0..1
     label: torch.Tensor  #: (B, H, W) int64, 255 = ignored
     names: list[str]  #: B strings "scene/frame"
+
+
+class InstanceBatch(NamedTuple):
+    """B images with their objects for instance segmentation; sizes may differ."""
+
+    images: list[torch.Tensor]  #: B times (3, H, W) float 0..1
+    boxes: list[torch.Tensor]  #: B times (N, 4) float x0, y0, x1, y1 in pixels of (H, W)
+    classes: list[torch.Tensor]  #: B times (N,) int64 0..K-1 of the countable classes
+    masks: list[torch.Tensor]  #: B times (N, H, W) uint8 0 or 1
+    names: list[str]  #: B strings

@@ -1,1 +1,84 @@
-"""Downstream tasks: what is put on a backbone, how it is trained and scored."""
+"""Downstream tasks: how a network on a backbone is trained, what it predicts and how that is scored."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from pri3d import registry
+from pri3d.datasets import LabelledImages
+from pri3d.errors import WeightsError
+from pri3d.models.weights import read_provenance
+
+TASKS = {
+    "semantic": "pri3d.tasks.semantic:SemanticTask",
+    "instance": "pri3d.tasks.instance:InstanceTask",
+}
+
+
+class Task(ABC):
+    """One downstream task over given classes; networks are passed in, the task holds none.
+
+    ``class_names`` are those that are predicted: of instance segmentation the countable ones alone.
+    """
+
+    name: ClassVar[str]
+    key: ClassVar[str]  #: which of the scores says which network is best
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        self.class_names = list(class_names)
+
+    @staticmethod
+    @abstractmethod
+    def names_of(images: LabelledImages) -> list[str]:
+        """Class names of a labelled set for this task. Raises DataError where it has none."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss of a model in train mode on a batch, and named scalars to log."""
+
+    @abstractmethod
+    def measure(self, model: nn.Module, dataset: Dataset[Any], batch: int) -> dict[str, Any]:
+        """Scores of a model on a data set as it is trained on: name -> number or detail. Leaves the mode as it was."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, color: NDArray[np.uint8]) -> Any:
+        """Predict one RGB image (H, W, 3) with a model in eval mode, in pixels of that image.
+
+        Semantic: class ids (H, W) uint8. Instance: :class:`pri3d.types.Detections`.
+        """
+
+    @abstractmethod
+    def save(self, model: nn.Module, path: Path, record: dict[str, Any]) -> None:
+        """Write the network as safetensors so that :func:`load_task` rebuilds it; ``record`` is its provenance."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, path: Path, record: dict[str, Any]) -> tuple[Task, nn.Module]:
+        """Rebuild what :meth:`save` wrote, on the CPU in eval mode. Raises WeightsError where it does not fit."""
+
+
+class Trained(NamedTuple):
+    """A network that was fine-tuned."""
+
+    task: Task
+    model: nn.Module  #: on the CPU, in eval mode
+    record: dict[str, Any]  #: what the file says of itself
+
+
+def load_task(path: Path) -> Trained:
+    """Read the network of a fine-tuning run's folder, or of one of its weights files.
+
+    Raises WeightsError where the file holds something else.
+    """
+    record = read_provenance(path)
+    if "task" not in record:
+        raise WeightsError(f"{path}: not a fine-tuned network. Give the run folder of `pri3d finetune`.")
+    return Trained(*registry.load("tasks", TASKS, str(record["task"])).load(path, record), record)
