@@ -18,7 +18,7 @@ VERBS = {
     "rooms": "pri3d.worlds.write",
     "prepare": "pri3d.preparation.run",
     "pretrain": "pri3d.train.pretrain",
-    "probe": "pri3d.evaluate.probe",
+    "probe": "pri3d.scoring.probe",
     "finetune": "pri3d.train.finetune",
     "export": "pri3d.models.export",
 }

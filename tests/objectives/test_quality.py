@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pri3d.data.pairs import PairDataset, collate
 from pri3d.data.sampler import Draw
-from pri3d.evaluate.probe import matching_recall
+from pri3d.scoring.probe import matching_recall
 from pri3d.geometry.matching import choose, match_pixels
 from pri3d.models.unet import build_unet
 from pri3d.objectives import Features
