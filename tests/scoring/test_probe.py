@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pri3d.errors import ConfigError, DataError
-from pri3d.scoring.probe import _summary, cell_distance, probe
 from pri3d.models.unet import build_unet
 from pri3d.models.weights import save_model
+from pri3d.scoring.probe import _summary, cell_distance, probe
 from pri3d.store import Store
 
 
