@@ -25,7 +25,6 @@ from pri3d.data.crops import (
     collate_crops,
     draw_box,
     random_crop,
-    read_rgb,
 )
 from pri3d.data.sampler import Draw, MixedSampler
 from pri3d.errors import ConfigError, DataError
@@ -191,42 +190,11 @@ def test_folder_without_images_says_so(tmp_path: Path) -> None:
             ImageFolder(place)
 
 
-def test_every_kind_of_image_becomes_rgb(tmp_path: Path) -> None:
-    grey = np.arange(0, 256, 8, dtype=np.uint8).reshape(4, 8)
-    clear = np.dstack([noise(4, 8), np.zeros((4, 8), np.uint8)])
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
-    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.tif")
-    Image.fromarray(clear).save(tmp_path / "clear.png")
-    Image.fromarray(clear[..., 2:]).save(tmp_path / "grey-clear.png")
-    Image.fromarray(grey).convert("P").save(tmp_path / "palette.png", transparency=0)
-    Image.fromarray(np.full((4, 8, 3), 90, np.uint8)).convert("CMYK").save(tmp_path / "print.jpg")
-    Image.fromarray(grey > 100).save(tmp_path / "bits.png")
-    images = {path.name: read_rgb(path) for path in tmp_path.iterdir()}
-    assert all(image.shape == (4, 8, 3) and image.dtype == np.uint8 for image in images.values())
-    for name in ("grey.png", "deep.png", "deep.tif"):
-        np.testing.assert_array_equal(images[name], np.repeat(grey[..., None], 3, axis=2))
-    assert (images["clear.png"] == 255).all()
-    assert (images["grey-clear.png"] == 255).all()
-    assert (images["palette.png"][0, 0] == 255).all()
-    assert (images["palette.png"][1:] == np.repeat(grey[1:, :, None], 3, axis=2)).all()
-    assert np.abs(images["print.jpg"].astype(int) - 90).max() <= 2
-    assert set(np.unique(images["bits.png"])) == {0, 255}
-
-
-def test_photographs_are_turned_upright(tmp_path: Path) -> None:
-    image = Image.fromarray(noise(6, 9))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees
-    image.save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(read_rgb(tmp_path / "turned.png"), np.rot90(np.asarray(image), 3))
-
-
 def test_large_photographs_are_decoded_smaller(tmp_path: Path) -> None:
     y, x = np.mgrid[:2200, :3000] / 12
     image = np.stack([x, y, (x + y) / 2], axis=2).clip(0, 255).astype(np.uint8)
     Image.fromarray(image).save(tmp_path / "large.jpg", quality=95)
-    found = read_rgb(tmp_path / "large.jpg")
+    found = ImageFolder(tmp_path).read(0)[0]
     assert found.shape == (1100, 1500, 3)
     assert np.abs(found.astype(int) - image[::2, ::2]).max() < 6
 

@@ -16,18 +16,16 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from pri3d.data.augment import STRONG, ColorRecipe, augment_color, to_tensor, uniform
 from pri3d.data.sampler import Draw, derive
+from pri3d.datasets.images import SUFFIXES, read_rgb
 from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.images import resize_color
 from pri3d.store import Store
 from pri3d.types import CropBatch
-
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 #: A JPEG of twice this many pixels or more along both sides is decoded at a half, quarter or eighth of its size, which
 #: is several times faster; the smallest crop (0.2 of the area, 3:4) still has 396 pixels a side.
@@ -99,33 +97,7 @@ class ImageFolder:
     def read(self, item: int) -> tuple[NDArray[np.uint8], str]:
         """RGB (H, W, 3), upright, and the relative name. Raises DataError naming the file."""
         name = os.fsdecode(bytes(self.names[item]))
-        return read_rgb(self.folder / name), name
-
-
-def read_rgb(path: Path) -> NDArray[np.uint8]:
-    """Any image file -> RGB (H, W, 3): turned upright, grey repeated, 16 bits scaled, transparency over white.
-
-    Raises DataError naming the file where it is missing, damaged, larger than pillow allows, or of float pixels.
-    """
-    try:
-        with Image.open(path) as image:
-            image.draft(None, (_ENOUGH, _ENOUGH))  # of JPEG only; None: no other colours
-            upright = ImageOps.exif_transpose(image)
-            return np.asarray(_rgb(upright), dtype=np.uint8)
-    except Exception as error:  # damaged files make pillow's decoders raise errors of a dozen kinds
-        raise DataError(f"{path}: not a readable image ({error}). Replace or remove it.") from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers; 8 or 16 bits are read")
-    if image.mode.startswith("I"):
-        grey = np.asarray(image, dtype=np.int64)
-        return Image.fromarray((grey.clip(0, 65535) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode in {"LA", "PA", "RGBA", "La", "RGBa"} or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+        return read_rgb(self.folder / name, _ENOUGH), name
 
 
 class CropItem(NamedTuple):
