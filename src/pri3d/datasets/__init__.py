@@ -71,6 +71,10 @@ class LabelledImages(ABC):
     def color(self, k: int) -> NDArray[np.uint8]:
         """Image k as RGB (H, W, 3), upright. Raises DataError naming the file that is missing or damaged."""
 
+    def color_file(self, k: int) -> Path | None:
+        """Image file that :meth:`color` reads for image k; None where the pixels lie in no file of their own."""
+        return None
+
     def label(self, k: int) -> NDArray[np.uint8]:
         """Class ids (H, W) of image k, 255 = ignored. Raises DataError naming the file, its size or an unknown id."""
         raise DataError(f"{self.path}: has no class maps, which semantic segmentation needs.")
