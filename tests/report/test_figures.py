@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pri3d.errors import ConfigError
+from pri3d.palette import palette
 from pri3d.report import figures, style
 from pri3d.report.figures import MatchedPair, Segmented, draw_pair, pca_colors, spread
 
@@ -111,27 +111,7 @@ class TestPca:
         assert two.shape[0] - one.shape[0] == pytest.approx(one.shape[0] / 2, rel=0.05)
 
 
-class TestClassColours:
-    def test_colours_are_distinct_and_none_is_black(self):
-        colors = style.palette(60).astype(int)
-        gap = np.linalg.norm(colors[:, None] - colors[None], axis=-1) + 1000 * np.eye(60)
-        assert gap[:20, :20].min() > 60
-        assert gap.min() > 0
-        assert np.linalg.norm(colors, axis=1).min() > 60
-
-    def test_a_class_keeps_its_colour(self):
-        assert np.array_equal(style.palette(13), style.palette(41)[:13])
-
-    def test_too_many_classes_are_refused(self):
-        with pytest.raises(ConfigError, match="256 classes"):
-            style.palette(256)
-
-    def test_labels_take_their_class_colour_and_ignored_is_black(self):
-        label = np.array([[0, 2], [255, 7]], np.uint8)
-        colors = style.color_labels(label, 3)
-        assert np.array_equal(colors[0], style.palette(3)[[0, 2]])
-        assert (colors[1] == 0).all()
-
+class TestMethodColours:
     def test_known_methods_keep_their_colours(self):
         assert style.series_color("scratch", 5) != style.series_color("pri3d", 5)
         assert style.series_color("scratch", 0) == style.series_color("scratch", 3)
@@ -149,12 +129,12 @@ class TestSegmentation:
         assert (color == 255).all()
         assert (label[:, 32:] == 0).all()
         assert (predicted[:, 32:] == 0).all()
-        assert (label[0, 0] == style.palette(2)[0]).all()
-        assert (predicted[0, 0] == style.palette(2)[1]).all()
+        assert (label[0, 0] == palette(2)[0]).all()
+        assert (predicted[0, 0] == palette(2)[1]).all()
 
     def test_the_figure_shows_every_class_colour(self):
         image = pixels(figures.segmentation_figure([self.frame()], ["wall", "floor", "lamp"])).reshape(-1, 3)
-        for color in style.palette(3):
+        for color in palette(3):
             assert (image == color).all(axis=1).sum() > 50
 
     def test_the_legend_fits_many_classes(self):

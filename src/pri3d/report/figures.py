@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from pri3d.palette import color_labels, palette
 from pri3d.report.cutaway import Chunk, chunk_handles, draw_chunk
-from pri3d.report.style import color_labels, image_grid, palette, png, series_label, show, style
+from pri3d.report.style import image_grid, png, series_label, show, style
 
 SHOWN_MATCHES = 32
 

@@ -1,20 +1,16 @@
-"""What all pictures share: fonts, colours, the class palette, grids of images, PNG encoding. No pyplot, no state."""
+"""What all pictures share: fonts, colours, grids of images, PNG encoding. No pyplot, no state."""
 
 from __future__ import annotations
 
-import colorsys
 import io
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-
-from pri3d.errors import ConfigError
 
 DPI = 144
 INK, MUTED, GRID, ACCENT = "#1d2330", "#697080", "#e4e7ec", "#c2334d"
@@ -52,14 +48,6 @@ _STYLE: Any = {
 _SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _KNOWN = {"pri3d": ("Pri3D", "#0072b2"), "scratch": ("from scratch", "#e69f00"), "imagenet": ("ImageNet", "#009e73")}
 
-#: Class colours 0..19. The first three are calm: in indoor label sets they are wall, floor and ceiling.
-# fmt: off
-_CLASSES = (
-    "#aebfd6", "#c19a6b", "#ece7d5", "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4", "#f032e6",
-    "#bfef45", "#ff8fc4", "#469990", "#9a6324", "#800000", "#5c6b00", "#000075", "#ffe119", "#7f7f7f", "#aaffc3",
-)
-# fmt: on
-
 
 def style() -> AbstractContextManager[None]:
     """Context in which every figure is made and saved."""
@@ -82,31 +70,6 @@ def series_color(name: str, index: int) -> str:
 def series_label(name: str) -> str:
     """What to call a method in text."""
     return _KNOWN[name][0] if name in _KNOWN else name
-
-
-def palette(classes: int) -> NDArray[np.uint8]:
-    """Return (classes, 3) RGB of class ids; id k has the same colour whatever ``classes`` is, and none is black.
-
-    Raises ConfigError for more than 255 classes: 255 is the ignored label.
-    """
-    if not 0 <= classes <= 255:
-        raise ConfigError(f"{classes} classes: label images hold at most 255, id 255 is ignored.")
-    fixed = [tuple(int(color[k : k + 2], 16) for k in (1, 3, 5)) for color in _CLASSES[:classes]]
-    # Beyond the hand-picked ones: hues by the golden ratio, in three strengths.
-    more = [
-        colorsys.hsv_to_rgb(k * 0.618034 % 1, (0.55, 0.85, 0.4)[k % 3], (0.95, 0.7, 0.5)[k % 3])
-        for k in range(max(0, classes - len(_CLASSES)))
-    ]
-    rows = fixed + [tuple(round(255 * x) for x in color) for color in more]
-    return np.array(rows, np.uint8).reshape(-1, 3)
-
-
-def color_labels(label: NDArray[np.integer], classes: int) -> NDArray[np.uint8]:
-    """Class ids (H, W) -> RGB (H, W, 3); ids that are no class, 255 among them, are black."""
-    table = np.zeros((256, 3), np.uint8)
-    table[:classes] = palette(classes)
-    colors: NDArray[np.uint8] = table[np.clip(label, 0, 255)]
-    return colors
 
 
 def show(axes: Axes, image: NDArray[Any], smooth: bool) -> None:
