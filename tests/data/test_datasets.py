@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from pri3d.data.labelled import LabelledDataset
 from pri3d.data.labelled import collate as collate_labelled
 from pri3d.data.pairs import PairDataset, check_pairs, collate, split_pairs
 from pri3d.data.sampler import Draw
+from pri3d.datasets.prepared import PreparedImages
 from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.matching import cell_points, match_pixels, match_voxels
 from pri3d.geometry.pose import transform
@@ -103,16 +105,23 @@ def test_too_few_pairs_are_refused(rooms_store: Path) -> None:
         check_pairs(np.arange(3), Store(rooms_store), 8)
 
 
+def labelled(store: Path, size: tuple[int, int], **options: Any) -> LabelledDataset:
+    return LabelledDataset(PreparedImages(store, "all"), size, **options)
+
+
 def test_labelled_items_and_nested_fractions(rooms_store: Path) -> None:
-    every = LabelledDataset(rooms_store, (64, 48))
+    every = labelled(rooms_store, (64, 48))
     batch = collate_labelled([every[Draw(0, k)] for k in range(2)])
     assert batch.color.shape == (2, 3, 48, 64)
     assert batch.label.shape == (2, 48, 64)
-    assert set(batch.label.unique().tolist()) <= {*range(len(every.class_names)), 255}
-    few, more = (set(LabelledDataset(rooms_store, (64, 48), fraction=f).items) for f in (0.25, 0.5))
-    assert few < more < set(every.items)
+    images = every.images
+    assert set(batch.label.unique().tolist()) <= {*range(len(images.class_names)), 255}
+    few, more = (images.subset(fraction) for fraction in (0.25, 0.5))
+    assert set(few) < set(more) < set(every.rows)
+    some = labelled(rooms_store, (64, 48), rows=few)
+    assert [some[Draw(0, k)][2] for k in range(len(some))] == [images.names[row] for row in few]
     with pytest.raises(ConfigError, match="fraction"):
-        LabelledDataset(rooms_store, (64, 48), fraction=0)
+        images.subset(0)
 
 
 def small_store(root: Path, labels: dict[str, list[bool | None]], names: list[str] | None) -> Path:
@@ -140,20 +149,20 @@ def small_store(root: Path, labels: dict[str, list[bool | None]], names: list[st
 def test_frames_without_a_label_play_no_part(tmp_path: Path) -> None:
     labels = {"a": [False, True, None, True], "b": [False, False], "c": [True, True]}
     store = small_store(tmp_path, labels, list("wxyz"))
-    dataset = LabelledDataset(store, (32, 24))
-    assert dataset.items == [("a", 1), ("a", 3), ("c", 0), ("c", 1)]
+    dataset = labelled(store, (32, 24))
+    assert dataset.images.names == ["a/1", "a/3", "c/0", "c/1"]
     assert [int(dataset[Draw(0, k)][1][0, 0]) for k in range(4)] == [1, 3, 0, 1]
-    assert len(LabelledDataset(store, (32, 24), fraction=0.5)) == 2  # of the labelled ones
+    assert len(dataset.images.subset(0.5)) == 2  # of the labelled ones
 
 
 def test_a_store_without_labels_and_one_without_names_say_what_to_do(tmp_path: Path) -> None:
     for name, classes in (("bare", None), ("named", ["wall"])):
         store = small_store(tmp_path / name, {"a": [False, False]}, classes)
         with pytest.raises(DataError, match=f"{name}: this store has no labels. Prepare a recording"):
-            LabelledDataset(store, (32, 24))
+            PreparedImages(store, "all")
     store = small_store(tmp_path / "nameless", {"a": [False, True]}, None)
     with pytest.raises(DataError, match=r"nameless: its classes have no names: put classes\.txt beside the scenes"):
-        LabelledDataset(store, (32, 24))
+        PreparedImages(store, "all")
 
 
 def test_few_surfaces_are_kept_and_only_coarse_ones(tmp_path: Path) -> None:
@@ -167,8 +176,8 @@ def test_few_surfaces_are_kept_and_only_coarse_ones(tmp_path: Path) -> None:
 
 
 def test_mirroring_moves_label_and_image_together(rooms_store: Path) -> None:
-    plain = LabelledDataset(rooms_store, (64, 48))
-    mirrored = LabelledDataset(rooms_store, (64, 48), recipe=recipe("light"))
+    plain = labelled(rooms_store, (64, 48))
+    mirrored = labelled(rooms_store, (64, 48), recipe=recipe("light"), mirror=True)
     states = set()
     for epoch in range(8):
         label = mirrored[Draw(epoch, 0)][1]

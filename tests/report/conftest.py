@@ -14,10 +14,12 @@ import torch
 import yaml
 
 from pri3d.geometry.fusion import voxelise_triangles
+from pri3d.models.encoders import build_encoder
+from pri3d.models.segmentation import build_segmentation
 from pri3d.models.unet import build_unet
 from pri3d.models.weights import save_model
 from pri3d.store import PairTable, SceneWriter, write_manifest, write_pairs
-from pri3d.tasks.semantic import SemanticUNet, save_semantic
+from pri3d.tasks.semantic import save_semantic
 from pri3d.types import View
 from pri3d.worlds.render import render_room
 from pri3d.worlds.scene import CLASS_NAMES, build_room
@@ -95,7 +97,7 @@ def write_metrics(path: Path, columns: dict[str, Sequence[float]]) -> None:
 def write_finetune_run(path: Path, seed: int, miou: float) -> Path:
     path.mkdir()
     torch.manual_seed(seed)
-    model = SemanticUNet(build_unet("resnet18", "slim", 8), len(CLASS_NAMES))
+    model = build_segmentation("unet", build_encoder("resnet18"), len(CLASS_NAMES), "slim", 8)
     save_semantic(model, path / "weights.safetensors", CLASS_NAMES, {"init": "scratch"})
     write_metrics(path / "metrics.csv", {"step": [1, 2, 3], "loss": [2.0, 1.5, 1.0]})
     absent = None if seed % 2 else float("nan")  # JSON has no NaN, but Python's module reads and writes it

@@ -12,6 +12,7 @@ from PIL import Image
 
 from pri3d.data.labelled import LabelledDataset
 from pri3d.data.sampler import Draw
+from pri3d.datasets.prepared import PreparedImages
 from pri3d.errors import DataError
 from pri3d.report import gather, style
 from pri3d.report.cutaway import drawable
@@ -180,9 +181,10 @@ class TestGather:
 
     def test_segmentations_are_the_networks_own(self, runs):
         frames, names = gather.segmentations(runs.val, runs.finetune, 2)
-        dataset = LabelledDataset(runs.val, (64, 48))
+        images = PreparedImages(runs.val, "all")
+        dataset = LabelledDataset(images, (64, 48))
         assert [frame.name for frame in frames] == [dataset[Draw(0, row)][2] for row in (1, 3)]
-        assert names == dataset.class_names
+        assert names == images.class_names
         model = load_semantic(runs.finetune["pri3d"][0])[0]
         with torch.no_grad():
             expected = model(dataset[Draw(0, 3)][0][None].float() / 255).argmax(1)[0]

@@ -16,6 +16,7 @@ from torch import Tensor
 from pri3d.data.labelled import LabelledDataset
 from pri3d.data.pairs import PairDataset
 from pri3d.data.sampler import Draw
+from pri3d.datasets.prepared import PreparedImages
 from pri3d.errors import DataError
 from pri3d.geometry.images import parse_size
 from pri3d.geometry.matching import match_pixels
@@ -176,7 +177,8 @@ def segmentations(val_store: Path, runs: Runs, count: int) -> tuple[list[Segment
         return Missing("no fine-tuning run has finished.")
     settings = read_settings(next(iter(models.values()))[1])
     size = parse_size(settings["size"]) if "size" in settings else store.scene(store.scenes[0]).frames.size
-    dataset = LabelledDataset(val_store, size)
+    images = PreparedImages(val_store, "all")
+    dataset = LabelledDataset(images, size)
     rows = np.unique(((np.arange(count) + 0.5) / count * len(dataset)).astype(np.int64))
     frames = []
     for row in rows.tolist():
@@ -184,7 +186,7 @@ def segmentations(val_store: Path, runs: Runs, count: int) -> tuple[list[Segment
         scores = {method: model(color[None].float() / 255)[0] for method, (model, _) in models.items()}
         predicted = {method: score.argmax(0).numpy() for method, score in scores.items()}
         frames.append(Segmented(color.permute(1, 2, 0).numpy(), label.numpy(), predicted, name))
-    return frames, list(dataset.class_names)
+    return frames, list(images.class_names)
 
 
 def shares_scenes(first: Store, second: Store) -> bool:

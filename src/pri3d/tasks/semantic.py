@@ -1,40 +1,185 @@
-"""Semantic segmentation with the pre-trained U-Net (paper section 5.1): head, loss, confusion matrix."""
+"""Semantic segmentation (paper section 5.1): loss, class weights, confusion matrix, predictions, files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 
-from pri3d.errors import WeightsError
-from pri3d.models.unet import UNet, build_unet
+from pri3d.data.augment import to_tensor
+from pri3d.data.labelled import collate
+from pri3d.data.sampler import Draw
+from pri3d.datasets import LabelledImages
+from pri3d.datasets.spaces import IGNORED
+from pri3d.errors import ConfigError, DataError, WeightsError
+from pri3d.geometry.images import parse_size, resize_color
+from pri3d.models.encoders import build_encoder
+from pri3d.models.lora import merged_state
+from pri3d.models.segmentation import SegmentationNet, build_segmentation
+from pri3d.models.unet import UNet
 from pri3d.models.weights import read_provenance, read_state, save_state
+from pri3d.tasks import Task
+from pri3d.types import LabelledBatch
 
-IGNORED = 255  #: label of pixels that neither train nor count
-
-
-class SemanticUNet(nn.Module):
-    """The U-Net of pre-training with a 1x1 classifier on its half-resolution features."""
-
-    def __init__(self, unet: UNet, classes: int) -> None:
-        super().__init__()
-        self.unet = unet
-        self.classifier = nn.Conv2d(unet.channels, classes, kernel_size=1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """RGB (B, 3, H, W) in 0..1 -> class scores (B, classes, H, W)."""
-        scores = self.classifier(self.unet(images))
-        return F.interpolate(scores.float(), size=images.shape[-2:], mode="bilinear", align_corners=False)
+AUXILIARY_WEIGHT = 0.4  #: of the auxiliary loss (PSPNet, arXiv 1612.01105, section 4.1)
+_HEADS = ("classifier.", "auxiliary.")  #: parts of the network that are not in its body
 
 
-def semantic_loss(scores: Tensor, label: Tensor) -> Tensor:
-    """Mean cross-entropy over labelled pixels: scores (B, K, H, W), label (B, H, W); 0 where every pixel is ignored."""
-    total = F.cross_entropy(scores, label, ignore_index=IGNORED, reduction="sum")
-    return total / (label != IGNORED).sum().clamp(min=1)
+class SemanticTask(Task):
+    """A class for every pixel.
+
+    Args:
+        class_names: of the ids 0.. in label maps.
+        size: (width, height) of the images the network is trained on; predictions are made at this size. None for
+            each image's own.
+        weights: of the classes in the loss, see :func:`class_weights`; None for all alike.
+
+    Raises ConfigError for weights that are not one per class, or negative.
+    """
+
+    name: ClassVar[str] = "semantic"
+    key: ClassVar[str] = "miou"
+
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        size: tuple[int, int] | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(class_names)
+        self.size = size
+        if weights is not None and (len(weights) != len(self.class_names) or not min(weights) >= 0):
+            raise ConfigError(
+                f"class weights {list(weights)}: give one of 0 or more for each of the {len(self.class_names)} classes."
+            )
+        self.weights = None if weights is None else torch.tensor(weights, dtype=torch.float32)
+
+    @staticmethod
+    def names_of(images: LabelledImages) -> list[str]:
+        """Names of all classes. Raises DataError for a set without class maps."""
+        if type(images).label is LabelledImages.label or not images.class_names:
+            raise DataError(f"{images.path}: has no class maps, which semantic segmentation needs.")
+        return list(images.class_names)
+
+    def loss(self, model: nn.Module, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of a :class:`SegmentationNet` over labelled pixels, plus 0.4 times each auxiliary one."""
+        if self.weights is not None and self.weights.device != batch.label.device:
+            self.weights = self.weights.to(batch.label.device)  # once: each copy would wait for the device
+        main, *auxiliary = (
+            semantic_loss(scores, batch.label, self.weights) for scores in _network(model).forward_all(batch.color)
+        )
+        if not auxiliary:
+            return main, {}
+        extra = torch.stack(auxiliary).sum()
+        return main + AUXILIARY_WEIGHT * extra, {"main": main.detach(), "auxiliary": extra.detach()}
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, dataset: Dataset[Any], batch: int) -> dict[str, Any]:
+        """``miou``, ``accuracy`` and ``iou`` per class as :class:`SemanticScore`, over every item of a data set."""
+        was_training = model.training
+        model.eval()
+        device = next(model.parameters()).device
+        confusion = Confusion(len(self.class_names))
+        draws = [Draw(0, k) for k in range(len(dataset))]  # type: ignore[arg-type]
+        loader: DataLoader[Any] = DataLoader(dataset, batch, sampler=draws, collate_fn=collate)
+        for images in loader:
+            predicted = model(images.color.to(device)).argmax(dim=1)
+            confusion.update(predicted, images.label.to(device))
+        model.train(was_training)
+        return confusion.score(self.class_names)._asdict()
+
+    @torch.no_grad()
+    def predict(self, model: nn.Module, color: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """RGB (H, W, 3) -> class ids (H, W); scores of the training size are enlarged before the best is taken."""
+        height, width = color.shape[:2]
+        device = next(model.parameters()).device
+        image = to_tensor(resize_color(color, self.size or (width, height))).to(device).float() / 255
+        scores = model(image[None])
+        if scores.shape[-2:] != (height, width):
+            scores = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)
+        classes: NDArray[np.uint8] = scores[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+        return classes
+
+    def save(self, model: nn.Module, path: Path, record: dict[str, Any]) -> None:
+        """Write a :class:`SegmentationNet`, see :func:`save_semantic`; the task's size goes into the record."""
+        size = {} if self.size is None else {"size": f"{self.size[0]}x{self.size[1]}"}
+        save_semantic(_network(model), path, self.class_names, {**record, **size})
+
+    @classmethod
+    def load(cls, path: Path, record: dict[str, Any]) -> tuple[SemanticTask, SegmentationNet]:
+        """Rebuild task and network from a file or run folder and its record: on the CPU, in eval mode.
+
+        Raises WeightsError where the file holds something else.
+        """
+        if record.get("task") != cls.name:
+            raise WeightsError(f"{path}: not a semantic model. Give the run folder of `pri3d finetune semantic`.")
+        network = str(record.get("network", "unet"))  # files of earlier versions state none
+        needed = ["encoder", "class_names", *(("decoder", "channels") if network == "unet" else ())]
+        if absent := [key for key in needed if key not in record]:
+            raise WeightsError(f"{path} does not say its {', '.join(absent)}: it is damaged, copy it again")
+        size = parse_size(str(record["size"])) if "size" in record else None
+        task = cls([str(name) for name in record["class_names"]], size)
+        encoder = build_encoder(str(record["encoder"]))
+        decoder, channels = str(record.get("decoder", "paper")), int(record.get("channels", 32))  # the U-Net's
+        model = build_segmentation(network, encoder, len(task.class_names), decoder, channels)
+        state = {k if k.startswith(_HEADS) else f"body.{k}": value for k, value in read_state(path).items()}
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise WeightsError(f"{path} does not fit the network its header names: {error}") from error
+        return task, model.eval()
+
+
+def semantic_loss(scores: Tensor, label: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy over labelled pixels: scores (B, K, H, W), label (B, H, W), 255 = ignored.
+
+    The mean, with ``weights`` (K,) that weighted by the weight of each pixel's class; 0 where no pixel counts.
+    """
+    total = F.cross_entropy(scores, label, weights, ignore_index=IGNORED, reduction="sum")
+    kept = label != IGNORED
+    if weights is None:
+        return total / kept.sum().clamp(min=1)
+    mass = (weights[label.where(kept, 0)] * kept).sum()
+    return total / mass.clamp(min=torch.finfo(mass.dtype).tiny)
+
+
+class ClassCounts(NamedTuple):
+    """How often each of K classes occurs in a set."""
+
+    pixels: NDArray[np.int64]  #: (K,) of the class
+    around: NDArray[np.int64]  #: (K,) labelled pixels of all images in which the class occurs
+
+
+def count_classes(images: LabelledImages, rows: Sequence[int] | None, classes: int) -> ClassCounts:
+    """Count the classes in the label maps of ``rows`` (all for None), at their own size; 255 is left out."""
+    pixels, around = np.zeros(classes, np.int64), np.zeros(classes, np.int64)
+    for row in range(len(images.names)) if rows is None else rows:
+        counts = np.bincount(images.label(row).ravel(), minlength=256)[:classes]
+        pixels += counts
+        around += np.where(counts > 0, counts.sum(), 0)
+    return ClassCounts(pixels, around)
+
+
+def class_weights(counts: ClassCounts) -> list[float]:
+    """Weights (K,) by median frequency balancing: the median of the classes' frequencies over each one's own.
+
+    A frequency is the share of the class in the images it occurs in (Eigen and Fergus 2015, section 6.3.2). A class
+    that never occurs weighs 1. Raises DataError where none occurs.
+    """
+    present = counts.pixels > 0
+    if not present.any():
+        raise DataError("no class occurs in the training labels, so there is nothing to balance. Check the label maps.")
+    weights = np.ones(len(counts.pixels))
+    frequency = counts.pixels[present] / counts.around[present]
+    weights[present] = np.median(frequency) / frequency
+    return [float(weight) for weight in weights]
 
 
 class SemanticScore(NamedTuple):
@@ -71,24 +216,31 @@ class Confusion:
         return SemanticScore(mean, float(hit.sum() / matrix.sum()), dict(zip(names, iou.tolist(), strict=True)))
 
 
-def save_semantic(model: SemanticUNet, path: Path, class_names: Sequence[str], provenance: Mapping[str, Any]) -> None:
-    """Write a fine-tuned network; its encoder and decoder keep the keys of a pre-trained model's file."""
-    unet = model.unet
-    built = {"encoder": unet.encoder.name, "decoder": unet.decoder_name, "channels": unet.channels}
-    state = unet.state_dict() | {f"classifier.{key}": value for key, value in model.classifier.state_dict().items()}
-    save_state(state, path, {**provenance, **built, "task": "semantic", "class_names": list(class_names)})
+def save_semantic(
+    model: SegmentationNet, path: Path, class_names: Sequence[str], provenance: Mapping[str, Any]
+) -> None:
+    """Write a fine-tuned network: keys ``encoder.*``, ``decoder.*``, ``classifier.*``, of PSPNet ``auxiliary.*`` too.
+
+    Encoder and, of a U-Net, decoder keep the keys of a pre-trained model's file. Adapters are merged into the weights.
+    """
+    body = model.body
+    built: dict[str, Any] = {"network": model.network, "encoder": body.encoder.name}
+    if isinstance(body, UNet):
+        built |= {"decoder": body.decoder_name, "channels": body.channels}
+    state = {key.removeprefix("body."): value for key, value in merged_state(model).items()}
+    save_state(state, path, {**provenance, **built, "task": SemanticTask.name, "class_names": list(class_names)})
 
 
-def load_semantic(path: Path) -> tuple[SemanticUNet, list[str]]:
+def load_semantic(path: Path) -> tuple[SegmentationNet, list[str]]:
     """Rebuild a fine-tuned network from its file or run folder: on the CPU in eval mode, and its class names.
 
     Raises WeightsError where the file holds something else.
     """
-    record = read_provenance(path)
-    if record.get("task") != "semantic":
-        raise WeightsError(f"{path}: not a semantic model. Give the run folder of `pri3d finetune semantic`.")
-    names = list(record["class_names"])
-    model = SemanticUNet(build_unet(record["encoder"], record["decoder"], record["channels"]), len(names))
-    state = {key if key.startswith("classifier.") else f"unet.{key}": value for key, value in read_state(path).items()}
-    model.load_state_dict(state)
-    return model.eval(), names
+    task, model = SemanticTask.load(path, read_provenance(path))
+    return model, task.class_names
+
+
+def _network(model: nn.Module) -> SegmentationNet:
+    if not isinstance(model, SegmentationNet):
+        raise TypeError(f"a semantic task needs a SegmentationNet, not a {type(model).__name__}.")
+    return model
