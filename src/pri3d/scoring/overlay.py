@@ -1,0 +1,172 @@
+"""Predictions drawn over the image they were made of, to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from pri3d.errors import ConfigError
+from pri3d.palette import color_labels, palette
+from pri3d.types import Detections
+
+_READABLE = 640  # pixels of width; narrower images are enlarged to about that, or names would cover them
+_CALM = 3  # colours of the palette that are meant for walls, floors and ceilings: no object gets them
+_BRIGHT = 140.0  # luma 0..255 from which text on a colour is black
+_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+
+RGB = tuple[int, int, int]
+Box = tuple[float, float, float, float]
+
+
+def draw_classes(
+    color: NDArray[np.uint8], label: NDArray[np.uint8], class_names: Sequence[str], alpha: float = 0.55
+) -> NDArray[np.uint8]:
+    """Class map (H, W) over RGB (H, W, 3) -> RGB (s H + legend, s W, 3), s = 1 for images of 640 pixels and more.
+
+    Every class has its colour of :func:`pri3d.palette.palette`, of opacity ``alpha``, and a thin border; pixels of no
+    class (255) stay as they are. The legend under the image names the classes that occur.
+    """
+    scale = _scale(color)
+    picture, ids = _enlarge(color, scale), np.kron(label, np.ones((scale, scale), np.uint8))
+    known = ids < len(class_names)
+    tint = color_labels(ids, len(class_names))
+    drawn = np.where(known[..., None], Image.blend(Image.fromarray(picture), Image.fromarray(tint), alpha), picture)
+    edge = _edges(ids) & known
+    drawn[edge] = tint[edge] // 3
+    present = [k for k in np.unique(label).tolist() if k < len(class_names)]
+    legend = draw_legend([(class_names[k], _rgb(palette(k + 1)[k])) for k in present], drawn.shape[1])
+    return np.concatenate([drawn, legend])
+
+
+def draw_detections(
+    color: NDArray[np.uint8], found: Detections, class_names: Sequence[str], alpha: float = 0.45
+) -> NDArray[np.uint8]:
+    """Objects over RGB (H, W, 3) -> RGB (s H, s W, 3), s = 1 for images of 640 pixels and more.
+
+    Every object has the colour of its class: its mask of opacity ``alpha`` with a border, its box, and its name with
+    the score in percent. Better objects lie over worse ones.
+    """
+    scale = _scale(color)
+    picture = _enlarge(color, scale).astype(np.float32)
+    tints = palette(_CALM + len(class_names))[_CALM:]
+    worst_first = np.argsort(found.scores, kind="stable")
+    for k in worst_first:
+        mask = np.kron(found.masks[k], np.ones((scale, scale), bool))
+        tint = tints[found.classes[k]].astype(np.float32)
+        picture[mask] = (1 - alpha) * picture[mask] + alpha * tint
+        picture[mask & _edges(mask)] = tint
+    image = Image.fromarray(picture.round().astype(np.uint8))
+    pen = _Pen(ImageDraw.Draw(image), image.size)
+    for k in worst_first:
+        pen.box(found.boxes[k] * scale, _rgb(tints[found.classes[k]]))
+    for k in worst_first[::-1]:
+        name = f"{class_names[found.classes[k]]} {found.scores[k]:.0%}"
+        pen.name(name, found.boxes[k] * scale, _rgb(tints[found.classes[k]]))
+    return np.array(image)
+
+
+def draw_legend(entries: Sequence[tuple[str, RGB]], width: int) -> NDArray[np.uint8]:
+    """Names and colours -> RGB (h, ``width``, 3): black on white, in as many lines as they need."""
+    font = _font(width)
+    size = round(font.size)
+    gap, swatch = max(4, size // 2), size + 2
+    places, x, y = [], gap, gap
+    for name, _ in entries:
+        needed = swatch + gap // 2 + round(font.getlength(name)) + 2 * gap
+        if x > gap and x + needed > width:
+            x, y = gap, y + swatch + gap
+        places.append((x, y))
+        x += needed
+    image = Image.new("RGB", (width, y + swatch + gap if entries else 0), _WHITE)
+    pen = ImageDraw.Draw(image)
+    for (name, color), (left, top) in zip(entries, places, strict=True):
+        pen.rectangle((left, top, left + swatch, top + swatch), color, outline=(90, 90, 90))
+        pen.text((left + swatch + gap // 2 + 2, top + swatch / 2 + 1), name, _BLACK, font, anchor="lm")
+    return np.array(image).reshape(-1, width, 3)
+
+
+class _Text(NamedTuple):
+    width: float
+    height: float
+    pad: int
+
+
+class _Pen:
+    """Draws boxes and names; names keep clear of each other where there is room."""
+
+    def __init__(self, draw: ImageDraw.ImageDraw, size: tuple[int, int]) -> None:
+        self.draw, self.size = draw, size
+        self.font = _font(size[0])
+        self.line = max(2, size[0] // 400)
+        self.taken: list[Box] = []
+
+    def box(self, box: NDArray[np.float32], color: RGB) -> None:
+        x0, y0, x1, y1 = (float(v) for v in box)
+        self.draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=self.line)
+
+    def name(self, text: str, box: NDArray[np.float32], color: RGB) -> None:
+        left, top, right, bottom = self.draw.textbbox((0, 0), text, self.font, anchor="lt")
+        pad = max(2, round(self.font.size / 6))
+        shape = _Text(right - left + 2 * pad, bottom - top + 2 * pad, pad)
+        place = self._place(box, shape)
+        self.taken.append(place)
+        self.draw.rectangle(place, color)
+        dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] < _BRIGHT
+        self.draw.text((place[0] + pad, place[1] + pad), text, _WHITE if dark else _BLACK, self.font, anchor="lt")
+
+    def _place(self, box: NDArray[np.float32], text: _Text) -> Box:
+        """Above the box, else inside at its top, else below; where all are taken, inside."""
+        x0, y0, _, y1 = (float(v) for v in box)
+        tops = (y0 - text.height, y0, y1)
+        places = [self._inside(x0, top, text) for top in tops]
+        free = [place for place in places if not any(_overlap(place, other) for other in self.taken)]
+        return free[0] if free else places[1]
+
+    def _inside(self, x: float, y: float, text: _Text) -> Box:
+        """The place moved into the image."""
+        x = max(0.0, min(x, self.size[0] - text.width - 1))
+        y = max(0.0, min(y, self.size[1] - text.height - 1))
+        return (x, y, x + text.width, y + text.height)
+
+
+def _overlap(one: Box, two: Box) -> bool:
+    return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]
+
+
+def _edges(ids: NDArray[np.uint8] | NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Pixels (H, W) whose left or upper neighbour is another, or whose right or lower one is."""
+    edge = np.zeros(ids.shape, bool)
+    across, down = ids[:, 1:] != ids[:, :-1], ids[1:] != ids[:-1]
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    edge[1:] |= down
+    edge[:-1] |= down
+    return edge
+
+
+def _scale(color: NDArray[np.uint8]) -> int:
+    return int(max(1, round(_READABLE / color.shape[1])))
+
+
+def _enlarge(color: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+    height, width = color.shape[:2]
+    return np.array(Image.fromarray(color).resize((width * scale, height * scale), Image.Resampling.BICUBIC))
+
+
+def _font(width: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own font, of a size that is read at this width of the image."""
+    font = ImageFont.load_default(max(13, width // 45))
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise RuntimeError(
+            "this Pillow was built without FreeType and cannot write names; install its wheel from PyPI."
+        )
+    return font
+
+
+def _rgb(color: NDArray[np.uint8]) -> RGB:
+    red, green, blue = (int(v) for v in color)
+    return red, green, blue
