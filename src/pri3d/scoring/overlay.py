@@ -34,7 +34,8 @@ def draw_classes(
     picture, ids = _enlarge(color, scale), np.kron(label, np.ones((scale, scale), np.uint8))
     known = ids < len(class_names)
     tint = color_labels(ids, len(class_names))
-    drawn = np.where(known[..., None], Image.blend(Image.fromarray(picture), Image.fromarray(tint), alpha), picture)
+    blended = np.asarray(Image.blend(Image.fromarray(picture), Image.fromarray(tint), alpha))
+    drawn = np.where(known[..., None], blended, picture)
     edge = _edges(ids) & known
     drawn[edge] = tint[edge] // 3
     present = [k for k in np.unique(label).tolist() if k < len(class_names)]
@@ -161,9 +162,7 @@ def _font(width: int) -> ImageFont.FreeTypeFont:
     """Pillow's own font, of a size that is read at this width of the image."""
     font = ImageFont.load_default(max(13, width // 45))
     if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError(
-            "this Pillow was built without FreeType and cannot write names; install its wheel from PyPI."
-        )
+        raise ConfigError("this Pillow was built without FreeType and cannot write names: pip install pillow")
     return font
 
 
