@@ -52,7 +52,8 @@ class FolderImages(LabelledImages):
       out by subfolders of ``images`` where it has some, else by image.
 
     Folders may have other names of :data:`IMAGES`, :data:`MASKS` and :data:`SPLITS`, the first that holds an image
-    being taken, and masks one of :data:`TAILS` at the end of theirs. ``instances`` beside ``masks`` holds object ids, 0 = none; without it there are no objects.
+    being taken, and masks one of :data:`TAILS` at the end of theirs. ``instances`` beside ``masks`` holds object ids,
+    0 = none; without it there are no objects.
     The ids are classes by ``--labels``, else by ``labels.yaml`` (the same format) or ``classes.txt`` (one name a line,
     ids from 0, all countable but wall, floor and ceiling) in the folder.
     Raises DataError naming files where pairs are incomplete or ambiguous, a split is not stated or overlaps train;
@@ -110,8 +111,9 @@ def _of_split(path: Path, split: Split) -> list[Pair]:
         raise DataError(f"{path}: has no images with masks. Looked for {FolderImages.looks_for}.")
     if not lists and "all" in places:
         pairs = _by_name(places["all"], path)
-        folders = [pair.image.relative_to(places["all"].images).parent.as_posix() for pair in pairs]
-        groups = folders if len(set(folders)) > 1 else [pair.image.as_posix() for pair in pairs]
+        names = [_key(pair.image, places["all"].images) for pair in pairs]
+        folders = [name.rpartition("/")[0] for name in names]
+        groups = folders if len(set(folders)) > 1 else names
         return [pairs[k] for k in deal(groups, split)] if pairs else []
     stated = _listed(path, lists, places) if lists else {name: _by_name(p, path) for name, p in places.items()}
     seen = {pair.image for pair in stated.get("train", [])}
@@ -121,7 +123,7 @@ def _of_split(path: Path, split: Split) -> list[Pair]:
             raise DataError(f"{path}: {_some(both)} stands in train and in {name}. Take it out of one.")
     if split != "all" and split not in stated:
         raise DataError(f"{path}: states {', '.join(stated)} but no {split}. Add {split}.txt or a folder {split}.")
-    return stated[split] if split != "all" else [pair for pairs in stated.values() for pair in pairs]
+    return stated[split] if split != "all" else list(dict.fromkeys(pair for pairs in stated.values() for pair in pairs))
 
 
 def _listed(path: Path, lists: dict[str, Path], places: dict[str, Place]) -> dict[str, list[Pair]]:
@@ -158,11 +160,8 @@ def _lists(path: Path) -> dict[str, Path]:
 
 
 def _lines(file: Path) -> list[list[str]]:
-    """Parts of the lines that are not blank. Raises DataError for what is no text."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: is no UTF-8 text ({error}). Write one `image mask` a line.") from error
+    """Parts of the lines that are not blank."""
+    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     return [line.strip().split("\t") if "\t" in line.strip() else line.split() for line in lines if line.strip()]
 
 
@@ -204,7 +203,7 @@ def _by_name(place: Place, path: Path, complete: bool = True) -> list[Pair]:
     if without and complete:
         raise DataError(
             f"{path}: {len(without)} of {len(images)} images have no mask: {_some(without)}. Looked in {place.masks} "
-            f"for the same name, also with {', '.join(TAILS)}. Add them, or list what is labelled in train.txt and val.txt."
+            f"for the same name, also with {', '.join(TAILS)}. Add them, or list the others in train.txt and val.txt."
         )
     alone = [str(file) for key, file in masks.items() if key not in images]
     if alone and complete:
