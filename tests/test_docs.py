@@ -26,12 +26,25 @@ import yaml
 import pri3d
 from pri3d.cli import build_parser, normalise
 from pri3d.readers.cameras import read_cameras
-from pri3d.train.settings import FinetuneSettings, PretrainSettings, presets, resolve
+from pri3d.train.downstream import RECIPES
+from pri3d.train.settings import PretrainSettings, presets, resolve
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SETTINGS = {"pretrain": PretrainSettings, "finetune": FinetuneSettings}
-PAGE_OF = {"pretrain": ROOT / "docs" / "pretraining.md", "finetune": ROOT / "docs" / "finetuning.md"}
+#: pretrain, or a task of finetune -> its settings, and the page with their table
+SETTINGS = {"pretrain": PretrainSettings, **{task: recipe.settings_type for task, recipe in RECIPES.items()}}
+TABLES = {kind: ROOT / "docs" / ("pretraining.md" if kind == "pretrain" else "finetuning.md") for kind in SETTINGS}
+#: verb -> the page that describes each of its options
+PAGE_OF = {
+    verb: ROOT / "docs" / page
+    for verb, page in {
+        "pretrain": "pretraining.md",
+        "finetune": "finetuning.md",
+        "evaluate": "evaluation.md",
+        "predict": "evaluation.md",
+        "coco": "labelled-data.md",
+    }.items()
+}
 OTHER_COMMANDS = {"make", "python", "pip", "git", "source", "sbatch"}
 LAUNCHERS = {"srun", "torchrun"}  #: start a command of ours in several processes
 
@@ -157,8 +170,10 @@ def check_command(words: list[str]) -> None:
         options = vars(build_parser(words[1], verb).parse_args(normalise(words[2:], verb)))
         preset = options.get("preset", "x.yaml")
         if ".yaml" not in preset:
-            given = {key: value for key, value in options.items() if key not in ("data", "preset")}
-            resolve(SETTINGS[words[1]], words[1], preset, given)
+            comma = [key for key in ("network", "fraction", "seed") if "," in str(options.get(key))]  # several runs
+            given = {key: value for key, value in options.items() if key not in ("data", "preset", *comma)}
+            kind = str(options.get("task", words[1]))
+            resolve(SETTINGS[kind], kind, preset, given)
     elif words[0] == "sbatch":
         assert any(block.text.splitlines()[1] == f"# {words[1]}" for block in blocks("bash")), f"no script {words[1]}"
     elif words[0] == "make":
@@ -183,7 +198,7 @@ def test_commands_parse(block: Block) -> None:
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
 def test_yaml_is_what_it_says(block: Block, tmp_path: Path) -> None:
-    stated = re.match(r"# (\S+\.yaml)(?:, for pri3d (\w+))?", block.text)
+    stated = re.match(r"# (\S+\.yaml)(?:, for pri3d (?:finetune )?(\w+))?", block.text)
     assert stated, f"{block}: the first line must name the file"
     path = tmp_path / stated[1]
     path.write_text(block.text)
@@ -207,23 +222,24 @@ def table(text: str, heading: str) -> list[dict[str, str]]:
     return rows
 
 
-def preset_file(verb: str, name: str) -> dict[str, object]:
+def preset_file(kind: str, name: str) -> dict[str, object]:
     """What the file of a shipped preset states, its base included."""
-    file = ROOT / "src/pri3d/train/presets" / f"{'' if verb == 'pretrain' else verb + '-'}{name}.yaml"
+    file = ROOT / "src/pri3d/train/presets" / kind / f"{name}.yaml"
     stated: dict[str, object] = yaml.safe_load(file.read_text())
     return stated
 
 
-@pytest.mark.parametrize("verb", SETTINGS)
-def test_tables_of_settings_are_the_presets(verb: str) -> None:
-    rows = table(PAGE_OF[verb].read_text(), "setting")
-    for name in ("quick", "paper"):
-        stated = {row["setting"].strip("`").removeprefix("--"): yaml.safe_load(row[name].strip("`")) for row in rows}
-        assert len(stated) == len(rows)
-        settings = dataclasses.asdict(resolve(SETTINGS[verb], verb, name, {}))
-        assert {key.replace("-", "_"): value for key, value in stated.items()} == {
-            key: value for key, value in settings.items() if key != "seed"
-        }
+@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("name", ["quick", "paper"])
+def test_tables_of_settings_are_the_presets(kind: str, name: str) -> None:
+    """A column is called by the preset, where tasks share the table by task and preset; - is no setting of that."""
+    rows = table(TABLES[kind].read_text(), "setting")
+    column = name if name in rows[0] else f"{kind} {name}"
+    cells = {row["setting"].strip("`").removeprefix("--"): row[column].strip("`") for row in rows}
+    assert len(cells) == len(rows)
+    stated = {key.replace("-", "_"): yaml.safe_load(cell) for key, cell in cells.items() if cell != "-"}
+    settings = dataclasses.asdict(resolve(SETTINGS[kind], kind, name, {}))
+    assert stated == {key: value for key, value in settings.items() if key != "seed"}
 
 
 def test_the_table_of_presets_is_the_files() -> None:
@@ -235,10 +251,10 @@ def test_the_table_of_presets_is_the_files() -> None:
         assert (row["base"].strip("`"), yaml.safe_load(row["sets"].strip("`"))) == (file.pop("base"), file)
 
 
-@pytest.mark.parametrize("verb", SETTINGS)
-def test_every_preset_is_named(verb: str) -> None:
-    text = PAGE_OF[verb].read_text()
-    assert [name for name in presets(verb) if f"`{name}`" not in text] == []
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_every_preset_is_named(kind: str) -> None:
+    text = TABLES[kind].read_text()
+    assert [name for name in presets(kind) if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("verb", PAGE_OF)

@@ -47,9 +47,15 @@ class Problems:
         try:
             yield
         except SeveralProblemsError as error:
-            self.found += error.errors
+            self._keep(error.errors)
         except Pri3DError as error:
-            self.found.append(error)
+            self._keep([error])
+
+    def _keep(self, errors: list[Pri3DError]) -> None:
+        """Add what has not been said yet: two options may name the same missing folder."""
+        for error in errors:
+            if str(error) not in map(str, self.found):
+                self.found.append(error)
 
     def refuse(self) -> None:
         """Raise what was found: the one error as it is, several as SeveralProblemsError."""

@@ -8,6 +8,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pri3d.errors import DataError
 from pri3d.files import write_atomic
 
@@ -17,7 +19,8 @@ class RunPaths:
 
     ``config.yaml`` resolved settings and provenance, ``metrics.csv`` one row a logged step, ``last.ckpt`` everything
     needed to continue, ``initial.safetensors`` and ``weights.safetensors`` the network before and after,
-    ``best.safetensors`` the best validated one and ``scores.json`` its scores, where there is validation.
+    ``best.safetensors`` the best validated one and ``scores.json`` its scores, where there is validation;
+    ``loaded.json`` which tensors of the network the weights it began with have filled.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,6 +32,16 @@ class RunPaths:
         self.weights = path / "weights.safetensors"
         self.best = path / "best.safetensors"
         self.scores = path / "scores.json"
+        self.loaded = path / "loaded.json"
+
+    def minutes(self) -> float:
+        """Minutes of training and validating at the run's last speed. Raises DataError where metrics.csv is damaged."""
+        rows = read_metrics(self.metrics)
+        try:
+            settings = yaml.safe_load(self.config.read_text(encoding="utf-8"))["settings"]
+            return float(settings["steps"] * settings["batch"] / rows[-1]["samples_per_s"] / 60)
+        except (OSError, yaml.YAMLError, LookupError, TypeError, ZeroDivisionError) as error:
+            raise DataError(f"{self.path}: config.yaml or metrics.csv is damaged ({error!r}). Restore them.") from error
 
     def older(self, step: int) -> Path:
         """Checkpoint of an earlier step, where the run keeps more than the last."""

@@ -5,23 +5,27 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from pri3d.errors import ConfigError, DataError, Pri3DError
+from pri3d.datasets.prepared import PreparedImages
+from pri3d.errors import ConfigError, DataError, Pri3DError, WeightsError
 from pri3d.models.unet import build_unet
 from pri3d.models.weights import read_state, save_model
 from pri3d.tasks.semantic import load_semantic
+from pri3d.train.comparison import Row
+from pri3d.train.downstream import RECIPES
 from pri3d.train.finetune import finetune
-from pri3d.train.settings import FinetuneSettings
 
 SMALL = {"size": "64x48", "batch": 4, "micro_batch": 4, "workers": 0, "precision": "fp32"}
 
 
 def run_small(store: Path, run: Path, **options: object) -> Path:
-    return finetune("semantic", store, store, run=run, **{"steps": 4, **SMALL, **options})  # type: ignore[arg-type]
+    return finetune("semantic", store, run=run, **{"val": store, "steps": 4, **SMALL, **options})  # type: ignore[arg-type]
 
 
 def test_run_leaves_scores_and_a_network_that_loads(rooms_store: Path, tmp_path: Path) -> None:
@@ -120,4 +124,107 @@ def test_missing_store_is_named(tmp_path: Path) -> None:
 
 def test_every_setting_is_an_option_of_the_verb() -> None:
     options = inspect.signature(finetune).parameters
-    assert {field.name for field in dataclasses.fields(FinetuneSettings)} <= options.keys()
+    for recipe in RECIPES.values():
+        assert {field.name for field in dataclasses.fields(recipe.settings_type)} <= options.keys()
+
+
+def test_an_option_of_another_task_is_refused(rooms_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--rois: no setting of task semantic"):
+        run_small(rooms_store, tmp_path / "run", rois=8)
+
+
+def test_epochs_count_the_images_that_are_used(rooms_store: Path, tmp_path: Path) -> None:
+    run = run_small(rooms_store, tmp_path / "run", steps=None, epochs=1.5, fraction=0.5, eval_every=100)
+    images = len(PreparedImages(rooms_store, "all").subset(0.5))
+    assert json.loads((run / "scores.json").read_text())["last"]["step"] == math.ceil(1.5 * images / 4)
+    with pytest.raises(ConfigError, match="--epochs 2"):
+        run_small(rooms_store, tmp_path / "other", epochs=2)
+
+
+def test_without_a_second_set_the_store_is_split_by_scenes(rooms_store: Path, tmp_path: Path) -> None:
+    run = run_small(rooms_store, tmp_path / "run", val=None, steps=1)
+    stated = yaml.safe_load((run / "config.yaml").read_text())["provenance"]
+    train, held = (PreparedImages(rooms_store, split) for split in ("train", "val"))
+    assert stated["val"] is None
+    assert stated["data_hash"] == f"{train.hash}+{held.hash}"
+    assert not {name.split("/")[0] for name in train.names} & {name.split("/")[0] for name in held.names}
+
+
+@pytest.mark.parametrize("network", ["pspnet", "deeplabv3", "deeplabv3plus"])
+def test_other_networks_take_the_encoder(rooms_store: Path, tmp_path: Path, network: str) -> None:
+    torch.manual_seed(5)
+    unet = build_unet("resnet18", "slim", 32)
+    save_model(unet, tmp_path / "pre" / "weights.safetensors", {})
+    run = run_small(rooms_store, tmp_path / "run", network=network, weights=str(tmp_path / "pre"), steps=1, lr=1e-12)
+    model, names = load_semantic(run)
+    assert model(torch.rand(1, 3, 48, 64)).shape == (1, len(names), 48, 64)
+    given = {k: v for k, v in unet.encoder.state_dict().items() if "running" not in k and "num_" not in k}
+    after = model.encoder.state_dict()
+    assert all(torch.allclose(after[key], value, atol=1e-9) for key, value in given.items())
+    loaded = json.loads((run / "loaded.json").read_text())
+    assert loaded["coverage"] == 1 and loaded["missing"] == []
+
+
+def test_frozen_parts_stay(rooms_store: Path, tmp_path: Path) -> None:
+    """``last-3`` keeps stem and first stage; ``frozen`` norms keep weights and statistics everywhere."""
+    torch.manual_seed(5)
+    unet = build_unet("resnet18", "slim", 32)
+    save_model(unet, tmp_path / "pre" / "weights.safetensors", {})
+    given = unet.encoder.state_dict()
+    run = run_small(
+        rooms_store, tmp_path / "run", weights=str(tmp_path / "pre"), tune="last-3", norm="frozen", lr=0.01, steps=2
+    )
+    after = load_semantic(run)[0].encoder.state_dict()
+    changed = {key for key, value in given.items() if not torch.equal(after[key], value)}
+    assert changed
+    assert {key.split(".")[0] for key in changed} == {"layer2", "layer3", "layer4"}
+    assert not [key for key in changed if "bn" in key or "running" in key or "downsample.1" in key]
+
+
+def test_adapters_are_merged_into_the_file(rooms_store: Path, tmp_path: Path) -> None:
+    options = {"encoder": "vit_tiny_patch16_224", "decoder": "slim", "tune": "lora-2", "lr": 0.01, "steps": 2}
+    run = run_small(rooms_store, tmp_path / "run", **options)
+    assert not [key for key in read_state(run) if "lora" in key]
+    assert load_semantic(run)[0](torch.rand(1, 3, 48, 64)).shape[0] == 1
+
+
+def test_several_values_are_compared(rooms_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(5)
+    save_model(build_unet("resnet18", "slim", 32), tmp_path / "pre" / "weights.safetensors", {})
+    options = {"weights": f"scratch,{tmp_path / 'pre'}", "fraction": "0.5,1", "seed": "0,1", "steps": 1}
+    root = run_small(rooms_store, tmp_path / "runs", **options)
+    rows = json.loads((root / "comparison.json").read_text())
+    assert [(row["weights"], row["fraction"], row["seeds"]) for row in rows] == [
+        ("scratch", 0.5, [0, 1]),
+        ("scratch", 1.0, [0, 1]),
+        ("pre", 0.5, [0, 1]),
+        ("pre", 1.0, [0, 1]),
+    ]
+    for row in rows:
+        for place, seed in enumerate(row["seeds"]):
+            folder = root / f"{row['weights']}-fraction{row['fraction']:g}-seed{seed}"
+            assert json.loads((folder / "scores.json").read_text())["last"]["miou"] == row["scores"]["miou"][place]
+            assert row["minutes"][place] > 0
+    shown = capsys.readouterr().out
+    assert "mean of 2 seeds" in shown and "±" in shown
+    with pytest.raises(ConfigError, match="holds a run already"):
+        run_small(rooms_store, tmp_path / "runs", **options)
+    before = (root / "comparison.json").read_text()
+    assert run_small(rooms_store, tmp_path / "runs", resume=True, **options) == root
+    assert (root / "comparison.json").read_text() == before
+
+
+def test_a_comparison_is_checked_before_its_first_run(rooms_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"none\.safetensors"):
+        run_small(rooms_store, tmp_path / "runs", weights=f"scratch,{tmp_path / 'none.safetensors'}")
+    for options, word in (({"seed": "0,x"}, "--seed 0,x"), ({"fraction": "1,1.0"}, "twice"), ({"seed": ""}, "--seed")):
+        with pytest.raises(ConfigError, match=word):
+            run_small(rooms_store, tmp_path / "runs", **options)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_interval_is_students() -> None:
+    row = Row("scratch", None, None, [0, 1, 2], {"miou": [0.1, 0.2, 0.3], "AP": [0.5, None, 0.5]}, [1.0] * 3)
+    mean, half = row.mean("miou")
+    assert (mean, half) == (pytest.approx(0.2), pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6))
+    assert math.isnan(row.mean("AP")[0])

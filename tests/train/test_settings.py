@@ -14,10 +14,11 @@ from pri3d.errors import ConfigError
 from pri3d.models.encoders import build_encoder
 from pri3d.models.unet import UNet
 from pri3d.runfiles import read_metrics
-from pri3d.train.optim import build, factor
+from pri3d.train.downstream import RECIPES
+from pri3d.train.optim import ParameterGroup, build, factor
 from pri3d.train.pretraining import PretrainModule
 from pri3d.train.runs import MetricsFile
-from pri3d.train.settings import FinetuneSettings, PretrainSettings, presets, resolve
+from pri3d.train.settings import PretrainSettings, presets, resolve
 
 
 @pytest.mark.parametrize("name", presets("pretrain"))
@@ -26,9 +27,29 @@ def test_every_pretraining_preset_parses(name: str) -> None:
     assert resolve(PretrainSettings, "pretrain", whole, {}).accumulate >= 1
 
 
-@pytest.mark.parametrize("name", presets("finetune"))
-def test_every_finetuning_preset_parses(name: str) -> None:
-    assert resolve(FinetuneSettings, "finetune", name, {}).steps > 0
+@pytest.mark.parametrize(("task", "name"), [(task, name) for task in RECIPES for name in presets(task)])
+def test_every_finetuning_preset_parses(task: str, name: str) -> None:
+    whole = "paper,small" if name == "small" else name
+    assert resolve(RECIPES[task].settings_type, task, whole, {}).accumulate >= 1
+
+
+@pytest.mark.parametrize("name", sorted({*presets("semantic")} - {"small"}))
+def test_every_segmentation_preset_can_be_laid_under_small(name: str) -> None:
+    settings = resolve(RECIPES["semantic"].settings_type, "semantic", f"{name},small", {})
+    assert (settings.encoder, settings.steps, settings.batch) == ("resnet18", 200, 8)
+
+
+def test_downstream_presets_have_the_papers_numbers() -> None:
+    """Paper section 5 and reference figures: 80 epochs of 19,466 and of 795 images, 50 of PSPNet, 90,000 steps."""
+    stated = {"paper": (80, 19_466), "nyuv2": (80, 795), "released": (80, 19_466), "pspnet": (50, 19_466)}
+    for name, (epochs, images) in stated.items():
+        chosen = resolve(RECIPES["semantic"].settings_type, "semantic", name, {})
+        assert chosen.steps == math.ceil(epochs * images / chosen.batch), name
+    deeplab = resolve(RECIPES["semantic"].settings_type, "semantic", "deeplabv3", {})
+    assert (deeplab.steps, deeplab.batch, deeplab.lr, deeplab.lr * deeplab.head_lr) == (50_000, 16, 0.001, 0.01)
+    paper = resolve(RECIPES["instance"].settings_type, "instance", "paper", {})
+    assert (paper.steps, paper.batch, paper.lr, paper.rois, paper.tune) == (90_000, 16, 0.0025, 32, "last-3")
+    assert paper.short_sides == (640, 672, 704, 736, 768, 800)
 
 
 def test_paper_preset_has_the_papers_numbers() -> None:
@@ -50,7 +71,7 @@ def test_every_problem_is_named_at_once(tmp_path: Path) -> None:
     file.write_text("encodr: resnet18\nsteps: many\nlr: 0.1\n")
     with pytest.raises(ConfigError) as caught:
         resolve(PretrainSettings, "pretrain", str(file), {})
-    for part in ("did you mean 'encoder'", "steps = 'many'", "missing: size"):
+    for part in ("did you mean 'encoder'", "steps = 'many'", "missing: augment"):
         assert part in str(caught.value)
 
 
@@ -236,17 +257,42 @@ def test_schedules() -> None:
     assert factor("constant", 5, 10) == 1
     assert [factor("cosine", step, 100) for step in (0, 50, 100)] == pytest.approx([1, 0.5, 0])
     assert factor("onecycle", 9, 100) == 1
+    assert [factor("multistep", step, 90_000) for step in (0, 1000, 59_999, 60_000, 79_999, 80_000)] == pytest.approx(
+        [0.001, 1, 1, 0.1, 0.1, 0.01]
+    )
+    assert factor("multistep", 0, 5) == pytest.approx(0.001)
+    assert factor("multistep", 1, 5) == 1
     assert factor("onecycle", 55, 100) == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
 
 
 def test_sgd_has_the_papers_momentum_and_adamw_spares_norms() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3))
     paper = resolve(PretrainSettings, "pretrain", "paper", {})
-    group = build(net.parameters(), paper)[0].param_groups[0]
+    group = build([ParameterGroup(net.parameters())], paper)[0].param_groups[0]
     assert (group["lr"], group["momentum"], group["dampening"]) == (0.1, 0.9, 0.1)
     quick = resolve(PretrainSettings, "pretrain", "quick", {})
-    decay = {p.ndim: g["weight_decay"] for g in build(net.parameters(), quick)[0].param_groups for p in g["params"]}
-    assert decay == {2: quick.weight_decay, 1: 0.0}
+    groups = build([ParameterGroup(net.parameters())], quick)[0].param_groups
+    assert {p.ndim: g["weight_decay"] for g in groups for p in g["params"]} == {2: quick.weight_decay, 1: 0.0}
+
+
+@pytest.mark.parametrize("name", ["quick", "paper"])
+def test_heads_may_have_a_rate_of_their_own(name: str) -> None:
+    """Fixed parameters are in no group, and the schedule scales all groups alike."""
+    first, second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    first.bias.requires_grad_(False)
+    settings = resolve(PretrainSettings, "pretrain", name, {"schedule": "poly", "steps": 10})
+    optimizer, schedule = build(
+        [ParameterGroup(first.parameters()), ParameterGroup(second.parameters(), 10.0)], settings
+    )
+    rates = {p: g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    assert rates == {
+        first.weight: settings.lr,
+        second.weight: pytest.approx(10 * settings.lr),
+        second.bias: pytest.approx(10 * settings.lr),
+    }
+    optimizer.step()
+    schedule.step()
+    assert {g["lr"] for g in optimizer.param_groups} == {settings.lr * 0.9**0.9, 10 * settings.lr * 0.9**0.9}
 
 
 def test_metrics_file_grows_columns_and_forgets_what_is_run_again(tmp_path: Path) -> None:

@@ -42,7 +42,15 @@ STRONG = ColorRecipe(0.4, 0.4, 0.4, 0.1, 0.8, 0.2, 0.5)
 LIGHT = ColorRecipe(0.3, 0.3, 0.3, 0.05, 0.8, 0.1, 0.0)
 #: Of SimCLR, for trivial correspondences, as the released code has it: always blurred, in a window of 25 pixels.
 SIMCLR = ColorRecipe(0.8, 0.8, 0.8, 0.2, 0.8, 0.2, 1.0, kernel=25)
-RECIPES: dict[str, ColorRecipe | None] = {"strong": STRONG, "light": LIGHT, "simclr": SIMCLR, "none": None}
+#: Sharpness alone, as the released code trains PSPNet.
+BLUR = ColorRecipe(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5)
+RECIPES: dict[str, ColorRecipe | None] = {
+    "strong": STRONG,
+    "light": LIGHT,
+    "simclr": SIMCLR,
+    "blur": BLUR,
+    "none": None,
+}
 
 
 def recipe(name: str) -> ColorRecipe | None:

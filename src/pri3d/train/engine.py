@@ -68,8 +68,12 @@ class StepModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Optimizer and per-step schedule from the settings."""
-        optimizer, schedule = optim.build(self.parameters(), self.settings)
+        optimizer, schedule = optim.build(self.parameter_groups(), self.settings)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def parameter_groups(self) -> list[optim.ParameterGroup]:
+        """What is trained, at which share of the learning rate."""
+        return [optim.ParameterGroup(self.parameters())]
 
     @property
     def network(self) -> torch.nn.Module:

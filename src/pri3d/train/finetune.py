@@ -1,108 +1,89 @@
-"""``pri3d finetune``: a backbone + labelled frames -> a segmentation network and its scores."""
+"""``pri3d finetune``: a backbone + labelled images -> a network for a task and its scores; one run or a comparison."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from rich.console import Console
 
-from pri3d.data.augment import recipe
-from pri3d.data.labelled import LabelledDataset, collate
-from pri3d.data.sampler import Draw, StreamSampler
-from pri3d.errors import ConfigError, DataError
-from pri3d.geometry.images import parse_size
+from pri3d import registry
+from pri3d.data.sampler import StreamSampler
+from pri3d.datasets import open_labelled
+from pri3d.errors import ConfigError, DataError, Problems
+from pri3d.models.detector import Detector
 from pri3d.models.published import holds_decoder, load_published
-from pri3d.models.unet import UNet, build_unet
-from pri3d.models.weights import init_encoder, load_weights, read_provenance, read_state
-from pri3d.tasks.semantic import Confusion, SemanticUNet, save_semantic, semantic_loss
-from pri3d.train.engine import Feed, StepModule, fit, synchronised
+from pri3d.models.segmentation import SegmentationNet
+from pri3d.models.unet import UNet
+from pri3d.models.weights import WeightsReport, init_encoder, load_weights, read_provenance, read_state
+from pri3d.runfiles import write_json
+from pri3d.train.comparison import Job, compare, expand, folders_of
+from pri3d.train.downstream import RECIPES, DownstreamModule, Recipe, Validator
+from pri3d.train.engine import Feed, fit, synchronised
 from pri3d.train.launch import Options, find_launch
 from pri3d.train.runs import RunFolder
-from pri3d.train.settings import FinetuneSettings, Precision, Schedule, resolve
-from pri3d.train.watch import Watch
-from pri3d.types import LabelledBatch
+from pri3d.train.settings import Precision, Schedule, resolve
+from pri3d.train.task_settings import FinetuneSettings
 
 
-class SemanticModule(StepModule):
-    """The segmentation network under cross-entropy."""
+class Call(NamedTuple):
+    """What all runs of one call share."""
 
-    settings: FinetuneSettings
-
-    def __init__(self, settings: FinetuneSettings, model: SemanticUNet) -> None:
-        super().__init__(settings)
-        self.model = model
-
-    @property
-    def network(self) -> nn.Module:
-        """The whole network."""
-        return self.model
-
-    def loss(self, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross-entropy over labelled pixels."""
-        layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
-        scores = self.model(batch.color.contiguous(memory_format=layout))
-        return semantic_loss(scores, batch.label), {}
-
-
-class Validator(Watch):
-    """Scores the network on the validation set; the best one is that of highest mIoU."""
-
-    def __init__(
-        self, dataset: LabelledDataset, run: RunFolder, done: int, every: int, provenance: dict[str, Any]
-    ) -> None:
-        super().__init__(run, done, every, "miou")
-        self.dataset, self.provenance = dataset, provenance
-
-    def measure(self, module: SemanticModule) -> dict[str, Any]:
-        """MIoU, pixel accuracy and IoU per class."""
-        return evaluate_semantic(module.model, self.dataset, module.settings.micro_batch)
-
-    def save(self, module: SemanticModule, path: Path, step: int) -> None:
-        """Write the segmentation network."""
-        save_semantic(module.model, path, self.dataset.class_names, {**self.provenance, "steps": step})
-
-
-@torch.no_grad()
-def evaluate_semantic(model: SemanticUNet, dataset: LabelledDataset, batch: int) -> dict[str, Any]:
-    """mIoU, pixel accuracy and IoU per class of a network on every item of a data set; one confusion matrix."""
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    confusion = Confusion(len(dataset.class_names))
-    loader = DataLoader(dataset, batch, sampler=[Draw(0, k) for k in range(len(dataset))], collate_fn=collate)
-    for images in loader:
-        predicted = model(images.color.to(device)).argmax(dim=1)
-        confusion.update(predicted, images.label.to(device))
-    model.train(was_training)
-    return confusion.score(dataset.class_names)._asdict()
+    task: str
+    data: Path
+    val: Path | None
+    dataset: str | None
+    labels: str | None
+    part: str
+    preset: str
+    epochs: float | None
+    resume: bool
+    options: Options
+    given: Mapping[str, Any]  #: settings by name, None where not given
 
 
 def finetune(
-    task: Literal["semantic"],
+    task: Literal["semantic", "instance"],
     data: Path,
-    val: Path,
+    val: Path | None = None,
     weights: str = "scratch",
     part: Literal["all", "encoder"] = "all",
     preset: str = "quick",
     run: Path | None = None,
     resume: bool = False,
-    seed: int = 0,
+    seed: int | str = 0,
+    dataset: str | None = None,
+    labels: str | None = None,
+    epochs: float | None = None,
     workers: int = 1,
     save_every: int = 100,
     keep_checkpoints: int = 1,
     devices: int = 1,
     nodes: int = 1,
     wandb: str | None = None,
+    network: str | None = None,
     encoder: str | None = None,
     decoder: Literal["paper", "slim"] | None = None,
     channels: int | None = None,
+    detector: Literal["full", "coco", "lite"] | None = None,
+    tune: str | None = None,
+    norm: Literal["train", "frozen"] | None = None,
+    bn_momentum: float | None = None,
+    head_lr: float | None = None,
+    class_weights: Literal["none", "balanced"] | None = None,
+    rois: int | None = None,
+    min_area: int | None = None,
     size: str | None = None,
-    fraction: float | None = None,
+    short_side: int | str | None = None,
+    long_side: int | None = None,
+    fraction: float | str | None = None,
     augment: str | None = None,
+    mirror: bool | None = None,
     optimizer: Literal["sgd", "adamw"] | None = None,
     lr: float | None = None,
     momentum: float | None = None,
@@ -118,39 +99,58 @@ def finetune(
     channels_last: bool | None = None,
     compile: bool | None = None,
 ) -> Path:
-    """Fine-tune on labelled frames and score on others (paper section 5.1).
+    """Fine-tune on labelled images and score on others (paper section 5).
 
     Every option that is not given has the preset's value; a pri3d model brings its own encoder, decoder and channels.
+    Of weights, network, fraction and seed several may be given, joined by commas: every combination is a run, and a
+    table compares them.
 
     Args:
-        task: semantic.
-        data: prepared store with labels, to train on.
-        val: prepared store with labels, to score on.
+        task: semantic (segmentation), or instance (detection and instance segmentation).
+        data: labelled images: a prepared store, ScanNet frames, NYUv2, COCO json, Cityscapes, KITTI, image/mask pairs.
+        val: labelled images to score on; without it the val split of data.
         weights: scratch, imagenet, timm:NAME, a pre-training run, or a weights file; of another project's file the
             encoder, of a published Pri3D checkpoint the decoder too.
-        part: what is taken of the weights: all (encoder and decoder) or encoder.
-        preset: `quick`, `paper`, or the path of a YAML file with the options below.
-        run: folder of this run; default runs/<task>-<name of data>-<name of weights>-<seed>.
-        resume: continue the run in that folder.
+        part: what is taken of the weights: all (encoder, and the decoder for a unet) or encoder.
+        preset: `quick`, `paper` or another of the task's, or the path of a YAML file with the options below; several
+            joined by commas are laid over each other.
+        run: folder of this run; default runs/<task>-<name of data>-<name of weights>-<seed>; of several runs, the
+            folder that holds them.
+        resume: continue the run, or the runs, in that folder.
         seed: of new weights, order and augmentation.
+        dataset: format of the labelled images, where it cannot be told from the files.
+        labels: label space: scannet20, nyu13, nyu40, cityscapes19, ... or a YAML file; default is the format's own.
+        epochs: passes over the training images, instead of steps.
         workers: processes that load data, for each training process.
         save_every: steps between checkpoints.
         keep_checkpoints: how many of the last checkpoints stay.
         devices: processes on this machine, one a GPU; torchrun and srun say it themselves.
         nodes: machines.
         wandb: project of Weights & Biases to log to, too.
+        network: on the encoder: unet, pspnet, deeplabv3, deeplabv3plus; maskrcnn for instance.
         encoder: for weights that do not name theirs: resnet18, resnet50, or a timm name.
-        decoder: for weights that do not name theirs: paper or slim.
-        channels: for weights that do not name theirs: of the feature map.
-        size: of the images, width x height.
-        fraction: nested share of the labelled training frames.
-        augment: strong, light (both also mirror) or none.
+        decoder: of a unet, for weights that do not name theirs: paper or slim.
+        channels: of a unet's feature map, for weights that do not name theirs.
+        detector: size of the Mask R-CNN: full, coco (box head of four convolutions), lite (for small machines).
+        tune: what of the encoder is trained: full, frozen, last-K stages or blocks, lora-R of rank R.
+        norm: batch norms of the encoder: train, or frozen as they come.
+        bn_momentum: of the encoder's batch norms.
+        head_lr: learning rate of everything but the encoder, in multiples of lr.
+        class_weights: of the cross-entropy: none, or balanced by the classes' frequency.
+        rois: regions an image that train the heads of a Mask R-CNN.
+        min_area: pixels under which an object neither trains nor counts.
+        size: of the images, width x height, for semantic.
+        short_side: of the images for instance, pixels; a range is drawn from in training.
+        long_side: of the images for instance, at most.
+        fraction: nested share of the labelled training images.
+        augment: colours: strong, light, blur or none.
+        mirror: half of the training images left-right.
         optimizer: sgd or adamw.
         lr: peak learning rate.
         momentum: of sgd.
         dampening: of sgd.
         weight_decay: of weights with two axes or more (adamw), of all (sgd).
-        schedule: step, poly, cosine, onecycle, constant.
+        schedule: step, poly, cosine, onecycle, multistep, constant.
         steps: optimizer steps.
         batch: images a step, of all processes together.
         micro_batch: images a forward pass of one process.
@@ -161,53 +161,150 @@ def finetune(
         compile: the network by torch.compile.
 
     Returns:
-        The run folder: scores.json (last, best, history, per class), weights.safetensors, best.safetensors.
+        The run folder: scores.json (last, best, history, per class), weights.safetensors, best.safetensors; or the
+        folder of several runs, with comparison.json.
 
     Raises:
         ConfigError, DataError, WeightsError: before any work, naming what to change.
     """
-    if task != "semantic":
-        raise ConfigError(f"unknown task {task!r}. Choices: semantic.")
-    from_file = weights not in {"scratch", "imagenet"} and not weights.startswith("timm:")
-    record = read_provenance(Path(weights)) if from_file else {}
-    network = {"encoder": encoder, "decoder": decoder, "channels": channels}
-    given = locals() | {name: _agreed(name, value, record) for name, value in network.items()}
-    settings = resolve(FinetuneSettings, "finetune", preset, given)
-    shape = parse_size(settings.size)
-    train_set = LabelledDataset(data, shape, seed, recipe(settings.augment), settings.fraction)
-    val_set = LabelledDataset(val, shape)
-    _check_sets(train_set, val_set, settings)
-    folder = RunFolder(run or Path("runs") / f"{task}-{data.name}-{Path(weights).stem}-{seed}".replace(":", "-"))
-    provenance = {
-        "preset": preset,
-        "init": weights,
-        "init_data_hash": record.get("data_hash"),
-        "part": part,
-        "data": str(data),
-        "data_hash": f"{train_set.store.hash}+{val_set.store.hash}",
-    }
-    pl.seed_everything(seed, verbose=False)
-    unet = build_unet(settings.encoder, settings.decoder, settings.channels)
-    if record:
-        _load(unet, Path(weights), part, record)
-    elif from_file and part == "all" and holds_decoder(Path(weights)):
-        load_published(unet, Path(weights))
-    else:
-        init_encoder(unet.encoder, weights)
+    given = dict(locals())
     options = Options(workers, save_every, keep_checkpoints, find_launch(devices, nodes), wandb)
-    options.check(settings)
-    model = synchronised(SemanticUNet(unet, len(train_set.class_names)), settings, options.launch)
-    if settings.channels_last:
-        model.to(memory_format=torch.channels_last)
-    done = folder.open("finetune", settings, provenance, resume, options.launch.rank)
-    if done < settings.steps or not folder.weights.exists():
-        validator = Validator(val_set, folder, done, settings.eval_every, provenance)
-        feed = Feed(train_set, collate, lambda total, start: StreamSampler(len(train_set), total, seed, start))
-        fit(SemanticModule(settings, model), feed, folder, done, options, [validator])
-        if options.launch.rank == 0:
-            facts = {**provenance, "steps": settings.steps}
-            save_semantic(model, folder.weights, train_set.class_names, facts)
-    return folder.path
+    call = Call(task, data, val, dataset, labels, part, preset, epochs, resume, options, given)
+    jobs = expand(weights, network, fraction, seed)
+    runs = [FinetuneRun(call, job) for job in jobs]  # all are checked before the first one starts
+    if len(jobs) == 1:
+        name = f"{task}-{data.stem}-{Path(weights).stem}-{jobs[0].seed}".replace(":", "-")
+        return runs[0].train(run or Path("runs") / name)
+    if options.launch.world > 1:
+        raise ConfigError(f"{len(jobs)} runs in one call: with several processes every run needs a call of its own.")
+    root = run or Path("runs") / f"{task}-{data.stem}"
+    folders = folders_of(jobs)
+    finished = {job: each.train(root / folders[job]) for job, each in zip(jobs, runs, strict=True)}
+    return compare(root, finished, runs[0].kind.shown)
+
+
+class FinetuneRun:
+    """One run, checked when it is made; :meth:`train` does the work.
+
+    Raises ConfigError, DataError or WeightsError, naming every problem at once where they do not depend on each other.
+    """
+
+    def __init__(self, call: Call, job: Job) -> None:
+        self.call, self.job = call, job
+        self.kind: type[Recipe[Any]] = registry.choice("task", RECIPES, call.task)
+        problems = Problems()
+        with problems.collect():
+            self.train_set = open_labelled(call.data, "train", call.dataset, call.labels, call.val is not None)
+        with problems.collect():
+            other = call.val or call.data
+            self.val_set = open_labelled(other, "val", call.dataset, call.labels, call.val is not None)
+        with problems.collect():
+            self.from_file = job.weights not in {"scratch", "imagenet"} and not job.weights.startswith("timm:")
+            self.record = read_provenance(Path(job.weights)) if self.from_file else {}
+            settings = self._resolve()
+        problems.refuse()
+        self.rows = self.train_set.subset(settings.fraction)
+        if call.epochs is not None:
+            steps = math.ceil(call.epochs * len(self.rows) / settings.batch)
+            settings = dataclasses.replace(settings, steps=max(1, steps))
+        self.settings = settings
+        with problems.collect():
+            call.options.check(settings)
+        with problems.collect():
+            self._check_sets()
+        problems.refuse()
+
+    def train(self, path: Path) -> Path:
+        """Train, or continue in the run folder ``path``, and return it."""
+        settings, launch = self.settings, self.call.options.launch
+        pl.seed_everything(settings.seed, verbose=False)
+        recipe = self.kind(settings)
+        task = recipe.task(self.train_set, self.rows)
+        model = recipe.build(task.class_names)
+        report = self._load(model)
+        facts = self._facts(report)
+        folder = RunFolder(path)
+        done = folder.open("finetune", settings, facts, self.call.resume, launch.rank)
+        if launch.rank == 0:
+            say = Console(stderr=True, highlight=False, soft_wrap=True).print
+            say(f"{path.name}: weights {self.job.weights}: {facts['loaded']}")
+            write_json(folder.loaded, report._asdict() if report else {})
+        if done == settings.steps and folder.weights.exists():
+            return path
+        module = DownstreamModule(settings, synchronised(model, settings, launch), task)
+        if settings.channels_last:
+            model.to(memory_format=torch.channels_last)
+        held = recipe.dataset(self.val_set, None, training=False)
+        validator = Validator(task, held, folder, done, settings.eval_every, facts)
+        data, count = recipe.dataset(self.train_set, self.rows, training=True), len(self.rows)
+        feed = Feed(data, self.kind.collate, lambda total, start: StreamSampler(count, total, settings.seed, start))
+        fit(module, feed, folder, done, self.call.options, [validator])
+        if launch.rank == 0:
+            task.save(model, folder.weights, {**facts, "steps": settings.steps})
+        return path
+
+    def _resolve(self) -> FinetuneSettings:
+        """Settings of the preset with what the user gave and what the weights say of their network."""
+        call, job, kind = self.call, self.job, self.kind.settings_type
+        own = {field.name for field in dataclasses.fields(kind)}
+        foreign = [name for name in _ALL_SETTINGS - own if call.given.get(name) is not None]
+        if foreign:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
+            raise ConfigError(f"{flags}: no setting of task {call.task}. Leave it out.")
+        if call.epochs is not None and (call.given["steps"] is not None or not call.epochs > 0):
+            raise ConfigError(f"--epochs {call.epochs:g}: give a positive number, and no --steps beside it.")
+        varied = {"network": job.network, "fraction": job.fraction, "seed": job.seed}
+        stated = {name: _agreed(name, call.given[name], self.record) for name in _OF_NETWORK & own}
+        return resolve(kind, call.task, call.preset, {**call.given, **stated, **varied})
+
+    def _check_sets(self) -> None:
+        """Refuse classes that differ and data that fill no batch."""
+        names_of = self.kind.task_type.names_of
+        train, val = names_of(self.train_set), names_of(self.val_set)
+        if train != val:
+            raise DataError(f"{self.train_set.path} and {self.val_set.path} name other classes: {train} and {val}.")
+        need = self.settings.micro_batch
+        if len(self.rows) < need:
+            raise DataError(
+                f"{self.train_set.path}: {len(self.rows)} labelled images for batches of {need}. "
+                "Lower --micro-batch and --batch, or raise --fraction."
+            )
+
+    def _load(self, model: SegmentationNet | Detector) -> WeightsReport | None:
+        """Fill what the weights hold: the encoder, and a U-Net's decoder where that is asked for."""
+        path, body = Path(self.job.weights), getattr(model, "body", None)
+        if not self.from_file:
+            return init_encoder(model.encoder, self.job.weights)
+        exported = self.record.get("part") == "encoder"  # whose keys have no such prefix
+        if self.call.part == "all" and isinstance(body, UNet) and not exported:
+            if not self.record and holds_decoder(path):
+                return load_published(body, path)
+            if self.record.get("decoder") and self.record.get("network", "unet") == "unet":
+                state = {key: value for key, value in read_state(path).items() if not key.startswith("classifier.")}
+                return load_weights(body, state, minimum=1.0)
+        if not self.record:
+            return init_encoder(model.encoder, self.job.weights)
+        return load_weights(model.encoder, path, prefix=None if exported else "encoder.")
+
+    def _facts(self, report: WeightsReport | None) -> dict[str, Any]:
+        """What is written down of the run beside its settings."""
+        call = self.call
+        sources = {name: getattr(call, name) for name in ("data", "val", "dataset", "labels")}
+        return {
+            "task": call.task,
+            "preset": call.preset,
+            "init": self.job.weights,
+            "init_data_hash": self.record.get("data_hash"),
+            "loaded": str(report) if report else "nothing: all weights are new",
+            "part": call.part,
+            **{name: None if value is None else str(value) for name, value in sources.items()},
+            "data_hash": f"{self.train_set.hash}+{self.val_set.hash}",
+        }
+
+
+#: Settings of any task, and those that a model of ours states itself.
+_ALL_SETTINGS = {field.name for kind in RECIPES.values() for field in dataclasses.fields(kind.settings_type)}
+_OF_NETWORK = {"encoder", "decoder", "channels"}
 
 
 def _agreed(name: str, given: Any, record: dict[str, Any]) -> Any:
@@ -216,27 +313,3 @@ def _agreed(name: str, given: Any, record: dict[str, Any]) -> Any:
     if given is not None and stated is not None and given != stated:
         raise ConfigError(f"--{name} {given}: the weights are of a network with {name} {stated}. Leave the flag out.")
     return stated if given is None else given
-
-
-def _check_sets(train_set: LabelledDataset, val_set: LabelledDataset, settings: FinetuneSettings) -> None:
-    """Refuse label spaces that differ and data that fill no batch."""
-    if train_set.class_names != val_set.class_names:
-        raise DataError(
-            f"{train_set.store.path} and {val_set.store.path} name other classes: "
-            f"{train_set.class_names} and {val_set.class_names}."
-        )
-    if len(train_set) < settings.micro_batch:
-        raise DataError(
-            f"{train_set.store.path}: {len(train_set)} labelled frames for batches of {settings.micro_batch}. "
-            "Lower --micro_batch and --batch, or raise --fraction."
-        )
-
-
-def _load(unet: UNet, weights: Path, part: str, record: dict[str, Any]) -> None:
-    """Fill the network from a file that pri3d wrote."""
-    whole = record.get("part") != "encoder"  # an exported encoder has no such prefix
-    if part == "all" and whole:
-        state = {key: value for key, value in read_state(weights).items() if not key.startswith("classifier.")}
-        load_weights(unet, state, minimum=1.0)
-    else:
-        load_weights(unet.encoder, weights, prefix="encoder." if whole else None)

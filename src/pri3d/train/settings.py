@@ -20,7 +20,7 @@ from pri3d.models.tuning import check_tuning
 from pri3d.objectives.contrast import MIN_TEMPERATURE, Negatives
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Schedule = Literal["constant", "step", "poly", "cosine", "onecycle"]
+Schedule = Literal["constant", "step", "poly", "cosine", "onecycle", "multistep"]
 Mix = Literal["frames", "combine", "half", "alternate"]
 S = TypeVar("S", bound="TrainSettings")
 
@@ -44,6 +44,8 @@ LEAST = {
     "momentum": 0,
     "dampening": 0,
     "weight_decay": 0,
+    "rois": 1,
+    "min_area": 0,
     "seed": 0,
 }
 
@@ -52,7 +54,6 @@ LEAST = {
 class TrainSettings:
     """What every training run has."""
 
-    size: str
     augment: str
     optimizer: Literal["sgd", "adamw"]
     lr: float
@@ -94,6 +95,7 @@ class TrainSettings:
 class PretrainSettings(TrainSettings):
     """A pre-training run; see :func:`pri3d.train.pretrain.pretrain` for each field."""
 
+    size: str
     encoder: str
     decoder: Literal["paper", "slim"]
     channels: int
@@ -159,32 +161,10 @@ class PretrainSettings(TrainSettings):
         return [*found, problem] if problem else found
 
 
-@dataclasses.dataclass(frozen=True)
-class FinetuneSettings(TrainSettings):
-    """A fine-tuning run; see :func:`pri3d.train.finetune.finetune` for each field."""
-
-    encoder: str
-    decoder: Literal["paper", "slim"]
-    channels: int
-    fraction: float
-    eval_every: int
-
-    def problems(self) -> list[str]:
-        """Everything wrong with the numbers, each with its flag."""
-        few = [f"--eval-every {self.eval_every}: give at least 1"] if self.eval_every < 1 else []
-        return super().problems() + few
-
-
-def presets(verb: str) -> list[str]:
-    """Names of the shipped presets of a verb."""
-    folder = resources.files("pri3d.train") / "presets"
-    prefix = "" if verb == "pretrain" else f"{verb}-"
-    found = (Path(str(item)).stem for item in folder.iterdir() if str(item).endswith(".yaml"))
-    return sorted(
-        name.removeprefix(prefix)
-        for name in found
-        if name.startswith(prefix) and (prefix or not name.startswith("finetune-"))
-    )
+def presets(kind: str) -> list[str]:
+    """Names of the shipped presets of ``pretrain``, or of a task of ``finetune``."""
+    folder = resources.files("pri3d.train") / "presets" / kind
+    return sorted(Path(str(item)).stem for item in folder.iterdir() if str(item).endswith(".yaml"))
 
 
 def resolve(kind: type[S], verb: str, preset: str, given: Mapping[str, Any]) -> S:
@@ -237,13 +217,12 @@ def _read(verb: str, preset: str, above: tuple[str, ...]) -> dict[str, Any]:
         raise ConfigError(f"preset {preset!r} is its own base ({' -> '.join([*above, preset])}). Remove one 'base:'.")
     path = Path(preset)
     if path.suffix not in {".yaml", ".yml"}:
-        name = preset if verb == "pretrain" else f"{verb}-{preset}"
         choices = presets(verb)
         if preset not in choices:
             raise ConfigError(
                 f"unknown preset {preset!r} of {verb}. Choices: {', '.join(choices)}, or the path of a .yaml file."
             )
-        path = Path(str(resources.files("pri3d.train") / "presets" / f"{name}.yaml"))
+        path = Path(str(resources.files("pri3d.train") / "presets" / verb / f"{preset}.yaml"))
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
