@@ -20,6 +20,8 @@ VERBS = {
     "pretrain": "pri3d.train.pretrain",
     "probe": "pri3d.scoring.probe",
     "finetune": "pri3d.train.finetune",
+    "evaluate": "pri3d.scoring.evaluation",
+    "predict": "pri3d.scoring.prediction",
     "export": "pri3d.models.export",
 }
 

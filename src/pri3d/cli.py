@@ -44,6 +44,14 @@ ABOUT = {
         "backbone + labelled frames -> segmentation network and scores",
         "pri3d finetune semantic out/train out/val --weights runs/kitchen",
     ),
+    "evaluate": (
+        "a fine-tuned run -> scores, from predictions written once",
+        "pri3d evaluate runs/kitchen-seg --resolution native",
+    ),
+    "predict": (
+        "a fine-tuned run + images or a video -> masks, pictures, json",
+        "pri3d predict runs/kitchen-seg photos --out predictions",
+    ),
     "export": (
         "a run -> weights for other libraries",
         "pri3d export runs/kitchen --to torchvision --out kitchen_r18.safetensors",

@@ -53,7 +53,7 @@ def draw_detections(
     """
     scale = _scale(color)
     picture = _enlarge(color, scale).astype(np.float32)
-    tints = palette(_CALM + len(class_names))[_CALM:]
+    tints = object_colors(len(class_names))
     worst_first = np.argsort(found.scores, kind="stable")
     for k in worst_first:
         mask = np.kron(found.masks[k], np.ones((scale, scale), bool))
@@ -68,6 +68,11 @@ def draw_detections(
         name = f"{class_names[found.classes[k]]} {found.scores[k]:.0%}"
         pen.name(name, found.boxes[k] * scale, _rgb(tints[found.classes[k]]))
     return np.array(image)
+
+
+def object_colors(classes: int) -> NDArray[np.uint8]:
+    """Return (classes, 3) RGB of the countable classes 0..: bright ones. Raises ConfigError for more than 252."""
+    return palette(_CALM + classes)[_CALM:]
 
 
 def draw_legend(entries: Sequence[tuple[str, RGB]], width: int) -> NDArray[np.uint8]:
