@@ -22,7 +22,7 @@ class LabelSpace(NamedTuple):
 
     The YAML file has ``classes``: name -> id or ids, in the order of the classes; ``things``: names of the countable
     objects, all where it is missing; ``ignored``: ids that neither train nor count, or ``rest`` for every other id.
-    255 is always ignored.
+    255 is ignored where it is no class.
     """
 
     names: tuple[str, ...]
@@ -52,9 +52,9 @@ def shipped_spaces() -> list[str]:
 def load_space(name: str) -> LabelSpace:
     """Read a shipped label space by name, or a YAML file by path. Raises ConfigError naming what is wrong with it."""
     if name in shipped_spaces():
-        text = (resources.files("pri3d.datasets") / "spaces" / f"{name}.yaml").read_text(encoding="utf-8")
+        text = (resources.files("pri3d.datasets") / "spaces" / f"{name}.yaml").read_bytes()
     elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
+        text = Path(name).read_bytes()  # its encoding is YAML's matter
     else:
         raise registry.unknown("label space", [*shipped_spaces(), "a YAML file"], name)
     try:
@@ -67,22 +67,24 @@ def parse_space(stated: Any) -> LabelSpace:
     """Label space of a file's content, see :class:`LabelSpace`. Raises TypeError or ValueError for anything else."""
     classes, things, ignored = _parts(stated)
     table = np.full(65536, IGNORED if ignored == "rest" else _UNKNOWN, np.uint8)
-    if ignored != "rest":
-        table[_ids("ignored", ignored)] = IGNORED
     taken: dict[int, str] = {}
     for place, (name, ids) in enumerate(classes.items()):
-        for number in _ids(str(name), ids):
+        for number in _ids(name, ids):
             if number in taken:
                 raise ValueError(f"id {number} is {taken[number]} and {name}")
-            taken[number] = str(name)
+            taken[number] = name
             table[number] = place
+    for number in _ids("ignored", [] if ignored == "rest" else ignored):
+        if number in taken:
+            raise ValueError(f"id {number} is {taken[number]} and ignored")
+        table[number] = IGNORED
     if IGNORED not in taken:
         table[IGNORED] = IGNORED
-    names = tuple(str(name) for name in classes)
+    names = tuple(classes)
     return LabelSpace(names, tuple(k for k, name in enumerate(names) if things is None or name in things), table)
 
 
-def _parts(stated: Any) -> tuple[dict[Any, Any], set[str] | None, Any]:
+def _parts(stated: Any) -> tuple[dict[str, Any], list[str] | None, Any]:
     if not isinstance(stated, dict) or not isinstance(stated.get("classes"), dict) or not stated["classes"]:
         raise TypeError("expected `classes:` with a line `name: id` each")
     unknown = set(stated) - {"classes", "things", "ignored"}
@@ -90,10 +92,15 @@ def _parts(stated: Any) -> tuple[dict[Any, Any], set[str] | None, Any]:
         raise ValueError(f"unknown key {', '.join(sorted(map(str, unknown)))}; known are classes, things, ignored")
     if len(stated["classes"]) > _UNKNOWN:
         raise ValueError(f"{len(stated['classes'])} classes, at most {_UNKNOWN} are possible")
-    things = None if stated.get("things") is None else {str(name) for name in stated["things"]}
-    strange = (things or set()) - {str(name) for name in stated["classes"]}
+    unquoted = [name for name in stated["classes"] if not isinstance(name, str)]
+    if unquoted:
+        raise TypeError(f"the class name {unquoted[0]} is no text: put quotes around it, as in 'no' or '1'")
+    things = stated.get("things")
+    if things is not None and not isinstance(things, list):
+        raise TypeError(f"things is {things!r}, expected a list of class names")
+    strange = [str(name) for name in things or [] if name not in stated["classes"]]
     if strange:
-        raise ValueError(f"things names {', '.join(sorted(strange))}, which is no class")
+        raise ValueError(f"things names {', '.join(strange)}, which is no class")
     return stated["classes"], things, stated.get("ignored", [])
 
 
