@@ -111,7 +111,7 @@ def _of_split(path: Path, split: Split) -> list[Pair]:
         raise DataError(f"{path}: has no images with masks. Looked for {FolderImages.looks_for}.")
     if not lists and "all" in places:
         pairs = _by_name(places["all"], path)
-        names = [_key(pair.image, places["all"].images) for pair in pairs]
+        names = [_name(pair.image, places["all"].images) for pair in pairs]
         folders = [name.rpartition("/")[0] for name in names]
         groups = folders if len(set(folders)) > 1 else names
         return [pairs[k] for k in deal(groups, split)] if pairs else []
@@ -196,7 +196,7 @@ def _by_name(place: Place, path: Path, complete: bool = True) -> list[Pair]:
 
     Raises DataError where two files have one name, or, if ``complete``, where an image or a mask is alone.
     """
-    images = {_key(file, place.images): file for file in _unique(place.images)}
+    images = _keyed(place.images)
     masks = _matched(images, place.masks)
     instances = _matched(images, place.instances) if place.instances else {}
     without = [str(images[key]) for key in images if key not in masks]
@@ -220,40 +220,38 @@ def _by_name(place: Place, path: Path, complete: bool = True) -> list[Pair]:
 def _matched(images: dict[str, Path], folder: Path) -> dict[str, Path]:
     """Key of the image -> map; maps without an image keep a key of their own."""
     result: dict[str, Path] = {}
-    for file in _unique(folder):
-        key = _key(file, folder)
+    for key, file in _keyed(folder).items():
         short = [key.removesuffix(tail) for tail in TAILS if key.endswith(tail)]
-        key = next((k for k in [key, *short] if k in images), key)
-        if key in result:
-            raise DataError(f"{folder}: {result[key].name} and {file.name} both fit one image. Remove one.")
-        result[key] = file
+        owner = next((k for k in [key, *short] if k in images), key)
+        if owner in result:
+            raise DataError(f"{folder}: {result[owner].name} and {file.name} both fit one image. Remove one.")
+        result[owner] = file
     return result
 
 
-def _unique(folder: Path) -> list[Path]:
-    files = _files(folder)
-    taken: dict[str, Path] = {}
-    for file in files:
-        other = taken.setdefault(_key(file, folder), file)
+def _keyed(folder: Path) -> dict[str, Path]:
+    """Relative name without suffix -> image file. Raises DataError where two files have one name."""
+    result: dict[str, Path] = {}
+    for name in _files(folder):
+        file = folder / name
+        other = result.setdefault(os.path.splitext(name)[0], file)  # noqa: PTH122  # of a hundred thousand names
         if other is not file:
             raise DataError(f"{folder}: {other.name} and {file.name} have one name. Rename or remove one.")
-    return files
-
-
-def _key(file: Path, folder: Path) -> str:
-    return file.relative_to(folder).with_suffix("").as_posix()
+    return result
 
 
 def _name(file: Path, root: Path) -> str:
-    return _key(file, root) if file.is_relative_to(root) else file.with_suffix("").as_posix()
+    return (file.relative_to(root) if file.is_relative_to(root) else file).with_suffix("").as_posix()
 
 
-def _files(folder: Path, first: bool = False) -> list[Path]:
-    """Image files below a folder, sorted; hidden ones left out; only some one if ``first``."""
-    found: list[Path] = []
+def _files(folder: Path, first: bool = False) -> list[str]:
+    """Relative names of the image files below a folder, sorted; hidden ones left out; only some one if ``first``."""
+    found: list[str] = []
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(place, name) for name in files if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+        start = Path(place).relative_to(folder).as_posix() + "/"
+        names = (name for name in files if name.lower().endswith(SUFFIXES) and not name.startswith("."))
+        found += [(start + name).removeprefix("./") for name in names]
         if first and found:
             break
     return sorted(found)
