@@ -143,7 +143,7 @@ class ScanNetImages(LabelledImages):
         count = len(listed & {image.scan for image in self._images})
         if 0 < count < len(listed):
             text = f"{self.path}: has {count} of the {len(listed)} scans of the official {self._split} list."
-            Console(stderr=True).print(escape(text))
+            Console(stderr=True).print(escape(text), soft_wrap=True)
 
 
 @cache
