@@ -168,6 +168,13 @@ def test_results_of_another_set_are_refused(image, kind, key):
         average_precision(make_truth(2, 2, BOXES), [make_result([3, 3, 40, 40], image, kind, 0.9)])
 
 
+def test_results_of_another_size_are_refused():
+    truth = make_truth(2, 2, BOXES)
+    truth["images"][0]["width"] = 99
+    with pytest.raises(DataError, match=r"image 1: its masks are \(160, 160\) .*, \(160, 99\) in the ground"):
+        average_precision(truth, [make_result([3, 3, 40, 40], 1, 1, 0.9)])
+
+
 def test_detections_survive_as_results(capfd):
     boxes = np.array([box for box, *_ in BOXES[:2]], np.float32)
     masks = np.array([ellipse(box) for box in boxes])

@@ -32,7 +32,7 @@ def average_precision(
 
     At most the 100 best results of an image count; what meets a crowd object counts neither way. Without results the
     scores are 0; NaN where there is no object to be found: of a class, of a size, or at all. Raises DataError for
-    results of an image or class that the ground truth does not have.
+    results of an image or class that the ground truth does not have, or of another image size.
     """
     kept = [dict(result) for result in results if result["score"] >= min_score]
     _check(truth, kept)
@@ -64,6 +64,14 @@ def _check(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> No
             raise DataError(
                 f"results name {key} {sorted(strange)[:5]}, which the ground truth's {part} do not have: they were "
                 "made for another data set. Predict this one."
+            )
+    sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in truth["images"]}
+    for result in results:
+        image, size = result["image_id"], tuple(result["segmentation"]["size"])
+        if size != sizes[image]:
+            raise DataError(
+                f"image {image}: its masks are {size} (height, width) in the results, {sizes[image]} in the ground "
+                "truth. Predict images of the size that the labels have."
             )
 
 
