@@ -149,6 +149,23 @@ def test_every_parameter_gets_a_gradient(encoder, sizes, empty, scene):
         assert float(losses["loss_classifier"].detach()) > 0
 
 
+def test_boxes_keep_their_precision_under_autocast(scene):
+    images, targets = scene
+    model = detector(sizes=TINY._replace(short_sides=(320,), long_side=640))
+    anchors, heads, given = [], [], []
+    model.net.rpn.anchor_generator.register_forward_hook(lambda _m, _i, out: anchors.extend(out))
+    for head in (model.net.rpn.head, model.net.roi_heads.box_predictor):
+        head.register_forward_hook(lambda _m, _i, out: heads.extend(x for part in out for x in part))
+    model.net.roi_heads.register_forward_pre_hook(lambda _m, args: given.extend(args[1]))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model(images, targets)
+    assert {x.dtype for x in (*anchors, *heads, *given, *losses.values())} == {torch.float32}
+    inside = torch.cat(given)
+    assert not torch.equal(inside, inside.bfloat16().float())
+    far = anchors[0][anchors[0] > 256]
+    assert bool((far % 2 == 1).any())  # which bfloat16 does not have there
+
+
 def test_one_class_alone(scene):
     images, targets = scene
     model = detector(classes=1)

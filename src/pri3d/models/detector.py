@@ -98,8 +98,8 @@ class Pyramid(nn.Module):
             if x.shape[-2:] != size:
                 x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
             levels[str(name)] = x
-        pyramid: dict[str, Tensor] = self.fpn(levels)
-        return pyramid
+        # The anchors get the maps' type, and half precision cannot tell neighbouring pixels apart beyond 256.
+        return {name: x.float() for name, x in self.fpn(levels).items()}
 
 
 class Detector(nn.Module):
@@ -150,7 +150,7 @@ def choose_levels(strides: Sequence[int]) -> list[int]:
 def _mask_rcnn(encoder: Encoder, classes: int, sizes: Sizes) -> Any:
     """Build torchvision's Mask R-CNN; ``classes`` with the background."""
     edges = tuple((sizes.anchor * 2**level,) for level in range(len(STRIDES) + 1))
-    return MaskRCNN(
+    net = MaskRCNN(
         Pyramid(encoder, sizes.fpn, sizes.norms),
         min_size=sizes.short_sides,
         max_size=sizes.long_side,
@@ -169,6 +169,16 @@ def _mask_rcnn(encoder: Encoder, classes: int, sizes: Sizes) -> Any:
         mask_head=MaskRCNNHeads(sizes.fpn, (sizes.mask,) * sizes.mask_convs, 1),
         mask_predictor=MaskRCNNPredictor(sizes.mask, sizes.mask, classes),
     )
+    for head in (net.rpn.head, net.roi_heads.box_predictor):
+        head.register_forward_hook(_in_full)
+    return net
+
+
+def _in_full(_module: nn.Module, _inputs: Any, outputs: Any) -> Any:
+    """Hook: a head's outputs in float32, as boxes are computed in their type and must not be in that of autocast."""
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    return type(outputs)(_in_full(_module, _inputs, part) for part in outputs)
 
 
 def _box_head(sizes: Sizes) -> nn.Module:
