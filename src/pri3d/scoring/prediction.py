@@ -68,13 +68,14 @@ def predict(
     media = open_media(source, every, out)
     console = Console(stderr=True, soft_wrap=True)
     network = open_network(*_weights(run, weights, console))
-    _claim(out, _facts(network, threshold), overwrite)
+    facts = _facts(network, threshold)
+    _claim(out, facts, overwrite)
     done: list[str] = []
     failed: list[str] = []
     fresh = False
     for picture in _safely(track(media.pictures, "predicting", media.total, console=console, transient=True), failed):
         try:
-            fresh |= _predict_one(network, picture, out, threshold, overwrite)
+            fresh |= _predict_one(network, picture, out, facts, overwrite)
             done.append(picture.name)
         except DataError as error:
             console.print(f"skipped {escape(str(error))}")
@@ -134,13 +135,13 @@ def _safely(pictures: Iterator[Picture] | Any, failed: list[str]) -> Iterator[Pi
         failed.append(str(error))
 
 
-def _predict_one(network: Network, picture: Picture, out: Path, threshold: float, overwrite: bool) -> bool:
+def _predict_one(network: Network, picture: Picture, out: Path, facts: dict[str, Any], overwrite: bool) -> bool:
     """Predict one picture and write what belongs to it, the json last: where that is there, all is.
 
     Returns whether there was anything to do.
     """
     record = out / f"{picture.name}.json"
-    made_with = {"weights": network.hash, "threshold": threshold}
+    made_with = {name: facts[name] for name in ("weights", "threshold")}
     before = {} if overwrite else _read(record)
     if before.get("image", picture.source) != picture.source:
         raise DataError(f"{picture.source}: {record} is of {before['image']}. Choose another --out.")
@@ -152,7 +153,7 @@ def _predict_one(network: Network, picture: Picture, out: Path, threshold: float
     about: dict[str, Any] = {"image": picture.source, "width": color.shape[1], "height": color.shape[0]}
     about |= made_with
     if isinstance(found, Detections):
-        keep = found.scores >= threshold
+        keep = found.scores >= facts["threshold"]
         found = Detections(found.masks[keep], found.boxes[keep], found.classes[keep], found.scores[keep])
         drawn = draw_detections(color, found, names)
         about["objects"] = list(_objects(found, names))

@@ -1,0 +1,112 @@
+"""Pictures of predictions: which pixels are which class, names that stay inside, small and large images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pri3d.palette import palette
+from pri3d.scoring.overlay import draw_classes, draw_detections, draw_legend, object_colors
+from pri3d.types import Detections
+
+NAMES = ["wall", "floor", "chair"]
+
+
+def grey(width: int, height: int, value: int = 128) -> NDArray[np.uint8]:
+    return np.full((height, width, 3), value, np.uint8)
+
+
+def detections(boxes: list[tuple[int, int, int, int]], size: tuple[int, int], classes: list[int]) -> Detections:
+    masks = np.zeros((len(boxes), size[1], size[0]), bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes, strict=True):
+        mask[y0:y1, x0:x1] = True
+    scores = np.linspace(0.9, 0.5, len(boxes)).astype(np.float32)
+    return Detections(masks, np.array(boxes, np.float32).reshape(-1, 4), np.array(classes, np.int64), scores)
+
+
+class TestClasses:
+    def test_pixels_are_mixed_with_their_class_colour(self) -> None:
+        label = np.zeros((480, 640), np.uint8)
+        label[:, 320:] = 2
+        drawn = draw_classes(grey(640, 480), label, NAMES, alpha=0.5)
+        for column, k in ((100, 0), (500, 2)):
+            assert np.abs(drawn[240, column].astype(int) - (128 + palette(3)[k].astype(int)) / 2).max() <= 1
+        assert drawn[240, 319:321].max(1).tolist() != drawn[240, [100, 500]].max(1).tolist()  # the border
+        assert drawn.shape[1] == 640
+        assert drawn.shape[0] > 480
+
+    def test_ignored_pixels_stay(self) -> None:
+        label = np.full((480, 640), 255, np.uint8)
+        drawn = draw_classes(grey(640, 480), label, NAMES)
+        assert drawn.shape == (480, 640, 3)  # nothing to explain, no legend
+        assert (drawn == 128).all()
+
+    def test_the_legend_names_what_occurs_alone(self) -> None:
+        label = np.zeros((480, 640), np.uint8)
+        legend = draw_classes(grey(640, 480), label, NAMES)[480:].reshape(-1, 3)
+        assert (legend == palette(3)[0]).all(1).sum() > 50
+        assert not (legend == palette(3)[2]).all(1).any()
+
+    @pytest.mark.parametrize("size", [(64, 48), (1, 1), (320, 240), (37, 100), (2000, 30)])
+    def test_small_images_are_enlarged(self, size: tuple[int, int]) -> None:
+        label = np.zeros(size[::-1], np.uint8)
+        drawn = draw_classes(grey(*size), label, NAMES)
+        scale = drawn.shape[1] // size[0]
+        assert drawn.shape[1] == scale * size[0]
+        assert drawn.shape[1] >= 430
+        assert drawn.shape[0] > scale * size[1]
+
+    def test_many_classes_take_several_lines(self) -> None:
+        entries = [(f"class number {k}", (k, k, k)) for k in range(150)]
+        one, many = draw_legend(entries[:2], 640), draw_legend(entries, 640)
+        assert many.shape[0] > 10 * one.shape[0] / 2
+        assert many.shape[1] == 640
+        assert (many[:, -1] == 255).all()  # nothing is cut off
+
+
+class TestDetections:
+    def test_masks_have_their_class_colour(self) -> None:
+        found = detections([(100, 100, 300, 300), (400, 100, 600, 300)], (640, 480), [0, 2])
+        drawn = draw_detections(grey(640, 480), found, NAMES, alpha=0.5)
+        for column, k in ((200, 0), (500, 2)):
+            assert np.abs(drawn[200, column].astype(int) - (128 + object_colors(3)[k].astype(int)) / 2).max() <= 1
+        assert (drawn[470, 10] == 128).all()
+
+    def test_better_objects_lie_on_top(self) -> None:
+        found = detections([(100, 100, 300, 300), (100, 100, 300, 300)], (640, 480), [0, 1])
+        pixel = draw_detections(grey(640, 480), found, NAMES, alpha=1.0)[200, 200]
+        assert (pixel == object_colors(3)[0]).all()
+
+    def test_names_keep_clear_of_each_other(self) -> None:
+        """Two objects in one place: both names are to be read, so both colours fill a plate."""
+        found = detections([(100, 100, 300, 300), (100, 100, 300, 300)], (640, 480), [0, 1])
+        drawn = draw_detections(grey(640, 480), found, NAMES, alpha=0.0).reshape(-1, 3)
+        for k in (0, 1):
+            assert (drawn == object_colors(3)[k]).all(1).sum() > 400
+
+    def test_nothing_found_changes_nothing(self) -> None:
+        assert (draw_detections(grey(640, 480), detections([], (640, 480), []), NAMES) == 128).all()
+
+    @settings(max_examples=15)
+    @given(st.data())
+    def test_boxes_anywhere(self, data: st.DataObject) -> None:
+        width, height = data.draw(st.integers(1, 200)), data.draw(st.integers(1, 200))
+        corner = st.floats(-20, 220, width=32)
+        drawn = data.draw(st.lists(st.tuples(corner, corner, corner, corner), max_size=4))
+        boxes = np.array(drawn, np.float32).reshape(-1, 4)
+        boxes[:, 2:] = boxes[:, :2] + np.abs(boxes[:, 2:])
+        count = len(boxes)
+        masks = np.zeros((count, height, width), bool)
+        found = Detections(masks, boxes, np.zeros(count, np.int64), np.full(count, 0.5, np.float32))
+        drawn = draw_detections(grey(width, height), found, ["a very long name of a class, longer than the image"])
+        assert drawn.shape[1] % width == 0
+        assert drawn.dtype == np.uint8
+
+
+def test_objects_get_no_calm_colours() -> None:
+    calm = palette(3).tolist()
+    assert not any(color in calm for color in object_colors(100).tolist())
+    assert object_colors(0).shape == (0, 3)
