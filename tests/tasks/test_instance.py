@@ -9,6 +9,7 @@ import torch
 
 from pri3d.data.instances import InstanceDataset, collate_instances
 from pri3d.data.sampler import Draw
+from pri3d.datasets import open_labelled
 from pri3d.datasets.convert import to_coco
 from pri3d.datasets.prepared import PreparedImages
 from pri3d.errors import DataError, WeightsError
@@ -200,3 +201,11 @@ def test_what_does_not_fit_is_refused(task, tmp_path):
     save_state(state, path, record)
     with pytest.raises(WeightsError, match=r"rpn\.head\.cls_logits\.weight"):
         load_task(path)
+
+
+def test_an_oracle_scores_one_on_real_images(real_data):
+    coco = open_labelled(real_data / "coco_tiny", "val", "coco")
+    dataset = InstanceDataset(coco, rows=range(6))
+    scores = InstanceTask(InstanceTask.names_of(coco)).measure(Oracle(truth_of(dataset)), dataset, 4)
+    assert scores["AP"] == scores["box_AP"] == pytest.approx(1.0)
+    assert 5 < sum(not math.isnan(value) for value in scores["classes"].values()) < 80
