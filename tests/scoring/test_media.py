@@ -25,7 +25,7 @@ NAMES = ["dark", "bright"]
 def write_clip(path: Path, rotation: int = 0, codec: str = "libx264") -> Path:
     """Seven frames of 64x48, each of one grey value but a white upper left quarter."""
     av = pytest.importorskip("av")
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
         stream = container.add_stream(codec, rate=10)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         if rotation:
@@ -127,21 +127,20 @@ class TestPredicted:
 
     def test_a_video_that_ends_too_early(self, run: Path, tmp_path: Path) -> None:
         """Frames that can be decoded are there, and the command says that it did not reach the end."""
-        clip = write_clip(tmp_path / "clip.mkv", codec="mpeg4")
-        media = open_media(clip)
-
-        def cut():
-            for k, picture in enumerate(media.pictures):
-                if k == 3:
-                    raise DataError("clip.mkv: cannot be decoded to its end")
-                yield picture
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("pri3d.scoring.prediction.open_media", lambda *args: media._replace(pictures=cut()))
-            with pytest.raises(DataError, match="1 of 4 failed"):
-                predict(run, clip, tmp_path / "out")
-        assert (tmp_path / "out" / "clip-000002.png").is_file()
+        clip = write_clip(tmp_path / "clip.mp4", codec="mpeg4")
+        content = clip.read_bytes()
+        clip.write_bytes(content[: len(content) - 200])
+        with pytest.raises(DataError, match=r"1 of [2-7] failed.*\n.*clip\.mp4: ends after [1-6] frames"):
+            predict(run, clip, tmp_path / "out")
+        assert (tmp_path / "out" / "clip-000000.png").is_file()
         assert (tmp_path / "out" / "clip_overlay.mp4").is_file()
+
+    def test_a_video_without_a_whole_frame(self, run: Path, tmp_path: Path) -> None:
+        clip = write_clip(tmp_path / "clip.mkv")
+        content = clip.read_bytes()
+        clip.write_bytes(content[: len(content) // 2])
+        with pytest.raises(DataError, match=r"ends after 0 frames|not a readable video"):
+            predict(run, clip, tmp_path / "out")
 
     @pytest.mark.parametrize("ending", ["gif", "webp", "png"])
     def test_an_animation_needs_no_extra(

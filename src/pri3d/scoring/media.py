@@ -20,6 +20,7 @@ from pri3d.files import replacing
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 _MOVING = {"GIF", "PNG", "WEBP"}  # formats of several pictures that are an animation; TIFF's and MPO's are none
 _RESERVED = {"classes"}  # names that the output folder needs for itself
+_WHOLE = 0.95  # share of the frames stated in a video's header that are there; some state a few too many
 _FINEST = 1001  # denominator of a frame rate, as in 30000/1001
 
 
@@ -177,14 +178,21 @@ def _video(path: Path, every: int) -> Media:
 
 
 def _decoded(av: Any, path: Path, every: int) -> Iterator[Picture]:
+    count, stated = 0, 0
+    problem: object = "the file is cut off or damaged"
     try:
         with av.open(str(path)) as container:
-            container.streams.video[0].thread_type = "AUTO"
-            for k, frame in enumerate(container.decode(video=0)):
-                if k % every == 0:
-                    yield Picture(_numbered(path, k), f"{path} frame {k}", partial(_upright, frame))
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            stated = int(stream.frames)
+            for frame in container.decode(stream):
+                if count % every == 0:
+                    yield Picture(_numbered(path, count), f"{path} frame {count}", partial(_upright, frame))
+                count += 1
     except (av.FFmpegError, OSError) as error:
-        raise DataError(f"{path}: cannot be decoded to its end ({error}). What comes before is predicted.") from error
+        problem, stated = error, max(stated, 2 * count)
+    if count < max(1, _WHOLE * stated):
+        raise DataError(f"{path}: ends after {count} frames ({problem}). What comes before is predicted.")
 
 
 def _upright(frame: Any) -> NDArray[np.uint8]:
