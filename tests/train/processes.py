@@ -28,11 +28,12 @@ SCRIPT = """
 import json, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
+import pri3d
 from pri3d.train.launch import InterruptedRunError
-from pri3d.train.pretrain import pretrain
 if __name__ == "__main__":
+    verb, *words = json.loads(sys.argv[3])
     try:
-        pretrain(Path(sys.argv[1]), run=Path(sys.argv[2]), **json.loads(sys.argv[3]))
+        getattr(pri3d, verb)(*words, Path(sys.argv[1]), run=Path(sys.argv[2]), **json.loads(sys.argv[4]))
     except InterruptedRunError as error:
         print(error, flush=True)
         sys.exit(9)
@@ -43,9 +44,16 @@ def start(
     store: Path, run: Path, world: int = 1, env: dict[str, str] | None = None, **options: object
 ) -> subprocess.Popen[str]:
     """Pre-train in ``world`` new processes with the small settings and ``options``."""
+    return start_verb(("pretrain",), store, run, world, env, {**SMALL, **options})
+
+
+def start_verb(
+    verb: tuple[str, ...], store: Path, run: Path, world: int, env: dict[str, str] | None, options: dict[str, object]
+) -> subprocess.Popen[str]:
+    """Run a verb, and the words after it, in ``world`` new processes."""
     script = run.parent / "script.py"
     script.write_text(SCRIPT)
-    words = [str(script), str(store), str(run), json.dumps({**SMALL, **options})]
+    words = [str(script), str(store), str(run), json.dumps(verb), json.dumps(options)]
     if world > 1:
         words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", *words]
     return subprocess.Popen(
