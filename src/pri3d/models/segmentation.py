@@ -23,7 +23,6 @@ BINS = (1, 2, 3, 6)  #: cells a side of PSPNet's pooled maps
 RATES = (6, 12, 18)  #: dilations of DeepLab's branches at output stride 16
 DROPOUT = 0.1  #: before the classifier
 ASPP_WIDTH = 256  #: channels of DeepLab's features
-BACKBONE_MOMENTUM = 0.01  #: of the batch norms of DeepLab's encoder
 
 
 class SegmentationNet(nn.Module):
@@ -145,7 +144,6 @@ class _Recipe(NamedTuple):
     stride: int  #: of the last map, where the encoder is a ResNet
     build: Callable[[Encoder], tuple[nn.Module, int]]  #: encoder -> head, its channels
     auxiliary: bool = False
-    momentum: float | None = None  #: of the encoder's batch norms, where it is not PyTorch's
 
 
 def _pyramid(encoder: Encoder) -> tuple[nn.Module, int]:
@@ -164,8 +162,8 @@ def _deeplab_plus(encoder: Encoder) -> tuple[nn.Module, int]:
 
 CONTEXT = {
     "pspnet": _Recipe(8, _pyramid, auxiliary=True),
-    "deeplabv3": _Recipe(16, _deeplab, momentum=BACKBONE_MOMENTUM),
-    "deeplabv3plus": _Recipe(16, _deeplab_plus, momentum=BACKBONE_MOMENTUM),
+    "deeplabv3": _Recipe(16, _deeplab),
+    "deeplabv3plus": _Recipe(16, _deeplab_plus),
 }
 NETWORKS = ("unet", *CONTEXT)
 
@@ -186,10 +184,6 @@ def build_segmentation(
     recipe = CONTEXT[network]
     if isinstance(encoder, ResNetEncoder):
         dilate(encoder, recipe.stride)
-    if recipe.momentum is not None:
-        for module in encoder.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = recipe.momentum
     auxiliary = None
     if recipe.auxiliary:
         width = encoder.channels[-2:][0]
@@ -208,10 +202,13 @@ def dilate(encoder: ResNetEncoder, stride: int) -> None:
 
     Parameters stay as they are, and every cell of the undilated network keeps its value at the cell of the finer map
     it lies on. So the convolution that loses its stride keeps the dilation before it, as in torchvision's
-    ``replace_stride_with_dilation``; those after it are dilated. Raises ConfigError for another stride.
+    ``replace_stride_with_dilation``; those after it are dilated. Raises ConfigError for another stride, and for an
+    encoder that is dilated already.
     """
     if stride not in {8, 16}:
         raise ConfigError(f"an output stride of {stride}: a ResNet can be dilated to 8 or 16.")
+    if encoder.strides != ResNetEncoder.strides:
+        raise ConfigError(f"{encoder.name} is dilated already, to strides {encoder.strides}: build a fresh one.")
     dilation = 1
     for layer, own in ((encoder.layer3, 16), (encoder.layer4, 32)):
         if own > stride:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -41,7 +42,7 @@ class SemanticTask(Task):
             each image's own.
         weights: of the classes in the loss, see :func:`class_weights`; None for all alike.
 
-    Raises ConfigError for weights that are not one per class, or negative.
+    Raises ConfigError for weights that are not one per class, negative or not finite.
     """
 
     name: ClassVar[str] = "semantic"
@@ -55,7 +56,9 @@ class SemanticTask(Task):
     ) -> None:
         super().__init__(class_names)
         self.size = size
-        if weights is not None and (len(weights) != len(self.class_names) or not min(weights) >= 0):
+        if weights is not None and (
+            len(weights) != len(self.class_names) or not all(0 <= weight < math.inf for weight in weights)
+        ):
             raise ConfigError(
                 f"class weights {list(weights)}: give one of 0 or more for each of the {len(self.class_names)} classes."
             )
