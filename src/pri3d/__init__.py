@@ -19,6 +19,7 @@ VERBS = {
     "prepare": "pri3d.preparation.run",
     "pretrain": "pri3d.train.pretrain",
     "probe": "pri3d.scoring.probe",
+    "coco": "pri3d.datasets.convert",
     "finetune": "pri3d.train.finetune",
     "evaluate": "pri3d.scoring.evaluation",
     "predict": "pri3d.scoring.prediction",

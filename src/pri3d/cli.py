@@ -40,9 +40,13 @@ ABOUT = {
         "how well features find the same point in another view, by angle",
         "pri3d probe out/kitchen --weights runs/kitchen",
     ),
+    "coco": (
+        "labelled images of any format -> a COCO file of their objects",
+        "pri3d coco scannet_frames_25k scannet_val.json --split val",
+    ),
     "finetune": (
-        "backbone + labelled frames -> segmentation network and scores",
-        "pri3d finetune semantic out/train out/val --weights runs/kitchen",
+        "backbone + labelled images -> a segmentation or detection network and its scores",
+        "pri3d finetune semantic out/train --val out/val --weights runs/kitchen",
     ),
     "evaluate": (
         "a fine-tuned run -> scores, from predictions written once",

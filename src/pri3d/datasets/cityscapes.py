@@ -60,6 +60,10 @@ class CityscapesImages(LabelledImages):
         """RGB (H, W, 3) of image k."""
         return read_rgb(self._image(k))
 
+    def color_file(self, k: int) -> Path:
+        """Where image k lies."""
+        return self._image(k)
+
     def label(self, k: int) -> NDArray[np.uint8]:
         """Class ids (H, W) of image k, 255 = ignored."""
         file = self._map(k, "labelIds")

@@ -91,6 +91,10 @@ class FolderImages(LabelledImages):
         """RGB (H, W, 3) of image k."""
         return read_rgb(self._pairs[k].image)
 
+    def color_file(self, k: int) -> Path:
+        """Where image k lies."""
+        return self._pairs[k].image
+
     def label(self, k: int) -> NDArray[np.uint8]:
         """Class ids (H, W) of image k, 255 = ignored."""
         pair = self._pairs[k]

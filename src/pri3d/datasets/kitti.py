@@ -50,12 +50,16 @@ class KittiImages(LabelledImages):
 
     def color(self, k: int) -> NDArray[np.uint8]:
         """RGB (H, W, 3) of image k."""
-        return read_rgb(self._file("image_2", self._files[k]))
+        return read_rgb(self.color_file(k))
+
+    def color_file(self, k: int) -> Path:
+        """Where image k lies."""
+        return self._file("image_2", self._files[k])
 
     def label(self, k: int) -> NDArray[np.uint8]:
         """Class ids (H, W) of image k, 255 = ignored."""
         file = self._file("semantic", self._files[k])
-        return self.space.apply(read_ids(file, like=self._file("image_2", self._files[k])), str(file))
+        return self.space.apply(read_ids(file, like=self.color_file(k)), str(file))
 
     def instances(self, k: int) -> Instances:
         """Objects of image k, and as crowds those that are not told apart."""

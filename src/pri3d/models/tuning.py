@@ -57,7 +57,7 @@ def fix_norms(encoder: nn.Module) -> list[nn.Module]:
     Their statistics and weights stay as they were loaded, which is what detection calls frozen norms; their names in
     the state dict stay too.
     """
-    norms = [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms: list[nn.Module] = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.requires_grad_(False)
     return norms

@@ -81,4 +81,5 @@ def load_task(path: Path) -> Trained:
     record = read_provenance(path)
     if "task" not in record:
         raise WeightsError(f"{path}: not a fine-tuned network. Give the run folder of `pri3d finetune`.")
-    return Trained(*registry.load("tasks", TASKS, str(record["task"])).load(path, record), record)
+    task, model = registry.load("tasks", TASKS, str(record["task"])).load(path, record)
+    return Trained(task, model, record)
