@@ -87,6 +87,15 @@ class TestDetections:
         for k in (0, 1):
             assert (drawn == object_colors(3)[k]).all(1).sum() > 400
 
+    def test_names_without_room_are_left_out(self) -> None:
+        """Ten objects in one place: three names fit above, in and below it, those of the best."""
+        found = detections([(300, 200, 340, 300)] * 10, (640, 480), list(range(10)))
+        names = [f"class {k}" for k in range(10)]
+        drawn = draw_detections(grey(640, 480), found, names, alpha=0.0).reshape(-1, 3)
+        plates = [(drawn == color).all(1).sum() for color in object_colors(10)]
+        assert min(plates[:3]) > 400
+        assert max(plates[3:]) == 0
+
     def test_nothing_found_changes_nothing(self) -> None:
         assert (draw_detections(grey(640, 480), detections([], (640, 480), []), NAMES) == 128).all()
 

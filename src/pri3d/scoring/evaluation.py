@@ -168,7 +168,7 @@ def _size(network: Network, resolution: str) -> tuple[int, int] | None:
 def _show(result: dict[str, Any]) -> None:
     """Print a line a score: the numbers, then those of each class."""
     scores = result["scores"]
-    table = Table("score", title=f"{result['data']} ({result['split']}, {result['images']} images)")
+    table = Table("score", title=f"{result['split']}, {result['images']} images")
     for which in scores:
         table.add_column(which, justify="right")
     first = next(iter(scores.values()))
@@ -179,6 +179,8 @@ def _show(result: dict[str, Any]) -> None:
         table.add_section()
         for name in first[group]:
             cells = [_cell(each[group][name]) for each in scores.values()]
+            if set(cells) == {"-"}:  # neither occurs nor is predicted
+                continue
             table.add_row(f"{_TITLES.get(group, escape(group))} {escape(name)}", *cells)
     Console().print(table)
 

@@ -23,7 +23,7 @@ Box = tuple[float, float, float, float]
 
 
 def draw_classes(
-    color: NDArray[np.uint8], label: NDArray[np.uint8], class_names: Sequence[str], alpha: float = 0.55
+    color: NDArray[np.uint8], label: NDArray[np.uint8], class_names: Sequence[str], alpha: float = 0.5
 ) -> NDArray[np.uint8]:
     """Class map (H, W) over RGB (H, W, 3) -> RGB (s H + legend, s W, 3), s = 1 for images of 640 pixels and more.
 
@@ -49,7 +49,8 @@ def draw_detections(
     """Objects over RGB (H, W, 3) -> RGB (s H, s W, 3), s = 1 for images of 640 pixels and more.
 
     Every object has the colour of its class: its mask of opacity ``alpha`` with a border, its box, and its name with
-    the score in percent. Better objects lie over worse ones.
+    the score in percent. Better objects lie over worse ones, and a name
+    that would cover a better one's is left out.
     """
     scale = _scale(color)
     picture = _enlarge(color, scale).astype(np.float32)
@@ -102,7 +103,7 @@ class _Text(NamedTuple):
 
 
 class _Pen:
-    """Draws boxes and names; names keep clear of each other where there is room."""
+    """Draws boxes and names, names clear of each other."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, size: tuple[int, int]) -> None:
         self.draw, self.size = draw, size
@@ -119,18 +120,20 @@ class _Pen:
         pad = max(2, round(self.font.size / 6))
         shape = _Text(right - left + 2 * pad, bottom - top + 2 * pad, pad)
         place = self._place(box, shape)
+        if place is None:
+            return
         self.taken.append(place)
         self.draw.rectangle(place, color)
         dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] < _BRIGHT
         self.draw.text((place[0] + pad, place[1] + pad), text, _WHITE if dark else _BLACK, self.font, anchor="lt")
 
-    def _place(self, box: NDArray[np.float32], text: _Text) -> Box:
-        """Above the box, else inside at its top, else below; where all are taken, inside."""
+    def _place(self, box: NDArray[np.float32], text: _Text) -> Box | None:
+        """Above the box, else inside at its top, else below; None where names of better objects take all of them."""
         x0, y0, _, y1 = (float(v) for v in box)
         tops = (y0 - text.height, y0, y1)
         places = [self._inside(x0, top, text) for top in tops]
         free = [place for place in places if not any(_overlap(place, other) for other in self.taken)]
-        return free[0] if free else places[1]
+        return free[0] if free else None
 
     def _inside(self, x: float, y: float, text: _Text) -> Box:
         """The place moved into the image."""
