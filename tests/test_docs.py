@@ -25,6 +25,7 @@ import yaml
 
 import pri3d
 from pri3d.cli import build_parser, normalise
+from pri3d.datasets.spaces import load_space
 from pri3d.readers.cameras import read_cameras
 from pri3d.train.downstream import RECIPES
 from pri3d.train.settings import PretrainSettings, presets, resolve
@@ -204,6 +205,8 @@ def test_yaml_is_what_it_says(block: Block, tmp_path: Path) -> None:
     path.write_text(block.text)
     if stated[1] == "cameras.yaml":
         read_cameras(path)
+    elif stated[1] == "labels.yaml":
+        assert load_space(str(path)).names
     elif stated[2]:
         resolve(SETTINGS[stated[2]], stated[2], str(path), {})
     else:

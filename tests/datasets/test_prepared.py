@@ -67,3 +67,8 @@ class TestPrepared(LabelledContract):
         space.write_text("classes: {wall: 0}\n")
         with pytest.raises(DataError, match=rf"{images.path}: frame {images.names[0]}: holds ids \["):
             open_labelled(images.path, "train", labels=str(space)).label(0)
+
+    def test_classes_without_a_name_are_refused(self, images: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(images, "class_names", images.class_names[:1])
+        with pytest.raises(DataError, match=r"has class \d+, but only 1 classes have names"):
+            images.label(0)

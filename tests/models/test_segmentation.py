@@ -198,7 +198,7 @@ def test_a_single_image_in_training(network):
     if least_batch(network) == 1:
         assert net(image).shape == (1, CLASSES, 48, 64)
         return
-    with pytest.raises(ConfigError, match=f"{network} cannot train on 1 image at a time.*--micro_batch to 2"):
+    with pytest.raises(ConfigError, match=f"{network} cannot train on 1 image at a time.*--micro-batch to 2"):
         net(image)
     net.body.decoder.eval()  # norms that use what they know do not mind
     assert net(image).shape == (1, CLASSES, 48, 64)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.datasets import STUFF, LabelledImages, Split, deal
-from pri3d.datasets.spaces import load_space
+from pri3d.datasets.spaces import IGNORED, load_space
 from pri3d.errors import DataError
 from pri3d.store import MANIFEST, SceneStore, Store
 
@@ -57,7 +57,16 @@ class PreparedImages(LabelledImages):
         label = self.store.scene(scene).label(row)
         if label is None:
             raise DataError(f"{self.path}: frame {self.names[k]} lost its label. Restore the store.")
-        return label if self._space is None else self._space.apply(label, f"{self.path}: frame {self.names[k]}")
+        what = f"{self.path}: frame {self.names[k]}"
+        if self._space is not None:
+            return self._space.apply(label, what)
+        largest = int(label[label != IGNORED].max(initial=0))
+        if largest >= len(self.class_names):
+            raise DataError(
+                f"{what} has class {largest}, but only {len(self.class_names)} classes have names. Complete the "
+                "recording's classes.txt and prepare it into another folder, or give --labels."
+            )
+        return label
 
     def instance(self, k: int) -> NDArray[np.int32] | None:
         """Object ids (H, W) of frame k, 0 = none."""

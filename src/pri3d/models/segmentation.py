@@ -58,7 +58,7 @@ class SegmentationNet(nn.Module):
         if self.training and len(images) < least_batch(self.network) and self._has_own_norms():
             raise ConfigError(
                 f"{self.network} cannot train on {len(images)} image at a time: a batch norm follows its pooling to "
-                "one cell. Raise --micro_batch to 2 or more, or take --network unet."
+                "one cell. Raise --micro-batch to 2 or more, or take --network unet."
             )
         features, maps = self.body.forward_maps(images)
         scores = [_enlarge(self.classifier(features), images)]

@@ -6,6 +6,7 @@ import dataclasses
 import re
 from typing import Literal
 
+from pri3d.models.segmentation import least_batch
 from pri3d.models.tuning import check_tuning
 from pri3d.train.settings import TrainSettings
 
@@ -52,10 +53,9 @@ class SemanticSettings(FinetuneSettings):
     def problems(self) -> list[str]:
         """Everything wrong with the numbers, each with its flag."""
         found = super().problems()
-        if self.network != "unet" and self.micro_batch < 2:
-            found.append(
-                f"--micro-batch {self.micro_batch}: {self.network} pools to one cell, whose norm needs 2 images"
-            )
+        least = least_batch(self.network)
+        if self.micro_batch < least and not self.sync_bn:
+            found.append(f"--micro-batch {self.micro_batch}: {self.network} needs {least} images a pass for its norms")
         return found
 
 
