@@ -79,6 +79,8 @@ class InstanceSettings(FinetuneSettings):
     def problems(self) -> list[str]:
         """Everything wrong with the numbers, each with its flag."""
         found = super().problems()
+        if self.compile:
+            found.append("--compile: the images of a Mask R-CNN differ in size; leave it out")
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(self.short_side))
         if match is None or not 32 <= int(match[1]) <= int(match[2] or match[1]):
             found.append(f"--short-side {self.short_side}: give pixels of 32 or more, or a range as in 640-800")
