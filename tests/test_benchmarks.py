@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import gpu, loading, presets, rivals
+from benchmarks import gpu, loading, presets, real, rivals
 from benchmarks.timing import Stopwatch, precision
 
 from pri3d.models.resunet3d import ResUNet3d
@@ -163,3 +163,12 @@ def test_ocnn_layers_take_the_place_of_ours() -> None:
     assert not any(isinstance(module, rivals.SparseConv) for module in net.modules())
     net.features(geometry, torch.ones(len(coords), 1)).sum().backward()
     assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+@pytest.mark.slow
+def test_real_images_train(real_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["real", str(real_data), "coco", "nyuv2", "--steps", "1"])
+    real.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if "CPU min" in line] == ["coco", "nyuv2"]
+    assert any("box_AP50" in line for line in lines) and any("miou" in line for line in lines)
