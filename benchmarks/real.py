@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine
+from PIL import Image
 
 import pri3d
 from pri3d.datasets import open_labelled
@@ -27,6 +28,7 @@ from pri3d.datasets.spaces import load_space
 from pri3d.runfiles import read_json
 
 COCO_IMAGES, LEAST = 8, 1000  # pixels of an object
+LW_CORNER = (7, 6)  # column and row where the inner part of an NYUv2 image begins
 
 
 def coco(data: Path, work: Path) -> dict[str, Any]:
@@ -59,9 +61,16 @@ def nyuv2(data: Path, work: Path) -> dict[str, Any]:
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True)
     for mask in sorted((data / "nyuv2" / "labels13_test").glob("*.png")):
-        name = f"{mask.stem.rpartition('_')[2]}.png"
-        (folder / "masks" / name).symlink_to(mask)
-        (folder / "images" / name).symlink_to(data / "nyuv2" / "val" / "color" / name)
+        number = mask.stem.rpartition("_")[2]
+        image, target = data / "nyuv2" / "val" / "color" / f"{number}.png", folder / "masks" / f"{number}.png"
+        if image.exists():
+            target.symlink_to(mask)
+        else:  # of some there is the inner part alone
+            image = data / "nyuv2" / "lw40" / f"00{number}.png"
+            left, top = LW_CORNER
+            width, height = Image.open(image).size
+            Image.open(mask).crop((left, top, left + width, top + height)).save(target)
+        (folder / "images" / target.name).symlink_to(image)
     classes = "".join(f"  {name}: {number}\n" for number, name in enumerate(load_space("nyu13").names, 1))
     (folder / "labels.yaml").write_text(f"classes:\n{classes}ignored: [0]\n")
     return {
