@@ -142,7 +142,7 @@ def test_readme_leaves_what_it_says(readme_folder: Path) -> None:
 def test_python_runs(page: Path, readme_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(readme_folder, tmp_path, dirs_exist_ok=True, copy_function=os.link)
     monkeypatch.chdir(tmp_path)
-    for folder in (tmp_path, ROOT / "tests" / "models", ROOT / "tests" / "readers"):
+    for folder in (tmp_path, ROOT / "tests" / "models", ROOT / "tests" / "readers", ROOT / "tests" / "datasets"):
         monkeypatch.syspath_prepend(str(folder))
     run_page(page, tmp_path)
 
