@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from pri3d import registry
 from pri3d.data.sampler import StreamSampler
-from pri3d.datasets import open_labelled
+from pri3d.datasets import LabelledImages, open_labelled
 from pri3d.errors import ConfigError, DataError, Problems
 from pri3d.models.detector import Detector
 from pri3d.models.published import holds_decoder, load_published
@@ -45,6 +46,7 @@ class Call(NamedTuple):
     resume: bool
     options: Options
     given: Mapping[str, Any]  #: settings by name, None where not given
+    open: Callable[..., LabelledImages]  #: open_labelled, each set once: a list of a million images takes a while
 
 
 def finetune(
@@ -169,7 +171,7 @@ def finetune(
     """
     given = dict(locals())
     options = Options(workers, save_every, keep_checkpoints, find_launch(devices, nodes), wandb)
-    call = Call(task, data, val, dataset, labels, part, preset, epochs, resume, options, given)
+    call = Call(task, data, val, dataset, labels, part, preset, epochs, resume, options, given, cache(open_labelled))
     jobs = expand(weights, network, fraction, seed)
     runs = [FinetuneRun(call, job) for job in jobs]  # all are checked before the first one starts
     if len(jobs) == 1:
@@ -194,10 +196,10 @@ class FinetuneRun:
         self.kind: type[Recipe[Any]] = registry.choice("task", RECIPES, call.task)
         problems = Problems()
         with problems.collect():
-            self.train_set = open_labelled(call.data, "train", call.dataset, call.labels, call.val is not None)
+            self.train_set = call.open(call.data, "train", call.dataset, call.labels, call.val is not None)
         with problems.collect():
             other = call.val or call.data
-            self.val_set = open_labelled(other, "val", call.dataset, call.labels, call.val is not None)
+            self.val_set = call.open(other, "val", call.dataset, call.labels, call.val is not None)
         with problems.collect():
             self.from_file = job.weights not in {"scratch", "imagenet"} and not job.weights.startswith("timm:")
             self.record = read_provenance(Path(job.weights)) if self.from_file else {}
