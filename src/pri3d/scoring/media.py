@@ -1,9 +1,9 @@
-"""What can be predicted: an image, a folder of images, a video -> one picture after the other."""
+"""What can be predicted or embedded: an image, a folder of images, a video -> one picture after the other."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,7 @@ class Picture(NamedTuple):
 class Media(NamedTuple):
     """What was asked to be predicted."""
 
-    pictures: Iterator[Picture]  #: a video's raise DataError where the video is damaged
+    pictures: Iterable[Picture]  #: a video's raise DataError where the video is damaged
     total: int | None  #: of the pictures, None where that is not known before
     rate: Fraction | None  #: pictures a second, None where they are no video
 
@@ -70,6 +70,21 @@ def name_files(files: Sequence[Path], root: Path) -> list[str]:
     names = [stem if alone else path for stem, path, alone in zip(stems, paths, plain, strict=True)]
     again = Counter(name.casefold() for name in names)
     return [name if again[name.casefold()] == 1 else f"{name}-{k}" for k, name in enumerate(names)]
+
+
+def until_damaged(pictures: Iterable[Picture], failed: list[str]) -> Iterator[Picture]:
+    """The pictures up to where they cannot be read any more; that is added to ``failed``."""
+    try:
+        yield from pictures
+    except DataError as error:
+        failed.append(str(error))
+
+
+def refuse_failed(failed: Sequence[str], done: int, out: Path) -> None:
+    """Raise DataError with the list of pictures that could not be read, if any; ``done`` others are in ``out``."""
+    if failed:
+        listed = "".join(f"\n  {reason}" for reason in failed)
+        raise DataError(f"{len(failed)} of {len(failed) + done} failed, the others are in {out}:{listed}")
 
 
 def write_video(path: Path, pictures: Sequence[Path], rate: Fraction) -> bool:

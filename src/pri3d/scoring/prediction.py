@@ -21,7 +21,7 @@ from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.files import write_atomic
 from pri3d.palette import palette
 from pri3d.runfiles import read_json, write_json
-from pri3d.scoring.media import Picture, open_media, write_video
+from pri3d.scoring.media import Picture, open_media, refuse_failed, until_damaged, write_video
 from pri3d.scoring.networks import Network, Which, find_weights, open_network
 from pri3d.scoring.overlay import draw_classes, draw_detections, object_colors
 from pri3d.types import Detections
@@ -73,7 +73,8 @@ def predict(
     done: list[str] = []
     failed: list[str] = []
     fresh = False
-    for picture in _safely(track(media.pictures, "predicting", media.total, console=console, transient=True), failed):
+    shown = track(media.pictures, "predicting", media.total, console=console, transient=True)
+    for picture in until_damaged(shown, failed):
         try:
             fresh |= _predict_one(network, picture, out, facts, overwrite)
             done.append(picture.name)
@@ -82,9 +83,7 @@ def predict(
             failed.append(str(error))
     if media.rate is not None:
         _join(out, f"{source.stem}_overlay.mp4", done, Fraction(media.rate), fresh, console)
-    if failed:
-        listed = "".join(f"\n  {reason}" for reason in failed)
-        raise DataError(f"{len(failed)} of {len(done) + len(failed)} failed, the others are in {out}:{listed}")
+    refuse_failed(failed, len(done), out)
     console.print(f"{len(done)} predicted in {escape(str(out))}")
     return out
 
@@ -125,14 +124,6 @@ def _claim(out: Path, facts: dict[str, Any], overwrite: bool) -> None:
                 "--overwrite."
             )
     write_json(path, facts)
-
-
-def _safely(pictures: Iterator[Picture] | Any, failed: list[str]) -> Iterator[Picture]:
-    """The pictures up to where they cannot be read any more; that is added to ``failed``."""
-    try:
-        yield from pictures
-    except DataError as error:
-        failed.append(str(error))
 
 
 def _predict_one(network: Network, picture: Picture, out: Path, facts: dict[str, Any], overwrite: bool) -> bool:
