@@ -17,6 +17,9 @@ from pri3d.errors import ConfigError
 from pri3d.runfiles import RunPaths, read_json, write_json
 
 
+WIDTH = 140  #: characters of the table where it goes to a file
+
+
 class Job(NamedTuple):
     """What one run of a comparison differs in; None is the preset's value."""
 
@@ -105,7 +108,10 @@ def compare(root: Path, runs: Mapping[Job, Path], shown: Sequence[str]) -> Path:
             row.scores[name].append(last[name])
         row.minutes.append(paths.minutes())
     write_json(root / "comparison.json", [row._asdict() for row in rows.values()])
-    Console().print(_table(list(rows.values()), shown))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)  # a log file has no edge
+    console.print(_table(list(rows.values()), shown))
     return root
 
 
@@ -115,7 +121,7 @@ def _table(rows: Sequence[Row], shown: Sequence[str]) -> Table:
     table = Table(title=f"scores of the last step in %, {what}")
     varied = [name for name in ("weights", "network", "fraction") if len({getattr(row, name) for row in rows}) > 1]
     for column in (*varied, *shown, "minutes"):
-        table.add_column(column, justify="left" if column in varied else "right")
+        table.add_column(column, justify="left" if column in varied else "right", overflow="fold")
     for row in rows:
         scores = [_percent(*row.mean(name)) for name in shown]
         table.add_row(*(str(getattr(row, name)) for name in varied), *scores, f"{np.mean(row.minutes):.1f}")
