@@ -1,7 +1,8 @@
 """pri3d: posed RGB-D recordings -> better image backbones (Pri3D, ICCV 2021).
 
-Every verb of the command line is a function of the same name: ``pri3d.prepare(...)``, ``pri3d.pretrain(...)``.
-They are imported on first use, so ``import pri3d`` costs nothing.
+Every verb of the command line is a function of the same name: ``pri3d.prepare(...)``, ``pri3d.pretrain(...)``; only
+``pri3d import`` is ``pri3d.import_weights(...)`` and ``pri3d models`` is ``pri3d.list_models(...)``. ``pri3d.load``
+gives a trained backbone as a plain module. They are imported on first use, so ``import pri3d`` costs nothing.
 """
 
 from __future__ import annotations
@@ -12,28 +13,39 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-#: verb -> module that holds the function of the same name
+#: verb -> module:function
 VERBS = {
-    "demo": "pri3d.chain",
-    "rooms": "pri3d.worlds.write",
-    "prepare": "pri3d.preparation.run",
-    "pretrain": "pri3d.train.pretrain",
-    "probe": "pri3d.scoring.probe",
-    "coco": "pri3d.datasets.convert",
-    "finetune": "pri3d.train.finetune",
-    "evaluate": "pri3d.scoring.evaluation",
-    "predict": "pri3d.scoring.prediction",
-    "export": "pri3d.models.export",
+    "demo": "pri3d.chain:demo",
+    "rooms": "pri3d.worlds.write:rooms",
+    "prepare": "pri3d.preparation.run:prepare",
+    "pretrain": "pri3d.train.pretrain:pretrain",
+    "probe": "pri3d.scoring.probe:probe",
+    "coco": "pri3d.datasets.convert:coco",
+    "finetune": "pri3d.train.finetune:finetune",
+    "evaluate": "pri3d.scoring.evaluation:evaluate",
+    "predict": "pri3d.scoring.prediction:predict",
+    "export": "pri3d.models.export:export",
+    "embed": "pri3d.scoring.embed:embed",
 }
+
+#: what the package offers beside its verbs, module:function
+OTHERS = ("pri3d.models.load:load",)
+
+_FUNCTIONS = {where.partition(":")[2]: where for where in (*VERBS.values(), *OTHERS)}
 
 
 def find_verb(name: str) -> Callable[..., Any]:
     """Import the function of a verb."""
-    verb: Callable[..., Any] = getattr(import_module(VERBS[name]), name)
-    return verb
+    return _find(VERBS[name])
+
+
+def _find(where: str) -> Callable[..., Any]:
+    module, _, function = where.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), function)
+    return found
 
 
 def __getattr__(name: str) -> Any:
-    if name in VERBS:
-        return find_verb(name)
+    if name in _FUNCTIONS:
+        return _find(_FUNCTIONS[name])
     raise AttributeError(f"module 'pri3d' has no attribute {name!r}")

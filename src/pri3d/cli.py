@@ -56,6 +56,10 @@ ABOUT = {
         "a fine-tuned run + images or a video -> masks, pictures, json",
         "pri3d predict runs/kitchen-seg photos --out predictions",
     ),
+    "embed": (
+        "images + any backbone -> their features, pooled or as maps",
+        "pri3d embed runs/kitchen photos --out photos.npz",
+    ),
     "export": (
         "a run -> weights for other libraries",
         "pri3d export runs/kitchen --to torchvision --out kitchen_r18.safetensors",

@@ -253,11 +253,30 @@ def test_a_foreign_file_is_no_model(tmp_path, resnet):
     assert read_provenance(tmp_path / "x.safetensors") == {}
 
 
-def test_a_header_that_lies_is_found(tmp_path, encoder):
-    record = {"encoder": "resnet18", "decoder": "slim", "channels": 8}
-    save_state(encoder.state_dict(), tmp_path / "x.safetensors", record)
-    with pytest.raises(WeightsError, match="does not fit the network"):
-        load_model(tmp_path / "x.safetensors")
+def lying(record, path):
+    """A file of a small U-Net whose header says something else."""
+    unet = build_unet("resnet18", "slim", channels=7)
+    save_state(unet.state_dict(), path, {"encoder": "resnet18", "decoder": "slim", "channels": 7} | record)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"encoder": "resnet50"}, "does not fit the network"),
+        ({"encoder": "resnet19"}, "unknown encoder 'resnet19'"),
+        ({"encoder": ["resnet18"]}, "does not say its encoder"),
+        ({"decoder": "paper"}, "does not fit the network"),
+        ({"decoder": {}}, "unknown decoder"),
+        ({"channels": 10**12}, "no decoder of 1000000000000 channels"),
+        ({"channels": [7]}, "no decoder of"),
+        ({"channels": 64}, "does not fit the network"),
+    ],
+)
+def test_a_header_that_lies_is_found(tmp_path, record, message):
+    with pytest.raises(WeightsError, match=message) as error:
+        load_model(lying(record, tmp_path / "x.safetensors"))
+    assert "x.safetensors" in str(error.value)
 
 
 def test_init_choices(tmp_path, resnet, encoder, monkeypatch):

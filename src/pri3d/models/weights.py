@@ -9,23 +9,33 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import timm
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pri3d import __version__
 from pri3d.errors import ConfigError, WeightsError
+from pri3d.files import replacing
 from pri3d.models.encoders import Encoder, build_encoder
 from pri3d.models.lora import merged_state
 from pri3d.models.unet import UNet
 
 MODEL_FILE = "weights.safetensors"
+HUB_FILE = "model.safetensors"  #: what a model's folder on a hub has in its place
+INITIAL_FILE = "initial.safetensors"  #: the network before a run's training, never what a folder stands for
+
+#: what re-saves the tensors of a file that needs code, for who trusts it; names of one folder
+CLEAN = "torch.save(torch.load(PATH, weights_only=False)['state_dict'], 'clean.pth')"
+CLEAN_PICKLE = (
+    "import pickle, torch; d = pickle.load(open(PATH, 'rb')); "
+    "torch.save({k: torch.as_tensor(v) for k, v in d.get('model', d).items()}, 'clean.pth')"
+)
 
 #: dictionaries that checkpoints are nested in, outermost first; of DINO's two the teacher is the one to use
 NESTS = ("state_dict", "model", "model_state_dict", "network", "net", "teacher")
@@ -33,8 +43,8 @@ NESTS = ("state_dict", "model", "model_state_dict", "network", "net", "teacher")
 #: wrappers around a backbone's own names: data parallel, compiled, Lightning; MoCo v1 to v3 (not their momentum
 #: copies ``encoder_k`` and ``momentum_encoder``), SimCLR, DINO; timm features; ours
 PREFIXES = re.compile(
-    r"^(?:module|_forward_module|_orig_mod|state_dict|model|net|network|unet|student|backbone|encoder"
-    r"|encoder_q|base_encoder|convnet)\."
+    r"^(?:(?:module|_forward_module|_orig_mod|state_dict|model|net|network|unet|student|backbone|encoder"
+    r"|encoder_q|base_encoder|convnet)\.)+"
 )
 
 
@@ -118,6 +128,8 @@ def check_init(init: str) -> None:
 
 def build_timm_state(name: str) -> dict[str, Tensor]:
     """State dict of timm's pretrained ``name`` with its own keys. Raises ConfigError or WeightsError."""
+    import timm  # noqa: PLC0415 (weights are read where there is none)
+
     if not timm.is_model(name):
         raise ConfigError(f"--init timm:{name}: timm has no such model; see timm.list_models(pretrained=True)")
     try:
@@ -128,8 +140,9 @@ def build_timm_state(name: str) -> dict[str, Tensor]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """State dict of a .safetensors or torch file, or of a run folder; nothing in the file is executed.
+    """State dict of a .safetensors or torch file, or of a run's or export's folder; nothing in the file is executed.
 
+    The tensors lie in the file until they are used: it is mapped, not read (but for torch files from before 1.6).
     Raises WeightsError for a missing, damaged or unsafe file, or one without tensors.
     """
     path = _file(path)
@@ -137,44 +150,104 @@ def read_state(path: Path) -> dict[str, Tensor]:
         try:
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(f"{path} is damaged ({error}): copy or download it again") from error
+        except Exception as error:  # whatever bytes may make the library raise
+            raise WeightsError(f"{path} is damaged ({_reason(error)}): copy or download it again") from error
+    return _unnest(_read_torch(path), path)
+
+
+def _read_torch(path: Path) -> Any:
+    """Content of a torch file, made of tensors and plain values alone. Raises WeightsError for anything else."""
+    archive = zipfile.is_zipfile(path)
+    if archive:
+        _check_archive(path)
+    elif path.suffix in (".pkl", ".pickle"):
+        raise WeightsError(
+            f"{path} is a pickle, which can hold any program, and pri3d runs no code out of files. If you trust it, "
+            f'write its tensors to a file of tensors alone: python -c "{CLEAN_PICKLE}"'
+        )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path} is not a plain file of tensors, and pri3d runs no code out of files ({_reason(error)})"
-            ". If it is damaged, fetch it again; if you trust it, re-save its tensors alone: "
-            "torch.save(torch.load(PATH, weights_only=False)['state_dict'], 'clean.pth')"
+            f". If it is damaged, fetch it again; if you trust it, re-save its tensors alone: {CLEAN}"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, LookupError) as error:
+    except Exception as error:  # whatever bytes may make torch raise
         raise WeightsError(f"{path} is damaged or no torch file ({_reason(error)}): fetch it again") from error
-    return _unnest(content, path)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a zip file that would unpack to more than its size; torch compresses nothing. Raises WeightsError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
+        raise WeightsError(f"{path} is damaged ({_reason(error)}): fetch it again") from error
+    packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
+    if packed or sum(member.file_size for member in members) > path.stat().st_size:
+        what = f"{packed[0]} is compressed" if packed else "its parts are larger than the whole"
+        raise WeightsError(f"{path} is damaged or no torch file ({what}): unpack it, or fetch it again")
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
-    """Read the ``pri3d`` record of a weights file or run folder; empty for a file that pri3d did not write."""
+    """Read the ``pri3d`` record of a weights file, run folder or export; empty for a file that pri3d did not write.
+
+    Raises WeightsError for a missing or damaged file.
+    """
     path = _file(path)
     if path.suffix != ".safetensors":
         return {}
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {}).get("pri3d", "{}"))
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{path} is damaged ({error}): copy or download it again") from error
+    except Exception as error:  # whatever bytes may make the library raise
+        raise WeightsError(f"{path} is damaged ({_reason(error)}): copy or download it again") from error
     if not isinstance(record, dict):
         raise WeightsError(f"{path}: the header's pri3d record is no JSON object; the file is damaged")
-    return record
+    return record or _hub_record(path)
+
+
+def _hub_record(path: Path) -> dict[str, Any]:
+    """The record that a hub's folder has in its ``config.json``: the hub's library writes no header of ours."""
+    config = path.with_name("config.json")
+    if path.name != HUB_FILE or not config.is_file():
+        return {}
+    try:
+        record = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{config} is damaged ({_reason(error)}): copy or download it again") from error
+    return record if isinstance(record, dict) else {}
+
+
+def holds_encoder_alone(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict of pri3d is an encoder's own: in a run's, its keys lie under ``encoder.``."""
+    return not any(key.startswith("encoder.") for key in state)
+
+
+def build_stated_encoder(path: Path, record: Mapping[str, Any]) -> Encoder:
+    """Build the encoder that a file's record names, untrained. Raises WeightsError where it names none that exists."""
+    name = record.get("encoder")
+    if not isinstance(name, str):
+        raise WeightsError(
+            f"{path} does not say its encoder: it is no model of a pri3d run. `pri3d import` makes one of a file of "
+            "another program; --init takes it as it is"
+        )
+    try:
+        return build_encoder(name)
+    except ConfigError as error:
+        raise WeightsError(f"{path}: {error}") from error
 
 
 def save_state(state: Mapping[str, Tensor], path: Path, provenance: Mapping[str, Any]) -> None:
     """Write tensors and their ``pri3d`` record as safetensors, under a temporary name that is then renamed."""
-    temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     header = {"format": "pt", "pri3d": json.dumps(dict(provenance), sort_keys=True)}
-    temporary.write_bytes(save(tensors, metadata=header))  # save_file would make it readable by its owner alone
-    temporary.replace(path)
+    with replacing(path) as part:
+        part.touch()
+        mode = part.stat().st_mode
+        save_file(tensors, part, metadata=header)
+        part.chmod(mode)  # the library makes it readable by its owner alone
 
 
 def save_model(unet: UNet, path: Path, provenance: Mapping[str, Any]) -> None:
@@ -195,36 +268,55 @@ def load_model(path: Path) -> tuple[UNet, dict[str, Any]]:
     absent = [key for key in ("encoder", "decoder", "channels") if key not in record]
     if absent:
         raise WeightsError(f"{path} does not say its {', '.join(absent)}: it is no model of a pri3d run")
-    if record.get("part") == "encoder":
-        raise WeightsError(f"{path} holds an encoder alone, not a whole model: pass it as --init")
-    unet = UNet(build_encoder(str(record["encoder"])), str(record["decoder"]), int(record["channels"]))
     # A fine-tuned network's classifier is the task's; its backbone loads like any other.
     state = {key: value for key, value in read_state(path).items() if not key.startswith("classifier.")}
+    if holds_encoder_alone(state):
+        raise WeightsError(f"{path} holds an encoder alone, not a whole model: pass it as --init")
+    encoder, channels = build_stated_encoder(path, record), record["channels"]
+    # Looked up before anything of that size is made: a damaged header may claim any number.
+    if not isinstance(channels, int) or channels not in {
+        int(v.shape[0]) for k, v in state.items() if k.startswith("decoder.") and v.ndim
+    }:
+        raise WeightsError(f"{path} does not fit the network its header names: no decoder of {channels} channels")
     try:
+        unet = UNet(encoder, str(record["decoder"]), channels)
         unet.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, ConfigError) as error:
         raise WeightsError(f"{path} does not fit the network its header names: {error}") from error
     return unet.eval(), record
 
 
 def _file(path: Path) -> Path:
-    file = path / MODEL_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise WeightsError(f"no weights at {file}: give a weights file or the folder of a finished run")
-    return file
+    """The weights file that a path stands for. Raises WeightsError where there is none, or no telling which."""
+    if not path.is_dir():
+        if path.is_file():
+            return path
+        raise WeightsError(f"no weights at {path}: give a weights file or the folder of a finished run")
+    for name in (MODEL_FILE, HUB_FILE):
+        if (path / name).is_file():
+            return path / name
+    others = [file for file in sorted(path.glob("*.safetensors")) if file.name != INITIAL_FILE]
+    if len(others) == 1 and not (path / INITIAL_FILE).exists():
+        return others[0]
+    found = f" (there are {', '.join(file.name for file in others)}: name one)" if others else ""
+    raise WeightsError(f"no weights at {path / MODEL_FILE}{found}: give a weights file or the folder of a finished run")
 
 
 def _unnest(content: Any, path: Path) -> dict[str, Tensor]:
     """Find the dictionary of tensors inside a checkpoint's content."""
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in NESTS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    state = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, Mapping) else {}
+    for _ in NESTS:  # so often at most: a hostile one contains itself
+        if isinstance(content, Mapping):
+            content = next((content[key] for key in NESTS if isinstance(content.get(key), Mapping)), content)
+    items = content.items() if isinstance(content, Mapping) else ()
+    state = {key: value for key, value in items if isinstance(key, str) and _is_plain(value)}
     if not state:
         raise WeightsError(f"{path} holds no tensors by name (looked in {', '.join(NESTS)}): give a state dict")
     return state
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor that has its numbers in memory, one after the other."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
 
 
 def _by_plain_name(state: Mapping[str, Tensor], what: str) -> dict[str, str]:
