@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor, nn
 
+from pri3d import registry
 from pri3d.errors import ConfigError
 from pri3d.geometry.images import parse_size
 from pri3d.machine import cores, cpu_has_bf16
-from pri3d.models.encoders import Encoder
-from pri3d.models.weights import load_model
+from pri3d.models.load import FeatureNet, load
 from pri3d.scoring.arrays import check_format
 from pri3d.scoring.media import Media, open_media, refuse_failed
 from pri3d.scoring.parts import Parts
@@ -85,6 +85,8 @@ def embed(
     for name, count in (("batch", batch), ("workers", 1 if workers is None else workers)):
         if count < 1:
             raise ConfigError(f"--{name} {count}: give 1 or more.")
+    if precision not in ("auto", "fp32", "bf16"):
+        raise registry.unknown("precision", ("auto", "fp32", "bf16"), precision)
     check_format(out)
     if size is not None:
         parse_size(size)
@@ -120,21 +122,16 @@ class Backbone:
 
     def __init__(self, model: str, level: Level, precision: Precision) -> None:
         """Open it on the GPU where there is one. Raises WeightsError, or ConfigError for a level it does not have."""
-        unet, _ = load_model(Path(model))
+        self.net = load(model, "all" if level == "features" else "encoder")
+        self.number = 0 if level == "features" else _number(self.net, level)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16())
-        self.net: Any
-        if level == "features":
-            self.net, self.number, stride, channels = unet, None, 2, unet.channels
-        else:
-            self.net, self.number = unet.encoder, _number(unet.encoder, level)
-            stride, channels = unet.encoder.strides[self.number], unet.encoder.channels[self.number]
         self.facts = {
-            "network": unet.encoder.name,
-            "weights": hash_state(self.net),
-            "level": level if self.number is None else self.number,
-            "stride": stride,
-            "channels": channels,
+            "network": self.net.encoder.name,
+            "weights": hash_state(self.net.net),
+            "level": level if level == "features" else self.number,
+            "stride": self.net.strides[self.number],
+            "channels": self.net.channels[self.number],
             "precision": "bf16" if self.bf16 else "fp32",
         }
         # Convolutions are faster with the channels last: by a quarter on CPUs, twice with bf16.
@@ -145,18 +142,19 @@ class Backbone:
         """RGB (B, H, W, 3) -> maps (B, C, ceil(H / stride), ceil(W / stride)) float32 on the device."""
         x = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 255  # stays channels last
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            maps: Tensor = self.net(x) if self.number is None else self.net(self.net.normalise(x))[self.number]
-        return maps.float()
+            found = self.net(x)
+        chosen: Tensor = found[self.number] if isinstance(found, list) else found
+        return chosen.float()
 
 
-def _number(encoder: Encoder, level: int) -> int:
+def _number(net: FeatureNet, level: Any) -> int:
     """A level counted from 0. Raises ConfigError with those that there are."""
-    count = len(encoder.strides)
-    if not -count <= level < count:
-        maps = zip(encoder.strides, encoder.channels, strict=True)
-        listed = ", ".join(f"{k} (stride {stride}, {channels} channels)" for k, (stride, channels) in enumerate(maps))
+    count = len(net.strides)
+    if not isinstance(level, int) or not -count <= level < count:
+        maps = enumerate(zip(net.strides, net.channels, strict=True))
+        listed = ", ".join(f"{k} (stride {stride}, {channels} channels)" for k, (stride, channels) in maps)
         raise ConfigError(
-            f"--level {level}: {encoder.name} has {listed}; -1 is the last. Or give features, of a run's U-Net."
+            f"--level {level}: {net.encoder.name} has {listed}; -1 is the last. Or give features, of a run's U-Net."
         )
     return level % count
 

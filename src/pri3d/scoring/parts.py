@@ -89,19 +89,26 @@ class Parts:
 
     def _refuse_other(self, record: Any, where: Path) -> None:
         record = record if isinstance(record, dict) else {}
-        differ = [name for name, value in self.facts.items() if record.get(name) != value]
+        follow = ("stride", "channels")  # from others
+        differ = [name for name, value in self.facts.items() if record.get(name) != value and name not in follow]
         if differ:
-            made = f"was made with another {' and '.join(differ)}" if record else "is not from this command"
+            made = f"was made with other {', '.join(differ)}" if record else "is not from this command"
             raise ConfigError(f"{where}: {made}. Choose another --out, or begin anew with --overwrite.")
 
     def fill(self, media: Media, maps: Maps, workers: int, console: Console) -> list[str]:
         """Compute the parts that are not there. Returns why a video ended too early, if one did."""
         failed: list[str] = []
+        for path in self._paths()[:1]:
+            self.cells = next((Row(*row)[2:] for row in _content(path)["rows"]), None)
         shown = track(media.pictures, "embedding", media.total, console=console, transient=True)
         loaded = self._loaded(until_damaged(shown, failed), workers)
         for number, items in groupby(loaded, key=lambda item: item[0]):
             self._compute(number, (item[1:] for item in items), maps, console)
         return failed
+
+    def _paths(self) -> list[Path]:
+        """The parts that are there, in order."""
+        return sorted(self.folder.glob("[0-9]*.npz"))
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:07d}.npz"
@@ -161,10 +168,9 @@ class Parts:
 
         Raises DataError where there is no picture at all, or a part is damaged.
         """
-        paths = sorted(self.folder.glob("[0-9]*.npz"))
         rows: list[tuple[Path, Row]] = []
         listed: list[str] = []
-        for path in paths:
+        for path in self._paths():
             content = _content(path)
             rows += [(path, Row(*row)) for row in content["rows"]]
             listed += content["failed"]
