@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import gpu, loading, presets, real, rivals
+from benchmarks import embed, gpu, loading, presets, real, rivals
 from benchmarks.timing import Stopwatch, precision
 
 from pri3d.models.resunet3d import ResUNet3d
@@ -172,3 +172,10 @@ def test_real_images_train(real_data: Path, monkeypatch: pytest.MonkeyPatch, cap
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines if "CPU min" in line] == ["coco", "nyuv2"]
     assert any("box_AP50" in line for line in lines) and any("miou" in line for line in lines)
+
+
+def test_embedding_is_compared_with_a_plain_loop(capfd: pytest.CaptureFixture[str]) -> None:
+    rows = {name: measured for name, measured, _ in embed.run(3, (64, 48), rounds=1)}
+    capfd.readouterr()
+    assert float(rows["  embed, fp32, largest difference"]) < 1e-5
+    assert float(rows["  embed, fp32, times faster"]) > 0
