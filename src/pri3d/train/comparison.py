@@ -16,7 +16,6 @@ from scipy import stats
 from pri3d.errors import ConfigError
 from pri3d.runfiles import RunPaths, read_json, write_json
 
-
 WIDTH = 140  #: characters of the table where it goes to a file
 
 
