@@ -2,129 +2,157 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torchvision
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from pri3d.errors import ConfigError, WeightsError
-from pri3d.models.encoders import Encoder, ResNetEncoder, build_encoder
-from pri3d.models.unet import UNet
-from pri3d.models.weights import MODEL_FILE, load_model, save_state
+from pri3d import registry
+from pri3d.errors import ConfigError, Pri3DError, WeightsError
+from pri3d.files import temporary
+from pri3d.models.formats import FORMATS
+from pri3d.models.formats.base import PARTS, Format, maps_of
+from pri3d.models.formats.card import build_card
+from pri3d.models.load import load
+from pri3d.models.weights import MODEL_FILE
 
-#: largest difference between the run's features and those of the reloaded file
-TOLERANCE = 1e-5
-
-TORCHVISION_SNIPPET = """\
-import torchvision
-from safetensors.torch import load_file
-net = torchvision.models.{name}()
-print(net.load_state_dict(load_file({path!r}), strict=False))  # missing: fc.weight, fc.bias and nothing else
-# input: RGB 0..1, then torchvision.transforms.v2.Normalize({mean}, {std})"""
-
-ENCODER_SNIPPET = """\
-from safetensors.torch import load_file
-from pri3d.models.encoders import build_encoder
-net = build_encoder({name!r})
-print(net.load_state_dict(load_file({path!r})))
-# maps = net(net.normalise(images)), images RGB 0..1 (B, 3, H, W)"""
-
-MODEL_SNIPPET = """\
-from pathlib import Path
-from pri3d.models.weights import load_model
-net, record = load_model(Path({path!r}))
-# features = net(images), images RGB 0..1 (B, 3, H, W)"""
+#: entries of a fine-tuned run's record that speak of its head, which is not exported
+OF_TASK = ("task", "network", "class_names", "sizes", "loaded", "part")
 
 
 def export(
     run: Path,
-    to: Literal["torchvision", "safetensors"] = "torchvision",
+    to: Literal[
+        "torchvision", "timm", "smp", "detectron2", "mmseg", "safetensors", "onnx", "torchscript", "hf"
+    ] = "torchvision",
     out: Path | None = None,
     part: Literal["encoder", "all"] = "encoder",
 ) -> Path:
     """Write a run's weights for use elsewhere, compare the reloaded file with the run's network, print how to load it.
 
-    ``run`` is a run folder or its weights file. ``torchvision`` writes the encoder under torchvision's names (ResNets
-    only); ``safetensors`` writes the encoder of any network, or with ``part="all"`` the whole U-Net, under pri3d's own
-    names. The header keeps the run's record (encoder, preset, steps, init, data hash, version). ``out`` defaults to
-    ``encoder_torchvision.safetensors``, ``encoder.safetensors`` or ``model.safetensors`` beside it.
-    Returns the file.
+    Beside the file lies its model card, NAME.md (in a folder README.md). Adapters are merged. A fine-tuned run gives
+    its backbone: the head stays with `pri3d predict`.
 
-    Raises ConfigError for a combination that does not exist, WeightsError for a damaged run, or where the reloaded
-    features differ from the run's by more than 1e-5; then nothing is left at ``out``.
+    Args:
+        run: folder of a pre-training or fine-tuning run, or a weights file of pri3d.
+        to: format. torchvision (ResNet, ConvNeXt), timm, smp (ResNets, timm networks with maps of stride 4 to 32),
+            detectron2 and mmseg (ResNets, with a configuration beside the weights), safetensors (pri3d's names, for
+            pri3d.load), onnx and torchscript (any image size, normalisation inside), hf (a folder for the hub).
+        out: file, or of hf folder; default encoder_NAME or model_NAME in the run's folder.
+        part: `encoder`, or `all` for the whole U-Net: safetensors, onnx, torchscript, hf.
+
+    Returns:
+        The file or folder.
+
+    Raises:
+        ConfigError: for a combination that does not exist, naming those that do, or where a package is missing.
+        WeightsError: for a damaged run, or where a feature of the reloaded file differs by more than the format's
+            bound, 1e-5 (onnx, torchscript: 1e-4) of the largest feature or of 1; then nothing is left at `out`.
     """
-    unet, record = load_model(run)
-    _check(unet.encoder, to, part)
-    folder = run if run.is_dir() else run.parent
-    names = {"torchvision": "encoder_torchvision", "safetensors": "encoder" if part == "encoder" else "model"}
-    out = out or folder / f"{names[to]}.safetensors"
-    if out.resolve() == (run / MODEL_FILE if run.is_dir() else run).resolve():
-        raise ConfigError(f"--out {out} is the run's own file: choose another name")
-    probe = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-    temporary = out.with_name(f".{out.name}.unchecked.safetensors")
-    save_state((unet if part == "all" else unet.encoder).state_dict(), temporary, {**record, "part": part})
-    try:
-        difference = _difference(unet, temporary, to, part, probe)
-        if not difference <= TOLERANCE:
-            raise WeightsError(f"{out}: the reloaded features differ from the run's by {difference:.1e}; not written")
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
-    snippet = _snippet(to, part).format(**_facts(unet.encoder, out))
-    sys.stdout.write(f"{out}: checked, largest difference to the run's features {difference:.1e}\n\n{snippet}\n")
+    if to not in FORMATS:
+        raise registry.unknown("--to", list(FORMATS), to)
+    if part not in PARTS:
+        raise registry.unknown("--part", PARTS, part)
+    source = load(run, part)
+    source.record = _record(source.record, part)
+    form: Format = registry.load("formats", FORMATS, to)(source, to)
+    out = out or (run if run.is_dir() else run.parent) / form.file.format(
+        part="encoder" if part == "encoder" else "model"
+    )
+    _check_out(out, form, run)
+    final = out / form.inside if form.inside else out
+    with _staged(out) as stage:
+        written = stage / final.name
+        with torch.no_grad(), _refusals(to, form.name):
+            images = [_probe(n, height, width) for n, height, width in form.probes()]
+            expected = [maps_of(source(x)) for x in images]
+            form.write(source, written)
+            del source  # two networks at a time are enough
+            for name, text in form.companions(final).items():
+                (stage / name).write_text(text, encoding="utf-8")
+            found = [form.features(written, x) for x in images]
+        difference, limit = _compare(expected, found, form.bound)
+        if not difference <= limit:
+            raise WeightsError(
+                f"{out}: the reloaded features differ from the run's by {difference:.1e}, more than {limit:.1e}; "
+                f"not written. Use another --to: this network does not survive {to}"
+            )
+        card = stage / ("README.md" if form.inside else f"{out.name}.md")
+        card.write_text(build_card(form, final, difference, limit), encoding="utf-8")
+        _put(stage, final)
+    said = f"largest difference to the run's features {difference:.1e} (bound {limit:.1e})"
+    sys.stdout.write(f"{out}: checked, {said}; model card {final.with_name(card.name)}\n\n{form.snippet(final)}\n")
     return out
 
 
-def _check(encoder: Encoder, to: str, part: str) -> None:
-    """Refuse what cannot be written, naming what can."""
-    if to not in ("torchvision", "safetensors"):
-        raise ConfigError(f"unknown --to {to!r}. Choices: torchvision, safetensors.")
-    if part not in ("encoder", "all"):
-        raise ConfigError(f"unknown --part {part!r}. Choices: encoder, all.")
-    if to == "torchvision" and not isinstance(encoder, ResNetEncoder):
-        raise ConfigError(f"--to torchvision: torchvision has no {encoder.name} of these names; use --to safetensors")
-    if to == "torchvision" and part == "all":
-        raise ConfigError("--to torchvision --part all: torchvision knows no decoder; use --to safetensors")
+def _record(record: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """What travels with the export: the run's record without what speaks of a task's head."""
+    kept = {key: value for key, value in record.items() if key not in OF_TASK}
+    if task := record.get("task", record.get("tuned_for")):
+        kept["tuned_for"] = task
+    return {**kept, "part": part}
 
 
-@torch.no_grad()
-def _difference(unet: UNet, path: Path, to: str, part: str, probe: Tensor) -> float:
-    """Largest absolute difference on a probe image (B, 3, H, W) between the run's network and the reloaded file."""
-    if part == "all":
-        reloaded, _ = load_model(path)
-        return float((unet(probe) - reloaded(probe)).abs().max())
-    images = unet.encoder.normalise(probe)
-    expected = unet.encoder(images)
-    state = load_file(path)
-    if to == "torchvision":
-        return float((expected[-1] - _torchvision_features(unet.encoder.name, state, images)).abs().max())
-    encoder = build_encoder(unet.encoder.name).eval()
-    encoder.load_state_dict(state)
-    return max(float((a - b).abs().max()) for a, b in zip(expected, encoder(images), strict=True))
+def _check_out(out: Path, form: Format, run: Path) -> None:
+    """Refuse a place that is something else. Raises ConfigError."""
+    if out.resolve() in {run.resolve(), (run / MODEL_FILE).resolve()}:
+        raise ConfigError(f"--out {out} is the run's own: choose another name")
+    suffix = Path(form.file).suffix
+    if form.inside and out.is_file():
+        raise ConfigError(f"--out {out} is a file: {form.to} makes a folder, give another name")
+    if not form.inside and (out.is_dir() or out.suffix != suffix):
+        raise ConfigError(f"--out {out}: {form.to} makes one file, whose name must end in {suffix}")
 
 
-def _torchvision_features(name: str, state: Mapping[str, Tensor], images: Tensor) -> Tensor:
-    """Last map of torchvision's own network with ``state``; raises WeightsError unless only fc is missing."""
-    net = torchvision.models.get_model(name, weights=None)
-    left = net.load_state_dict(state, strict=False)
-    if left.unexpected_keys or set(left.missing_keys) != {"fc.weight", "fc.bias"}:
-        raise WeightsError(f"torchvision's {name} does not take the file: {left}")
-    body = nn.Sequential(*list(net.children())[:-2])  # without pooling and classifier
-    features: Tensor = body.eval()(images)
-    return features
+def _probe(number: int, height: int, width: int) -> Tensor:
+    """Random RGB 0..1 (number, 3, height, width), the same every time."""
+    return torch.rand(number, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def _snippet(to: str, part: str) -> str:
-    if to == "torchvision":
-        return TORCHVISION_SNIPPET
-    return MODEL_SNIPPET if part == "all" else ENCODER_SNIPPET
+def _compare(expected: list[list[Tensor]], found: list[list[Tensor]], bound: float) -> tuple[float, float]:
+    """Largest absolute difference over all probes and maps, and what is let through; infinite for another shape."""
+    gaps, largest = [0.0], 1.0
+    for ours, theirs in zip(expected, found, strict=True):
+        if not 0 < len(theirs) <= len(ours):
+            return math.inf, bound
+        for a, b in zip(ours[-len(theirs) :], theirs, strict=True):
+            gaps.append(float((a - b).abs().max()) if a.shape == b.shape else math.inf)
+            largest = max(largest, float(a.abs().max()))
+    return (math.nan if any(map(math.isnan, gaps)) else max(gaps)), bound * largest
 
 
-def _facts(encoder: Encoder, out: Path) -> dict[str, Any]:
-    mean, std = ([round(v, 4) for v in x.flatten().tolist()] for x in (encoder.mean, encoder.std))
-    return {"name": encoder.name, "path": str(out), "mean": mean, "std": std}
+@contextmanager
+def _refusals(to: str, name: str) -> Iterator[None]:
+    """Context that turns whatever a target library raises into a WeightsError that names it."""
+    try:
+        yield
+    except (Pri3DError, OSError):  # clear already; a full disk has its own message
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise WeightsError(f"{to} cannot hold {name} ({reason}); nothing was written. Use another --to") from error
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """Context with a hidden folder beside ``out``, which is gone afterwards."""
+    stage = temporary(out)
+    shutil.rmtree(stage, ignore_errors=True)  # left by a killed process of the same number
+    stage.mkdir(parents=True)
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _put(stage: Path, final: Path) -> None:
+    """Move everything to where it belongs, the weights last: they are there only with what explains them."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for file in sorted(stage.iterdir(), key=lambda file: file.name == final.name):
+        file.replace(final.with_name(file.name))

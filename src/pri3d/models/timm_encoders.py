@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import timm
+import torch
 from timm.models.hiera import Reroll, Unroll
 from torch import Tensor
 from torch.nn import functional as F
@@ -143,6 +145,28 @@ def build_timm_encoder(name: str, pretrained: bool, others: Sequence[str]) -> Ti
     hint = f" Did you mean {', '.join(close)}?" if close else ""
     choices = f"{', '.join(others)}, or any name of timm.list_models()"
     raise ConfigError(f"unknown encoder {name!r}.{hint} Choices: {choices}.")
+
+
+def timm_names(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a network's original release -> timm's names and shapes for ``name``, by timm's own rules.
+
+    Empty where timm has no rules for the network, or they do not take these tensors.
+    """
+    rule = getattr(import_module(_source(name)), "checkpoint_filter_fn", None)
+    if rule is None:
+        return {}
+    with torch.device("meta"):
+        net = timm.create_model(name, num_classes=0)
+    try:
+        return dict(rule(dict(state), net))
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError):  # what rules do with foreign tensors
+        return {}
+
+
+def timm_normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation, a number a channel, of the images that a timm network was made for."""
+    config = timm.get_pretrained_cfg(name)
+    return tuple(config.mean), tuple(config.std)
 
 
 def _source(name: str) -> str:

@@ -42,7 +42,7 @@ class UNet(nn.Module):
     def forward_maps(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """RGB 0..1 (B, 3, H, W) -> (features as :meth:`forward`, the encoder's maps as :class:`Encoder`)."""
         maps = self.encoder(self.encoder.normalise(images))
-        half = (-(-images.shape[-2] // 2), -(-images.shape[-1] // 2))
+        half = ((images.shape[-2] + 1) // 2, (images.shape[-1] + 1) // 2)
         features: Tensor = self.decoder(maps, half)
         return features, maps
 
@@ -220,7 +220,8 @@ def _halvings(stride: int) -> list[int]:
 
 def _size_at(stride: int, half: Size) -> Size:
     """Size of a map of ``stride`` where that of stride 2 has ``half``."""
-    return -(-2 * half[0] // stride), -(-2 * half[1] // stride)
+    # Rounded up by adding: ONNX divides negative numbers to the other side.
+    return (2 * half[0] + stride - 1) // stride, (2 * half[1] + stride - 1) // stride
 
 
 def _conv_bn(inputs: int, outputs: int) -> nn.Sequential:
@@ -228,7 +229,7 @@ def _conv_bn(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def _size(x: Tensor) -> Size:
-    return int(x.shape[-2]), int(x.shape[-1])
+    return x.shape[-2], x.shape[-1]  # not through int(), which would fix the size in a traced network
 
 
 def _resize(x: Tensor, size: Size) -> Tensor:
