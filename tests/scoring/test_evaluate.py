@@ -264,8 +264,8 @@ class TestWhatIsScored:
 
     def test_other_classes_are_refused(self, run: Path, tmp_path: Path) -> None:
         space = tmp_path / "space.yaml"
-        space.write_text("classes: {floor: 1, rest: 0}\nignored: rest\n")
-        with pytest.raises(DataError, match=r"floor, rest; the network knows wall"):
+        space.write_text("classes: {floor: 1, lamps: 0}\n")
+        with pytest.raises(DataError, match=r"the first alone has lamps; the second alone has wall, .* more\. Choose"):
             evaluate(run, labels=str(space))
 
     def test_a_run_without_a_best_network_shows_its_last(self, run: Path, capsys) -> None:

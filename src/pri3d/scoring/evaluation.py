@@ -18,6 +18,7 @@ from pri3d.geometry.images import parse_size
 from pri3d.runfiles import RunPaths, write_json
 from pri3d.scoring.exports import EXPORTS, Subject
 from pri3d.scoring.networks import Network, Which, find_weights, open_network
+from pri3d.tasks import differing
 
 _PAPER_THRESHOLD = 0.5  # score under which the paper's protocol leaves objects out
 _TITLES = {"iou": "IoU", "classes": "AP of masks", "box_classes": "AP of boxes"}
@@ -153,8 +154,8 @@ def _check_classes(network: Network, images: LabelledImages, run: Path) -> None:
     there, known = list(network.task.names_of(images)), list(network.task.class_names)
     if there != known:
         raise DataError(
-            f"{images.path} has other classes than the network of {run}: {', '.join(there)}; the network knows "
-            f"{', '.join(known)}. Choose the label space with --labels."
+            f"{images.path} has other classes than the network of {run}: {differing(there, known)}. "
+            "Choose the label space with --labels."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -21,6 +22,7 @@ TASKS = {
     "semantic": "pri3d.tasks.semantic:SemanticTask",
     "instance": "pri3d.tasks.instance:InstanceTask",
 }
+_LISTED = 5  # names that a message lists
 
 
 class Task(ABC):
@@ -83,3 +85,29 @@ def load_task(path: Path) -> Trained:
         raise WeightsError(f"{path}: not a fine-tuned network. Give the run folder of `pri3d finetune`.")
     task, model = registry.load("tasks", TASKS, str(record["task"])).load(path, record)
     return Trained(task, model, record)
+
+
+def differing(first: Sequence[str], second: Sequence[str]) -> str:
+    """What is different between two lists of class names, for a message; empty where nothing is.
+
+    Such as "the first alone has lamp, rug; the second alone has wall, bed, desk, door, sofa and 8 more", or where one
+    is the other in another order, the first class that is not the same.
+    """
+    parts = [
+        f"the {which} alone has {_some(list((Counter(own) - Counter(other)).elements()))}"
+        for which, own, other in (("first", first, second), ("second", second, first))
+        if Counter(own) - Counter(other)
+    ]
+    if not parts:  # one list is the other in another order
+        parts = [f"class {k} is {a} in the first and {b} in the second" for k, (a, b) in _moved(first, second)][:1]
+    return "; ".join(parts)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
+
+
+def _moved(first: Sequence[str], second: Sequence[str]) -> list[tuple[int, tuple[str, str]]]:
+    """Positions at which two lists of the same names differ."""
+    return [(k, two) for k, two in enumerate(zip(first, second, strict=True)) if two[0] != two[1]]
