@@ -404,12 +404,19 @@ class TestMistakes:
         with pytest.raises(ConfigError, match=r"cannot be written .*Permission denied"):
             embed(str(weights), source, tmp_path / "a.npz")
 
+    def test_a_folder_is_no_file(self, weights, source, tmp_path) -> None:
+        (tmp_path / "a.npz").mkdir()
+        with pytest.raises(ConfigError, match="is a folder"):
+            embed(str(weights), source, tmp_path / "a.npz", overwrite=True)
+
     def test_values_that_are_no_numbers(self, source, tmp_path) -> None:
         unet = build_unet("tiny", "slim", 8)
-        torch.nn.init.constant_(unet.encoder.layers[0].weight, 1e38)
-        save_model(unet, tmp_path / "w.safetensors", {})
-        with pytest.raises(WeightsError, match=r"the features of .* are not finite"):
-            embed(str(tmp_path / "w.safetensors"), source, tmp_path / "a.npz", **FLAGS)
+        for value, half, message in ((1e38, False, r"are not finite\."), (1e5, True, r"are not .*--half")):
+            for layer in unet.encoder.layers:
+                nn.init.constant_(layer.weight, value if layer is unet.encoder.layers[0] else 1)
+            save_model(unet, tmp_path / "w.safetensors", {})
+            with pytest.raises(WeightsError, match=message):
+                embed(str(tmp_path / "w.safetensors"), source, tmp_path / "a.npz", half=half, overwrite=True, **FLAGS)
         assert not (tmp_path / "a.npz").exists()
 
 

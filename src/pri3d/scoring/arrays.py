@@ -32,9 +32,11 @@ class Table(NamedTuple):
 
 
 def check_format(out: Path) -> None:
-    """Refuse, before any work, what cannot be written. Raises ConfigError for a suffix, or where pyarrow is absent."""
+    """Refuse what cannot be written, before any work. Raises ConfigError: suffix, a folder, pyarrow not installed."""
     if out.suffix not in FORMATS:
         raise ConfigError(f"--out {out}: a file of features ends in {', '.join(FORMATS)}.")
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: is a folder. Name a file.")
     if out.suffix == ".parquet":
         _arrow("pyarrow")
 

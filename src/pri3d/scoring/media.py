@@ -133,7 +133,7 @@ def _listed(folder: Path, out: Path | None) -> list[Path]:
     ]
     if not files:
         kinds = " ".join(SUFFIXES)
-        raise DataError(f"{folder}: holds no image ({kinds}). A video is predicted by itself: give its file.")
+        raise DataError(f"{folder}: holds no image ({kinds}). A video is taken by itself: give its file.")
     return files
 
 
@@ -207,7 +207,7 @@ def _decoded(av: Any, path: Path, every: int) -> Iterator[Picture]:
     except (av.FFmpegError, OSError) as error:
         problem, stated = error, max(stated, 2 * count)
     if count < max(1, _WHOLE * stated):
-        raise DataError(f"{path}: ends after {count} frames ({problem}). What comes before is predicted.")
+        raise DataError(f"{path}: ends after {count} frames ({problem}). What comes before is taken.")
 
 
 def _upright(frame: Any) -> NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
@@ -146,14 +147,15 @@ class Parts:
         """Maps (B, C, h, w) -> what is kept of them: (B, h, w, C), or the mean over the cells (B, C)."""
         kept = maps.permute(0, 2, 3, 1) if self.facts["kind"] == "dense" else maps.mean((2, 3))
         kept = F.normalize(kept, dim=-1) if self.facts["normalised"] else kept
-        array: NDArray[Any] = kept.cpu().numpy().astype(self.facts["dtype"])
+        dtype = torch.float16 if self.facts["dtype"] == "float16" else torch.float32
+        array: NDArray[Any] = kept.to(dtype).cpu().numpy()
         return array
 
     def _check(self, name: str, features: NDArray[Any], cells: tuple[int, int]) -> None:
         """Refuse what would be useless in the file, as soon as it shows."""
         if not np.isfinite(features).all():
-            why = "without --half?" if self.facts["dtype"] == "float16" else "Has its training diverged?"
-            raise WeightsError(f"the features of {name} are not finite. {why}")
+            half = " or too large for --half, which ends at 65504" if self.facts["dtype"] == "float16" else ""
+            raise WeightsError(f"the network's features of {name} are not finite{half}. Has its training diverged?")
         if self.out.suffix != ".npy" or self.facts["kind"] != "dense":
             return
         self.cells = self.cells or cells
