@@ -1,12 +1,8 @@
-"""Features of images in each format: equal to the network alone, in order, and the same after a kill."""
+"""Features of images in each format: equal to the network alone, in order; what is refused."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-from itertools import pairwise
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,92 +11,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from tiny_backbone import FLAGS, alone, arrays, listed, near, photos, source, tiny, unet, weights
 from torch import nn
 
 from pri3d.cli import main
 from pri3d.datasets.images import read_rgb
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.geometry.images import resize_color
-from pri3d.models.encoders import ENCODERS, Encoder
-from pri3d.models.unet import UNet, build_unet
-from pri3d.models.weights import load_model, save_model, save_state
+from pri3d.models.unet import build_unet
+from pri3d.models.weights import save_model, save_state
 from pri3d.scoring import parts
 from pri3d.scoring.arrays import Table, write_features
 from pri3d.scoring.embed import Backbone, embed
 
-FLAGS: dict[str, Any] = {"precision": "fp32", "batch": 2, "workers": 2}
-SIZES = [(64, 48), (48, 64), (64, 48), (33, 50), (64, 48), (48, 64), (64, 48)]  # width, height
-
-
-class Tiny(Encoder):
-    """Three convolutions."""
-
-    name, channels, strides = "tiny", (4, 6, 10), (2, 4, 8)
-
-    def __init__(self, name: str, pretrained: bool = False) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise((3, *self.channels)))
-
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        maps = [images]
-        for layer in self.layers:
-            maps.append(layer(maps[-1]).relu())
-        return maps[1:]
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ENCODERS, "tiny", "test_embed:Tiny")
-
-
-@pytest.fixture
-def weights(tmp_path: Path, tiny: None) -> Path:
-    torch.manual_seed(0)
-    save_model(build_unet("tiny", "slim", 8), tmp_path / "run" / "weights.safetensors", {})
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def unet(weights: Path) -> UNet:
-    return load_model(weights)[0]
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    """Seven images of three sizes, some in a subfolder."""
-    return photos(tmp_path / "in", [("sub/" if k % 3 == 2 else "") + f"{k}.png" for k in range(7)], SIZES)
-
-
-def photos(folder: Path, names: list[str], sizes: list[tuple[int, int]]) -> Path:
-    """Images of noise over a shade of their own."""
-    rng = np.random.default_rng(0)
-    for k, (name, (width, height)) in enumerate(zip(names, sizes, strict=True)):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 128, (height, width, 3)) + 20 * (k % 7)
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / name)
-    return folder
-
-
-@torch.no_grad()
-def alone(unet: UNet, image: NDArray[np.uint8], level: int | str = -1) -> NDArray[np.float32]:
-    """Map (h, w, C) of one image by the network itself."""
-    x = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
-    found = unet(x) if level == "features" else unet.encoder(unet.encoder.normalise(x))[level]
-    return found[0].permute(1, 2, 0).numpy()
-
-
-def listed(source: Path) -> dict[str, Path]:
-    """Name -> image, in order."""
-    return {str(p.relative_to(source).with_suffix("")): p for p in sorted(source.rglob("*.png"))}
-
-
-def arrays(path: Path) -> dict[str, NDArray[Any]]:
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
-
-
-def near(found: NDArray[Any], expected: NDArray[Any]) -> None:
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+__all__ = ["source", "tiny", "unet", "weights"]  # fixtures
 
 
 class TestValues:
@@ -243,102 +167,6 @@ class TestFormats:
     def test_other_suffixes(self, weights, source, tmp_path, name) -> None:
         with pytest.raises(ConfigError, match=r"\.npz, \.npy, \.parquet"):
             embed(str(weights), source, tmp_path / name)
-
-
-class TestAgain:
-    @pytest.mark.slow
-    @pytest.mark.parametrize(("name", "dense"), [("a.npz", True), ("a.npy", False), ("a.parquet", False)])
-    def test_killed_and_continued_gives_the_same_bytes(
-        self, weights, source, tmp_path, name, dense, monkeypatch
-    ) -> None:
-        """SIGKILL in the second part of three."""
-        options = {**FLAGS, "batch": 1, "dense": dense}
-        monkeypatch.setattr(parts, "BATCHES", 3)
-        whole = embed(str(weights), source, tmp_path / "whole" / name, **options)
-        maps, calls = Backbone.maps, []
-
-        def deadly(self: Backbone, images: NDArray[np.uint8]) -> torch.Tensor:
-            calls.append(1)
-            if len(calls) == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return maps(self, images)
-
-        def child() -> None:
-            Backbone.maps = deadly  # type: ignore[method-assign]
-            embed(str(weights), source, tmp_path / name, **options)
-
-        process = get_context("fork").Process(target=child)
-        process.start()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
-        assert not (tmp_path / name).exists()
-        kept = tmp_path / f"{name}.parts"
-        assert sorted(path.name for path in kept.glob("[0-9r]*")) == ["0000000.npz", "record.json"]
-        assert list(kept.glob(".0000001*.part"))
-        with monkeypatch.context() as patch:
-            patch.setattr(Backbone, "maps", lambda self, images: calls.append(1) or maps(self, images))
-            embed(str(weights), source, tmp_path / name, **options)
-        assert len(calls) == 4  # of the seven images, all but the first part's
-        assert (tmp_path / name).read_bytes() == whole.read_bytes()
-        assert not kept.exists()
-
-    def test_a_full_disk_loses_nothing_that_is_done(self, weights, source, tmp_path, monkeypatch, capsys) -> None:
-        resource = pytest.importorskip("resource", reason="file sizes cannot be limited here")
-        monkeypatch.setattr(parts, "BATCHES", 2)
-        whole = embed(str(weights), source, tmp_path / "whole.npz", level="features", **FLAGS)
-        words = ["embed", str(weights), str(source), "--out", str(tmp_path / "a.npz"), "--batch", "2"]
-        words += ["--precision", "fp32", "--workers", "1", "--level", "features"]
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (whole.stat().st_size - 1, limits[1]))  # the parts are smaller
-        try:
-            assert main(words) == 1
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert "make room, and the same command continues" in capsys.readouterr().err
-        assert len(list((tmp_path / "a.npz.parts").glob("[0-9]*.npz"))) == 2
-        assert main(words) == 0
-        assert (tmp_path / "a.npz").read_bytes() == whole.read_bytes()
-
-    def test_done_is_done_and_other_settings_are_refused(self, weights, source, tmp_path, monkeypatch) -> None:
-        out = embed(str(weights), source, tmp_path / "a.npz", **FLAGS)
-        before = out.stat().st_mtime_ns
-        embed(str(weights), source, out, level=2, **FLAGS)  # the same as -1
-        assert out.stat().st_mtime_ns == before
-        with pytest.raises(ConfigError, match=r"other kind, level\. .*--overwrite"):
-            embed(str(weights), source, out, dense=True, level=0, **FLAGS)
-        photos(source, ["new.png"], [(32, 32)])
-        with pytest.raises(ConfigError, match="other images"):
-            embed(str(weights), source, out, **FLAGS)
-        embed(str(weights), source, out, overwrite=True, **FLAGS)
-        assert len(arrays(out)["names"]) == 8
-
-    def test_parts_of_other_settings_are_refused(self, weights, source, tmp_path, monkeypatch) -> None:
-        def stop(*_: Any) -> None:
-            raise KeyboardInterrupt
-
-        with monkeypatch.context() as patch:
-            patch.setattr(parts, "write_features", stop)
-            with pytest.raises(KeyboardInterrupt):
-                embed(str(weights), source, tmp_path / "a.npz", **FLAGS)
-        with pytest.raises(ConfigError, match=r"a\.npz\.parts: was made with other size"):
-            embed(str(weights), source, tmp_path / "a.npz", size="32x32", **FLAGS)
-        part = tmp_path / "a.npz.parts" / "0000000.npz"
-        whole = part.read_bytes()
-        for damaged in (whole[:1000], whole[:200] + bytes(200) + whole[400:]):
-            part.write_bytes(damaged)
-            with pytest.raises(DataError, match=r"0000000\.npz: is damaged"):
-                embed(str(weights), source, tmp_path / "a.npz", **FLAGS)
-        part.unlink()
-        embed(str(weights), source, tmp_path / "a.npz", **FLAGS)
-
-    @pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.parquet"])
-    def test_a_file_of_somebody_elses_is_kept(self, weights, source, tmp_path, name) -> None:
-        (tmp_path / name).write_bytes(b"mine")
-        with pytest.raises(ConfigError, match="not from this command"):
-            embed(str(weights), source, tmp_path / name, **FLAGS)
-        assert (tmp_path / name).read_bytes() == b"mine"
-        embed(str(weights), source, tmp_path / name, overwrite=True, **FLAGS)
-        embed(str(weights), source, tmp_path / name, **FLAGS)
 
 
 class TestMistakes:
