@@ -35,6 +35,7 @@ class LabelledContract:
         for k in range(len(images.names)):
             color = images.color(k)
             assert color.dtype == np.uint8 and color.ndim == 3 and color.shape[2] == 3
+            images.check_size(k)
             if self.has_classes:
                 label = images.label(k)
                 assert label.dtype == np.uint8 and label.shape == color.shape[:2]

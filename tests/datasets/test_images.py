@@ -180,7 +180,7 @@ def test_masks_of_another_size_are_refused(tmp_path: Path) -> None:
     Image.fromarray(noise(16, 24)).save(color, exif=turned(6))
     assert read_ids(mask, like=color).shape == (24, 16)
     with pytest.raises(DataError, match="the mask: is 3x2"):
-        check_size(np.zeros((2, 3)), "the mask", (4, 4), "the image")
+        check_size((2, 3), "the mask", (4, 4), "the image")
 
 
 @pytest.mark.parametrize("read", [read_rgb, read_ids, image_size])

@@ -75,6 +75,9 @@ class LabelledImages(ABC):
         """Image file that :meth:`color` reads for image k; None where the pixels lie in no file of their own."""
         return None
 
+    def check_size(self, k: int) -> None:  # noqa: B027  # nothing to compare where one array holds all sizes
+        """Compare what the headers of image k's files say of its size. Raises DataError where one differs."""
+
     def label(self, k: int) -> NDArray[np.uint8]:
         """Class ids (H, W) of image k, 255 = ignored. Raises DataError naming the file, its size or an unknown id."""
         raise DataError(f"{self.path}: has no class maps, which semantic segmentation needs.")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.datasets import LabelledImages, Split
-from pri3d.datasets.images import read_ids, read_rgb
+from pri3d.datasets.images import check_headers, read_ids, read_rgb
 from pri3d.datasets.objects import find_objects
 from pri3d.datasets.spaces import LabelSpace, load_space
 from pri3d.errors import DataError
@@ -63,6 +63,10 @@ class CityscapesImages(LabelledImages):
     def color_file(self, k: int) -> Path:
         """Where image k lies."""
         return self._image(k)
+
+    def check_size(self, k: int) -> None:
+        """Compare the headers of image k and its class map."""
+        check_headers(self._image(k), self._map(k, "labelIds"))
 
     def label(self, k: int) -> NDArray[np.uint8]:
         """Class ids (H, W) of image k, 255 = ignored."""

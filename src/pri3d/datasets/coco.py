@@ -89,11 +89,15 @@ class CocoImages(LabelledImages):
             raise DataError(f"{what} is in none of {', '.join(map(str, folders))}. Put the images there.")
         return found
 
+    def check_size(self, k: int) -> None:
+        """Compare the header of image k with the json."""
+        file = self.color_file(k)
+        self._check_size(k, file, image_size(file))
+
     def instances(self, k: int) -> Instances:
         """Objects of image k. Raises DataError naming the annotation whose mask cannot be read."""
         height, width = self._sizes[k]
-        file = self.color_file(k)
-        self._check_size(k, file, image_size(file))
+        self.check_size(k)
         masks, boxes, classes, crowd = [], [], [], []
         for entry in json.loads(self._objects[k]):
             if entry["class"] is None:

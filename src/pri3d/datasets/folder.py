@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.datasets import STUFF, LabelledImages, Split, deal
-from pri3d.datasets.images import SUFFIXES, read_ids, read_rgb
+from pri3d.datasets.images import SUFFIXES, check_headers, read_ids, read_rgb
 from pri3d.datasets.spaces import LabelSpace, load_space, parse_space
 from pri3d.errors import ConfigError, DataError
 
@@ -94,6 +94,10 @@ class FolderImages(LabelledImages):
     def color_file(self, k: int) -> Path:
         """Where image k lies."""
         return self._pairs[k].image
+
+    def check_size(self, k: int) -> None:
+        """Compare the headers of image k's files."""
+        check_headers(*self._pairs[k])
 
     def label(self, k: int) -> NDArray[np.uint8]:
         """Class ids (H, W) of image k, 255 = ignored."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,7 +51,7 @@ def read_ids(path: Path, like: Path | None = None) -> NDArray[np.int32]:
         packed = _SCALED.get(str(tile[0].args), 1) if image.format == "PNG" and tile else 1
         ids = np.asarray(ImageOps.exif_transpose(image)).astype(np.int32) // packed
     if like is not None:
-        check_size(ids, str(path), image_size(like), str(like))
+        check_size(ids.shape, str(path), image_size(like), str(like))
     return ids
 
 
@@ -66,15 +65,26 @@ def image_size(path: Path) -> tuple[int, int]:
     return (width, height) if sideways else (height, width)
 
 
-def check_size(ids: NDArray[Any], what: str, size: tuple[int, int], color: str) -> None:
-    """Refuse a map of another size. ``size``: (height, width) of the image that errors call ``color``.
+def check_headers(color: Path, *maps: Path | None) -> None:
+    """Refuse map files whose headers state another size than that of their colour image; None is no map.
+
+    Raises DataError as :func:`check_size`, or naming the file that is missing or damaged.
+    """
+    size = image_size(color)
+    for file in maps:
+        if file is not None:
+            check_size(image_size(file), str(file), size, str(color))
+
+
+def check_size(found: tuple[int, ...], what: str, size: tuple[int, int], color: str) -> None:
+    """Refuse a map of another size: ``found`` and ``size`` are (height, width) of the map and the image ``color``.
 
     Raises DataError naming both, which a map that was drawn on the image before its EXIF rotation meets too.
     """
-    if ids.shape != size:
-        turned = " It was drawn before the image was turned upright: turn it too." if ids.shape == size[::-1] else ""
+    if found != size:
+        turned = " It was drawn before the image was turned upright: turn it too." if found == size[::-1] else ""
         raise DataError(
-            f"{what}: is {ids.shape[1]}x{ids.shape[0]}, its image {color} is {size[1]}x{size[0]}."
+            f"{what}: is {found[1]}x{found[0]}, its image {color} is {size[1]}x{size[0]}."
             f"{turned or ' A mask has the size of its image.'}"
         )
 

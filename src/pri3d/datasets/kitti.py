@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pri3d.datasets import LabelledImages, Split, deal
 from pri3d.datasets.cityscapes import numbered_objects
-from pri3d.datasets.images import read_ids, read_rgb
+from pri3d.datasets.images import check_headers, read_ids, read_rgb
 from pri3d.datasets.spaces import load_space
 from pri3d.errors import DataError
 from pri3d.types import Instances
@@ -55,6 +55,10 @@ class KittiImages(LabelledImages):
     def color_file(self, k: int) -> Path:
         """Where image k lies."""
         return self._file("image_2", self._files[k])
+
+    def check_size(self, k: int) -> None:
+        """Compare the headers of image k and its class map."""
+        check_headers(self.color_file(k), self._file("semantic", self._files[k]))
 
     def label(self, k: int) -> NDArray[np.uint8]:
         """Class ids (H, W) of image k, 255 = ignored."""

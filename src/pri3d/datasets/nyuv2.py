@@ -16,7 +16,7 @@ import yaml
 from numpy.typing import NDArray
 
 from pri3d.datasets import LabelledImages, Split
-from pri3d.datasets.images import SUFFIXES, read_ids, read_rgb
+from pri3d.datasets.images import SUFFIXES, check_headers, read_ids, read_rgb
 from pri3d.datasets.spaces import LabelSpace, load_space, parse_space, shipped_spaces
 from pri3d.errors import ConfigError, DataError
 
@@ -81,6 +81,11 @@ class NYUImages(LabelledImages):
     def color_file(self, k: int) -> Path | None:
         """Exported file of image k; None in the .mat."""
         return self._colors.get(self._numbers[k])
+
+    def check_size(self, k: int) -> None:
+        """Compare the headers of exported files; the arrays of the .mat were compared when it was opened."""
+        if self._mat is None:
+            check_headers(self._colors[self._numbers[k]], self._labels[self._numbers[k]])
 
     def label(self, k: int) -> NDArray[np.uint8]:
         """Class ids (H, W) of image k, 255 = ignored."""

@@ -83,6 +83,13 @@ class ScanNetImages(LabelledImages):
         """Colour image k."""
         return self._images[k].color
 
+    def check_size(self, k: int) -> None:
+        """Compare the headers of image k's files, which must show one view."""
+        image = self._images[k]
+        for file in (image.label, image.instance):
+            if file is not None:
+                self._check_view(k, file, image_size(file))
+
     def label(self, k: int) -> NDArray[np.uint8]:
         """Class ids (H, W) of image k, 255 = ignored."""
         file = self._images[k].label
@@ -128,14 +135,19 @@ class ScanNetImages(LabelledImages):
 
     def _fit(self, k: int, ids: NDArray[np.int32], file: Path) -> NDArray[np.int32]:
         """Bring ids (h, w) to the size of colour image k. Raises DataError where they show another view."""
+        height, width = self._check_view(k, file, ids.shape)
+        return resize_nearest(ids, (width, height))
+
+    def _check_view(self, k: int, file: Path, found: tuple[int, ...]) -> tuple[int, int]:
+        """Size (H, W) of colour image k. Raises DataError where a map of size ``found`` (h, w) shows another view."""
         color = self._images[k].color
         height, width = image_size(color)
-        if abs(ids.shape[1] * height / (ids.shape[0] * width) - 1) > _ASPECT:
+        if abs(found[1] * height / (found[0] * width) - 1) > _ASPECT:
             raise DataError(
-                f"{file}: is {ids.shape[1]}x{ids.shape[0]}, its image {color} is {width}x{height}: they show different "
-                "views. Export both again."
+                f"{file}: is {found[1]}x{found[0]}, its image {color} is {width}x{height}: they show different views. "
+                "Export both again."
             )
-        return resize_nearest(ids, (width, height))
+        return height, width
 
     def _state_part(self) -> None:
         """Say so where the folder holds some of the split's official scans alone."""
