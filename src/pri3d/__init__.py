@@ -26,6 +26,8 @@ VERBS = {
     "predict": "pri3d.scoring.prediction:predict",
     "export": "pri3d.models.export:export",
     "embed": "pri3d.scoring.embed:embed",
+    "import": "pri3d.models.importing:import_weights",  # `import` is no name in Python
+    "models": "pri3d.models.catalog:list_models",  # pri3d.models is a package
 }
 
 #: what the package offers beside its verbs, module:function

@@ -64,6 +64,11 @@ ABOUT = {
         "a run -> weights for other libraries",
         "pri3d export runs/kitchen --to torchvision --out kitchen_r18.safetensors",
     ),
+    "import": (
+        "a checkpoint of another program -> weights for pri3d",
+        "pri3d import moco_v2_800ep_pretrain.pth.tar moco.safetensors",
+    ),
+    "models": ("what can be built, and what was measured with it", "pri3d models --encoder vit_small_patch16_dinov3"),
 }
 
 

@@ -38,11 +38,13 @@ class Encoder(nn.Module):
     name: str  #: what :func:`build_encoder` was asked for
     channels: tuple[int, ...]  #: channels of each map
     strides: tuple[int, ...]  #: pixels per cell of each map, ascending
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]  #: mean and deviation of the images' three channels
     mean: Tensor
     std: Tensor
 
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
+        self.statistics = tuple(mean), tuple(std)
         # Not persistent: the state dict stays key-identical to the library's own.
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)

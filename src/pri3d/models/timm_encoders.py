@@ -141,7 +141,7 @@ def build_timm_encoder(name: str, pretrained: bool, others: Sequence[str]) -> Ti
     """
     if timm.is_model(name):
         return _timm_class(name)(name, pretrained)
-    close = difflib.get_close_matches(name, [*others, *timm.list_models()], n=5)
+    close = difflib.get_close_matches(name, dict.fromkeys([*others, *timm.list_models()]), n=5)
     hint = f" Did you mean {', '.join(close)}?" if close else ""
     choices = f"{', '.join(others)}, or any name of timm.list_models()"
     raise ConfigError(f"unknown encoder {name!r}.{hint} Choices: {choices}.")
@@ -161,12 +161,6 @@ def timm_names(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(rule(dict(state), net))
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError):  # what rules do with foreign tensors
         return {}
-
-
-def timm_normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation, a number a channel, of the images that a timm network was made for."""
-    config = timm.get_pretrained_cfg(name)
-    return tuple(config.mean), tuple(config.std)
 
 
 def _source(name: str) -> str:

@@ -76,9 +76,9 @@ def load_weights(
     state = dict(source) if isinstance(source, Mapping) else read_state(Path(source))
     if prefix is not None:
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    given = _by_plain_name(state, what)
+    given = plain_names(state, what)
     own = module.state_dict()
-    wanted = _by_plain_name(own, "the module")
+    wanted = plain_names(own, "the module")
     taken = {key: state[given[plain]] for plain, key in wanted.items() if plain in given}
     wrong = [f"{k}: file {_shape(v)}, module {_shape(own[k])}" for k, v in taken.items() if v.shape != own[k].shape]
     report = WeightsReport(
@@ -319,14 +319,14 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
 
 
-def _by_plain_name(state: Mapping[str, Tensor], what: str) -> dict[str, str]:
-    """Key without wrappers -> key. timm's flattened 'stages_0' and its plain 'stages.0' become one name."""
+def plain_names(state: Mapping[str, Tensor], what: str) -> dict[str, str]:
+    """Key without wrappers -> key, for comparing names. timm's flattened 'stages_0' and plain 'stages.0' become one.
+
+    ``what`` names the state dict in the WeightsError that is raised where two keys become the same.
+    """
     plain: dict[str, str] = {}
     for key in state:
-        name, count = key, 1
-        while count:
-            name, count = PREFIXES.subn("", name)
-        name = re.sub(r"^([a-z]+)\.(\d+)\.", r"\1_\2.", name)
+        name = re.sub(r"^([a-z]+)\.(\d+)\.", r"\1_\2.", PREFIXES.sub("", key))
         if name in plain:
             raise WeightsError(f"{what} holds {name!r} twice, as {plain[name]!r} and {key!r}: choose one with a prefix")
         plain[name] = key

@@ -1,0 +1,233 @@
+"""``pri3d import``: a checkpoint of another program -> a weights file of pri3d, whole or not at all.
+
+Which network a file is of is told by names and shapes: of each candidate that could be, the tensors are compared.
+Detectron2's names are torchvision's under a mapping (its tools/convert-torchvision-to-d2.py), turned round here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pri3d import __version__
+from pri3d.errors import ConfigError, WeightsError
+from pri3d.models.encoders import ENCODERS, Encoder, build_encoder
+from pri3d.models.published import WRAPPERS, read_published
+from pri3d.models.resnet import SIZES
+from pri3d.models.unet import UNet
+from pri3d.models.weights import (
+    PREFIXES,
+    WeightsReport,
+    load_weights,
+    plain_names,
+    read_provenance,
+    read_state,
+    save_model,
+    save_state,
+)
+
+PATCHES = "patch_embed.proj.weight"
+
+#: a tensor without wrappers and its shape -> the common networks that have it; of any other the name is asked for
+FAMILIES: dict[tuple[str, tuple[int, ...]], tuple[str, ...]] = {
+    ("conv1.weight", (64, 3, 7, 7)): tuple(SIZES),
+    (PATCHES, (192, 3, 16, 16)): ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", "deit_tiny_patch16_224.fb_in1k"),
+    (PATCHES, (384, 3, 16, 16)): (
+        *("vit_small_patch16_224.augreg_in21k_ft_in1k", "vit_small_patch16_224.dino"),
+        *("vit_small_patch16_dinov3.lvd1689m", "vit_small_plus_patch16_dinov3.lvd1689m"),
+    ),
+    (PATCHES, (768, 3, 16, 16)): (
+        *("vit_base_patch16_224.augreg_in21k_ft_in1k", "vit_base_patch16_224.mae", "vit_base_patch16_dinov3.lvd1689m"),
+    ),
+    (PATCHES, (1024, 3, 16, 16)): (
+        *("vit_large_patch16_224.augreg_in21k_ft_in1k", "vit_large_patch16_224.mae"),
+        "vit_large_patch16_dinov3.lvd1689m",
+    ),
+    (PATCHES, (384, 3, 8, 8)): ("vit_small_patch8_224.dino",),
+    (PATCHES, (768, 3, 8, 8)): ("vit_base_patch8_224.dino",),
+    (PATCHES, (1280, 3, 14, 14)): ("vit_huge_patch14_224.mae",),
+    **{
+        (PATCHES, (width, 3, 14, 14)): (f"vit_{size}_patch14_dinov2.lvd142m", f"vit_{size}_patch14_reg4_dinov2.lvd142m")
+        for size, width in {"small": 384, "base": 768, "large": 1024, "giant": 1536}.items()
+    },
+    (PATCHES, (96, 3, 4, 4)): tuple(f"swin_{size}_patch4_window7_224.ms_in1k" for size in ("tiny", "small")),
+    (PATCHES, (128, 3, 4, 4)): ("swin_base_patch4_window7_224.ms_in1k",),
+    **{
+        (stem, (width, 3, 4, 4)): tuple(f"convnext_{size}.fb_in1k" for size in sizes)
+        for stem in ("stem_0.weight", "downsample_layers.0.0.weight")  # timm's name and that of the release
+        for width, sizes in {96: ("tiny", "small"), 128: ("base",), 192: ("large",)}.items()
+    },
+}
+
+DETECTRON2 = re.compile(
+    r"(?:(?:module|model|backbone|bottom_up)\.)*"
+    r"(?:stem|res(?P<stage>[2-5])\.(?P<block>\d+))\.(?P<part>conv[123]|shortcut)\.(?P<norm>norm\.)?(?P<leaf>\w+)"
+)
+
+DETECTRON2_NOTE = (
+    "These are Detectron2's names. pri3d gives the network RGB with ImageNet's mean and deviation and has the stride "
+    "in the 3 x 3 convolutions. Weights trained otherwise (Detectron2's defaults are BGR, a deviation of 1 and the "
+    "stride in the 1 x 1 convolutions) load, but their features are wrong."
+)
+
+
+def import_weights(file: Path, out: Path, encoder: str | None = None) -> Path:
+    """Turn a checkpoint of another program into a weights file of pri3d, and say which tensors found their place.
+
+    ``file`` is a safetensors or torch file of torchvision, timm, MoCo, SimCLR, SwAV, DINO, MAE or Detectron2, or a
+    published Pri3D checkpoint, of which the U-Net is taken; nothing in it is executed. ``out`` is the .safetensors
+    file to write, for ``pri3d.load``, ``--init`` and ``--weights``; its header names the file it came from, and that
+    one's SHA-256. ``encoder`` names the network, as in ``--encoder`` of the other verbs, where the file does not tell.
+
+    Returns ``out``. Raises ConfigError where the network has to be named, listing those that fit, WeightsError where
+    the file cannot be read safely or does not fill the network; then nothing is written.
+    """
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"{out}: name a file that ends in .safetensors")
+    if out.exists() and file.exists() and out.samefile(file):
+        raise ConfigError(f"{out} is the file to read: choose another name")
+    if read_provenance(file):
+        raise ConfigError(f"{file} is a file of pri3d already: pri3d.load, --init and --weights take it as it is")
+    state = read_state(file)
+    plain = {PREFIXES.sub("", key): value for key, value in from_detectron2(state).items()}
+    if len(plain) < len(state):
+        plain_names(state, str(file))  # says which two are meant
+    name = encoder or guess_encoder(plain, file)
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    record = {"version": __version__, "imported_from": file.name, "imported_hash": digest}
+    if any(WRAPPERS.sub("", key) == "decoder.conv0.weight" for key in state):
+        report = _import_unet(file, name, out, record)
+    else:
+        net = build_encoder(name)
+        report = _fill(net, plain, file)
+        save_state(net.state_dict(), out, {**record, "encoder": name, "part": "encoder"})
+    lines = [f"{file}: {name}, {report}", *_left_out(report)]
+    if any(DETECTRON2.fullmatch(key) for key in state):
+        lines.append(DETECTRON2_NOTE)
+    lines.append(f"{out}: written. In Python: pri3d.load({str(out)!r}); in pri3d: --init or --weights {out}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return out
+
+
+def from_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename Detectron2's ResNet to torchvision's names: ``res2.0.conv1.norm`` is ``layer1.0.bn1``; others stay."""
+    renamed = {}
+    for key, value in state.items():
+        match = DETECTRON2.fullmatch(key)
+        renamed[key if match is None else _torchvision_name(match)] = value
+    return renamed
+
+
+def _torchvision_name(match: re.Match[str]) -> str:
+    stage, block, part, norm, leaf = match["stage"], match["block"], match["part"], match["norm"], match["leaf"]
+    if part == "shortcut":
+        module = "downsample.1" if norm else "downsample.0"
+    else:
+        module = part.replace("conv", "bn") if norm else part
+    return f"{module}.{leaf}" if stage is None else f"layer{int(stage) - 1}.{block}.{module}.{leaf}"
+
+
+class _Fit(NamedTuple):
+    """A network that a file fills completely."""
+
+    name: str
+    elements: int  #: of the network
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]  #: mean and deviation of the images it takes
+
+
+def guess_encoder(state: Mapping[str, Tensor], file: Path) -> str:
+    """Name the encoder that ``state``, without wrappers, is of: the largest that it fills.
+
+    Raises ConfigError where none of the common ones is filled, or where several are that differ in what their images
+    are normalised with, which no file tells.
+    """
+    fits = sorted(_fits(state), key=lambda fit: -fit.elements)
+    fits = [fit for fit in fits if fit.elements == fits[0].elements]
+    if not fits:
+        known = ", ".join(dict.fromkeys(name for names in FAMILIES.values() for name in names))
+        raise ConfigError(
+            f"{file} is of no network that is known by its tensors (it has {', '.join(list(state)[:3])}, ...). If it "
+            f"is one that `pri3d models` shows, name it with --encoder. Known are {known}"
+        )
+    if len({fit.statistics for fit in fits}) > 1:
+        listed = "; ".join(f"{fit.name} (mean {fit.statistics[0]}, deviation {fit.statistics[1]})" for fit in fits)
+        raise ConfigError(
+            f"{file} could be of networks that take differently normalised images, and does not say which: pass "
+            f"--encoder with one of {listed}"
+        )
+    return fits[0].name
+
+
+def _fits(state: Mapping[str, Tensor]) -> Iterator[_Fit]:
+    """The common networks that ``state`` fills."""
+    plain = plain_names(state, "the file")
+    for (marker, shape), names in FAMILIES.items():
+        for name in names if marker in plain and state[plain[marker]].shape == shape else ():
+            try:
+                with torch.device("meta"):
+                    net = build_encoder(name)
+            except ConfigError:  # timm is not there, or older than the network
+                continue
+            own = net.state_dict()
+            if any(_is_whole(own, variant) for variant in _variants(name, state)):
+                yield _Fit(name, sum(value.numel() for value in own.values()), net.statistics)
+
+
+def _variants(name: str, state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
+    """``state`` as it is, then under timm's names for the network."""
+    yield state
+    if name not in ENCODERS:
+        from pri3d.models.timm_encoders import timm_names  # noqa: PLC0415 (ResNets do without timm)
+
+        yield timm_names(name, state)
+
+
+def _is_whole(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
+    """Whether every tensor of a network is there in its shape, and no other of the same modules: a deeper one's."""
+    given = {plain: state[key].shape for plain, key in plain_names(state, "the file").items()}
+    wanted = {plain: own[key].shape for plain, key in plain_names(own, "the network").items()}
+    counters = {key for key in given.keys() | wanted.keys() if key.endswith("num_batches_tracked")}
+    modules = {_module(key) for key in wanted}
+    more = any(_module(key) in modules for key in given.keys() - wanted.keys() - counters)
+    return not more and all(given.get(key) == shape for key, shape in wanted.items() if key not in counters)
+
+
+def _module(plain: str) -> str:
+    """First part of a name without its numbers: of ``layer1.0.conv1.weight`` and ``layer4.2.bn1.bias`` the same."""
+    return re.split(r"[._]?\d|\.", plain, maxsplit=1)[0]
+
+
+def _fill(net: Encoder, state: Mapping[str, Tensor], file: Path) -> WeightsReport:
+    """Load ``state`` into an encoder completely, under its own names or those of the network's release."""
+    own = net.state_dict()
+    chosen = next((variant for variant in _variants(net.name, state) if _is_whole(own, variant)), state)
+    try:
+        return load_weights(net, chosen, minimum=1.0)
+    except WeightsError as error:
+        raise WeightsError(f"{file} is no {net.name}: {error}") from error
+
+
+def _import_unet(file: Path, name: str, out: Path, record: Mapping[str, Any]) -> WeightsReport:
+    """Write the U-Net of a published checkpoint."""
+    parts = read_published(file)
+    unet = UNet(build_encoder(name), "paper", int(parts.unet["decoder.conv0.weight"].shape[0]))
+    report = load_weights(unet, parts.unet, minimum=1.0)
+    save_model(unet, out, {**record, "part": "all"})
+    return report._replace(unexpected=[*report.unexpected, *(f"3D network.{k}" for k in parts.net3d), *parts.heads])
+
+
+def _left_out(report: WeightsReport) -> list[str]:
+    """What of the file was not taken, by the module it belongs to."""
+    counts = Counter(PREFIXES.sub("", key).split(".")[0] for key in report.unexpected)
+    listed = ", ".join(f"{module} ({count})" for module, count in counts.most_common(12))
+    more = f" and {len(counts) - 12} more" if len(counts) > 12 else ""
+    return [f"not taken: {listed}{more}"] if counts else []
