@@ -125,16 +125,17 @@ class TestSegmentation:
         return Segmented(np.full((48, 64, 3), 255, np.uint8), label, {"pri3d": np.full((48, 64), 1)}, "room/0")
 
     def test_unlabelled_pixels_are_black_in_label_and_prediction_only(self):
-        color, label, predicted = figures.segmented_images(self.frame(), 2)
+        color, label, predicted = figures.segmented_images(self.frame(), ["lamp", "wall"])
         assert (color == 255).all()
         assert (label[:, 32:] == 0).all()
         assert (predicted[:, 32:] == 0).all()
-        assert (label[0, 0] == palette(2)[0]).all()
-        assert (predicted[0, 0] == palette(2)[1]).all()
+        assert (label[0, 0] == palette(["lamp", "wall"])[0]).all()
+        assert (predicted[0, 0] == palette(["lamp", "wall"])[1]).all()
 
     def test_the_figure_shows_every_class_colour(self):
-        image = pixels(figures.segmentation_figure([self.frame()], ["wall", "floor", "lamp"])).reshape(-1, 3)
-        for color in palette(3):
+        names = ["bed", "books", "wall", "floor", "lamp"]
+        image = pixels(figures.segmentation_figure([self.frame()], names)).reshape(-1, 3)
+        for color in palette(names):
             assert (image == color).all(axis=1).sum() > 50
 
     def test_the_legend_fits_many_classes(self):

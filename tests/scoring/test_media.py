@@ -125,6 +125,19 @@ class TestPredicted:
         assert Brightness.calls == 8
         assert overlay.stat().st_mtime_ns > before
 
+    def test_the_video_is_of_the_frames_of_this_call(self, run: Path, tmp_path: Path) -> None:
+        """Frames are skipped where they are there; the joined video is not that of all of them."""
+        clip = write_clip(tmp_path / "clip.mp4")
+        overlay = tmp_path / "out" / "clip_overlay.mp4"
+        for every, frames in ((1, 7), (3, 3), (4, 2), (5, 2)):
+            predict(run, clip, tmp_path / "out", every=every)
+            media = open_media(overlay)
+            assert (len(list(media.pictures)), media.rate) == (frames, Fraction(10, every))
+        assert Brightness.calls == 7
+        before = overlay.stat().st_mtime_ns
+        predict(run, clip, tmp_path / "out", every=5)
+        assert overlay.stat().st_mtime_ns == before
+
     def test_a_video_that_ends_too_early(self, run: Path, tmp_path: Path) -> None:
         """Frames that can be decoded are there, and the command says that it did not reach the end."""
         clip = write_clip(tmp_path / "clip.mp4", codec="mpeg4")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pri3d.palette import palette
-from pri3d.scoring.overlay import draw_classes, draw_detections, draw_legend, object_colors
+from pri3d.scoring.overlay import draw_classes, draw_detections, draw_legend
 from pri3d.types import Detections
 
 NAMES = ["wall", "floor", "chair"]
@@ -33,7 +33,7 @@ class TestClasses:
         label[:, 320:] = 2
         drawn = draw_classes(grey(640, 480), label, NAMES, alpha=0.5)
         for column, k in ((100, 0), (500, 2)):
-            assert np.abs(drawn[240, column].astype(int) - (128 + palette(3)[k].astype(int)) / 2).max() <= 1
+            assert np.abs(drawn[240, column].astype(int) - (128 + palette(NAMES)[k].astype(int)) / 2).max() <= 1
         assert drawn[240, 319:321].max(1).tolist() != drawn[240, [100, 500]].max(1).tolist()  # the border
         assert drawn.shape[1] == 640
         assert drawn.shape[0] > 480
@@ -47,8 +47,8 @@ class TestClasses:
     def test_the_legend_names_what_occurs_alone(self) -> None:
         label = np.zeros((480, 640), np.uint8)
         legend = draw_classes(grey(640, 480), label, NAMES)[480:].reshape(-1, 3)
-        assert (legend == palette(3)[0]).all(1).sum() > 50
-        assert not (legend == palette(3)[2]).all(1).any()
+        assert (legend == palette(NAMES)[0]).all(1).sum() > 50
+        assert not (legend == palette(NAMES)[2]).all(1).any()
 
     @pytest.mark.parametrize("size", [(64, 48), (1, 1), (320, 240), (37, 100), (2000, 30)])
     def test_small_images_are_enlarged(self, size: tuple[int, int]) -> None:
@@ -72,27 +72,34 @@ class TestDetections:
         found = detections([(100, 100, 300, 300), (400, 100, 600, 300)], (640, 480), [0, 2])
         drawn = draw_detections(grey(640, 480), found, NAMES, alpha=0.5)
         for column, k in ((200, 0), (500, 2)):
-            assert np.abs(drawn[200, column].astype(int) - (128 + object_colors(3)[k].astype(int)) / 2).max() <= 1
+            assert np.abs(drawn[200, column].astype(int) - (128 + palette(NAMES)[k].astype(int)) / 2).max() <= 1
         assert (drawn[470, 10] == 128).all()
+
+    def test_a_class_has_the_colour_that_maps_give_it(self) -> None:
+        """Also where walls and floors are no objects: chair is class 2 of maps and 0 of objects."""
+        found = detections([(0, 0, 640, 480)], (640, 480), [0])
+        drawn = draw_detections(grey(640, 480), found, ["chair"], alpha=1.0)
+        mapped = draw_classes(grey(640, 480), np.full((480, 640), 2, np.uint8), NAMES, alpha=1.0)
+        assert drawn[300, 300].tolist() == mapped[300, 300].tolist()
 
     def test_better_objects_lie_on_top(self) -> None:
         found = detections([(100, 100, 300, 300), (100, 100, 300, 300)], (640, 480), [0, 1])
         pixel = draw_detections(grey(640, 480), found, NAMES, alpha=1.0)[200, 200]
-        assert (pixel == object_colors(3)[0]).all()
+        assert (pixel == palette(NAMES)[0]).all()
 
     def test_names_keep_clear_of_each_other(self) -> None:
         """Two objects in one place: both names are to be read, so both colours fill a plate."""
         found = detections([(100, 100, 300, 300), (100, 100, 300, 300)], (640, 480), [0, 1])
         drawn = draw_detections(grey(640, 480), found, NAMES, alpha=0.0).reshape(-1, 3)
         for k in (0, 1):
-            assert (drawn == object_colors(3)[k]).all(1).sum() > 400
+            assert (drawn == palette(NAMES)[k]).all(1).sum() > 400
 
     def test_names_without_room_are_left_out(self) -> None:
         """Ten objects in one place: three names fit above, in and below it, those of the best."""
         found = detections([(300, 200, 340, 300)] * 10, (640, 480), list(range(10)))
         names = [f"class {k}" for k in range(10)]
         drawn = draw_detections(grey(640, 480), found, names, alpha=0.0).reshape(-1, 3)
-        plates = [(drawn == color).all(1).sum() for color in object_colors(10)]
+        plates = [(drawn == color).all(1).sum() for color in palette(names)]
         assert min(plates[:3]) > 400
         assert max(plates[3:]) == 0
 
@@ -113,9 +120,3 @@ class TestDetections:
         drawn = draw_detections(grey(width, height), found, ["a very long name of a class, longer than the image"])
         assert drawn.shape[1] % width == 0
         assert drawn.dtype == np.uint8
-
-
-def test_objects_get_no_calm_colours() -> None:
-    calm = palette(3).tolist()
-    assert not any(color in calm for color in object_colors(100).tolist())
-    assert object_colors(0).shape == (0, 3)

@@ -61,14 +61,14 @@ class TestSemantic:
         assert np.array_equal(read_ids(out / "ramp.png"), expected)
         with Image.open(out / "ramp.png") as image:
             shown = np.asarray(image.convert("RGB"))
-        assert np.array_equal(shown, palette(3)[expected])
+        assert np.array_equal(shown, palette(NAMES)[expected])
         about = json.loads((out / "ramp.json").read_text())
         assert (about["image"], about["width"], about["height"]) == (str(source), 40, 30)
         shares = [(expected == k).mean() for k in range(3)]
         assert list(about["classes"].values()) == pytest.approx(shares, abs=1e-6)
         classes = json.loads((out / "classes.json").read_text())["classes"]
         assert [entry["name"] for entry in classes] == NAMES
-        assert [entry["color"] for entry in classes] == palette(3).tolist()
+        assert [entry["color"] for entry in classes] == palette(NAMES).tolist()
         with Image.open(out / "ramp_overlay.jpg") as image:
             assert image.width >= 640
 
@@ -125,6 +125,15 @@ class TestInstance:
         with pytest.raises(ConfigError, match="--threshold 50"):
             predict(instance, photo(tmp_path / "a.jpg"), threshold=50)
 
+    def test_of_objects_alone(self, semantic: Path, instance: Path, tmp_path: Path) -> None:
+        source = photo(tmp_path / "a.jpg")
+        with pytest.raises(ConfigError, match=r"--threshold 0\.5: .*Leave it out"):
+            predict(semantic, source, tmp_path / "out", threshold=0.5)
+        assert not (tmp_path / "out").exists()
+        out = predict(instance, source, tmp_path / "out")  # 0.5 where nothing is said
+        assert len(json.loads((out / "a.json").read_text())["objects"]) == 1
+        predict(instance, source, out, threshold=0.5)
+
 
 class TestFolder:
     def test_subfolders_and_like_names_stay_apart(self, semantic: Path, tmp_path: Path) -> None:
@@ -176,6 +185,16 @@ class TestFolder:
         assert main(words) == 0
         assert "b.json" in files(tmp_path / "out")
 
+    def test_videos_are_counted(self, semantic: Path, tmp_path: Path, capsys) -> None:
+        photo(tmp_path / "in" / "a.png")
+        predict(semantic, tmp_path / "in", tmp_path / "in" / "out")
+        assert "videos left out" not in capsys.readouterr().err
+        for name in ("b.mp4", "sub/c.MOV", ".hidden/d.mp4", "out/e.mp4"):
+            (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+            (tmp_path / "in" / name).write_bytes(b"x")
+        predict(semantic, tmp_path / "in", tmp_path / "in" / "out")
+        assert "videos left out: 2. Predict" in capsys.readouterr().err
+
     def test_nothing_to_predict(self, semantic: Path, tmp_path: Path) -> None:
         (tmp_path / "in").mkdir()
         with pytest.raises(DataError, match="holds no image"):
@@ -199,20 +218,23 @@ class TestAgain:
         (out / "b.json").write_text("{")
         predict(semantic, source, out)
         assert Brightness.calls == 5
-        predict(semantic, source, out, threshold=0.7)  # is of objects alone
-        assert Brightness.calls == 5
         predict(semantic, source, out, overwrite=True)
         assert Brightness.calls == 8
 
     def test_other_weights_or_thresholds_are_refused(self, instance: Path, source: Path, tmp_path: Path) -> None:
         out = predict(instance, source, tmp_path / "out")
-        with pytest.raises(ConfigError, match=r"another threshold.*--overwrite"):
+        with pytest.raises(ConfigError, match=r"holds predictions of another --threshold\. .*--overwrite"):
             predict(instance, source, out, threshold=0.7)
         Halves(NAMES).save(Level(3), instance / "weights.safetensors", {})
-        with pytest.raises(ConfigError, match="another weights"):
-            predict(instance, source, out)
+        with pytest.raises(ConfigError, match=r"holds predictions of other weights\. "):
+            predict(instance, source, out, threshold=0.7)  # what is first is said
         predict(instance, source, out, overwrite=True)
         predict(instance, source, out)
+
+    def test_another_task_is_refused(self, semantic: Path, instance: Path, source: Path, tmp_path: Path) -> None:
+        out = predict(instance, source, tmp_path / "out")
+        with pytest.raises(ConfigError, match=r"holds predictions of another task\. "):
+            predict(semantic, source, out)
 
     def test_a_stopped_overwriting_leaves_nothing_old_behind(
         self, semantic: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

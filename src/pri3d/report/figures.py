@@ -167,7 +167,7 @@ def segmentation_figure(frames: Sequence[Segmented], class_names: Sequence[str])
         aspect = frames[0].color.shape[1] / frames[0].color.shape[0]
         figure, axes = image_grid([""] * len(frames), columns, aspect, below=0.22 * lines + 0.14)
         for row, frame in zip(axes, frames, strict=True):
-            for c, (cell, image) in enumerate(zip(row, segmented_images(frame, len(class_names)), strict=True)):
+            for c, (cell, image) in enumerate(zip(row, segmented_images(frame, class_names), strict=True)):
                 show(cell, image, smooth=c == 0)
         figure.legend(
             handles=class_patches(class_names),
@@ -181,15 +181,15 @@ def segmentation_figure(frames: Sequence[Segmented], class_names: Sequence[str])
         return png(figure)
 
 
-def segmented_images(frame: Segmented, classes: int) -> list[NDArray[np.uint8]]:
+def segmented_images(frame: Segmented, class_names: Sequence[str]) -> list[NDArray[np.uint8]]:
     """Image, ground truth, predictions as RGB (H, W, 3); what has no ground truth is black in all but the image."""
     labels = [frame.label, *(np.where(frame.label == 255, 255, label) for label in frame.predicted.values())]
-    return [frame.color, *(color_labels(label, classes) for label in labels)]
+    return [frame.color, *(color_labels(label, class_names) for label in labels)]
 
 
 def class_patches(class_names: Sequence[str]) -> list[Patch]:
     """Legend entries of the classes, and of ignored pixels."""
-    entries = [*zip(class_names, palette(len(class_names)) / 255.0, strict=True), ("not labelled", np.zeros(3))]
+    entries = [*zip(class_names, palette(class_names) / 255.0, strict=True), ("not labelled", np.zeros(3))]
     return [Patch(facecolor=tuple(color), label=name) for name, color in entries]
 
 

@@ -19,6 +19,7 @@ from pri3d.files import replacing
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 _MOVING = {"GIF", "PNG", "WEBP"}  # formats of several pictures that are an animation; TIFF's and MPO's are none
+_IMAGES = (*SUFFIXES, ".gif")
 _RESERVED = {"classes"}  # names that the output folder needs for itself
 _WHOLE = 0.95  # share of the frames stated in a video's header that are there; some state a few too many
 _FINEST = 1001  # denominator of a frame rate, as in 30000/1001
@@ -38,6 +39,7 @@ class Media(NamedTuple):
     pictures: Iterable[Picture]  #: a video's raise DataError where the video is damaged
     total: int | None  #: of the pictures, None where that is not known before
     rate: Fraction | None  #: pictures a second, None where they are no video
+    videos: int = 0  #: in a folder, which are left out
 
 
 def open_media(source: Path, every: int = 1, out: Path | None = None) -> Media:
@@ -51,7 +53,8 @@ def open_media(source: Path, every: int = 1, out: Path | None = None) -> Media:
     if not source.exists():
         raise DataError(f"{source}: no such file or folder. Give an image, a folder of images or a video.")
     if source.is_dir():
-        return _images(_listed(source, out)[::every], source)
+        files, videos = _listed(source, out)
+        return _images(files[::every], source)._replace(videos=videos)
     if source.suffix.lower() in VIDEOS:
         return _video(source, every)
     frames = _frames(source)
@@ -112,29 +115,42 @@ def write_video(path: Path, pictures: Sequence[Path], rate: Fraction) -> bool:
     return True
 
 
+def is_written(path: Path, pictures: int, rate: Fraction) -> bool:
+    """Whether a file is a whole video of so many pictures at this rate, as :func:`write_video` makes it."""
+    try:
+        there = open_media(path)
+    except DataError:
+        return False
+    return (there.total, there.rate) == (pictures, rate.limit_denominator(_FINEST))
+
+
 def _images(files: Sequence[Path], root: Path) -> Media:
     names = name_files(files, root)
     pictures = (Picture(name, str(file), partial(read_rgb, file)) for name, file in zip(names, files, strict=True))
     return Media(pictures, len(files), None)
 
 
-def _listed(folder: Path, out: Path | None) -> list[Path]:
-    """Image files of a folder and its subfolders but ``out``, hidden ones left out. Raises DataError for none."""
+def _listed(folder: Path, out: Path | None) -> tuple[list[Path], int]:
+    """Image files of a folder and its subfolders, and how many videos lie there; ``out`` and hidden ones left out.
+
+    Raises DataError for no image.
+    """
     own = None if out is None else out.resolve()
     if own == folder.resolve():
         raise ConfigError(f"--out {out}: is the folder of the images. Name another one.")
     files = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in (*SUFFIXES, ".gif")
+        if path.suffix.lower() in (*_IMAGES, *VIDEOS)
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and (own is None or own not in path.resolve().parents)
     ]
-    if not files:
+    images = [path for path in files if path.suffix.lower() in _IMAGES]
+    if not images:
         kinds = " ".join(SUFFIXES)
         raise DataError(f"{folder}: holds no image ({kinds}). A video is taken by itself: give its file.")
-    return files
+    return images, len(files) - len(images)
 
 
 def _frames(path: Path) -> int:

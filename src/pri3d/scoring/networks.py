@@ -38,8 +38,9 @@ def find_weights(run: Path, which: Which) -> Path:
     inside = sorted(path.parent.name for path in run.glob(f"*/{file.name}"))
     if inside:
         raise WeightsError(f"{run}: holds several runs ({', '.join(inside[:5])}). Give one of them.")
-    what = "has no best network: it was not validated" if which == "best" else f"has no {file.name}: is it finished?"
-    raise WeightsError(f"{run}: {what}. Give the folder of a finished run of `pri3d finetune`.")
+    if which == "best" and paths.weights.is_file():
+        raise WeightsError(f"{run}: has no best network, for it was not validated. Take the last one, which is there.")
+    raise WeightsError(f"{run}: has no {file.name}. Give the folder of a finished run of `pri3d finetune`.")
 
 
 def open_network(path: Path, which: Which) -> Network:

@@ -14,7 +14,6 @@ from pri3d.palette import color_labels, palette
 from pri3d.types import Detections
 
 _READABLE = 640  # pixels of width; narrower images are enlarged to about that, or names would cover them
-_CALM = 3  # colours of the palette that are meant for walls, floors and ceilings: no object gets them
 _BRIGHT = 140.0  # luma 0..255 from which text on a colour is black
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
@@ -33,13 +32,14 @@ def draw_classes(
     scale = _scale(color)
     picture, ids = _enlarge(color, scale), np.kron(label, np.ones((scale, scale), np.uint8))
     known = ids < len(class_names)
-    tint = color_labels(ids, len(class_names))
+    tint = color_labels(ids, class_names)
     blended = np.asarray(Image.blend(Image.fromarray(picture), Image.fromarray(tint), alpha))
     drawn = np.where(known[..., None], blended, picture)
     edge = _edges(ids) & known
     drawn[edge] = tint[edge] // 3
+    colors = palette(class_names)
     present = [k for k in np.unique(label).tolist() if k < len(class_names)]
-    legend = draw_legend([(class_names[k], _rgb(palette(k + 1)[k])) for k in present], drawn.shape[1])
+    legend = draw_legend([(class_names[k], _rgb(colors[k])) for k in present], drawn.shape[1])
     return np.concatenate([drawn, legend])
 
 
@@ -48,13 +48,13 @@ def draw_detections(
 ) -> NDArray[np.uint8]:
     """Objects over RGB (H, W, 3) -> RGB (s H, s W, 3), s = 1 for images of 640 pixels and more.
 
-    Every object has the colour of its class: its mask of opacity ``alpha`` with a border, its box, and its name with
-    the score in percent. Better objects lie over worse ones, and a name
-    that would cover a better one's is left out.
+    Every object has the colour of its class in :func:`pri3d.palette.palette`: its mask of opacity ``alpha`` with a
+    border, its box, and its name with the score in percent. Better objects lie over worse ones, and a name that would
+    cover a better one's is left out.
     """
     scale = _scale(color)
     picture = _enlarge(color, scale).astype(np.float32)
-    tints = object_colors(len(class_names))
+    tints = palette(class_names)
     worst_first = np.argsort(found.scores, kind="stable")
     for k in worst_first:
         mask = np.kron(found.masks[k], np.ones((scale, scale), bool))
@@ -69,11 +69,6 @@ def draw_detections(
         name = f"{class_names[found.classes[k]]} {found.scores[k]:.0%}"
         pen.name(name, found.boxes[k] * scale, _rgb(tints[found.classes[k]]))
     return np.array(image)
-
-
-def object_colors(classes: int) -> NDArray[np.uint8]:
-    """Return (classes, 3) RGB of the countable classes 0..: bright ones. Raises ConfigError for more than 252."""
-    return palette(_CALM + classes)[_CALM:]
 
 
 def draw_legend(entries: Sequence[tuple[str, RGB]], width: int) -> NDArray[np.uint8]:

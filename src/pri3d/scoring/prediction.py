@@ -21,12 +21,20 @@ from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.files import write_atomic
 from pri3d.palette import palette
 from pri3d.runfiles import read_json, write_json
-from pri3d.scoring.media import Picture, open_media, refuse_failed, until_damaged, write_video
+from pri3d.scoring.media import Picture, is_written, open_media, refuse_failed, until_damaged, write_video
 from pri3d.scoring.networks import Network, Which, find_weights, open_network
-from pri3d.scoring.overlay import draw_classes, draw_detections, object_colors
+from pri3d.scoring.overlay import draw_classes, draw_detections
 from pri3d.types import Detections
 
 CLASSES = "classes.json"  #: of the output folder: what its ids mean, and what it was made with
+_SCORE = 0.5  # under which objects are left out where nothing is said
+#: what :func:`_facts` says of an output folder -> how a message names another one
+_OTHER = {
+    "task": "of another task",
+    "weights": "of other weights",
+    "threshold": "of another --threshold",
+    "classes": "with other classes or colours",
+}
 
 
 def predict(
@@ -34,7 +42,7 @@ def predict(
     source: Path,
     out: Path = Path("predictions"),
     weights: Which = "best",
-    threshold: float = 0.5,
+    threshold: float | None = None,
     every: int = 1,
     overwrite: bool = False,
 ) -> Path:
@@ -51,7 +59,7 @@ def predict(
         source: image, folder of images, or video (with the extra `video`; animated GIF, WebP and PNG without it).
         out: folder to write to.
         weights: best or last network of the run; last where there is no best.
-        threshold: score from 0 to 1 under which objects are left out; of instance segmentation alone.
+        threshold: of instance segmentation: score from 0 to 1 under which objects are left out, 0.5 if not given.
         every: take every so many images or frames.
         overwrite: make what is there anew.
 
@@ -59,17 +67,20 @@ def predict(
         The folder of the predictions.
 
     Raises:
-        ConfigError: a flag is out of range, or ``out`` was made with other weights or another threshold.
+        ConfigError: a flag is out of range or not of the network's task, or ``out`` was made with other weights or
+            another threshold.
         DataError: the source cannot be read, or some image could not be (the others are there).
         WeightsError: the run has no such network.
     """
-    if not 0 <= threshold <= 1:
+    if threshold is not None and not 0 <= threshold <= 1:
         raise ConfigError(f"--threshold {threshold}: give a score between 0 and 1.")
     media = open_media(source, every, out)
     console = Console(stderr=True, soft_wrap=True)
     network = open_network(*_weights(run, weights, console))
     facts = _facts(network, threshold)
     _claim(out, facts, overwrite)
+    if media.videos:
+        console.print(f"{escape(str(source))}: videos left out: {media.videos}. Predict each by itself.")
     done: list[str] = []
     failed: list[str] = []
     fresh = False
@@ -82,7 +93,7 @@ def predict(
             console.print(f"skipped {escape(str(error))}")
             failed.append(str(error))
     if media.rate is not None:
-        _join(out, f"{source.stem}_overlay.mp4", done, Fraction(media.rate), fresh, console)
+        _join(out, out / f"{source.stem}_overlay.mp4", done, Fraction(media.rate), fresh, console)
     refuse_failed(failed, len(done), out)
     console.print(f"{len(done)} predicted in {escape(str(out))}")
     return out
@@ -102,12 +113,16 @@ def _weights(run: Path, weights: Which, console: Console) -> tuple[Path, Which]:
     return file, "last"
 
 
-def _facts(network: Network, threshold: float) -> dict[str, Any]:
-    """What holds for the whole output folder."""
+def _facts(network: Network, threshold: float | None) -> dict[str, Any]:
+    """What holds for the whole output folder. Raises ConfigError for a threshold where there are no objects."""
     names, instance = network.task.class_names, network.task.name == "instance"
-    colors = (object_colors if instance else palette)(len(names)).tolist()
+    if instance:
+        threshold = _SCORE if threshold is None else threshold
+    elif threshold is not None:
+        raise ConfigError(f"--threshold {threshold}: is of objects; {network.path} labels pixels. Leave it out.")
+    colors = palette(names).tolist()
     classes = [{"id": k + instance, "name": name, "color": colors[k]} for k, name in enumerate(names)]
-    made_with = {"weights": network.hash, "threshold": threshold if instance else None}
+    made_with = {"weights": network.hash, "threshold": threshold}
     return {"task": network.task.name, **made_with, "classes": classes}
 
 
@@ -117,12 +132,11 @@ def _claim(out: Path, facts: dict[str, Any], overwrite: bool) -> None:
     if path.is_file() and not overwrite:
         before = read_json(path)
         before = before if isinstance(before, dict) else {}
-        differ = [name for name in facts if before.get(name) != facts[name]]
-        if differ:
-            raise ConfigError(
-                f"{out}: was made with another {' and '.join(differ)}. Choose another --out, or make it anew with "
-                "--overwrite."
-            )
+        for name, other in _OTHER.items():
+            if before.get(name) != facts[name]:
+                raise ConfigError(
+                    f"{out}: holds predictions {other}. Choose another --out, or make it anew with --overwrite."
+                )
     write_json(path, facts)
 
 
@@ -152,7 +166,7 @@ def _predict_one(network: Network, picture: Picture, out: Path, facts: dict[str,
         drawn = draw_classes(color, found, names)
         shares = np.bincount(found.ravel(), minlength=len(names)) / found.size
         about["classes"] = {name: round(float(share), 6) for name, share in zip(names, shares, strict=False)}
-        write_atomic(out / f"{picture.name}.png", _palette_png(found, len(names)))
+        write_atomic(out / f"{picture.name}.png", _palette_png(found, names))
     write_atomic(_overlay(out, picture.name), encode(drawn, "JPEG"))
     write_json(record, about)
     return True
@@ -181,10 +195,10 @@ def _objects(found: Detections, names: Sequence[str]) -> Iterator[dict[str, Any]
         }
 
 
-def _palette_png(label: NDArray[np.uint8], classes: int) -> bytes:
+def _palette_png(label: NDArray[np.uint8], class_names: Sequence[str]) -> bytes:
     """Class ids (H, W) as PNG that viewers show in the classes' colours and programs read as ids."""
     image = Image.fromarray(label)
-    image.putpalette(palette(classes).tobytes())
+    image.putpalette(palette(class_names).tobytes())
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
@@ -194,10 +208,9 @@ def _overlay(out: Path, name: str) -> Path:
     return out / f"{name}_overlay.jpg"
 
 
-def _join(out: Path, name: str, pictures: Sequence[str], rate: Fraction, fresh: bool, console: Console) -> None:
+def _join(out: Path, path: Path, pictures: Sequence[str], rate: Fraction, fresh: bool, console: Console) -> None:
     """Join the overlays to a video where that is possible and was not done before."""
-    path = out / name
-    if path.is_file() and not fresh:
+    if not fresh and is_written(path, len(pictures), rate):  # with another --every it is of others
         return
     if write_video(path, [_overlay(out, picture) for picture in pictures], rate):
         console.print(f"video: {escape(str(path))}")
