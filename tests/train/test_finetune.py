@@ -15,9 +15,10 @@ import yaml
 from pri3d.datasets.prepared import PreparedImages
 from pri3d.errors import ConfigError, DataError, Pri3DError, WeightsError
 from pri3d.models.unet import build_unet
-from pri3d.models.weights import read_state, save_model
+from pri3d.models.weights import read_provenance, read_state, save_model, save_state
+from pri3d.store import Store
 from pri3d.tasks.semantic import load_semantic
-from pri3d.train.comparison import Row
+from pri3d.train.comparison import Job, Row, default_name
 from pri3d.train.downstream import RECIPES
 from pri3d.train.finetune import finetune
 
@@ -98,6 +99,10 @@ def test_finished_run_resumes_to_itself_and_a_shorter_history_is_continued(rooms
         ({"fraction": 0.0}, "fraction"),
         ({"fraction": 0.05}, "--fraction"),
         ({"preset": "quik"}, "Choices"),
+        ({"augment": "nope"}, "--augment nope: unknown. Choices: strong"),
+        ({"tune": "last-9"}, "last-9"),
+        ({"tune": "lora-4"}, "has no attention"),
+        ({"network": "deeplabv3", "micro_batch": 1, "sync_bn": True}, "--micro-batch 1: deeplabv3 needs 2"),
     ],
 )
 def test_wrong_input_is_refused(rooms_store: Path, tmp_path: Path, options: dict[str, object], word: str) -> None:
@@ -217,10 +222,67 @@ def test_several_values_are_compared(rooms_store: Path, tmp_path: Path, capsys: 
 def test_a_comparison_is_checked_before_its_first_run(rooms_store: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"none\.safetensors"):
         run_small(rooms_store, tmp_path / "runs", weights=f"scratch,{tmp_path / 'none.safetensors'}")
-    for options, word in (({"seed": "0,x"}, "--seed 0,x"), ({"fraction": "1,1.0"}, "twice"), ({"seed": ""}, "--seed")):
+    for options, word in (
+        ({"seed": "0,x"}, "--seed 0,x"),
+        ({"fraction": "1,1.0"}, "twice"),
+        ({"weights": "scratch,"}, "--weights 'scratch,'"),
+    ):
         with pytest.raises(ConfigError, match=word):
             run_small(rooms_store, tmp_path / "runs", **options)
     assert not (tmp_path / "runs").exists()
+
+
+def test_nothing_starts_where_one_run_could_not(rooms_store: Path, tmp_path: Path) -> None:
+    """An occupied folder, weights that do not fit: found before the first run."""
+    run_small(rooms_store, tmp_path / "runs" / "seed1", steps=1)
+    with pytest.raises(ConfigError, match="seed1: holds a run already"):
+        run_small(rooms_store, tmp_path / "runs", seed="0,1", steps=1)
+    save_state({"conv1.weight": torch.zeros(3)}, tmp_path / "junk.safetensors", {})
+    with pytest.raises(WeightsError, match=r"junk\.safetensors"):
+        run_small(rooms_store, tmp_path / "other", weights=f"scratch,{tmp_path / 'junk.safetensors'}", steps=1)
+    assert not (tmp_path / "runs" / "seed0").exists() and not (tmp_path / "other").exists()
+
+
+def test_scores_on_images_that_were_seen_say_so(
+    rooms_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same store on both sides; and weights that were pre-trained on the store of the validation frames."""
+    run = run_small(rooms_store, tmp_path / "same", steps=1)
+    facts = yaml.safe_load((run / "config.yaml").read_text())["provenance"]
+    assert facts["shared_images"] == len(PreparedImages(rooms_store, "all").names)
+    assert "are training images" in capsys.readouterr().err
+    save_model(build_unet("resnet18", "slim", 32), tmp_path / "pre.safetensors", {"data_hash": Store(rooms_store).hash})
+    run = run_small(rooms_store, tmp_path / "apart", val=None, weights=str(tmp_path / "pre.safetensors"), steps=1)
+    facts = yaml.safe_load((run / "config.yaml").read_text())["provenance"]
+    assert (facts["shared_images"], facts["pretrained_on_val"]) == (0, True)
+    assert "were pre-trained on the frames" in capsys.readouterr().err
+    assert read_provenance(run)["pretrained_on_val"] is True
+
+
+def test_what_was_not_loaded_is_not_kept(rooms_store: Path, tmp_path: Path) -> None:
+    """A preset that fixes stages and norms trains all of them from scratch, unless it is told to."""
+    preset = tmp_path / "fixed.yaml"
+    preset.write_text("base: quick\ntune: last-3\nnorm: frozen\n")
+    save_model(build_unet("resnet18", "slim", 32), tmp_path / "pre.safetensors", {})
+    stated = []
+    for name, given in (("scratch", {}), (str(tmp_path / "pre.safetensors"), {}), ("scratch", {"tune": "last-3"})):
+        run = run_small(rooms_store, tmp_path / str(len(stated)), preset=str(preset), weights=name, steps=1, **given)
+        settings = yaml.safe_load((run / "config.yaml").read_text())["settings"]
+        stated.append((settings["tune"], settings["norm"]))
+    assert stated == [("full", "train"), ("last-3", "frozen"), ("last-3", "train")]
+
+
+def test_default_names_tell_runs_apart() -> None:
+    data = Path("data/rooms")
+    names = [
+        default_name("semantic", data, Job(*values))
+        for values in (("scratch", None, None, 0), ("runs/lr0.1", None, 0.2, 0), ("timm:vit", "pspnet", 1.0, 3))
+    ]
+    assert names == [
+        "semantic-rooms-scratch-0",
+        "semantic-rooms-lr0.1-fraction0.2-0",
+        "semantic-rooms-timm-vit-pspnet-fraction1-3",
+    ]
 
 
 def test_interval_is_students() -> None:

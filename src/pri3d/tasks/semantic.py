@@ -123,8 +123,8 @@ class SemanticTask(Task):
         """
         if record.get("task") != cls.name:
             raise WeightsError(f"{path}: not a semantic model. Give the run folder of `pri3d finetune semantic`.")
-        network = str(record.get("network", "unet"))  # files of earlier versions state none
-        needed = ["encoder", "class_names", *(("decoder", "channels") if network == "unet" else ())]
+        network = str(record.get("network"))
+        needed = ["network", "encoder", "class_names", *(("decoder", "channels") if network == "unet" else ())]
         if absent := [key for key in needed if key not in record]:
             raise WeightsError(f"{path} does not say its {', '.join(absent)}: it is damaged, copy it again")
         size = parse_size(str(record["size"])) if "size" in record else None

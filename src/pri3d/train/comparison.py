@@ -42,8 +42,11 @@ def expand(weights: str, network: str | None, fraction: float | str | None, seed
 def _several(flag: str, value: Any, kind: type) -> list[Any]:
     if not isinstance(value, str):
         return [value]
+    parts = [part.strip() for part in value.split(",")]
+    if not all(parts):
+        raise ConfigError(f"--{flag} {value!r}: something is missing beside a comma.")
     try:
-        values = [kind(part.strip()) for part in value.split(",")]
+        values = [kind(part) for part in parts]
     except ValueError as error:
         raise ConfigError(f"--{flag} {value}: give a number, or several joined by commas.") from error
     if len(set(values)) < len(values):
@@ -67,9 +70,16 @@ def folders_of(jobs: Sequence[Job]) -> dict[Job, str]:
 
 def _short(weights: Sequence[str]) -> dict[str, str]:
     """Weights -> a name for folders and tables: the last part of a path, the whole where two share that."""
-    names = {each: (Path(each).stem if "/" in each else each).replace(":", "-") for each in weights}
+    names = {each: Path(each).name.removesuffix(".safetensors").replace(":", "-") for each in weights}
     taken = list(names.values())
     return {each: each.replace("/", "-") if taken.count(name) > 1 else name for each, name in names.items()}
+
+
+def default_name(task: str, data: Path, job: Job) -> str:
+    """Folder of a single run that names none."""
+    parts = [task, data.stem, _short([job.weights])[job.weights], job.network]
+    parts += [f"fraction{job.fraction:g}" if job.fraction is not None else None, str(job.seed)]
+    return "-".join(part for part in parts if part)
 
 
 class Row(NamedTuple):

@@ -22,6 +22,9 @@ from pri3d.train.launch import Options, requeue
 from pri3d.train.runs import MetricsFile, RunFolder
 from pri3d.train.settings import TrainSettings
 
+#: Scores that the progress line shows.
+SHOWN = ("heldout/recall", "heldout/miou", "heldout/AP", "heldout/box_AP")
+
 
 class Recorder(Callback):
     """After every optimizer step: metrics.csv and the loggers, a line of progress, checkpoint, a wish to stop, NaN.
@@ -176,7 +179,7 @@ class Recorder(Callback):
             raise Pri3DError(f"step {step}: {', '.join(bad)} not finite. {self._advice()}")
 
     def _line(self, step: int, values: dict[str, float]) -> str:
-        notes = "".join(f"  {name} {values[name]:.3f}" for name in ("heldout/recall", "heldout/miou") if name in values)
+        notes = "".join(f"  {name} {values[name]:.3f}" for name in SHOWN if name in values)
         return (
             f"{self.run.path.name}: step {step}/{self.settings.steps}  loss {values['loss']:.3f}{notes}  "
             f"{values['samples_per_s']:.1f} samples/s  data {values['data_wait']:.0%}  "

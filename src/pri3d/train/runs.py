@@ -40,10 +40,14 @@ class RunFolder(RunPaths):
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.config, yaml.safe_dump(stated, sort_keys=False))
             return 0
-        if not resume:
-            raise ConfigError(f"{self.path}: holds a run already. Continue it with --resume, or choose another --run.")
+        self.refuse_other(resume)
         self._compare(self._stated(), stated)
         return self._steps_done()
+
+    def refuse_other(self, resume: bool) -> None:
+        """Raise ConfigError where a run is in the way."""
+        if self.config.exists() and not resume:
+            raise ConfigError(f"{self.path}: holds a run already. Continue it with --resume, or choose another --run.")
 
     def _stated(self) -> dict[str, Any]:
         """What the folder says of its run. Raises ConfigError where that cannot be read."""
@@ -63,7 +67,7 @@ class RunFolder(RunPaths):
             f"{name} was {before[part].get(name)!r}, is {value!r}"
             for part, names in (
                 ("settings", now["settings"]),
-                ("provenance", ("data_hash", "init", "init_data_hash", "part", "images_hash")),
+                ("provenance", ("data_hash", "init", "init_data_hash", "part", "images_hash", "dataset", "labels")),
             )
             for name in names
             if (value := now[part].get(name)) != before[part].get(name)

@@ -54,7 +54,7 @@ class SemanticSettings(FinetuneSettings):
         """Everything wrong with the numbers, each with its flag."""
         found = super().problems()
         least = least_batch(self.network)
-        if self.micro_batch < least and not self.sync_bn:
+        if self.micro_batch < least:
             found.append(f"--micro-batch {self.micro_batch}: {self.network} needs {least} images a pass for its norms")
         return found
 

@@ -1,0 +1,265 @@
+"""A fine-tuning run: what it is made of, checked before any work, then trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from rich.console import Console
+
+from pri3d import registry
+from pri3d.data.sampler import StreamSampler
+from pri3d.datasets import LabelledImages, Split, open_labelled
+from pri3d.datasets.checks import check_images
+from pri3d.errors import ConfigError, DataError, Problems
+from pri3d.models.detector import Detector
+from pri3d.models.published import holds_decoder, load_published
+from pri3d.models.segmentation import SegmentationNet
+from pri3d.models.unet import UNet
+from pri3d.models.weights import WeightsReport, init_encoder, load_weights, read_provenance, read_state
+from pri3d.runfiles import write_json
+from pri3d.tasks import differing
+from pri3d.train.comparison import Job
+from pri3d.train.downstream import RECIPES, DownstreamModule, Recipe, Validator, limit_encoder
+from pri3d.train.engine import Feed, fit, synchronised
+from pri3d.train.launch import Options
+from pri3d.train.runs import RunFolder
+from pri3d.train.settings import resolve
+from pri3d.train.task_settings import FinetuneSettings
+
+Network = SegmentationNet | Detector
+
+
+class Sets:
+    """The labelled sets of a call, each opened and checked once however many runs use it."""
+
+    def __init__(self) -> None:
+        self._opened: dict[tuple[Any, ...], LabelledImages] = {}
+        self._checked: set[tuple[int, int]] = set()
+
+    def open(self, path: Path, split: Split, dataset: str | None, labels: str | None, whole: bool) -> LabelledImages:
+        """As :func:`pri3d.datasets.open_labelled`."""
+        key = (path, split, whole)
+        if key not in self._opened:
+            self._opened[key] = open_labelled(path, split, dataset, labels, whole)
+        return self._opened[key]
+
+    def check(self, images: LabelledImages, rows: Sequence[int], objects: bool, min_area: int) -> None:
+        """As :func:`pri3d.datasets.checks.check_images`."""
+        key = (id(images), len(rows))  # shares are nested: so many rows are these rows
+        if key not in self._checked:
+            check_images(images, rows, objects, min_area)
+            self._checked.add(key)
+
+
+class Call(NamedTuple):
+    """What all runs of one call share."""
+
+    task: str
+    data: Path
+    val: Path | None
+    dataset: str | None
+    labels: str | None
+    part: str
+    preset: str
+    epochs: float | None
+    resume: bool
+    options: Options
+    given: Mapping[str, Any]  #: settings by name, None where not given
+    sets: Sets
+
+
+class FinetuneRun:
+    """One run, checked when it is made; :meth:`train` does the work.
+
+    Raises ConfigError, DataError or WeightsError, naming every problem at once where they do not depend on each other.
+    """
+
+    def __init__(self, call: Call, job: Job) -> None:
+        self.call, self.job = call, job
+        self.kind: type[Recipe[Any]] = registry.choice("task", RECIPES, call.task)
+        problems, whole = Problems(), call.val is not None
+        with problems.collect():
+            self.train_set = call.sets.open(call.data, "train", call.dataset, call.labels, whole)
+        with problems.collect():
+            self.val_set = call.sets.open(call.val or call.data, "val", call.dataset, call.labels, whole)
+        with problems.collect():
+            self.from_file = job.weights not in {"scratch", "imagenet"} and not job.weights.startswith("timm:")
+            self.record = read_provenance(Path(job.weights)) if self.from_file else {}
+            settings = self._resolve()
+        problems.refuse()
+        self.rows = self.train_set.subset(settings.fraction)
+        if call.epochs is not None:
+            steps = math.ceil(call.epochs * len(self.rows) / settings.batch)
+            settings = dataclasses.replace(settings, steps=max(1, steps))
+        self.settings = settings
+        with problems.collect():
+            call.options.check(settings)
+        with problems.collect():
+            self._check_sets()
+        problems.refuse()
+
+    def network(self) -> tuple[Network, WeightsReport | None]:
+        """The network with its first weights, and what was loaded."""
+        pl.seed_everything(self.settings.seed, verbose=False)
+        model = self.kind(self.settings).build(self.kind.task_type.names_of(self.train_set))
+        return model, self._load(model)
+
+    def check_images(self) -> None:
+        """Read the images' headers, and some of the images, before hours are spent. Raises DataError."""
+        objects, min_area = self.call.task == "instance", int(getattr(self.settings, "min_area", 0))
+        self.call.sets.check(self.train_set, self.rows, objects, min_area)
+        self.call.sets.check(self.val_set, range(len(self.val_set.names)), objects, min_area)
+
+    def train(self, path: Path) -> Path:
+        """Train, or continue in the run folder ``path``, and return it."""
+        settings, call, folder = self.settings, self.call, RunFolder(path)
+        folder.refuse_other(call.resume)
+        recipe = self.kind(settings)
+        model, report = self.network()
+        module_task = recipe.task(self.train_set, self.rows)
+        module = DownstreamModule(settings, synchronised(model, settings, call.options.launch), module_task)
+        if not folder.checkpoint.exists():
+            self.check_images()
+        facts = self._facts(report)
+        done = folder.open("finetune", settings, facts, call.resume, call.options.launch.rank)
+        if call.options.launch.rank == 0:
+            self._say(path.name, facts)
+            write_json(folder.loaded, report._asdict() if report else {})
+        if done == settings.steps and folder.weights.exists():
+            return path
+        if settings.channels_last:
+            model.to(memory_format=torch.channels_last)
+        held = recipe.dataset(self.val_set, None, training=False)
+        validator = Validator(module_task, held, folder, done, settings.eval_every, facts)
+        data, count = recipe.dataset(self.train_set, self.rows, training=True), len(self.rows)
+        feed = Feed(data, self.kind.collate, lambda total, start: StreamSampler(count, total, settings.seed, start))
+        fit(module, feed, folder, done, call.options, [validator])
+        if call.options.launch.rank == 0:
+            module_task.save(model, folder.weights, {**facts, "steps": settings.steps})
+        return path
+
+    def _resolve(self) -> FinetuneSettings:
+        """Settings of the preset with what the user gave and what the weights say of their network."""
+        call, job, kind = self.call, self.job, self.kind.settings_type
+        own = {field.name for field in dataclasses.fields(kind)}
+        foreign = [name for name in _ALL_SETTINGS - own if call.given.get(name) is not None]
+        if foreign:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
+            raise ConfigError(f"{flags}: no setting of task {call.task}. Leave it out.")
+        if call.epochs is not None and (call.given["steps"] is not None or not call.epochs > 0):
+            raise ConfigError(f"--epochs {call.epochs:g}: give a positive number, and no --steps beside it.")
+        varied = {"network": job.network, "fraction": job.fraction, "seed": job.seed}
+        stated = {name: _agreed(name, call.given[name], self.record) for name in _OF_NETWORK & own}
+        if job.weights == "scratch":  # what a preset keeps as it was loaded would stay random
+            stated |= {name: call.given[name] or value for name, value in _FROM_SCRATCH.items()}
+        return resolve(kind, call.task, call.preset, {**call.given, **stated, **varied})
+
+    def _say(self, name: str, facts: Mapping[str, Any]) -> None:
+        """What the run begins with, and what a reader of its scores must know."""
+        say = Console(stderr=True, highlight=False, soft_wrap=True).print
+        say(f"{name}: weights {self.job.weights}: {facts['loaded']}")
+        if facts["shared_images"]:
+            say(
+                f"{name}: {facts['shared_images']} of {len(self.val_set.names)} validation images are training images: "
+                "the scores say how well they are remembered"
+            )
+        if facts["pretrained_on_val"]:
+            say(f"{name}: the weights were pre-trained on the frames, without labels, that this run is scored on")
+
+    def _check_sets(self) -> None:
+        """Refuse classes that differ and data that fill no batch."""
+        names_of = self.kind.task_type.names_of
+        train, val = names_of(self.train_set), names_of(self.val_set)
+        if train != val:
+            text = f"{self.train_set.path} and {self.val_set.path} name other classes"
+            raise DataError(f"{text}: {differing(train, val)}. Give both the same --labels.")
+        need = self.settings.micro_batch
+        if len(self.rows) < need:
+            raise DataError(
+                f"{self.train_set.path}: {len(self.rows)} labelled images for batches of {need}. "
+                "Lower --micro-batch and --batch, or raise --fraction."
+            )
+
+    def _load(self, model: SegmentationNet | Detector) -> WeightsReport | None:
+        """Fill what the weights hold: the encoder, and a U-Net's decoder where that is asked for."""
+        path, body = Path(self.job.weights), getattr(model, "body", None)
+        if not self.from_file:
+            return init_encoder(model.encoder, self.job.weights)
+        exported = self.record.get("part") == "encoder"  # whose keys have no such prefix
+        if self.call.part == "all" and isinstance(body, UNet) and not exported:
+            if not self.record and holds_decoder(path):
+                return load_published(body, path)
+            # The record of a pre-training run names no network: it is a U-Net.
+            if self.record.get("decoder") and self.record.get("network", "unet") == "unet":
+                state = {key: value for key, value in read_state(path).items() if not key.startswith("classifier.")}
+                return load_weights(body, state, minimum=1.0)
+        if not self.record:
+            return init_encoder(model.encoder, self.job.weights)
+        return load_weights(model.encoder, path, prefix=None if exported else "encoder.")
+
+    def _facts(self, report: WeightsReport | None) -> dict[str, Any]:
+        """What is written down of the run beside its settings."""
+        call = self.call
+        sources = {name: getattr(call, name) for name in ("data", "val", "dataset", "labels")}
+        return {
+            "task": call.task,
+            "preset": call.preset,
+            "init": self.job.weights,
+            "init_data_hash": self.record.get("data_hash"),
+            "loaded": str(report) if report else "nothing: all weights are new",
+            "part": call.part,
+            **{name: None if value is None else str(value) for name, value in sources.items()},
+            "data_hash": f"{self.train_set.hash}+{self.val_set.hash}",
+            "shared_images": len(_images(self.train_set, self.rows) & _images(self.val_set)),
+            "pretrained_on_val": self._saw_val(),
+        }
+
+    def _saw_val(self) -> bool:
+        """Whether the weights were pre-trained on the very store that holds the validation frames."""
+        seen = self.record.get("data_hash")
+        return bool(seen) and self.val_set.hash.startswith(str(seen))
+
+
+def check_all(runs: Sequence[FinetuneRun], folders: Sequence[Path]) -> None:
+    """Find what would stop one of several runs before the first one starts. Raises as FinetuneRun, or ConfigError."""
+    problems = Problems()
+    tried = set()
+    for run, folder in zip(runs, folders, strict=True):
+        with problems.collect():
+            RunFolder(folder).refuse_other(run.call.resume)
+        if run.job[:2] not in tried:
+            tried.add(run.job[:2])
+            with problems.collect():
+                limit_encoder(run.network()[0].encoder, run.settings)
+    with problems.collect():
+        runs[0].check_images()
+    problems.refuse()
+
+
+def _images(images: LabelledImages, rows: Sequence[int] | None = None) -> set[str]:
+    """What tells each image from those of any other set."""
+    every = range(len(images.names)) if rows is None else rows
+    whole = os.path.abspath(images.path)  # noqa: PTH100 (a million of them: resolve() asks the disk)
+    files = ((images.color_file(k), images.names[k]) for k in every)
+    return {f"{whole}:{name}" if file is None else os.path.abspath(file) for file, name in files}  # noqa: PTH100
+
+
+#: Settings of any task, and those that a model of ours states itself.
+_ALL_SETTINGS = {field.name for kind in RECIPES.values() for field in dataclasses.fields(kind.settings_type)}
+_OF_NETWORK = {"encoder", "decoder", "channels"}
+_FROM_SCRATCH = {"tune": "full", "norm": "train"}
+
+
+def _agreed(name: str, given: Any, record: dict[str, Any]) -> Any:
+    """The network option the user gave, else the one the weights file states. Raises ConfigError where they differ."""
+    stated = record.get(name)
+    if given is not None and stated is not None and given != stated:
+        raise ConfigError(f"--{name} {given}: the weights are of a network with {name} {stated}. Leave the flag out.")
+    return stated if given is None else given
