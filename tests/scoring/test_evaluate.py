@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from pri3d.scoring.networks import hash_file
 from pri3d.tasks import load_task
 from pri3d.tasks.instance import InstanceTask
 from pri3d.tasks.semantic import SemanticTask
-from pri3d.types import Detections
+from pri3d.types import Detections, Instances
 
 __all__ = ["fakes"]  # a fixture
 
@@ -100,6 +101,11 @@ class TestSemantic:
         row = next(line for line in lines if "miou" in line)
         assert [f"{result['scores'][which]['miou']:.3f}" for which in ("last", "best")] == [row[3], row[5]]
 
+    def test_the_title_takes_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
+        scores = {"last": {"AP": 0.5}}
+        evaluation._show({"split": "train", "images": 1_000_000, "scores": scores})
+        assert "train, 1000000 images" in capsys.readouterr().out
+
 
 class TestInstance:
     @pytest.fixture
@@ -113,7 +119,9 @@ class TestInstance:
             boxes = np.concatenate([found.boxes, [[0, 0, 64, 48]]]).astype(np.float32)
             scores = np.array([0.4] * len(found.classes) + [0.9], np.float32)
             answers[images.color(k).tobytes()] = Detections(masks, boxes, np.append(found.classes, 0), scores)
-        monkeypatch.setattr(InstanceTask, "predict", lambda self, model, color: answers[color.tobytes()])
+        monkeypatch.setattr(
+            "pri3d.tasks.instance._find", lambda model, colors: (answers[color.tobytes()] for color in colors)
+        )
         return answers
 
     @pytest.fixture
@@ -152,6 +160,32 @@ class TestInstance:
         results = json.loads((run / "predictions" / "last-val-native" / "predictions.json").read_text())
         assert results == task.detect(model, dataset, 1) != []
 
+    def test_corrected_labels_count_at_once(
+        self, run: Path, images: PreparedImages, answers: dict[bytes, Detections], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Predictions are used again, the ground truth is not: here, one object an image is left."""
+        before = evaluate(run)["scores"]["last"]
+        folder = run / "predictions" / "last-val-native"
+        stored, written = PreparedImages.instances, (folder / "predictions.json").stat().st_mtime_ns
+        first = lambda self, k: Instances(*(part[:1] for part in stored(self, k)))  # noqa: E731
+        monkeypatch.setattr(PreparedImages, "instances", first)
+        assert evaluate(run)["scores"]["last"]["AP50"] != before["AP50"]
+        assert (folder / "predictions.json").stat().st_mtime_ns == written
+        truth = json.loads((folder / "truth.json").read_text())
+        assert 0 < len(truth["annotations"]) <= len(images.names)
+
+    def test_truth_is_made_once_for_both_networks(self, run: Path, images: PreparedImages, monkeypatch) -> None:
+        (run / "best.safetensors").write_bytes((run / "weights.safetensors").read_bytes())
+        read, stored = [], PreparedImages.instances
+        monkeypatch.setattr(PreparedImages, "instances", lambda self, k: read.append(k) or stored(self, k))
+        assert list(evaluate(run)["scores"]) == ["last", "best"]
+        assert read == list(range(len(images.names)))
+
+    def test_validation_and_evaluation_detect_alike(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(InstanceTask, "detect", lambda self, model, dataset, batch: [])
+        evaluate(run)
+        assert json.loads((run / "predictions" / "last-val-native" / "predictions.json").read_text()) == []
+
     def test_the_papers_protocol_leaves_weak_objects_out(self, run: Path, answers: dict[bytes, Detections]) -> None:
         assert evaluate(run)["scores"]["last"]["AP50"] > 0.3
         assert evaluate(run, protocol="paper")["scores"]["last"]["AP50"] == 0
@@ -175,6 +209,22 @@ class TestReuse:
         assert self.count(run) == made
         assert self.count(run, split="train") > 0
         assert self.count(run) == 0
+
+    def test_another_set_has_files_of_its_own(self, run: Path, images: PreparedImages, tmp_path: Path) -> None:
+        own = evaluate(run, which="last")
+        others = []
+        for parent in ("some where", "b"):  # sets of one name
+            (tmp_path / parent).mkdir()
+            others.append(shutil.copytree(images.path, tmp_path / parent / "other"))
+            evaluate(run, others[-1], which="last")
+        made = {path.name for path in (run / "predictions").iterdir()}
+        assert made == {"last-val-training", "last-val-training-some_where-other", "last-val-training-b-other"}
+        assert json.loads((run / "evaluation.json").read_text())["data"] == own["data"]
+        for name, path in zip(("some_where-other", "b-other"), others, strict=True):
+            assert json.loads((run / f"evaluation-{name}.json").read_text())["data"] == str(path)
+        before = sorted(run.iterdir())
+        assert self.count(run, data=images.path) == 0  # the run's own, by name
+        assert sorted(run.iterdir()) == before
 
     @pytest.mark.parametrize("name", ["predictions.zip", "record.json"])
     @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
@@ -283,7 +333,7 @@ class TestWhatIsScored:
         with pytest.raises(ConfigError, match="run's folder"):
             evaluate(run / "weights.safetensors")
         (tmp_path / "empty").mkdir()
-        with pytest.raises(WeightsError, match="is it finished"):
+        with pytest.raises(WeightsError, match=r"empty: has no weights\.safetensors\. Give the folder"):
             evaluate(tmp_path / "empty", which="last")
 
     @pytest.mark.parametrize("text", ["", "[]", "provenance: {}\nsettings: {}", "provenance: 3", "a: [", "\x00"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,10 @@ def evaluate(
     """Score a fine-tuning run on labelled images: its last and its best network.
 
     Predictions are written once, to RUN/predictions/WHICH-SPLIT-RESOLUTION, and scored from these files; where they are
-    of the same weights, images and classes they are used again. Prints a table; scores lie between 0 and 1.
+    of the same weights, images and classes they are used again, while the truth is read each time. They are made in
+    float32: validation during training runs in the run's own precision, so in bf16 its scores differ a little. Of
+    another set than the run's own, names of folder and json end in that of the set. Prints a table; scores lie
+    between 0 and 1.
 
     Args:
         run: folder of a fine-tuning run.
@@ -46,12 +50,12 @@ def evaluate(
         split: train, val, test or all of them. Of a set without a split of its own, all is taken where it is not the
             set the run was trained on.
         which: last, best or both networks.
-        resolution: of semantic segmentation: training (images and class maps are resized, as in the paper) or native
+        resolution: of semantic segmentation: training (images and class maps are resized, as in validation) or native
             (predictions are enlarged to each image's own size). Objects are always scored at the images' own size.
         protocol: of instance segmentation: coco, or paper, which leaves out objects of a score under 0.5.
         dataset: format of the data; found out from its layout where it is not given.
         labels: label space, a name or a YAML file; the run's own where it is not given.
-        out: json file for the scores; RUN/evaluation.json where it is not given.
+        out: json file for the scores; RUN/evaluation.json where it is not given, with -PARENT-NAME of another set.
 
     Returns:
         What was scored, and under `scores` for `last` and `best` name -> number or, per class, name -> numbers.
@@ -73,16 +77,19 @@ def evaluate(
     first = networks[0]
     if first.task.name != "instance" and protocol != "coco":
         raise ConfigError(f"--protocol {protocol}: is of instance segmentation; {run} is a {first.task.name} run.")
-    images, stated = _open(run, data, split, dataset, labels)
+    facts, settings = _stated(run)
+    images = _open(run, facts, data, split, dataset, labels)
     _check_classes(first, images, run)
-    subject = Subject(images, _size(first, resolution), int(stated.get("min_area") or 0))
+    min_score = _PAPER_THRESHOLD if protocol == "paper" else 0.0
+    subject = Subject(images, _size(first, resolution), int(settings.get("min_area") or 0), min_score)
     shown = resolution if first.task.name == "semantic" else "native"
+    suffix = _suffix(data, _own(facts, split))
     scores = {}
     for network in networks:
-        folder = run / "predictions" / f"{network.which}-{split}-{shown}"
+        folder = run / "predictions" / f"{network.which}-{split}-{shown}{suffix}"
         export = registry.choice("task", EXPORTS, network.task.name)(folder, network, subject)
         export.make(console)
-        scores[network.which] = export.score(_PAPER_THRESHOLD if protocol == "paper" else 0.0)
+        scores[network.which] = export.score()
     result = {
         "task": first.task.name,
         "data": str(images.path),
@@ -93,7 +100,7 @@ def evaluate(
         "weights": {network.which: network.hash for network in networks},
         "scores": scores,
     }
-    write_json(out or run / "evaluation.json", result)
+    write_json(out or run / f"evaluation{suffix}.json", result)
     _show(result)
     return result
 
@@ -120,19 +127,31 @@ def _networks(run: Path, which: Literal["last", "best", "both"], console: Consol
 
 
 def _open(
-    run: Path, data: Path | None, split: Split, dataset: str | None, labels: str | None
-) -> tuple[LabelledImages, dict[str, Any]]:
-    """Open the labelled set, and say with which settings the run was trained."""
-    facts, settings = _stated(run)
-    trained, val = Path(str(facts["data"])), facts.get("val")
-    path = data or Path(str(val if val and split in ("val", "test") else trained))
+    run: Path, facts: dict[str, Any], data: Path | None, split: Split, dataset: str | None, labels: str | None
+) -> LabelledImages:
+    """Open the labelled set: what is given, else the run's own."""
+    path = data or _own(facts, split)
     if data is None and not path.exists():
         raise DataError(f"{path}: {run} was trained on it, and it is not there. Say with --data where it lies now.")
     if data is None:
         dataset = dataset or facts.get("dataset")
     # Where there was a set of its own for validation, all of the other was trained on.
-    whole = bool(val) or path.resolve() != trained.resolve()
-    return open_labelled(path, split, dataset, labels or facts.get("labels"), whole), settings
+    whole = bool(facts.get("val")) or path.resolve() != Path(str(facts["data"])).resolve()
+    return open_labelled(path, split, dataset, labels or facts.get("labels"), whole)
+
+
+def _own(facts: dict[str, Any], split: Split) -> Path:
+    """The set in which the run has this split."""
+    val = facts.get("val")
+    return Path(str(val if val and split in ("val", "test") else facts["data"]))
+
+
+def _suffix(data: Path | None, own: Path) -> str:
+    """Of the names of files about another set than the run's own, so that they do not replace those: -PARENT-NAME."""
+    if data is None or data.resolve() == own.resolve():
+        return ""
+    path = data.resolve()
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", f"-{path.parent.name}-{path.stem if path.is_file() else path.name}")
 
 
 def _stated(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -169,7 +188,8 @@ def _size(network: Network, resolution: str) -> tuple[int, int] | None:
 def _show(result: dict[str, Any]) -> None:
     """Print a line a score: the numbers, then those of each class."""
     scores = result["scores"]
-    table = Table("score", title=f"{result['split']}, {result['images']} images")
+    title = f"{result['split']}, {result['images']} images"
+    table = Table("score", title=title, min_width=len(title))
     for which in scores:
         table.add_column(which, justify="right")
     first = next(iter(scores.values()))

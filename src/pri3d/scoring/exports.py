@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from pri3d.archive import ImageArchive, encode
+from pri3d.data.instances import InstanceDataset
 from pri3d.datasets import LabelledImages
 from pri3d.datasets.convert import to_coco
 from pri3d.errors import DataError
@@ -24,20 +27,30 @@ from pri3d.files import remove_leftovers, replacing, write_atomic
 from pri3d.geometry.images import resize_color, resize_nearest
 from pri3d.runfiles import read_json, write_json
 from pri3d.scoring.networks import Network, hash_file
-from pri3d.tasks.ap import average_precision, detections_to_results
+from pri3d.tasks.ap import average_precision
+from pri3d.tasks.instance import InstanceTask
 from pri3d.tasks.semantic import Confusion
 
 FORMAT = 1
 RECORD = "record.json"
+TRUTH = "truth.json"
 _AGAIN = "Delete it and evaluate again."
 
 
-class Subject(NamedTuple):
-    """What is predicted."""
+@dataclass(frozen=True)
+class Subject:
+    """What is predicted, and against what it is scored."""
 
     images: LabelledImages
-    size: tuple[int, int] | None  #: (width, height) to which images and class maps are resized; None keeps their own
-    min_area: int  #: pixels under which an object does not count
+    size: tuple[int, int] | None = None  #: (width, height) to which class maps are resized; None keeps their own
+    min_area: int = 0  #: pixels under which an object does not count
+    min_score: float = 0.0  #: score under which a predicted object does not count
+
+    @cached_property
+    def objects(self) -> dict[str, Any]:
+        """COCO's ground truth of all images, as the set states it now."""
+        rows = range(len(self.images.names))
+        return to_coco(self.images, track(rows, "objects", console=Console(stderr=True), transient=True), self.min_area)
 
 
 class Export(ABC):
@@ -49,8 +62,8 @@ class Export(ABC):
         self.folder, self.network, self.subject = folder, network, subject
 
     def record(self) -> dict[str, Any]:
-        """Everything the files depend on."""
-        images, size, min_area = self.subject
+        """Everything the predictions depend on."""
+        images = self.subject.images
         return {
             "format": FORMAT,
             "task": self.network.task.name,
@@ -58,8 +71,7 @@ class Export(ABC):
             "data": images.hash,
             "classes": list(self.network.task.class_names),
             "images": len(images.names),
-            "size": None if size is None else list(size),
-            "min_area": min_area,
+            "size": None if self.subject.size is None else list(self.subject.size),
         }
 
     def make(self, console: Console) -> None:
@@ -87,21 +99,18 @@ class Export(ABC):
             return False
         return whole and record == self.record()
 
-    def predicted(self, console: Console) -> Iterator[tuple[int, Any]]:
-        """Row and prediction of every image."""
-        images, size, _ = self.subject
-        rows = range(len(images.names))
-        for row in track(rows, f"predicting ({self.network.which})", console=console, transient=True):
-            color = images.color(row) if size is None else resize_color(images.color(row), size)
-            yield row, self.network.task.predict(self.network.model, color)
+    def rows(self, console: Console) -> Iterable[int]:
+        """Rows of all images, with a bar that shows how many are done."""
+        rows = range(len(self.subject.images.names))
+        return track(rows, f"predicting ({self.network.which})", console=console, transient=True)
 
     @abstractmethod
     def write(self, console: Console) -> None:
         """Predict every image and write the files."""
 
     @abstractmethod
-    def score(self, threshold: float) -> dict[str, Any]:
-        """Scores of the files as they lie there. Raises DataError naming one that is damaged."""
+    def score(self) -> dict[str, Any]:
+        """Scores of the files as they lie there, against the truth of now. Raises DataError naming a damaged one."""
 
 
 class SemanticExport(Export):
@@ -111,12 +120,14 @@ class SemanticExport(Export):
 
     def write(self, console: Console) -> None:
         """Write the class maps."""
-        names = self.subject.images.names
+        images, size, task = self.subject.images, self.subject.size, self.network.task
         with replacing(self.folder / self.files[0]) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
-            for row, label in self.predicted(console):
-                archive.writestr(zipfile.ZipInfo(f"{names[row]}.png"), encode(label, "PNG"))
+            for row in self.rows(console):
+                color = images.color(row) if size is None else resize_color(images.color(row), size)
+                label = task.predict(self.network.model, color)
+                archive.writestr(zipfile.ZipInfo(f"{images.names[row]}.png"), encode(label, "PNG"))
 
-    def score(self, threshold: float) -> dict[str, Any]:
+    def score(self) -> dict[str, Any]:
         """MIoU, accuracy and IoU per class, one confusion matrix for all images."""
         names = self.network.task.class_names
         archive, confusion = ImageArchive(self.folder / self.files[0], _AGAIN), Confusion(len(names))
@@ -132,26 +143,22 @@ class SemanticExport(Export):
 
 
 class InstanceExport(Export):
-    """COCO's ground truth and result list."""
+    """COCO's result list; scoring writes COCO's ground truth beside it."""
 
-    files = ("truth.json", "predictions.json")
+    files = ("predictions.json",)
 
     def write(self, console: Console) -> None:
-        """Write both lists."""
-        images = self.subject.images
-        rows = track(range(len(images.names)), "objects", console=console, transient=True)
-        truth = to_coco(images, rows, self.subject.min_area)
-        numbers = [entry["id"] for entry in truth["categories"]]
-        results = []
-        for row, found in self.predicted(console):
-            results += detections_to_results(found, truth["images"][row]["id"], numbers)
-        for name, content in zip(self.files, (truth, results), strict=True):
-            write_atomic(self.folder / name, json.dumps(content).encode())
+        """Write what the task detects in each image, as validation does in training."""
+        task, images = self.network.task, self.subject.images
+        if not isinstance(task, InstanceTask):
+            raise TypeError(f"objects are detected by an InstanceTask, not a {type(task).__name__}.")
+        found = [task.detect(self.network.model, InstanceDataset(images, [row]), 1) for row in self.rows(console)]
+        write_atomic(self.folder / self.files[0], json.dumps([result for each in found for result in each]).encode())
 
-    def score(self, threshold: float) -> dict[str, Any]:
-        """Average precision of masks and boxes."""
-        truth, results = (read_json(self.folder / name) for name in self.files)
-        return average_precision(truth, results, threshold)
+    def score(self) -> dict[str, Any]:
+        """Average precision of masks and boxes. The ground truth is written anew: labels may have been corrected."""
+        write_atomic(self.folder / TRUTH, json.dumps(self.subject.objects).encode())
+        return average_precision(self.subject.objects, read_json(self.folder / self.files[0]), self.subject.min_score)
 
 
 #: task -> how its predictions are exported
