@@ -9,7 +9,7 @@ import pytest
 
 from pri3d.datasets import LabelledImages
 from pri3d.datasets.spaces import IGNORED
-from pri3d.errors import ConfigError
+from pri3d.errors import ConfigError, DataError
 
 
 class LabelledContract:
@@ -42,7 +42,10 @@ class LabelledContract:
                 assert set(np.unique(label)) <= {*range(len(images.class_names)), IGNORED}
 
     def test_objects(self, images: LabelledImages) -> None:
+        assert images.has_objects == self.has_objects
         if not self.has_objects:
+            with pytest.raises(DataError, match="has no instance maps"):
+                images.require_objects()
             return
         for k in range(len(images.names)):
             found = images.instances(k)

@@ -174,10 +174,13 @@ class TestSplit:
         few = content()
         few["images"], few["annotations"] = few["images"][:1], few["annotations"][:4]
         write(tmp_path, few, "annotations/instances_train2017.json", "train2017")
-        sizes = [len(open_labelled(tmp_path, split).names) for split in ("train", "val", "test")]
-        assert sizes == [1, 3, 3]
+        assert [len(open_labelled(tmp_path, split).names) for split in ("train", "val")] == [1, 3]  # type: ignore[arg-type]
+        with pytest.raises(DataError, match="for split test, but instances_train2017"):
+            open_labelled(tmp_path, "test")
+        write(tmp_path, few, "annotations/instances_test2017.json", "test2017")
+        assert len(open_labelled(tmp_path, "test").names) == 1
         assert len(open_labelled(tmp_path, "val", whole=True).names) == 3
-        with pytest.raises(DataError, match="for split all, but instances_train2017"):
+        with pytest.raises(DataError, match=r"for split all, but instances_test2017\.json, instances_train2017"):
             open_labelled(tmp_path, "all")
 
     def test_several_of_one_split(self, tmp_path: Path) -> None:
@@ -197,6 +200,21 @@ class TestSplit:
         objects = [images.instances(k) for images in (train, val) for k in range(len(images.names))]
         assert sorted(len(found.classes) for found in objects) == [0, 1, 4]
         assert len(open_labelled(file, "train", whole=True).names) == 3
+        with pytest.raises(DataError, match="state no test split; val is a held-out fifth"):
+            open_labelled(file, "test")
+
+
+def test_hash_covers_the_annotations(tmp_path: Path) -> None:
+    """Corrected annotations are other data, another folder is not."""
+    stated = content()
+    first, elsewhere = (
+        CocoImages(write(tmp_path / "a", stated), "all"),
+        CocoImages(write(tmp_path / "b", stated), "all"),
+    )
+    assert first.hash == elsewhere.hash
+    del stated["annotations"][0]
+    fewer = CocoImages(write(tmp_path / "a", stated), "all")
+    assert fewer.hash != first.hash and fewer.names == first.names and fewer.class_names == first.class_names
 
     def test_nothing_of_it(self, tmp_path: Path) -> None:
         assert not CocoImages.detect(tmp_path)

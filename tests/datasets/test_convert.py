@@ -126,6 +126,31 @@ class TestContent:
             coco(write_exported(tmp_path / "nyu"), tmp_path / "out.json")
         assert not (tmp_path / "out.json").exists()
 
+    def test_small_objects_are_counted(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        stated = content()
+        stated["annotations"] = [entry for entry in stated["annotations"] if not entry.get("iscrowd")]
+        file = write(tmp_path, stated)
+        coco(file, tmp_path / "out.json", "all", min_area=75)
+        text = capsys.readouterr().out
+        assert "3 images, 2 objects of 2 classes. 2 objects under 75 pixels left out (--min-area)." in text
+        coco(file, tmp_path / "out.json", "all", min_area=1)
+        assert "--min-area" not in capsys.readouterr().out
+
+    def test_nothing_to_write(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        """It says why, and leaves no empty progress bar behind."""
+        stated = content()
+        stated["annotations"] = [entry for entry in stated["annotations"] if not entry.get("iscrowd")]
+        file = write(tmp_path, stated)
+        with pytest.raises(
+            DataError, match="in 3 images of split all: all 4 have fewer than 1000 pixels: give a small"
+        ):
+            coco(file, tmp_path / "out.json", "all")
+        stated["annotations"] = []
+        with pytest.raises(DataError, match="no objects in 3 images of split all: has none"):
+            coco(write(tmp_path, stated), tmp_path / "out.json", "all")
+        assert not (tmp_path / "out.json").exists()
+        assert "".join(capfd.readouterr()).strip() == ""
+
 
 class TestVerb:
     @pytest.mark.parametrize("split", ["train", "val"])
@@ -199,7 +224,7 @@ class TestVerb:
         images.names = ["../../0001", "0002"]
         monkeypatch.setattr("pri3d.datasets.convert.open_labelled", lambda *_: images)
         with pytest.raises(DataError, match="leads out of the folder"):
-            coco(mat, tmp_path / "out" / "nyu.json")
+            coco(mat, tmp_path / "out" / "nyu.json", min_area=1)
 
 
 def test_a_set_scored_against_itself_is_perfect(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from pri3d import datasets
 from pri3d.datasets import LabelledImages, Split, deal, open_labelled
 from pri3d.datasets.objects import find_objects
+from pri3d.datasets.spaces import parse_space
 from pri3d.errors import ConfigError, DataError
 
 names = st.text("abc", min_size=1, max_size=2)
@@ -24,7 +25,6 @@ names = st.text("abc", min_size=1, max_size=2)
 def test_dealt_sides_are_whole_and_apart(groups: list[str]) -> None:
     train, val = deal(groups, "train"), deal(groups, "val")
     assert sorted(train + val) == list(range(len(groups))) == deal(groups, "all")
-    assert val == deal(groups, "test")
     assert not {groups[k] for k in train} & {groups[k] for k in val}
     count = len(set(groups))
     assert len({groups[k] for k in val}) == max(1, round(count / 5))
@@ -47,6 +47,8 @@ def test_what_cannot_be_split_is_refused() -> None:
         deal(["a", "a"], "train")
     with pytest.raises(DataError, match=r"0 group\(s\)"):
         deal([], "val")
+    with pytest.raises(DataError, match="state no test split; val is a held-out fifth of them"):
+        deal(["a", "b"], "test")
 
 
 class Fake(LabelledImages):
@@ -136,6 +138,39 @@ def test_hash_tells_names_and_classes_apart() -> None:
         vars(changed).update(change)
         found.add(changed.hash)
     assert len(found) == 5
+
+
+def test_hash_tells_label_spaces_of_the_same_names_apart() -> None:
+    images, found = Fake(Path(), "train"), set()
+    for classes in ({"a": 0, "b": [1, 2]}, {"a": [0, 1], "b": 2}, {"a": 0, "b": 1}):
+        images.space = parse_space({"classes": classes})
+        found.add(images.hash)
+    assert len(found) == 3
+
+
+def test_sets_without_objects_are_refused(tmp_path: Path) -> None:
+    images = Fake(tmp_path, "train")
+    assert not images.has_objects
+    with pytest.raises(DataError, match="has no instance maps"):
+        images.require_objects()
+
+
+def test_the_image_without_a_map_is_named(tmp_path: Path) -> None:
+    class Some(Fake):
+        def label(self, k: int) -> NDArray[np.uint8]:
+            return np.ones((2, 2), np.uint8)
+
+        def instance(self, k: int) -> NDArray[np.int32] | None:
+            return np.ones((2, 2), np.int32) if k else None
+
+    images = Some(tmp_path, "train")
+    images.require_objects()
+    assert len(images.instances(1).classes) == 1
+    with pytest.raises(DataError, match="0 has no instance map, as others have"):
+        images.instances(0)
+    images.things = ()
+    with pytest.raises(DataError, match="none of its classes is countable"):
+        images.require_objects()
 
 
 def loop_objects(

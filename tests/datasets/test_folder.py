@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pri3d.datasets import LabelledImages, Split, open_labelled
-from pri3d.datasets.folder import MASKS, FolderImages
+from pri3d.datasets.folder import MASKS, TAILS, FolderImages
 from pri3d.errors import ConfigError, DataError
 
 CLASSES = ("wall", "cat", "dog")
@@ -129,7 +129,7 @@ def test_split_folders(tmp_path: Path, images: str, masks: str, instances: str, 
 
 
 @pytest.mark.parametrize("folder", MASKS)
-@pytest.mark.parametrize("tail", ["", "_mask", "_L", "_labels"])
+@pytest.mark.parametrize("tail", ["", *TAILS])
 def test_names_of_masks(tmp_path: Path, folder: str, tail: str) -> None:
     fill(tmp_path / "img", tmp_path / folder.capitalize(), ["sub/a.b", "sub/c_L", "d"], tail=tail)
     found = FolderImages(name_classes(tmp_path), "all")
@@ -148,7 +148,9 @@ def test_folder_of_other_labels_is_passed_over(plain: Path) -> None:
 def test_dealt_split_is_fixed_and_whole(plain: Path) -> None:
     train, val = names(plain, "train"), names(plain, "val")
     assert sorted(train + val) == names(plain, "all")
-    assert len(val) == 2 and names(plain, "test") == val
+    assert len(val) == 2
+    with pytest.raises(DataError, match="state no test split; val is a held-out fifth"):
+        names(plain, "test")
     assert not FolderImages.states_split(plain)
     moved = plain.with_name("moved")
     plain.rename(moved)
@@ -287,15 +289,37 @@ def test_classes_come_from_the_argument_then_the_folder(plain: Path) -> None:
 
 def test_without_classes_it_says_which_ids_there_are(plain: Path) -> None:
     (plain / "classes.txt").unlink()
-    with pytest.raises(ConfigError, match=r"the first masks hold 0, 1, 2, 255\. Write classes\.txt"):
-        FolderImages(plain, "train")
+    save(plain / "masks" / "03.png", np.full((8, 10), 5, np.uint8))
+    said = set()
+    for split in ("train", "val"):
+        with pytest.raises(ConfigError, match=r"some of the masks hold 0, 1, 2, 5, 255\. Write classes\.txt") as caught:
+            FolderImages(plain, split)  # type: ignore[arg-type]
+        said.add(str(caught.value))
+    assert len(said) == 1  # so that it is shown once
 
 
-@pytest.mark.parametrize("content", [b"", b"a\nb\na\n", b"caf\xe9"])
+@pytest.mark.parametrize("content", [b"", b"a\nb\na\n", b"caf\xe9", b"a\n\nb\n", b"\na\n"])
 def test_bad_class_names_are_refused(plain: Path, content: bytes) -> None:
     (plain / "classes.txt").write_bytes(content)
     with pytest.raises(ConfigError, match=r"classes\.txt: .*Write one class name a line"):
         FolderImages(plain, "train")
+
+
+def test_blank_lines_of_class_names(plain: Path) -> None:
+    """One inside would give the later names other ids, those at the end do no harm."""
+    (plain / "classes.txt").write_text("wall\n\ncat\ndog\n")
+    with pytest.raises(ConfigError, match=r"classes\.txt: line 2 is blank, which would shift the ids"):
+        FolderImages(plain, "train")
+    (plain / "classes.txt").write_text("wall\ncat\ndog\n \n\n")
+    assert FolderImages(plain, "train").class_names == CLASSES
+
+
+def test_another_mapping_is_other_data(plain: Path) -> None:
+    def hash_of(text: str) -> str:
+        (plain / "labels.yaml").write_text(text)
+        return FolderImages(plain, "all").hash
+
+    assert hash_of("classes: {a: 0, b: [1, 2]}") != hash_of("classes: {a: [0, 1], b: 2}")
 
 
 def test_any_kind_of_pixels(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,16 @@ from pri3d.datasets.prepared import PreparedImages
 from pri3d.errors import DataError
 from pri3d.store import Store
 from pri3d.worlds.scene import CLASS_NAMES
+
+
+def renamed(store: Path, copy: Path, names: tuple[str, str]) -> Path:
+    """A copy of a store of two scenes with other names for them."""
+    shutil.copytree(store, copy)
+    for old, new in zip(Store(store).scenes, names, strict=True):
+        (copy / "scenes" / old).rename(copy / "scenes" / new)
+        for file in (copy / "dataset.json", copy / "scenes" / new / "scene.json"):
+            file.write_text(file.read_text().replace(f'"{old}"', f'"{new}"'))
+    return copy
 
 
 class TestPrepared(LabelledContract):
@@ -50,6 +61,30 @@ class TestPrepared(LabelledContract):
         scenes = [{name.split("/")[0] for name in found.names} for found in (images, val)]
         assert not scenes[0] & scenes[1] and len(scenes[0] | scenes[1]) == 2
         assert len(open_labelled(images.path, "val", whole=True).names) == len(images.names) + len(val.names)
+
+    def test_scans_of_scannet_have_their_split(self, images: LabelledImages, tmp_path: Path) -> None:
+        """The official lists', whatever the fifth would be; rescans of other rooms stay together."""
+        for names, sides in (
+            (("scene0011_00", "scene0000_00"), {"val": ["scene0011_00"], "train": ["scene0000_00"]}),
+            (("scene0000_00", "scene0011_00"), {"val": ["scene0011_00"], "train": ["scene0000_00"]}),
+        ):
+            path = renamed(images.path, tmp_path / names[0], names)
+            assert PreparedImages.states_split(path) and not PreparedImages.states_split(images.path)
+            for split, scenes in sides.items():
+                found = open_labelled(path, split, whole=True)  # type: ignore[arg-type]
+                assert {name.split("/")[0] for name in found.names} == set(scenes)
+        rescans = renamed(images.path, tmp_path / "rescans", ("scene0900_00", "scene0900_01"))
+        with pytest.raises(DataError, match=r"1 group\(s\) of images cannot be split"):
+            PreparedImages(rescans, "train")
+        only = renamed(images.path, tmp_path / "train", ("scene0000_00", "scene0000_01"))
+        with pytest.raises(DataError, match="It states its splits itself: give another set for val"):
+            open_labelled(only, "val")
+
+    def test_objects_are_asked_for(self, images: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> None:
+        images.require_objects()
+        monkeypatch.setattr(PreparedImages, "instance", lambda self, k: None)
+        with pytest.raises(DataError, match="has no instance maps"):
+            images.require_objects()
 
     def test_coarse_classes(self, images: LabelledImages) -> None:
         coarse = open_labelled(images.path, "train", labels="rooms-coarse")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pri3d.datasets import LabelledImages, Split, open_labelled
-from pri3d.datasets.scannet import ScanNetImages
+from pri3d.datasets.scannet import ScanNetImages, rows_of_split
 from pri3d.datasets.spaces import load_space
 from pri3d.errors import ConfigError, DataError
 from pri3d.readers.scannet import CLASS_NAMES, official_split
@@ -151,6 +151,24 @@ class TestSplit:
         assert set(train).isdisjoint(val)
         assert len(ScanNetImages(tmp_path, "train").subset(0.5)) == 4  # two scans of four, whole
 
+    def test_scans_of_one_room_stay_together(self, tmp_path: Path) -> None:
+        """Rooms from 0807 on are in no official list."""
+        for room in range(900, 906):
+            for scan in range(3):
+                write_scan(tmp_path, f"scene{room:04d}_{scan:02d}")
+        train, val = ({name[:9] for name in ScanNetImages(tmp_path, split).names} for split in ("train", "val"))
+        assert not train & val and (len(train), len(val)) == (5, 1)
+
+    def test_rooms_of_the_lists_decide(self) -> None:
+        room = VAL[0].removesuffix("_00")
+        scans = ["scene0900_00", VAL[0], "kitchen", f"{room}_77", TRAIN[0], "scene0800_00", "scene0800_01"]
+        assert rows_of_split(scans, "val") == [1, 3]
+        assert rows_of_split(scans, "train") == [0, 2, 4]
+        assert rows_of_split(scans, "test") == [5, 6]
+        assert rows_of_split(scans, "all") == list(range(7))
+        official = official_split()
+        assert len({scan[:9] for scan in official}) == len({(scan[:9], split) for scan, split in official.items()})
+
     def test_a_part_is_said(self, frames: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ScanNetImages(frames, "train")
         assert "3 of the 1201 scans of the official train list" in capsys.readouterr().err
@@ -227,6 +245,8 @@ class TestSizes:
         for read in (images.label, images.instance):
             with pytest.raises(DataError, match=r"16x12, its image .* is 12x16: they show different views"):
                 read(0)
+        with pytest.raises(DataError, match=r"000000\.png: is 16x12, .* they show different views"):
+            images.check_size(0)
 
 
 class TestRefused:
@@ -254,12 +274,12 @@ class TestRefused:
 
     def test_without_instance_images(self, frames: Path) -> None:
         (frames / TRAIN[0] / "instance" / "000000.png").unlink()
-        with pytest.raises(DataError, match=f"{TRAIN[0]}/000000 has no instance image, as others have"):
+        with pytest.raises(DataError, match=f"{TRAIN[0]}/000000 has no instance map, as others have"):
             ScanNetImages(frames, "train").instances(0)
         for folder in frames.glob("*/instance"):
             shutil.rmtree(folder)
         images = ScanNetImages(frames, "train")
-        assert images.instance(0) is None
+        assert images.instance(0) is None and not images.has_objects
         with pytest.raises(DataError, match="no instance maps"):
             images.instances(0)
 

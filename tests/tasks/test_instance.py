@@ -71,11 +71,30 @@ def test_classes_are_the_countable_ones(images):
     assert InstanceTask.names_of(images) == images.thing_names
     assert "wall" not in InstanceTask.names_of(images)
 
-    class Stuff:
-        path, thing_names = "stuff", []
 
-    with pytest.raises(DataError, match="stuff: none of its classes is countable"):
-        InstanceTask.names_of(Stuff())
+def test_sets_without_objects_are_refused(images, monkeypatch):
+    monkeypatch.setattr(PreparedImages, "instance", lambda self, k: None)
+    with pytest.raises(DataError, match="has no instance maps"):
+        InstanceTask.names_of(images)
+    monkeypatch.undo()
+    monkeypatch.setattr(images, "things", [])
+    with pytest.raises(DataError, match="none of its classes is countable"):
+        InstanceTask.names_of(images)
+
+
+def test_ground_truth_is_read_once_a_run(images, task, monkeypatch):
+    """Every validation scores against the same; another data set has its own."""
+    read = []
+
+    def counted(*args):
+        read.append(args)
+        return to_coco(*args)
+
+    monkeypatch.setattr("pri3d.tasks.instance.to_coco", counted)
+    few, more = InstanceDataset(images, rows=[0, 1], min_area=20), InstanceDataset(images, rows=[2, 3], min_area=20)
+    for dataset, times in ((few, 1), (few, 1), (more, 2), (few, 3)):
+        assert task.measure(Oracle(truth_of(dataset)), dataset, 2)["AP"] == pytest.approx(1.0)
+        assert len(read) == times
 
 
 def test_loss_is_the_sum_of_its_parts(images, task):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pri3d import registry
 from pri3d.datasets.objects import find_objects
+from pri3d.datasets.spaces import LabelSpace
 from pri3d.errors import ConfigError, DataError
 from pri3d.types import Instances
 
@@ -53,6 +54,7 @@ class LabelledImages(ABC):
     names: Sequence[str]  #: one per image, unique; what messages, predictions and COCO files call it
     class_names: Sequence[str]  #: of the ids 0.. in :meth:`label`
     things: Sequence[int]  #: ids of the classes that are countable objects; :meth:`instances` numbers them from 0
+    space: LabelSpace | None = None  #: what makes the files' ids classes; None where they are classes already
 
     @abstractmethod
     def __init__(self, path: Path, split: Split, labels: str | None = None) -> None: ...
@@ -89,9 +91,27 @@ class LabelledImages(ABC):
     def instances(self, k: int) -> Instances:
         """Objects of image k. Raises DataError where the set has none, or as :meth:`label`."""
         ids = self.instance(k)
+        if ids is None and self.has_objects:
+            raise DataError(f"{self.path}: {self.names[k]} has no instance map, as others have. Add it.")
         if ids is None:
-            raise DataError(f"{self.path}: has no instance maps, which instance segmentation needs.")
+            raise self._without_objects()
         return find_objects(self.label(k), ids, self.things)
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether there are objects, in some image at least; :meth:`instances` raises where there are none."""
+        kind = type(self)
+        return kind.instances is not LabelledImages.instances or kind.instance is not LabelledImages.instance
+
+    def require_objects(self) -> None:
+        """Raise DataError where the set has no objects, or no class of countable ones."""
+        if not self.has_objects:
+            raise self._without_objects()
+        if not self.things:
+            raise DataError(f"{self.path}: none of its classes is countable. State `things` in a file for --labels.")
+
+    def _without_objects(self) -> DataError:
+        return DataError(f"{self.path}: has no instance maps, which instance segmentation needs.")
 
     @property
     def thing_names(self) -> list[str]:
@@ -108,17 +128,21 @@ class LabelledImages(ABC):
 
     @property
     def hash(self) -> str:
-        """Changes with the names of images and classes."""
-        text = "\0".join([*self.names, "", *self.class_names, "", *map(str, self.things)])
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Changes with the names of images and classes, and with what makes ids classes; the same in any folder."""
+        text = "\0".join([*self.names, "", *self.class_names, "", *map(str, self.things), ""])
+        table = b"" if self.space is None else self.space.table.tobytes()
+        return hashlib.sha256(text.encode() + table).hexdigest()
 
 
 def deal(groups: Sequence[str], split: Split) -> list[int]:
-    """Rows of a set without a split of its own: a fifth of the groups for val (and test), the rest for train.
+    """Rows of a set without a split of its own: a fifth of the groups for val, the rest for train.
 
     ``groups`` says for each image what it belongs to, such as its scene: views of one room must not lie on both sides.
-    The draw has a fixed seed, so that everyone has the same split. Raises DataError where a side stays empty.
+    The draw has a fixed seed, so that everyone has the same split. Raises DataError where a side stays empty, and for
+    test, which would be val under another name.
     """
+    if split == "test":
+        raise DataError("the labelled images state no test split; val is a held-out fifth of them. Use val.")
     if split == "all":
         return list(range(len(groups)))
     distinct = sorted(set(groups))
@@ -147,7 +171,8 @@ def open_labelled(
         split = "all"
     found: LabelledImages = cls(path, split, labels)
     if not found.names:
-        raise DataError(f"{path}: no labelled image in split {split}. Looked for {cls.looks_for}.")
+        fix = f"It states its splits itself: give another set for {split}." if cls.states_split(path) else ""
+        raise DataError(f"{path}: no labelled image in split {split}. Looked for {cls.looks_for}. {fix}".rstrip())
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from pri3d.datasets import LabelledImages
 from pri3d.datasets.images import check_size
@@ -39,29 +39,23 @@ def check_images(images: LabelledImages, rows: Sequence[int], objects: bool, min
     spaced = np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).round().astype(int).tolist()
     sample = {rows[k] for k in spaced}
     found = _Found(images, objects, min_area)
-    problems = Problems()
-    for row in _shown(rows):
-        with problems.collect():
-            images.check_size(row)
-            if row in sample:
-                found.read(row)
-        if len(problems.found) >= _SHOWN:
-            break
-    problems.refuse()
-    if found.useful:
-        return
-    for row in _shown([row for row in rows if row not in sample]):
-        found.read(row)
-        if found.useful:
-            return
-    raise found.nothing()
-
-
-def _shown(rows: list[int]) -> Sequence[int]:
-    """Rows, with a progress bar where there are many."""
-    if len(rows) < _MANY:
-        return rows
-    return track(rows, "checking labels", console=Console(stderr=True), transient=True)  # type: ignore[return-value]
+    with Progress(console=Console(stderr=True), transient=True, disable=len(rows) < _MANY) as progress:
+        problems = Problems()
+        for row in progress.track(rows, description="checking labels"):
+            with problems.collect():
+                images.check_size(row)
+                if row in sample:
+                    found.read(row)
+            if len(problems.found) >= _SHOWN:
+                break
+        problems.refuse()
+        rest = [] if found.is_useful() else [row for row in rows if row not in sample]
+        for row in progress.track(rest, description="looking for a label"):
+            found.read(row)
+            if found.is_useful():
+                break
+    if not found.is_useful():
+        raise found.nothing()
 
 
 class _Found:
@@ -69,9 +63,13 @@ class _Found:
 
     def __init__(self, images: LabelledImages, objects: bool, min_area: int) -> None:
         self.images, self.objects, self.min_area = images, objects, min_area
-        self.useful = False  #: whether there is something to learn
-        self._read, self._largest = 0, 0
-        self._objects = self._crowds = 0
+        self._labelled = False  # whether a pixel has a class
+        self._read = self._objects = self._crowds = 0
+        self._largest = 0  # pixels of the largest object
+
+    def is_useful(self) -> bool:
+        """Whether there was something to learn."""
+        return self._largest >= max(self.min_area, 1) if self.objects else self._labelled
 
     def read(self, row: int) -> None:
         """Read an image with its labels. Raises DataError where it is damaged, or both have different sizes."""
@@ -83,7 +81,7 @@ class _Found:
         else:
             label = self.images.label(row)
             shape = label.shape
-            self.useful = self.useful or bool((label != IGNORED).any())
+            self._labelled = self._labelled or bool((label != IGNORED).any())
         name = self.images.names[row]
         check_size(shape, f"{self.images.path}: the labels of {name}", (height, width), name)
         self._read += 1
@@ -93,7 +91,6 @@ class _Found:
         self._crowds += int(found.crowd.sum())
         self._objects += len(areas)
         self._largest = max(self._largest, int(areas.max(initial=0)))
-        self.useful = self._largest >= max(self.min_area, 1)
 
     def nothing(self) -> DataError:
         """Why there is nothing to learn."""

@@ -32,7 +32,7 @@ class CityscapesImages(LabelledImages):
         if split == "test":
             raise DataError(f"{path}: Cityscapes keeps the labels of its test split to itself. Use val.")
         self.path = path
-        self.space = load_space(labels or "cityscapes19")
+        self.space: LabelSpace = load_space(labels or "cityscapes19")
         self.class_names, self.things = self.space.names, self.space.things
         wanted = ["train", "val"] if split == "all" else [split]
         files = [file for part in wanted for file in sorted((path / "leftImg8bit" / part).glob(f"*/*{_IMAGE}"))]

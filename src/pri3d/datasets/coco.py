@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -30,8 +31,7 @@ _FIELDS: dict[str, dict[str, type]] = {
 class CocoImages(LabelledImages):
     """A COCO json, or a folder with one of each split: annotations/instances_train*.json, instances_val*.json.
 
-    A folder without instances_test*.json has the val images for test; a single json without a split in a folder's
-    way of naming is dealt out image by image. An image is looked for, under its ``file_name``, in the json's folder,
+    A single json is dealt out image by image. An image is looked for, under its ``file_name``, in the json's folder,
     the folder above it, ``images`` in either, and the folder of the json's name without ``instances_`` (``val2017``)
     in any of these.
 
@@ -50,7 +50,7 @@ class CocoImages(LabelledImages):
     def __init__(self, path: Path, split: Split, labels: str | None = None) -> None:
         self.path = path
         self.file, whole = _choose(path, split)
-        content = _read(self.file)
+        content, self._digest = _read(self.file)
         places = self._set_classes(content["categories"], labels)
         grouped: dict[int, list[dict[str, Any]]] = {entry["id"]: [] for entry in content["images"]}
         for entry in content["annotations"]:
@@ -118,13 +118,18 @@ class CocoImages(LabelledImages):
             np.array(crowd, bool),
         )
 
+    @property
+    def hash(self) -> str:
+        """Changes with whatever the json says, too."""
+        return hashlib.sha256(f"{self._digest}-{super().hash}".encode()).hexdigest()
+
     def _set_classes(self, categories: list[dict[str, Any]], labels: str | None) -> dict[int, int | None]:
         """Set what the classes are; -> category id -> place in ``things``, None for those that are left out."""
         categories = sorted(categories, key=lambda entry: int(entry["id"]))
         ids = [entry["id"] for entry in categories]
         if labels is not None:
             space = load_space(labels)
-            self.class_names, self.things = space.names, space.things
+            self.space, self.class_names, self.things = space, space.names, space.things
             self.category_ids = list(range(1, len(space.names) + 1))
             kinds = space.apply(np.array(ids, np.int64), f"{self.file}: its categories").tolist()
             return {number: _place(kind, space.things) for number, kind in zip(ids, kinds, strict=True)}
@@ -162,7 +167,7 @@ def _choose(path: Path, split: Split) -> tuple[Path, bool]:
         raise DataError(f"{path}: has no {_PREFIX}*.json. Give a COCO json or the folder with its annotations.")
     if path.is_file() or (split == "all" and len(files) == 1):
         return files[0], split == "all"
-    wanted: dict[Split, list[str]] = {"train": ["train"], "val": ["val"], "test": ["test", "val"], "all": []}
+    wanted: dict[Split, list[str]] = {"train": ["train"], "val": ["val"], "test": ["test"], "all": []}
     for name in wanted[split]:
         found = [file for file in files if file.stem.startswith(_PREFIX + name)]
         if len(found) == 1:
@@ -180,10 +185,14 @@ def _folders(file: Path) -> list[Path]:
     return [*roots, *(root / name for root in roots)]
 
 
-def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
-    """Content of a json with the keys that are needed, each of its kind; ids are unique and refer to something."""
+def _read(file: Path) -> tuple[dict[str, list[dict[str, Any]]], str]:
+    """Content of a json with the keys that are needed, each of its kind; ids are unique and refer to something.
+
+    With it the hash of the file's bytes.
+    """
     try:
-        content = json.loads(file.read_bytes())
+        raw = file.read_bytes()
+        content = json.loads(raw)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: not a readable json file ({error}). Fetch or write it again.") from error
     if not isinstance(content, dict):
@@ -198,7 +207,7 @@ def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
     if not content["categories"]:
         raise DataError(f"{file}: its list `categories` is empty. State the classes of the objects.")
     _check_references(file, content)
-    return content
+    return content, hashlib.sha256(raw).hexdigest()
 
 
 def _check_entry(what: str, entry: Any, fields: dict[str, type]) -> None:

@@ -15,7 +15,7 @@ from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
+from rich.progress import Progress
 
 from pri3d.archive import encode
 from pri3d.datasets import LabelledImages, Split, open_labelled
@@ -38,7 +38,8 @@ def coco(
 
     Images keep their files: ``file_name`` is relative to the json's folder where they lie in it, absolute otherwise.
     Those that lie in no file of their own (``.mat``, a prepared store) are written as PNG into a folder beside the
-    json, named as it. Images without objects are kept. See :func:`to_coco` for what stands in the json.
+    json, named as it. Images without objects are kept. See :func:`to_coco` for what stands in the json. How many
+    objects were too small is printed.
 
     Args:
         data: labelled images.
@@ -49,26 +50,30 @@ def coco(
         min_area: masks of fewer pixels are left out; 1000 is the paper's protocol for ScanNet and NYUv2.
         fraction: share of the images; the same nested shares as those of training.
 
-    Raises ConfigError for another file name than .json, DataError where the set has no objects or is damaged.
+    Raises ConfigError for another file name than .json, DataError where the set has no objects, no object is large
+    enough, or an image is damaged.
     """
     if out.suffix != ".json":
         raise ConfigError(f"{out}: name a .json file, such as {out / f'instances_{split}.json'}.")
     images = open_labelled(data, split, dataset, labels)
     rows = images.subset(fraction)
-    content = to_coco(images, track(rows, "objects"), min_area)
     folder = out.with_suffix("")
-    for entry, row in zip(content["images"], rows, strict=True):
-        file = images.color_file(row)
-        if file is not None:
-            entry["file_name"] = _relative(file, out.parent)
-    loose = [(entry, row) for entry, row in zip(content["images"], rows, strict=True) if not images.color_file(row)]
-    for entry, row in track(loose, "images", disable=not loose):
-        path = folder / _plain(images, f"{images.names[row]}.png")
-        entry["file_name"] = path.relative_to(out.parent).as_posix()
-        write_atomic(path, encode(images.color(row), "PNG"))
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        content, small = _collect(images, progress.track(rows, description="objects"), min_area)
+        if not content["annotations"]:
+            why = f"all {small} have fewer than {min_area} pixels: give a smaller --min-area" if small else "has none"
+            raise DataError(f"{data}: no objects in {len(rows)} images of split {split}: {why}.")
+        for entry, row in zip(content["images"], progress.track(rows, description="images"), strict=True):
+            file = images.color_file(row)
+            path = folder / _plain(images, f"{images.names[row]}.png") if file is None else file
+            entry["file_name"] = _relative(path, out.parent)
+            if file is None:
+                write_atomic(path, encode(images.color(row), "PNG"))
     write_atomic(out, json.dumps(content).encode())
     count = len(content["annotations"])
-    Console().print(f"{escape(str(out))}: {len(rows)} images, {count} objects of {len(content['categories'])} classes.")
+    text = f"{escape(str(out))}: {len(rows)} images, {count} objects of {len(content['categories'])} classes."
+    left_out = f" {small} objects under {min_area} pixels left out (--min-area)." if small else ""
+    Console().print(text + left_out, soft_wrap=True)
     return out
 
 
@@ -81,10 +86,15 @@ def to_coco(images: LabelledImages, rows: Iterable[int], min_area: int = 1000) -
     are left out (the paper's protocol drops those under 1000), crowds of any size are kept.
     Raises DataError where the set has no objects or an image is damaged.
     """
+    return _collect(images, rows, min_area)[0]
+
+
+def _collect(images: LabelledImages, rows: Iterable[int], min_area: int) -> tuple[dict[str, Any], int]:
+    """Return what :func:`to_coco` does, and how many objects were too small."""
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    if not images.things:
-        raise DataError(f"{images.path}: none of its classes is countable, so there are no objects.")
+    small = 0
+    images.require_objects()
     for row in rows:
         found = images.instances(row)
         height, width = found.masks.shape[1:]
@@ -92,6 +102,7 @@ def to_coco(images: LabelledImages, rows: Iterable[int], min_area: int = 1000) -
         for mask, box, kind, crowd in zip(*found, strict=True):
             area = int(mask.sum())
             if area < min_area and not crowd:
+                small += 1
                 continue
             x0, y0, x1, y1 = (float(edge) for edge in box)
             annotation = {
@@ -105,7 +116,7 @@ def to_coco(images: LabelledImages, rows: Iterable[int], min_area: int = 1000) -
             }
             annotations.append(annotation)
     categories = [{"id": k + 1, "name": name} for k, name in enumerate(images.thing_names)]
-    return {"images": entries, "annotations": annotations, "categories": categories}
+    return {"images": entries, "annotations": annotations, "categories": categories}, small
 
 
 def encode_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:

@@ -25,6 +25,8 @@ SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"),
 #: What the name of a mask may have more than that of its image
 TAILS = ("_mask", "_masks", "_label", "_labels", "_L", "_gt", "_seg", "_instance", "_instances")
 
+_LOOKED = 10  # masks whose ids a message lists
+
 
 class Pair(NamedTuple):
     """An image with its maps."""
@@ -71,7 +73,7 @@ class FolderImages(LabelledImages):
             raise DataError(
                 f"{path}: split {split} has {_some(twice)} more than once. Give each image one name and line."
             )
-        self.space = _space(path, self._pairs, labels)
+        self.space: LabelSpace = _space(path, labels)
         self.class_names, self.things = self.space.names, self.space.things
 
     @classmethod
@@ -104,8 +106,13 @@ class FolderImages(LabelledImages):
         pair = self._pairs[k]
         return self.space.apply(read_ids(pair.mask, like=pair.image), str(pair.mask))
 
+    @property
+    def has_objects(self) -> bool:
+        """Whether an image has an instance map."""
+        return any(pair.instance is not None for pair in self._pairs)
+
     def instance(self, k: int) -> NDArray[np.int32] | None:
-        """Object ids (H, W) of image k, 0 = none; None where the folder has no instance maps."""
+        """Object ids (H, W) of image k, 0 = none; None where it has no map."""
         pair = self._pairs[k]
         return None if pair.instance is None else read_ids(pair.instance, like=pair.image)
 
@@ -265,23 +272,27 @@ def _files(folder: Path, first: bool = False) -> list[str]:
     return sorted(found)
 
 
-def _space(path: Path, pairs: Sequence[Pair], labels: str | None) -> LabelSpace:
+def _space(path: Path, labels: str | None) -> LabelSpace:
     """Label space of the argument or of the folder. Raises ConfigError where neither says one."""
     stated, listed = path / "labels.yaml", path / "classes.txt"
     if labels is not None or stated.is_file():
         return load_space(labels or str(stated))
     if listed.is_file():
         try:
-            names = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            names = [line.strip() for line in listed.read_text(encoding="utf-8-sig").rstrip().splitlines()]
+            if "" in names:
+                raise ValueError(f"line {names.index('') + 1} is blank, which would shift the ids of those after it")
             if len(set(names)) < len(names):
                 raise ValueError("two lines are the same")
             classes = {name: k for k, name in enumerate(names)}
             return parse_space({"classes": classes, "things": [name for name in names if name not in STUFF]})
         except (TypeError, ValueError) as error:
             raise ConfigError(f"{listed}: {error}. Write one class name a line, of id 0, 1, ...") from error
-    ids = sorted({int(number) for pair in pairs[:5] for number in np.unique(read_ids(pair.mask))})
+    pairs = _of_split(path, "all")  # whatever the split that was asked for, so that all of them say the same
+    some = pairs[:: max(1, len(pairs) // _LOOKED)]
+    ids = sorted({int(number) for pair in some for number in np.unique(read_ids(pair.mask))})
     raise ConfigError(
-        f"{path}: nothing says which ids are which classes; the first masks hold {_some([str(k) for k in ids], 40)}. "
+        f"{path}: nothing says which ids are which classes; some of the masks hold {_some([str(k) for k in ids], 40)}. "
         "Write classes.txt there (one name a line, of id 0, 1, ...; 255 is ignored), or labels.yaml, or give --labels."
     )
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pri3d.datasets import LabelledImages, Split, deal
 from pri3d.datasets.cityscapes import numbered_objects
 from pri3d.datasets.images import check_headers, read_ids, read_rgb
-from pri3d.datasets.spaces import load_space
+from pri3d.datasets.spaces import LabelSpace, load_space
 from pri3d.errors import DataError
 from pri3d.types import Instances
 
@@ -21,7 +21,7 @@ _PER_CLASS = 256  # an id of the instance maps is class * 256 + object, 0 = not 
 class KittiImages(LabelledImages):
     """The training images; a fifth of them, dealt out, is val. Pixels of a countable class without a number are crowds.
 
-    The label space has the ids of Cityscapes; without one it is ``kitti``.
+    The label space has the ids of Cityscapes; without one it is ``cityscapes19``.
     Raises DataError for the test split, which has no labels, and where an image has no class map.
     """
 
@@ -31,7 +31,7 @@ class KittiImages(LabelledImages):
         if split == "test":
             raise DataError(f"{path}: the images of KITTI's testing folder have no labels. Use val.")
         self.path = path
-        self.space = load_space(labels or "kitti")
+        self.space: LabelSpace = load_space(labels or "cityscapes19")
         self.class_names, self.things = self.space.names, self.space.things
         files = [file.name for file in sorted((path / "training" / "image_2").glob("*.png"))]
         missing = [file for file in files if not self._file("semantic", file).is_file()]
@@ -64,6 +64,11 @@ class KittiImages(LabelledImages):
         """Class ids (H, W) of image k, 255 = ignored."""
         file = self._file("semantic", self._files[k])
         return self.space.apply(read_ids(file, like=self.color_file(k)), str(file))
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether the folder of instance maps is there."""
+        return (self.path / "training" / "instance").is_dir()
 
     def instances(self, k: int) -> Instances:
         """Objects of image k, and as crowds those that are not told apart."""

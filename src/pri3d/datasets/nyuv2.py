@@ -53,14 +53,14 @@ class NYUImages(LabelledImages):
         mat = _mat(path)
         self._mat = None if mat is None else MatFile(mat)
         thirteen = self._mat is None and not _numbered(path, _LABEL40)
-        self._space = _thirteen(path, labels) if thirteen else load_space(labels or _SPACE)
+        self.space: LabelSpace = _thirteen(path, labels) if thirteen else load_space(labels or _SPACE)
         self._colors = {} if self._mat else _numbered(path, _COLOR)
         self._labels = {} if self._mat else _numbered(path, _LABEL13 if thirteen else _LABEL40)
         there = range(1, self._mat.count + 1) if self._mat else sorted(self._colors.keys() & self._labels.keys())
         train = official_train()
         self._numbers = [n for n in there if split == "all" or (n in train) == (split == "train")]
         self.names = [f"{number:04d}" for number in self._numbers]
-        self.class_names, self.things = self._space.names, self._space.things
+        self.class_names, self.things = self.space.names, self.space.things
 
     @classmethod
     def detect(cls, path: Path) -> bool:
@@ -92,9 +92,14 @@ class NYUImages(LabelledImages):
         number = self._numbers[k]
         if self._mat is not None:
             ids = _classes_of_labels()[self._mat.label(number)]
-            return self._space.apply(ids, f"{self._mat.path}: image {number}")
+            return self.space.apply(ids, f"{self._mat.path}: image {number}")
         file = self._labels[number]
-        return self._space.apply(read_ids(file, like=self._colors[number]), str(file))
+        return self.space.apply(read_ids(file, like=self._colors[number]), str(file))
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether it is the .mat."""
+        return self._mat is not None
 
     def instance(self, k: int) -> NDArray[np.int32] | None:
         """Object ids (H, W) of image k, 0 = none; None in exported images."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +17,7 @@ from rich.markup import escape
 
 from pri3d.datasets import LabelledImages, Split, deal
 from pri3d.datasets.images import SUFFIXES, image_size, read_ids, read_rgb
-from pri3d.datasets.spaces import IGNORED, load_space
+from pri3d.datasets.spaces import IGNORED, LabelSpace, load_space
 from pri3d.errors import DataError
 from pri3d.geometry.images import resize_nearest
 from pri3d.readers.scannet import official_split
@@ -39,7 +40,7 @@ class ScanNetImages(LabelledImages):
 
     Scans lie in the path or its ``scannet_frames_25k``, ``scans`` or ``scans_test``, or it is one. Images without a
     label image are left out. Of the scans that are there those in the official list of the split are taken, in its
-    order; others count as train. Where none is in any official list, a fifth of the scans is dealt out for val.
+    order; others count as train. Where none is in any official list, a fifth of the rooms is dealt out for val.
 
     The default classes are the benchmark's 20, all countable but wall and floor; a label space counts NYU40 ids.
     Label and instance images of another size than the colour image (frames exported at several sizes) are brought to
@@ -52,17 +53,13 @@ class ScanNetImages(LabelledImages):
 
     def __init__(self, path: Path, split: Split, labels: str | None = None) -> None:
         self.path, self._split = path, split
-        space = self._space = load_space(labels or "scannet20")
-        self.class_names, self.things = space.names, space.things
+        self.space: LabelSpace = load_space(labels or "scannet20")
+        self.class_names, self.things = self.space.names, self.space.things
         order = {scan: rank for rank, scan in enumerate(official_split())}
         images = [image for scan, folder in _scans(path).items() for image in _images(scan, folder)]
         images.sort(key=lambda image: (order.get(image.scan, len(order)), image.scan))
-        if not self.states_split(path):
-            images = [images[k] for k in deal([image.scan for image in images], split)]
-        else:
-            images = [image for image in images if split in (official_split().get(image.scan, "train"), "all")]
-        self._images = images
-        self.names = [f"{image.scan}/{image.color.stem}" for image in images]
+        self._images = [images[k] for k in rows_of_split([image.scan for image in images], split)]
+        self.names = [f"{image.scan}/{image.color.stem}" for image in self._images]
         self._state_part()
 
     @classmethod
@@ -72,8 +69,8 @@ class ScanNetImages(LabelledImages):
 
     @classmethod
     def states_split(cls, path: Path) -> bool:
-        """Whether a scan of an official list is there."""
-        return not official_split().keys().isdisjoint(_scans(path))
+        """Whether a scan of the official lists' rooms is there."""
+        return any_official(_scans(path))
 
     def color(self, k: int) -> NDArray[np.uint8]:
         """RGB (H, W, 3) of image k."""
@@ -100,17 +97,18 @@ class ScanNetImages(LabelledImages):
                 f"{file}: holds id {largest}; expected are NYU40 ids, 0..{_NYU40}. Convert labels of scans with the "
                 "benchmark's own script."
             )
-        return self._space.apply(self._fit(k, ids, file), str(file))
+        return self.space.apply(self._fit(k, ids, file), str(file))
+
+    @property
+    def has_objects(self) -> bool:
+        """Whether there is an instance image."""
+        return any(image.instance is not None for image in self._images)
 
     def instance(self, k: int) -> NDArray[np.int32] | None:
-        """Object ids (H, W) of image k, 0 = none. Raises DataError where other images have them and this has not."""
+        """Object ids (H, W) of image k, 0 = none; None where it has no instance image."""
         file = self._images[k].instance
         if file is None:
-            if all(image.instance is None for image in self._images):
-                return None
-            raise DataError(
-                f"{self.path}: {self.names[k]} has no instance image, as others have. Restore or remove it."
-            )
+            return None
         ids = self._fit(k, read_ids(file), file)
         ids[ids % _PER_LABEL == 0] = 0
         return ids
@@ -156,6 +154,33 @@ class ScanNetImages(LabelledImages):
         if 0 < count < len(listed):
             text = f"{self.path}: has {count} of the {len(listed)} scans of the official {self._split} list."
             Console(stderr=True).print(escape(text), soft_wrap=True)
+
+
+def any_official(scans: Iterable[str]) -> bool:
+    """Whether a scan is of a room in the official lists."""
+    return not _split_of_rooms().keys().isdisjoint(map(_room, scans))
+
+
+def rows_of_split(scans: Sequence[str], split: Split) -> list[int]:
+    """Rows of the images of these scans that belong to a split.
+
+    sceneNNNN_00 and sceneNNNN_01 are scans of one room, which stays on one side: that of the official lists where they
+    have a room of these, and train for rooms in none; else a fifth of the rooms is dealt out for val.
+    """
+    rooms = [_room(scan) for scan in scans]
+    if any_official(scans):
+        return [k for k, room in enumerate(rooms) if split in (_split_of_rooms().get(room, "train"), "all")]
+    return deal(rooms, split)
+
+
+def _room(scan: str) -> str:
+    return re.sub(r"^(scene\d{4})_\d\d$", r"\1", scan)
+
+
+@cache
+def _split_of_rooms() -> dict[str, str]:
+    """Room -> split; no room of the official lists is in two."""
+    return {_room(scan): split for scan, split in official_split().items()}
 
 
 @cache

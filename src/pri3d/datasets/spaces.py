@@ -60,7 +60,7 @@ def load_space(name: str) -> LabelSpace:
     try:
         return parse_space(yaml.safe_load(text))
     except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise ConfigError(f"--labels {name}: {error}. See docs/finetuning.md for the format.") from error
+        raise ConfigError(f"--labels {name}: {error}. See docs/labelled-data.md for the format.") from error
 
 
 def parse_space(stated: Any) -> LabelSpace:

@@ -17,7 +17,7 @@ from pri3d.data.augment import to_tensor
 from pri3d.data.instances import InstanceDataset
 from pri3d.datasets import LabelledImages
 from pri3d.datasets.convert import to_coco
-from pri3d.errors import DataError, WeightsError
+from pri3d.errors import WeightsError
 from pri3d.models.detector import Detector, Sizes, build_detector
 from pri3d.models.lora import merged_state
 from pri3d.models.weights import read_state, save_state
@@ -35,11 +35,14 @@ class InstanceTask(Task):
     name: ClassVar[str] = "instance"
     key: ClassVar[str] = "AP"
 
+    def __init__(self, class_names: Sequence[str]) -> None:
+        super().__init__(class_names)
+        self._truth: tuple[InstanceDataset, dict[str, Any]] | None = None  # of the data set measured last
+
     @staticmethod
     def names_of(images: LabelledImages) -> list[str]:
-        """Names of the countable classes. Raises DataError where there are none."""
-        if not images.thing_names:
-            raise DataError(f"{images.path}: none of its classes is countable. State `things` in a file for --labels.")
+        """Names of the countable classes. Raises DataError where there are none, or no instance maps."""
+        images.require_objects()
         return images.thing_names
 
     def loss(self, model: nn.Module, batch: InstanceBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -59,8 +62,9 @@ class InstanceTask(Task):
         ground truth, as in the paper's protocol: finding one counts as a mistake.
         """
         images = _dataset(dataset)
-        truth = to_coco(images.images, images.rows, images.min_area)
-        return average_precision(truth, self.detect(model, images, batch))
+        if self._truth is None or self._truth[0] is not images:  # reading every mask takes as long as an epoch may
+            self._truth = images, to_coco(images.images, images.rows, images.min_area)
+        return average_precision(self._truth[1], self.detect(model, images, batch))
 
     def detect(self, model: nn.Module, dataset: InstanceDataset, batch: int) -> list[dict[str, Any]]:
         """COCO's result list of a model on the images of a data set, ``batch`` at a time, for ``to_coco``'s ids.
