@@ -62,9 +62,10 @@ class GraphFormat(Format):
 
 
 class OnnxFormat(GraphFormat):
-    """ONNX, opset 18, with free batch, height and width."""
+    """ONNX, opset 18, with free batch, height and width; the weights lie in NAME.onnx.data beside the graph."""
 
     file = "{part}.onnx"
+    note = "The weights are in the file of the same name with `.data` at its end: keep both together."
 
     def __init__(self, source: FeatureNet, to: str) -> None:
         super().__init__(source, to)
@@ -72,7 +73,7 @@ class OnnxFormat(GraphFormat):
             raise ConfigError(f'--to onnx needs {", ".join(absent)}: pip install "pri3d[onnx]"')
 
     def write(self, source: FeatureNet, path: Path) -> None:
-        """Record the graph with torch.export and write it with its weights in one file, the record in its metadata."""
+        """Record the graph with torch.export; its metadata hold the record."""
         free = torch.export.Dim.DYNAMIC
         names = ["features"] if self.part == "all" else [f"stride{s}_{k}" for k, s in enumerate(self.strides)]
         batch, height, width = self.EXAMPLE
@@ -85,12 +86,13 @@ class OnnxFormat(GraphFormat):
                 input_names=["images"],
                 output_names=names,
                 dynamic_shapes=({0: free, 2: free, 3: free},),
+                optimize=False,  # runtimes do it when they load; here it costs a copy of the weights and half the time
                 verbose=False,
             )
         if program is None:
             raise WeightsError("torch.onnx.export returned nothing: this version of PyTorch cannot write ONNX")
         program.model.metadata_props["pri3d"] = json.dumps(self.record, sort_keys=True)
-        program.save(str(path), external_data=False)
+        program.save(str(path), external_data=True)  # one file would pass through memory three times
 
     def features(self, path: Path, images: Tensor) -> list[Tensor]:
         """Outputs of onnxruntime on the processor."""
