@@ -44,6 +44,8 @@ PAGE_OF = {
         "evaluate": "evaluation.md",
         "predict": "evaluation.md",
         "coco": "labelled-data.md",
+        "export": "weights.md",
+        "embed": "weights.md",
     }.items()
 }
 OTHER_COMMANDS = {"make", "python", "pip", "git", "source", "sbatch"}
