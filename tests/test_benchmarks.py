@@ -166,7 +166,9 @@ def test_ocnn_layers_take_the_place_of_ours() -> None:
 
 
 @pytest.mark.slow
-def test_real_images_train(real_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_images_train(
+    real_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["real", str(real_data), "coco", "nyuv2", "--steps", "1"])
     real.main()
     lines = capsys.readouterr().out.splitlines()

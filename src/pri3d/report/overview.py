@@ -78,7 +78,7 @@ def _draw_segmented(sheet: _Sheet, left: float, frames: Sequence[Segmented], cla
     high = wide * frames[0].color.shape[0] / frames[0].color.shape[1]
     begin: float = sheet.height - _LEGEND - len(frames) * (high + _GAP)
     for r, frame in enumerate(frames):
-        for c, image in enumerate(segmented_images(frame, len(class_names))):
+        for c, image in enumerate(segmented_images(frame, class_names)):
             axes = sheet.axes(left + c * (wide + _GAP), begin + r * (high + _GAP), wide, high)
             show(axes, image, smooth=c == 0)
             if r == 0:
