@@ -11,6 +11,7 @@ import torch
 
 from pri3d import registry
 from pri3d.models.encoders import ENCODERS, build_encoder
+from pri3d.models.unet import DECODERS
 
 #: networks of timm that stand for their families; any other name of timm's is built in the same way
 EXAMPLES = (
@@ -69,11 +70,9 @@ def _table(rows: Sequence[Facts]) -> str:
     cells += [_cells(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-    more = (
-        "any other with feature maps by its name in timm" if len(rows) > len(ENCODERS) else "more with timm installed"
-    )
+    more = "any other network of timm with feature maps by its name" if find_spec("timm") else "more where timm is"
     ask = "pri3d models --encoder NAME shows one"
-    return "\n".join([*lines, "", f"{more}; {ask}. Decoders of the U-Net: paper, slim.", ""])
+    return "\n".join([*lines, "", f"And {more}; {ask}. Decoders of the U-Net: {', '.join(DECODERS)}.", ""])
 
 
 def _detail(row: Facts) -> str:

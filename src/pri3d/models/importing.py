@@ -10,14 +10,15 @@ import hashlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pri3d import __version__
+from pri3d import __version__, registry
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.models.encoders import ENCODERS, Encoder, build_encoder
 from pri3d.models.published import WRAPPERS, read_published
@@ -167,28 +168,26 @@ def guess_encoder(state: Mapping[str, Tensor], file: Path) -> str:
     return fits[0].name
 
 
-def _fits(state: Mapping[str, Tensor]) -> Iterator[_Fit]:
-    """The common networks that ``state`` fills."""
+def _fits(state: Mapping[str, Tensor]) -> list[_Fit]:
+    """The common networks that ``state`` fills: as it is or, where it fills none, under timm's names."""
     plain = plain_names(state, "the file")
+    nets = []
     for (marker, shape), names in FAMILIES.items():
         for name in names if marker in plain and state[plain[marker]].shape == shape else ():
-            try:
-                with torch.device("meta"):
-                    net = build_encoder(name)
-            except ConfigError:  # timm is not there, or older than the network
-                continue
-            own = net.state_dict()
-            if any(_is_whole(own, variant) for variant in _variants(name, state)):
-                yield _Fit(name, sum(value.numel() for value in own.values()), net.statistics)
+            with suppress(ConfigError), torch.device("meta"):  # timm is not there, or older than the network
+                nets.append(build_encoder(name))
+    whole = [net for net in nets if _is_whole(net.state_dict(), state)]
+    whole = whole or [net for net in nets if _is_whole(net.state_dict(), _renamed(net.name, state))]
+    return [_Fit(net.name, sum(v.numel() for v in net.state_dict().values()), net.statistics) for net in whole]
 
 
-def _variants(name: str, state: Mapping[str, Tensor]) -> Iterator[Mapping[str, Tensor]]:
-    """``state`` as it is, then under timm's names for the network."""
-    yield state
-    if name not in ENCODERS:
-        from pri3d.models.timm_encoders import timm_names  # noqa: PLC0415 (ResNets do without timm)
+def _renamed(name: str, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """``state`` of a network's original release under the names that timm gave it; else as it is."""
+    if name in registry.names("encoders", ENCODERS):
+        return state
+    from pri3d.models.timm_encoders import timm_names  # noqa: PLC0415 (ResNets do without timm)
 
-        yield timm_names(name, state)
+    return timm_names(name, state) or state
 
 
 def _is_whole(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
@@ -208,10 +207,9 @@ def _module(plain: str) -> str:
 
 def _fill(net: Encoder, state: Mapping[str, Tensor], file: Path) -> WeightsReport:
     """Load ``state`` into an encoder completely, under its own names or those of the network's release."""
-    own = net.state_dict()
-    chosen = next((variant for variant in _variants(net.name, state) if _is_whole(own, variant)), state)
+    taken = state if _is_whole(net.state_dict(), state) else _renamed(net.name, state)
     try:
-        return load_weights(net, chosen, minimum=1.0)
+        return load_weights(net, taken, minimum=1.0)
     except WeightsError as error:
         raise WeightsError(f"{file} is no {net.name}: {error}") from error
 
@@ -219,7 +217,10 @@ def _fill(net: Encoder, state: Mapping[str, Tensor], file: Path) -> WeightsRepor
 def _import_unet(file: Path, name: str, out: Path, record: Mapping[str, Any]) -> WeightsReport:
     """Write the U-Net of a published checkpoint."""
     parts = read_published(file)
-    unet = UNet(build_encoder(name), "paper", int(parts.unet["decoder.conv0.weight"].shape[0]))
+    last = parts.unet["decoder.conv0.weight"]
+    if last.numel() > file.stat().st_size:  # a hostile file may state one number a thousand million times
+        raise WeightsError(f"{file}: decoder.conv0.weight is larger than the file, which is damaged: fetch it again")
+    unet = UNet(build_encoder(name), "paper", int(last.shape[0]))
     report = load_weights(unet, parts.unet, minimum=1.0)
     save_model(unet, out, {**record, "part": "all"})
     return report._replace(unexpected=[*report.unexpected, *(f"3D network.{k}" for k in parts.net3d), *parts.heads])

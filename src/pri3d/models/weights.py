@@ -157,10 +157,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     """Content of a torch file, made of tensors and plain values alone. Raises WeightsError for anything else."""
-    archive = zipfile.is_zipfile(path)
-    if archive:
-        _check_archive(path)
-    elif path.suffix in (".pkl", ".pickle"):
+    archive = _is_sound_archive(path)
+    if not archive and path.suffix in (".pkl", ".pickle"):
         raise WeightsError(
             f"{path} is a pickle, which can hold any program, and pri3d runs no code out of files. If you trust it, "
             f'write its tensors to a file of tensors alone: python -c "{CLEAN_PICKLE}"'
@@ -168,25 +166,38 @@ def _read_torch(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
         raise WeightsError(
-            f"{path} is not a plain file of tensors, and pri3d runs no code out of files ({_reason(error)})"
-            f". If it is damaged, fetch it again; if you trust it, re-save its tensors alone: {CLEAN}"
+            f"{path} is not a plain file of tensors{f' but asks for {wanted[1]}' if wanted else ''}, and pri3d runs no "
+            f"code out of files. If it is damaged, fetch it again; if you trust it, re-save its tensors alone: {CLEAN}"
         ) from error
     except Exception as error:  # whatever bytes may make torch raise
         raise WeightsError(f"{path} is damaged or no torch file ({_reason(error)}): fetch it again") from error
 
 
-def _check_archive(path: Path) -> None:
-    """Refuse a zip file that would unpack to more than its size; torch compresses nothing. Raises WeightsError."""
+def _is_sound_archive(path: Path) -> bool:
+    """Whether a file is a zip archive, as torch's are since 1.6; if so, its checksums, which torch leaves out, hold.
+
+    Raises WeightsError where they do not, and for one that would unpack to more than its size: torch compresses
+    nothing.
+    """
     try:
+        if not zipfile.is_zipfile(path):
+            return False
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise WeightsError(f"{path} is damaged ({_reason(error)}): fetch it again") from error
-    packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
-    if packed or sum(member.file_size for member in members) > path.stat().st_size:
-        what = f"{packed[0]} is compressed" if packed else "its parts are larger than the whole"
-        raise WeightsError(f"{path} is damaged or no torch file ({what}): unpack it, or fetch it again")
+            packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
+            if packed:
+                what = f"{packed[0]} is compressed"
+            elif sum(member.file_size for member in members) > path.stat().st_size:
+                what = "its parts are larger than the whole"
+            elif wrong := archive.testzip():
+                what = f"the checksum of {wrong} is wrong"
+            else:
+                return True
+    except (zipfile.BadZipFile, ValueError, OSError, RuntimeError, EOFError) as error:
+        what = _reason(error)
+    raise WeightsError(f"{path} is damaged or no torch file ({what}): fetch it again")
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
