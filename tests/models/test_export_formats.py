@@ -19,6 +19,8 @@ from pri3d.models import load as loading
 from pri3d.models.encoders import ENCODERS
 from pri3d.models.export import export
 from pri3d.models.formats import graphs, toolboxes
+from pri3d.models.formats.hf import HubModel
+from pri3d.models.formats.torchvision import TorchvisionFormat
 from pri3d.models.weights import read_provenance, read_state
 
 SLOW = pytest.mark.slow
@@ -187,6 +189,23 @@ def test_a_folder_for_the_hub_is_what_load_reads(runs, tmp_path):
     net = loading.load(folder)
     assert (net.channels, net.strides) == ((8,), (2,))
     torch.testing.assert_close(net(IMAGES), loading.load(runs("resnet18"), "all")(IMAGES))
+
+
+def test_what_the_hubs_mixin_saves_again_is_complete(runs, tmp_path):
+    first = export(runs("resnet18"), "hf", tmp_path / "hf", part="all")
+    HubModel.from_pretrained(first).save_pretrained(tmp_path / "again")
+    assert read_provenance(tmp_path / "again") == read_provenance(first)
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == read_provenance(first)
+    assert read_state(tmp_path / "again").keys() == read_state(first).keys()
+
+
+def test_the_stated_normalisation_is_the_encoders(runs):
+    net = loading.load(runs("resnet18"))
+    net.encoder.mean[0] = 0.48145466
+    net.record["part"] = "encoder"
+    form = TorchvisionFormat(net, "torchvision")
+    assert form.mean[1:] == [0.456, 0.406]
+    torch.testing.assert_close(form.normalise(IMAGES), net.normalise(IMAGES), atol=1e-6, rtol=0)
 
 
 class TestOnnx:

@@ -46,7 +46,8 @@ class Format(ABC):
         self.part = str(source.record["part"])
         self.name = encoder.name
         self.channels, self.strides = encoder.channels, encoder.strides
-        self.mean, self.std = ([round(v, 4) for v in x.flatten().tolist()] for x in (encoder.mean, encoder.std))
+        # Seven digits are all that 32 bits hold: 0.485 and not 0.48500001430511475.
+        self.mean, self.std = ([float(f"{v:.7g}") for v in x.flatten().tolist()] for x in (encoder.mean, encoder.std))
         if self.part not in self.parts:
             raise ConfigError(f"--to {to} --part {self.part}: {to} knows no decoder; use --to safetensors or hf")
 

@@ -17,6 +17,7 @@ from pri3d.models.formats.base import PARTS, maps_of
 from pri3d.models.formats.plain import SafetensorsFormat
 from pri3d.models.load import FeatureNet
 from pri3d.models.unet import UNet
+from pri3d.models.weights import HUB_FILE, save_state
 
 SNIPPET = """\
 from pri3d.models.formats.hf import HubModel
@@ -31,14 +32,20 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name="pri3d", tags=["pri
     network are ``encoder`` and ``part``, and of a U-Net ``decoder`` and ``channels``.
     """
 
-    def __init__(self, encoder: str, part: str = "encoder", decoder: str = "", channels: int = 0, **_: Any) -> None:
+    def __init__(self, encoder: str, part: str = "encoder", decoder: str = "", channels: int = 0, **rest: Any) -> None:
         super().__init__()
         built = build_encoder(encoder)
-        self.net = FeatureNet(UNet(built, decoder, channels) if part == "all" else built, {})
+        whole = {"decoder": decoder, "channels": channels} if decoder else {}
+        record = {"encoder": encoder, "part": part, **whole, **rest}
+        self.net = FeatureNet(UNet(built, decoder, channels) if part == "all" else built, record)
 
     def forward(self, images: Tensor) -> Any:
         """RGB 0..1 (B, 3, H, W) -> list of maps, or the map of a U-Net, as :class:`FeatureNet`."""
         return self.net(images)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        """Write the weights with their record, which :func:`pri3d.load` reads; the hub's own would leave it out."""
+        save_state(self.state_dict(), save_directory / HUB_FILE, self.net.record)
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
         """Tensors under the names of the network inside: those of the other formats."""
@@ -54,7 +61,7 @@ class HfFormat(SafetensorsFormat):
 
     file = "{part}_hf"
     parts: ClassVar[tuple[str, ...]] = PARTS
-    inside = "model.safetensors"
+    inside = HUB_FILE
 
     def companions(self, path: Path) -> dict[str, str]:
         """The record again, as the hub reads it."""
