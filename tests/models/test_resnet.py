@@ -34,10 +34,9 @@ def test_a_seed_gives_torchvisions_network(name):
     assert encoder.channels == tuple(x.shape[1] for x in maps)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_a_training_step_is_torchvisions(name):
+def test_a_training_step_is_torchvisions():
     torch.manual_seed(0)
-    net, encoder = torchvision.models.get_model(name, weights=None).train(), build_encoder(name).train()
+    net, encoder = torchvision.models.resnet50().train(), build_encoder("resnet50").train()
     encoder.load_state_dict({k: v for k, v in net.state_dict().items() if not k.startswith("fc.")})
     net.fc = torch.nn.Identity()
     x = torch.rand(2, 3, 40, 40)
