@@ -38,10 +38,17 @@ class Facts(NamedTuple):
 def list_models(encoder: str | None = None) -> list[Facts]:
     """Show the encoders that can be built: channels and strides of their maps, parameters, and what was measured.
 
-    Without ``encoder`` those built in, those of installed packages and an example of each family of timm; with it
-    one, by any name that ``--encoder`` takes. Nothing is downloaded, and no memory is taken for weights.
+    Nothing is downloaded, and no memory is taken for weights.
 
-    Returns what is shown. Raises ConfigError for an unknown name, with the closest ones.
+    Args:
+        encoder: one encoder to show, by any name that --encoder of the other verbs takes; without it those built in,
+            those of installed packages and an example of each family of timm.
+
+    Returns:
+        What is shown.
+
+    Raises:
+        ConfigError: an unknown name; the message has the closest ones.
     """
     rows = [describe(name) for name in ([encoder] if encoder else _names())]
     sys.stdout.write(_detail(rows[0]) if encoder else _table(rows))

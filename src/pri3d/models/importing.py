@@ -83,13 +83,20 @@ DETECTRON2_NOTE = (
 def import_weights(file: Path, out: Path, encoder: str | None = None) -> Path:
     """Turn a checkpoint of another program into a weights file of pri3d, and say which tensors found their place.
 
-    ``file`` is a safetensors or torch file of torchvision, timm, MoCo, SimCLR, SwAV, DINO, MAE or Detectron2, or a
-    published Pri3D checkpoint, of which the U-Net is taken; nothing in it is executed. ``out`` is the .safetensors
-    file to write, for ``pri3d.load``, ``--init`` and ``--weights``; its header names the file it came from, and that
-    one's SHA-256. ``encoder`` names the network, as in ``--encoder`` of the other verbs, where the file does not tell.
+    Nothing in the file is executed. The written file's header names the file it came from, and that one's SHA-256.
 
-    Returns ``out``. Raises ConfigError where the network has to be named, listing those that fit, WeightsError where
-    the file cannot be read safely or does not fill the network; then nothing is written.
+    Args:
+        file: safetensors or torch file of torchvision, timm, MoCo, SimCLR, SwAV, DINO, MAE or Detectron2, or a
+            published Pri3D checkpoint, of which the U-Net is taken.
+        out: .safetensors file to write, for pri3d.load, --init and --weights.
+        encoder: name of the network, where the file's tensors do not tell it.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ConfigError: the network has to be named; the message lists those that fit.
+        WeightsError: the file cannot be read safely, or does not fill the network; nothing is written.
     """
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out}: name a file that ends in .safetensors")
