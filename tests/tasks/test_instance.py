@@ -213,6 +213,9 @@ def test_what_does_not_fit_is_refused(task, tmp_path):
     save_state(state, path, {**record, "sizes": {**record["sizes"], "depth": 3}})
     with pytest.raises(WeightsError, match="does not say how"):
         load_task(path)
+    save_state(state, path, {**record, "sizes": {**record["sizes"], "fpn": 10**12}})
+    with pytest.raises(WeightsError, match="does not say how"):
+        load_task(path)
     save_state(state, path, {**record, "class_names": ["one"]})
     with pytest.raises(WeightsError, match="does not fit the network"):
         load_task(path)

@@ -348,6 +348,7 @@ class TestFiles:
         [
             ({"task": "instance"}, "not a semantic model"),
             ({"decoder": "paper"}, "does not fit the network its header names"),
+            ({"channels": 10**12}, "no classifier of 1000000000000 channels"),
             ({"network": "pspnet"}, "does not fit the network its header names"),
             ({"class_names": ["wall"]}, "does not fit the network its header names"),
             ({"encoder": None, "channels": None}, "does not say its encoder, channels"),

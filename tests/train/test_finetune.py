@@ -290,3 +290,20 @@ def test_interval_is_students() -> None:
     mean, half = row.mean("miou")
     assert (mean, half) == (pytest.approx(0.2), pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6))
     assert math.isnan(row.mean("AP")[0])
+
+
+def test_a_fine_tuned_network_is_a_start_too(rooms_store: Path, tmp_path: Path) -> None:
+    """Whatever part it began with itself, its decoder is taken with ``all``; of a detector the encoder."""
+    save_model(build_unet("resnet18", "slim", 32), tmp_path / "pre.safetensors", {})
+    first = run_small(rooms_store, tmp_path / "a", weights=str(tmp_path / "pre.safetensors"), part="encoder", steps=1)
+    second = run_small(rooms_store, tmp_path / "b", weights=str(first), steps=1, lr=1e-12)
+    before, after = read_state(first), read_state(second)
+    for key in ("encoder.layer4.1.conv2.weight", "decoder.out.weight"):
+        assert torch.allclose(after[key], before[key], atol=1e-9)
+    boxes = finetune(
+        "instance", rooms_store, run=tmp_path / "c", weights=str(first), steps=1, batch=2, micro_batch=2, workers=0,
+        short_side=48, long_side=64, rois=8, min_area=1, lr=1e-12, precision="fp32",
+    )  # fmt: skip
+    third = run_small(rooms_store, tmp_path / "d", weights=str(boxes), network="pspnet", steps=1, lr=1e-12)
+    after = read_state(third)
+    assert torch.allclose(after["encoder.layer4.1.conv2.weight"], before["encoder.layer4.1.conv2.weight"], atol=1e-9)

@@ -21,7 +21,12 @@ EXAMPLES = (
 )
 
 #: encoder -> pages of the project's docs with figures measured with it; the figures stand there alone
-MEASURED = {"resnet18": ("docs/results/demo.md", "docs/results/kitchen.md", "docs/results/presets.md")}
+MEASURED = {
+    "resnet18": (
+        *("docs/results/demo.md", "docs/results/kitchen.md", "docs/results/presets.md"),
+        "docs/results/downstream.md",
+    )
+}
 
 
 class Facts(NamedTuple):

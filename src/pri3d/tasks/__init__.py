@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,14 @@ from torch.utils.data import Dataset
 
 from pri3d import registry
 from pri3d.datasets import LabelledImages
-from pri3d.errors import WeightsError
+from pri3d.errors import ConfigError, WeightsError
 from pri3d.models.weights import read_provenance
 
 TASKS = {
     "semantic": "pri3d.tasks.semantic:SemanticTask",
     "instance": "pri3d.tasks.instance:InstanceTask",
 }
+N = TypeVar("N", bound=nn.Module)
 _LISTED = 5  # names that a message lists
 
 
@@ -65,6 +66,16 @@ class Task(ABC):
     @abstractmethod
     def load(cls, path: Path, record: dict[str, Any]) -> tuple[Task, nn.Module]:
         """Rebuild what :meth:`save` wrote, on the CPU in eval mode. Raises WeightsError where it does not fit."""
+
+
+def rebuild(build: Callable[[], N], state: Mapping[str, Tensor], path: Path) -> N:
+    """Build a network, fill it with ``state`` and put it in eval mode. Raises WeightsError where it does not fit."""
+    try:
+        model = build()
+        model.load_state_dict(state)
+    except (RuntimeError, ConfigError) as error:
+        raise WeightsError(f"{path} does not fit the network its header names: {error}") from error
+    return model.eval()
 
 
 class Trained(NamedTuple):

@@ -21,11 +21,12 @@ from pri3d.errors import WeightsError
 from pri3d.models.detector import Detector, Sizes, build_detector
 from pri3d.models.lora import merged_state
 from pri3d.models.weights import read_state, save_state
-from pri3d.tasks import Task
+from pri3d.tasks import Task, rebuild
 from pri3d.tasks.ap import average_precision, detections_to_results
 from pri3d.types import Detections, InstanceBatch
 
 NETWORK = "maskrcnn"
+LARGEST = 20_000  #: of a Mask R-CNN's numbers: channels, pixels, proposals
 ENCLOSING = "backbone."  #: what torchvision has before the names of encoder and pyramid; files do without
 
 
@@ -101,16 +102,14 @@ class InstanceTask(Task):
         try:
             task = cls(record["class_names"])
             sizes = Sizes(**{**record["sizes"], "short_sides": tuple(record["sizes"]["short_sides"])})
-            model = build_detector(record["encoder"], len(task.class_names), sizes)
-        except (KeyError, TypeError) as error:
+            encoder = str(record["encoder"])
+            if not max(number for number in sizes if isinstance(number, int | float)) <= LARGEST:
+                raise ValueError(f"sizes {sizes}")  # a damaged header may claim any number
+        except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"{path} does not say how its Mask R-CNN is built ({error}): fine-tune again") from error
         inside = ("encoder.", "project.", "fpn.")
-        state = {f"{ENCLOSING}{k}" if k.startswith(inside) else k: v for k, v in read_state(path).items()}
-        try:
-            model.net.load_state_dict(state)
-        except RuntimeError as error:
-            raise WeightsError(f"{path} does not fit the network its header names: {error}") from error
-        return task, model.eval()
+        state = {f"net.{ENCLOSING}{k}" if k.startswith(inside) else f"net.{k}": v for k, v in read_state(path).items()}
+        return task, rebuild(lambda: build_detector(encoder, len(task.class_names), sizes), state, path)
 
 
 def _dataset(dataset: Dataset[Any]) -> InstanceDataset:

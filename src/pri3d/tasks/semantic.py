@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -26,7 +27,7 @@ from pri3d.models.lora import merged_state
 from pri3d.models.segmentation import SegmentationNet, build_segmentation
 from pri3d.models.unet import UNet
 from pri3d.models.weights import read_provenance, read_state, save_state
-from pri3d.tasks import Task
+from pri3d.tasks import Task, rebuild
 from pri3d.types import LabelledBatch
 
 AUXILIARY_WEIGHT = 0.4  #: of the auxiliary loss (PSPNet, arXiv 1612.01105, section 4.1)
@@ -129,15 +130,18 @@ class SemanticTask(Task):
             raise WeightsError(f"{path} does not say its {', '.join(absent)}: it is damaged, copy it again")
         size = parse_size(str(record["size"])) if "size" in record else None
         task = cls([str(name) for name in record["class_names"]], size)
-        encoder = build_encoder(str(record["encoder"]))
         decoder, channels = str(record.get("decoder", "paper")), int(record.get("channels", 32))  # the U-Net's
-        model = build_segmentation(network, encoder, len(task.class_names), decoder, channels)
+        name, classes = str(record["encoder"]), len(task.class_names)
         state = {k if k.startswith(_HEADS) else f"body.{k}": value for k, value in read_state(path).items()}
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise WeightsError(f"{path} does not fit the network its header names: {error}") from error
-        return task, model.eval()
+        if network == "unet" and channels not in {
+            int(v.shape[1]) for k, v in state.items() if k == "classifier.weight"
+        }:
+            # Looked up before anything of that size is made: a damaged header may claim any number.
+            raise WeightsError(
+                f"{path} does not fit the network its header names: no classifier of {channels} channels"
+            )
+        build = partial(build_segmentation, network, classes=classes, decoder=decoder, channels=channels)
+        return task, rebuild(lambda: build(encoder=build_encoder(name)), state, path)
 
 
 def semantic_loss(scores: Tensor, label: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -22,7 +22,14 @@ from pri3d.models.detector import Detector
 from pri3d.models.published import holds_decoder, load_published
 from pri3d.models.segmentation import SegmentationNet
 from pri3d.models.unet import UNet
-from pri3d.models.weights import WeightsReport, init_encoder, load_weights, read_provenance, read_state
+from pri3d.models.weights import (
+    WeightsReport,
+    holds_encoder_alone,
+    init_encoder,
+    load_weights,
+    read_provenance,
+    read_state,
+)
 from pri3d.runfiles import write_json
 from pri3d.tasks import differing
 from pri3d.train.comparison import Job
@@ -192,17 +199,20 @@ class FinetuneRun:
         path, body = Path(self.job.weights), getattr(model, "body", None)
         if not self.from_file:
             return init_encoder(model.encoder, self.job.weights)
-        exported = self.record.get("part") == "encoder"  # whose keys have no such prefix
-        if self.call.part == "all" and isinstance(body, UNet) and not exported:
-            if not self.record and holds_decoder(path):
-                return load_published(body, path)
-            # The record of a pre-training run names no network: it is a U-Net.
-            if self.record.get("decoder") and self.record.get("network", "unet") == "unet":
-                state = {key: value for key, value in read_state(path).items() if not key.startswith("classifier.")}
-                return load_weights(body, state, minimum=1.0)
         if not self.record:
+            if self.call.part == "all" and isinstance(body, UNet) and holds_decoder(path):
+                return load_published(body, path)
             return init_encoder(model.encoder, self.job.weights)
-        return load_weights(model.encoder, path, prefix=None if exported else "encoder.")
+        state = read_state(path)
+        alone = holds_encoder_alone(state)
+        if self.call.part == "all" and isinstance(body, UNet) and not alone and self._of_unet():
+            whole = {key: value for key, value in state.items() if not key.startswith("classifier.")}
+            return load_weights(body, whole, minimum=1.0)
+        return load_weights(model.encoder, state, prefix=None if alone else "encoder.")
+
+    def _of_unet(self) -> bool:
+        """Whether the weights are a U-Net's: the record of a pre-training run names no network."""
+        return str(self.record.get("network", "unet")) == "unet"
 
     def _facts(self, report: WeightsReport | None) -> dict[str, Any]:
         """What is written down of the run beside its settings."""
