@@ -17,7 +17,7 @@ from pri3d.runfiles import RunPaths, read_json, read_metrics, write_json, write_
 def test_names_of_a_run(tmp_path):
     paths = RunPaths(tmp_path)
     names = {name: path.name for name, path in vars(paths).items() if name != "path"}
-    assert sorted(names) == ["best", "checkpoint", "config", "initial", "metrics", "scores", "weights"]
+    assert sorted(names) == ["best", "checkpoint", "config", "initial", "loaded", "metrics", "scores", "weights"]
     assert len(set(names.values())) == len(names)
 
 

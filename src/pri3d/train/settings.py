@@ -13,7 +13,6 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 import yaml
 
-from pri3d.data.augment import RECIPES
 from pri3d.errors import ConfigError
 from pri3d.geometry.images import Interpolation
 from pri3d.geometry.matching import Mode
@@ -78,8 +77,6 @@ class TrainSettings:
             for name, least in LEAST.items()
             if hasattr(self, name) and not getattr(self, name) >= least
         ]
-        if self.augment not in RECIPES:
-            found.append(f"--augment {self.augment}: unknown. Choices: {', '.join(RECIPES)}")
         if not self.lr > 0:
             found.append(f"--lr {self.lr}: must be positive")
         if self.seed >= 1 << 32:

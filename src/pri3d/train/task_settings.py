@@ -6,6 +6,7 @@ import dataclasses
 import re
 from typing import Literal
 
+from pri3d.data.augment import RECIPES
 from pri3d.models.segmentation import least_batch
 from pri3d.models.tuning import check_tuning
 from pri3d.train.settings import TrainSettings
@@ -28,6 +29,8 @@ class FinetuneSettings(TrainSettings):
     def problems(self) -> list[str]:
         """Everything wrong with the numbers, each with its flag."""
         found = super().problems()
+        if self.augment not in RECIPES:
+            found.append(f"--augment {self.augment}: unknown. Choices: {', '.join(RECIPES)}")
         if self.eval_every < 1:
             found.append(f"--eval-every {self.eval_every}: give at least 1")
         if not 0 < self.fraction <= 1:
