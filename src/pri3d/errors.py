@@ -18,6 +18,10 @@ class FrameError(DataError):
     """One frame is unusable; ``prepare`` lists it with the reason and goes on."""
 
 
+class IntrinsicsError(FrameError):
+    """The frame's image cannot be that of the camera stated for it."""
+
+
 class ConfigError(Pri3DError):
     """A flag, preset or name is wrong; the message lists the choices."""
 

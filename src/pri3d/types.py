@@ -44,6 +44,7 @@ class Frame(NamedTuple):
     label: NDArray[np.uint8] | None = None  #: (H, W) class ids in the colour camera, 255 = ignored
     instance: NDArray[np.uint16] | None = None  #: (H, W) instance ids in the colour camera, 0 = none
     color_jpeg: bytes | None = None  #: the RGB JPEG that gave ``color``, to be stored as it is where the size stays
+    confidence: NDArray[np.uint8] | None = None  #: (h, w) how far the device trusts ``depth``, 0..100 percent
 
 
 class View(NamedTuple):

@@ -216,7 +216,7 @@ def test_wrong_folders(recording: Path, out: Path) -> None:
         prepare([], out)
     with pytest.raises(ConfigError, match="is no prepared store"):
         prepare([recording], recording, **FLAGS)
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="no such file or folder"):
         prepare([recording / "absent"], out)
     assert not out.exists()
 

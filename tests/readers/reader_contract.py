@@ -14,7 +14,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from PIL import Image
-from samples import FRAMES, HEIGHT, SAMPLES, WIDTH, Sample, rendered
+from sample_frames import FRAMES, HEIGHT, WIDTH, Sample, rendered
+from samples import SAMPLES
 
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.readers import READERS, Reader, open_recording

@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from sample_frames import FRAMES, HEIGHT, SEED, WIDTH, Sample, rendered
+from samples_desk import DESK
+from samples_outdoor import OUTDOOR
+from samples_phone import PHONE
 from sens_writer import matrix, parts, write_sens
 
-from pri3d.types import Frame
-from pri3d.worlds.render import render_room
-from pri3d.worlds.scene import build_room
 from pri3d.worlds.write import rooms
-
-FRAMES, WIDTH, HEIGHT, SEED = 3, 48, 36, 7
-
-
-class Sample(NamedTuple):
-    """A recording and the files of its first scene's first frame."""
-
-    root: Path
-    color: Path
-    depth: Path
-    pose: Path
-
-
-@cache
-def rendered() -> list[Frame]:
-    """The frames that every sample holds."""
-    return render_room(build_room(SEED, 0), FRAMES, WIDTH, HEIGHT)
 
 
 def write_rooms(root: Path) -> Sample:
@@ -107,4 +89,7 @@ SAMPLES: dict[str, Callable[[Path], Sample]] = {
     "scannet": write_scannet,
     "scannet-exported": lambda root: write_scannet(root, exported=True),
     "scannet-sens": write_scannet_sens,
+    **DESK,
+    **PHONE,
+    **OUTDOOR,
 }

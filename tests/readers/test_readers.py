@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from reader_contract import ReaderContract, check_frame
-from samples import HEIGHT, WIDTH, rendered, write_folder, write_rooms, write_sevenscenes
+from sample_frames import HEIGHT, WIDTH, rendered
+from samples import write_folder, write_rooms, write_sevenscenes
 
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.readers import open_recording
@@ -208,8 +209,12 @@ def test_pose_of_depth_moves_to_the_colour_camera(tmp_path: Path) -> None:
 
 def test_unknown_folder_says_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(DataError, match=r"rooms\.json.*frame-000000.*holiday"):
+    with pytest.raises(DataError, match=r"Found holiday\.jpg\.[^$]*rooms\.json[^$]*frame-000000"):
         open_recording(tmp_path)
+    (tmp_path / "year" / "month").mkdir(parents=True)
+    write_sevenscenes(tmp_path / "year" / "month" / "kitchen")
+    with pytest.raises(DataError, match=r"month is one \(sevenscenes\): did you mean that"):
+        open_recording(tmp_path / "year")
 
 
 def test_no_two_readers_fit_one_sample(tmp_path: Path) -> None:

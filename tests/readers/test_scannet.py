@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from reader_contract import ReaderContract, RecordingContract
-from samples import FRAMES, HEIGHT, NYU40, WIDTH, rendered, write_folder, write_scannet, write_scannet_sens
+from sample_frames import FRAMES, HEIGHT, WIDTH, rendered
+from samples import NYU40, write_folder, write_scannet, write_scannet_sens
 from sens_writer import parts, write_sens
 
 from pri3d.errors import ConfigError, DataError, FrameError

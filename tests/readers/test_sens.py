@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from reader_contract import check_frame
-from samples import HEIGHT, WIDTH, rendered
+from sample_frames import HEIGHT, WIDTH, rendered
 from sens_writer import Parts, encoded, frame_bytes, header, matrix, parts, write_sens
 
 from pri3d.errors import DataError, FrameError, Pri3DError

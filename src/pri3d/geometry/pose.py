@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from pri3d.errors import FrameError
+
+#: camera axes of OpenGL (x right, y up, z backward) -> OpenCV's, and back: ``pose @ OPENGL_FLIP``
+OPENGL_FLIP = np.diag((1.0, -1.0, -1.0, 1.0))
 
 if TYPE_CHECKING:  # preparation uses the numpy half in many processes, and PyTorch takes seconds to import
     from torch import Tensor
@@ -42,6 +45,26 @@ def invert_array(a_from_b: NDArray[np.float64]) -> NDArray[np.float64]:
     result = np.eye(4)
     result[:3, :3] = a_from_b[:3, :3].T
     result[:3, 3] = -a_from_b[:3, :3].T @ a_from_b[:3, 3]
+    return result
+
+
+def pose_of_quaternion(translation: ArrayLike, quaternion: ArrayLike, what: str) -> NDArray[np.float64]:
+    """Transform (4, 4) of a translation (3,) m and a rotation x, y, z, w (4,), which need not have length 1.
+
+    Raises FrameError where they are not finite or the rotation is zero; ``what`` names the file.
+    """
+    shift, (x, y, z, w) = np.asarray(translation, np.float64), np.asarray(quaternion, np.float64)
+    length = float(np.sqrt(x * x + y * y + z * z + w * w))
+    if not (np.isfinite(shift).all() and 1e-6 < length < 1e6):
+        raise FrameError(f"{what}: the pose is not finite or has no rotation (tracking was lost).")
+    x, y, z, w = x / length, y / length, z / length, w / length
+    result = np.eye(4)
+    result[:3, :3] = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
+        (2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
+        (2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
+    )
+    result[:3, 3] = shift
     return result
 
 

@@ -54,10 +54,13 @@ def stored_size(camera: Camera, wanted: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(camera.width * scale)), max(1, round(camera.height * scale))
 
 
-def prepare_frame(frame: Frame, size: tuple[int, int], max_depth: float, reach: float = np.inf) -> Prepared:
+def prepare_frame(
+    frame: Frame, size: tuple[int, int], max_depth: float, reach: float = np.inf, min_confidence: int = 0
+) -> Prepared:
     """Check one frame, register its depth into the colour camera and resample everything to ``size`` at most.
 
-    ``size`` is width, height in pixels, see :func:`stored_size`; depth beyond ``max_depth`` m becomes invalid.
+    ``size`` is width, height in pixels, see :func:`stored_size`; depth beyond ``max_depth`` m becomes invalid, as does
+    depth of less than ``min_confidence`` percent where the source says how far it can be trusted.
     The camera must lie within ``reach`` m of the origin along each axis: cells farther off cannot be told apart.
     Colour is resampled bilinearly with antialiasing, depth and labels take the nearest pixel. Raises FrameError with
     the reason where the frame is unusable.
@@ -72,6 +75,8 @@ def prepare_frame(frame: Frame, size: tuple[int, int], max_depth: float, reach: 
         )
     color_from_depth = check_rigid(frame.color_from_depth, f"{frame.name}: color_from_depth")
     depth = np.where(np.isfinite(frame.depth) & (frame.depth > 0), frame.depth, 0).astype(np.float32)
+    if frame.confidence is not None:
+        depth[frame.confidence < min_confidence] = 0
     camera = frame.color_camera.resized(frame.depth_camera.width, frame.depth_camera.height)
     registered = register_depth(depth, frame.depth_camera, camera, color_from_depth)
     registered = np.where(registered <= max_depth, registered, np.float32(0))
@@ -95,13 +100,14 @@ def read_frames(
     max_depth: float,
     frame_step: int,
     reach: float,
+    min_confidence: int,
     keep_views: bool,
     progress: Callable[[int, int], None],
 ) -> SceneFrames:
     """Read every ``frame_step``-th frame once and write it, or the reason why it is left out.
 
-    ``reach`` as in :func:`prepare_frame`; ``keep_views`` keeps the stored images in memory; ``progress`` is told frames
-    done and in all. Raises DataError where no frame is usable.
+    ``reach`` and ``min_confidence`` as in :func:`prepare_frame`; ``keep_views`` keeps the stored images in memory;
+    ``progress`` is told frames done and in all. Raises DataError where no frame is usable.
     """
     names = list(scene.names)
     indices = range(0, len(names), frame_step)
@@ -113,7 +119,7 @@ def read_frames(
     for row, index in enumerate(indices):
         progress(row, len(indices))
         try:
-            item = prepare_frame(scene.frame(index), size, max_depth, reach)
+            item = prepare_frame(scene.frame(index), size, max_depth, reach, min_confidence)
             depth = depth if rows else np.zeros((len(indices), *item.depth.shape), np.uint16)
             _check_same(item, depth, writer)
         except FrameError as error:
@@ -139,6 +145,7 @@ def _check_images(frame: Frame) -> None:
     for what, image, camera in (
         ("colour", frame.color, frame.color_camera),
         ("depth", frame.depth, frame.depth_camera),
+        ("confidence", frame.confidence, frame.depth_camera),
         ("label", frame.label, frame.color_camera),
         ("instance", frame.instance, frame.color_camera),
     ):

@@ -26,6 +26,7 @@ from pri3d.files import remove_leftovers
 from pri3d.geometry.images import parse_size
 from pri3d.machine import cores
 from pri3d.preparation.scene import Job, Settings, open_cached, open_job, prepare_scene, stated_cameras
+from pri3d.readers.correction import parse_correction
 from pri3d.store import (
     MANIFEST,
     PairTable,
@@ -54,7 +55,7 @@ def prepare(
     reader: str | None = None,
     cameras: Path | None = None,
     size: str = "320x240",
-    frame_step: int = 1,
+    frame_step: int | None = None,
     max_depth: float = 6.0,
     overlap: Literal["paper", "max"] = "paper",
     min_overlap: float = 0.3,
@@ -63,6 +64,8 @@ def prepare(
     pairs: bool = True,
     surface: bool = True,
     split: Literal["train", "val", "test", "all"] = "train",
+    correct: str = "",
+    min_confidence: int = 50,
     workers: int = 0,
 ) -> None:
     """Turn recordings into a prepared store: frames, overlapping pairs and the surface of every scene.
@@ -76,7 +79,8 @@ def prepare(
         reader: format of the recordings; found out from their layout where it is not given.
         cameras: YAML file that states the colour and the depth camera, for recordings that do not.
         size: largest stored image, WIDTHxHEIGHT in pixels; the aspect ratio is kept and nothing is enlarged.
-        frame_step: take every so many frames; the paper takes every 25th of ScanNet.
+        frame_step: take every so many frames; without it the format decides: 25 for videos, as the paper does with
+            ScanNet, 1 where frames were chosen already.
         max_depth: metres; farther depth counts as invalid.
         overlap: "paper" for corresponding pixels of both frames over valid pixels of both, "max" for the larger of the
             two frames' shares, as the authors' code has it.
@@ -87,6 +91,10 @@ def prepare(
         surface: whether to voxelise the surface; only the Geometry objective needs it.
         split: which scenes of a data set that has an official split (ScanNet); scenes in none of its lists, and
             recordings of your own, count as train.
+        correct: what `pri3d check` found wrong, such as `inverse` (poses are world to camera), `opengl` (camera axes),
+            `ray` (depth along the ray), `depth=0.2` (its factor), `shift=1` (frames that depth is late), by commas.
+        min_confidence: percent; depth that the device itself trusts less counts as invalid (phones say low, medium
+            and high: 0, 50 and 100).
         workers: processes; 0 takes one per core.
 
     Raises:
@@ -96,7 +104,19 @@ def prepare(
     open_cached.cache_clear()  # recordings may have changed since an earlier call
     digest = None if cameras is None else hashlib.sha256(_read(cameras)).hexdigest()[:16]
     settings = Settings(
-        size, frame_step, max_depth, overlap, min_overlap, distance, voxel, pairs, surface, digest, split
+        size,
+        frame_step,
+        max_depth,
+        overlap,
+        min_overlap,
+        distance,
+        voxel,
+        pairs,
+        surface,
+        digest,
+        split,
+        str(parse_correction(correct)),
+        min_confidence,
     )
     _check(settings, recordings, workers)
     old = _claim(out, settings)
@@ -130,7 +150,8 @@ def prepare(
 def _check(settings: Settings, recordings: list[Path], workers: int) -> None:
     parse_size(settings.size)
     limits = {
-        "--frame_step": (settings.frame_step, 1, float("inf")),
+        "--frame_step": (1 if settings.frame_step is None else settings.frame_step, 1, float("inf")),
+        "--min_confidence": (settings.min_confidence, 0, 100),
         "--max_depth": (settings.max_depth, 0.01, 65.0),
         "--min_overlap": (settings.min_overlap, 0.001, 1.0),
         "--distance": (settings.distance, 1e-4, 10.0),
@@ -174,7 +195,7 @@ def _jobs(
     jobs: dict[str, Job] = {}
     names: list[list[str] | None] = []
     for recording in recordings:
-        opened = open_cached(recording, reader, cameras, settings.split)
+        opened = open_cached(recording, reader, cameras, settings.split, settings.correct)
         classes = opened.reader.class_names
         names.append(None if classes is None else list(classes))
         for scene in opened.scenes:

@@ -18,7 +18,7 @@ from pri3d.preparation.frames import SceneFrames, read_frames
 from pri3d.preparation.overlap import Mode
 from pri3d.preparation.pairs import mine, pair_table
 from pri3d.preparation.surface import scene_surface
-from pri3d.readers import Reader, Scene, open_recording
+from pri3d.readers import Recording, Scene, open_recording
 from pri3d.readers.files import clean_id
 from pri3d.store import PairTable, SceneWriter
 from pri3d.types import Voxels
@@ -30,7 +30,7 @@ class Settings(NamedTuple):
     """What decides the content of a prepared store, see :func:`pri3d.preparation.run.prepare`."""
 
     size: str
-    frame_step: int
+    frame_step: int | None  #: None leaves it to the format
     max_depth: float
     overlap: Mode
     min_overlap: float
@@ -40,6 +40,8 @@ class Settings(NamedTuple):
     surface: bool
     cameras: str | None  #: digest of the file of cameras, None where none is given
     split: str = "train"  #: which scenes of a data set with an official split; what older stores were made with
+    correct: str = ""  #: mistakes of the recording, see pri3d.readers.correction
+    min_confidence: int = 50  #: percent; depth that its device trusts less is invalid
 
 
 class Job(NamedTuple):
@@ -57,15 +59,17 @@ class Job(NamedTuple):
 class Opened(NamedTuple):
     """A recording that is open."""
 
-    reader: Reader
+    reader: Recording
     scenes: dict[str, Scene]  #: by id
     camera_files: list[Path]  #: its files that state cameras, the deepest first
 
 
 @lru_cache(maxsize=4)
-def open_cached(recording: Path, reader: str | None, cameras: Path | None, split: str = "train") -> Opened:
+def open_cached(
+    recording: Path, reader: str | None, cameras: Path | None, split: str = "train", correct: str = ""
+) -> Opened:
     """:func:`pri3d.readers.open_recording` and its scenes by id; a worker opens a recording once for all its scenes."""
-    opened = open_recording(recording, reader, cameras, split)
+    opened = open_recording(recording, reader, cameras, split, correct)
     # None of them counts where --cameras stands for them; else a cameras.yaml goes before other files.
     names = () if cameras is not None else ("cameras.yaml", "camera-intrinsics.txt")
     files = [path for name in names for level in ("*/*/", "*/", "") for path in recording.glob(level + name)]
@@ -74,7 +78,7 @@ def open_cached(recording: Path, reader: str | None, cameras: Path | None, split
 
 def open_job(job: Job) -> Opened:
     """:func:`open_cached` of the scene's recording."""
-    return open_cached(job.recording, job.reader, job.cameras, job.settings.split)
+    return open_cached(job.recording, job.reader, job.cameras, job.settings.split, job.settings.correct)
 
 
 def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) -> dict[str, Any]:
@@ -92,7 +96,8 @@ def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) 
             writer,
             size=parse_size(settings.size),
             max_depth=settings.max_depth,
-            frame_step=settings.frame_step,
+            frame_step=settings.frame_step or int(getattr(opened.reader, "frame_step", 1)),
+            min_confidence=settings.min_confidence,
             reach=_reach(settings),
             keep_views=settings.surface,
             progress=lambda done, total: report("frames", done, total),

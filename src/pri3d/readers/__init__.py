@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 
 from pri3d import registry
 from pri3d.errors import ConfigError, DataError
+from pri3d.readers.correction import CorrectedReader, Correction, parse_correction
 from pri3d.types import Frame
 
 READERS = {
@@ -23,11 +24,18 @@ READERS = {
 }
 
 
+_NAMED = 8  # entries of an unknown folder that an error lists
+_TRIED = 20  # and that are looked into
 SPLITS = ("train", "val", "test", "all")  #: which of a data set's official lists of scenes is wanted
 
 
 class Scene(Protocol):
-    """One continuous recording: frames that share a world frame."""
+    """One continuous recording: frames that share a world frame.
+
+    It may have ``posed = False`` (its frames have no poses, so that nothing can be paired; ``world_from_camera`` is the
+    identity), ``metric = False`` (poses and depth share a unit that is not known), and a method ``pose(index)`` that
+    gives the pose of one frame (4, 4) without its pixels, or raises FrameError.
+    """
 
     id: str  #: unique in its recording, made of letters, digits, '-', '_' and '.'
     names: Sequence[str]  #: frame names, sorted = time order; may open the scene's file, and raise DataError
@@ -41,18 +49,31 @@ class Scene(Protocol):
         ...
 
 
-class Reader(Protocol):
-    """A recording's folder -> its scenes. ``__init__`` may read small text files, never images.
+class Recording(Protocol):
+    """A recording that is open."""
+
+    class_names: Sequence[str] | None  #: names of the label ids 0..n-1, None where the source has no labels
+
+    def scenes(self) -> Sequence[Scene]:
+        """Every scene of the recording, sorted by id."""
+        ...
+
+
+class Reader(Recording, Protocol):
+    """A recording's folder, or file -> its scenes. ``__init__`` may read small text files, never images.
 
     ``cameras`` is a YAML file that states both cameras (docs/own-data.md); without it the reader takes
     ``cameras.yaml`` of the folder where there is one, else what the format itself says.
 
     A reader of a data set with an official split has ``splits = True``, takes a third argument ``split`` (one of
     :data:`SPLITS`), and its scenes have an attribute ``split``: the official one they belong to, or None.
+
+    One whose recordings may be a single file states their endings in lower case, ``suffixes = (".r3d",)``; without it
+    only folders come to :meth:`detect`. One of a video format, some 30 frames a second, states how many to go on with,
+    ``frame_step = 25``.
     """
 
     looks_for: ClassVar[str]  #: what :meth:`detect` looks for, as a phrase for error messages
-    class_names: Sequence[str] | None  #: names of the label ids 0..n-1, None where the source has no labels
 
     def __init__(self, path: Path, cameras: Path | None = None) -> None: ...
 
@@ -61,38 +82,63 @@ class Reader(Protocol):
         """Whether the folder has this format's layout."""
         ...
 
-    def scenes(self) -> Sequence[Scene]:
-        """Every scene of the recording, sorted by id."""
-        ...
 
-
-def open_recording(path: Path, reader: str | None = None, cameras: Path | None = None, split: str = "train") -> Reader:
+def open_recording(
+    path: Path, reader: str | None = None, cameras: Path | None = None, split: str = "train", correct: str = ""
+) -> Recording:
     """Open a recording with the named reader, or with the only one whose layout it has.
 
-    ``split`` is one of :data:`SPLITS`; without an official split everything is "train". Raises DataError where the
-    folder is missing or no reader knows it, ConfigError where several do, or where it has no such split.
+    ``split`` is one of :data:`SPLITS`; without an official split everything is "train". ``correct`` is what
+    :func:`pri3d.readers.correction.parse_correction` takes. Raises DataError where the recording is missing or no
+    reader knows it, ConfigError where several do, where it has no such split, or for an unknown correction.
     """
-    if not path.is_dir():
-        raise DataError(f"{path}: no such folder. Give the folder that holds the recording.")
-    if reader is not None:
-        return _open(reader, registry.load("readers", READERS, reader), path, cameras, split)
-    found = {}
-    for name in registry.names("readers", READERS):
-        cls = registry.load("readers", READERS, name)
-        if cls.detect(path):
-            found[name] = cls
-    if len(found) == 1:
-        return _open(*next(iter(found.items())), path, cameras, split)
-    if found:
+    correction = parse_correction(correct)
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder. Give what holds the recording.")
+    name = reader or _find(path)
+    opened = _open(name, registry.load("readers", READERS, name), path, cameras, split)
+    return opened if correction == Correction() else CorrectedReader(opened, correction)
+
+
+def detect(path: Path) -> list[str]:
+    """Names of the readers whose layout the file or folder has."""
+    return [name for name in registry.names("readers", READERS) if _fits(registry.load("readers", READERS, name), path)]
+
+
+def _fits(cls: Any, path: Path) -> bool:
+    if path.is_file() and not path.name.lower().endswith(getattr(cls, "suffixes", ())):
+        return False
+    return bool(cls.detect(path))
+
+
+def _find(path: Path) -> str:
+    """Name of the only reader that knows the recording."""
+    found = detect(path)
+    if len(found) > 1:
         raise ConfigError(f"{path}: fits several formats ({', '.join(found)}). Choose one with --reader.")
-    wanted = "; ".join(
-        f"{name}: {registry.load('readers', READERS, name).looks_for}" for name in registry.names("readers", READERS)
+    if found:
+        return found[0]
+    wanted = "".join(
+        f"\n  {name}: {registry.load('readers', READERS, name).looks_for}"
+        for name in registry.names("readers", READERS)
     )
-    seen = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-    raise DataError(f"{path}: not a known recording. Looked for {wanted}. Found {seen}.")
+    raise DataError(f"{path}: not a known recording.{_seen(path)} Looked for{wanted}")
+
+
+def _seen(path: Path) -> str:
+    """What lies there instead, and which folder in it is a recording."""
+    if path.is_file():
+        return " It is a file."
+    inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
+    known = next(((p, names) for p in inside[:_TRIED] if p.is_dir() and (names := detect(p))), None)
+    hint = f" {known[0]} is one ({', '.join(known[1])}): did you mean that?" if known else ""
+    more = f" and {len(inside) - _NAMED} more" * (len(inside) > _NAMED)
+    return f" Found {', '.join(p.name for p in inside[:_NAMED]) or 'nothing'}{more}.{hint}"
 
 
 def _open(name: str, cls: Any, path: Path, cameras: Path | None, split: str) -> Reader:
+    if path.is_file() and not path.name.lower().endswith(getattr(cls, "suffixes", ())):
+        raise DataError(f"{path}: is a file; {name} looks for {cls.looks_for}.")
     if split not in SPLITS:
         raise registry.unknown("split", SPLITS, split)
     if getattr(cls, "splits", False):

@@ -9,13 +9,15 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from pri3d.errors import ConfigError, DataError, FrameError
+from pri3d.errors import ConfigError, DataError, FrameError, IntrinsicsError
+from pri3d.geometry.lens import Lens
 from pri3d.geometry.pose import check_rigid, invert_array
 from pri3d.types import Camera
 
 _TOP = ("color", "depth", "color_from_depth", "pose_of", "depth_scale")
 _INTRINSICS = ("fx", "fy", "cx", "cy")
 _SIZE = ("width", "height")
+_LENSES = {"distortion": (4, 5, 8), "fisheye": (4,)}  # key -> how many coefficients it may have
 _LARGEST = 1e6  # pixels or metres; larger numbers are slips, nan compares false
 
 
@@ -28,14 +30,15 @@ class Intrinsics(NamedTuple):
     cy: float  #: pixels
     width: int | None = None  #: pixels
     height: int | None = None  #: pixels
+    lens: Lens | None = None  #: distortion of the images, to be undone
 
     def of_image(self, width: int, height: int, what: str) -> Camera:
         """Return the camera of an image of this size, or raise FrameError where the image cannot be its."""
         stated = (self.width or width, self.height or height)
         if stated != (width, height):
-            raise FrameError(f"{what}: is {width}x{height}, but the camera is stated as {stated[0]}x{stated[1]}.")
+            raise IntrinsicsError(f"{what}: is {width}x{height}, but the camera is stated as {stated[0]}x{stated[1]}.")
         if not (0.25 < self.cx / width < 0.75 and 0.25 < self.cy / height < 0.75):
-            raise FrameError(
+            raise IntrinsicsError(
                 f"{what}: is {width}x{height}, but the camera's centre is ({self.cx:g}, {self.cy:g}); the intrinsics "
                 "belong to another size."
             )
@@ -123,7 +126,7 @@ def _number(value: Any, what: str, positive: bool = False) -> float:
 
 
 def _intrinsics(value: Any, what: str) -> Intrinsics:
-    keys = _mapping(value, what, (*_INTRINSICS, *_SIZE))
+    keys = _mapping(value, what, (*_INTRINSICS, *_SIZE, *_LENSES))
     missing = [key for key in _INTRINSICS if key not in keys]
     if missing:
         raise ConfigError(f"{what}: {', '.join(missing)} missing; all of fx, fy, cx, cy are needed, in pixels.")
@@ -132,7 +135,22 @@ def _intrinsics(value: Any, what: str) -> Intrinsics:
         if key in keys and _number(keys[key], f"{what}.{key}", positive=True) % 1:
             raise ConfigError(f"{what}.{key} is {keys[key]}, expected whole pixels.")
     width, height = (int(keys[key]) if key in keys else None for key in _SIZE)
-    return Intrinsics(fx, fy, cx, cy, width, height)
+    return Intrinsics(fx, fy, cx, cy, width, height, _lens(keys, what))
+
+
+def _lens(keys: dict[str, Any], what: str) -> Lens | None:
+    """Distortion ``distortion: [k1, k2, p1, p2, k3, ...]`` or ``fisheye: [k1, k2, k3, k4]``, in OpenCV's order."""
+    said = [key for key in _LENSES if key in keys]
+    if len(said) > 1:
+        raise ConfigError(f"{what}: give either distortion or fisheye.")
+    for key in said:
+        values = keys[key]
+        if not isinstance(values, list) or len(values) not in _LENSES[key]:
+            counts = " or ".join(map(str, _LENSES[key]))
+            raise ConfigError(f"{what}.{key} is {values!r}, expected a list of {counts} numbers, in OpenCV's order.")
+        k = tuple(_number(value, f"{what}.{key}") for value in values)
+        return Lens("fisheye" if key == "fisheye" else "radial", k)
+    return None
 
 
 def _transform(value: Any, path: Path) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ from PIL import Image
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.pose import check_rigid
 from pri3d.readers.cameras import Cameras
+from pri3d.readers.scenes import Origin, build_frame
 from pri3d.types import Frame
 
 LARGEST = 10**8  #: pixels of an image; a damaged header can claim any size
@@ -74,14 +75,14 @@ def load_frame(name: str, files: FrameFiles, cameras: Cameras, classes: int | No
     color = read_color(files.color)
     depth = read_depth(files.depth, cameras.depth_scale)
     height, width = color.shape[:2]
-    return Frame(
-        name=name,
-        color=color,
-        depth=depth,
-        color_camera=cameras.color.of_image(width, height, str(files.color)),
-        depth_camera=cameras.depth.of_image(depth.shape[1], depth.shape[0], str(files.depth)),
-        color_from_depth=cameras.color_from_depth,
-        world_from_camera=cameras.world_from_color(pose),
+    cameras.color.of_image(width, height, str(files.color))  # before labels are blamed for another size
+    return build_frame(
+        name,
+        color,
+        depth,
+        pose,
+        cameras,
+        Origin(str(files.color), str(files.depth), str(files.pose)),
         label=read_label(files.label, (height, width), classes) if files.label else None,
         instance=read_instance(files.instance, (height, width)) if files.instance else None,
     )

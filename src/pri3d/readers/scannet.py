@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
@@ -18,6 +18,7 @@ from pri3d.geometry.pose import check_rigid, invert_array
 from pri3d.readers.cameras import Cameras, cameras_for, from_matrix
 from pri3d.readers.files import FileScene, clean_id, read_matrix, sort_scenes
 from pri3d.readers.folder import PARTS, frame_files, is_scannet
+from pri3d.readers.scenes import LazyScene
 from pri3d.readers.sens import SensFile, SensScene
 from pri3d.types import Frame
 
@@ -66,7 +67,7 @@ class ScanNetReader:
         """Whether the folder is a scan or holds some."""
         return next(_find(path), None) is not None
 
-    def scenes(self) -> Sequence[ScanNetScene]:
+    def scenes(self) -> Sequence[LazyScene]:
         """Return the scenes of the split, sorted by id; none is opened yet. Raises DataError where there is none."""
         scenes = [self._scene(source) for source in self._found]
         wanted = [scene for scene in scenes if self._split in ("all", scene.split or "train")]
@@ -78,43 +79,17 @@ class ScanNetReader:
             )
         return sort_scenes(self._path, wanted, self.looks_for)
 
-    def _scene(self, source: Path) -> ScanNetScene:
+    def _scene(self, source: Path) -> LazyScene:
         folder = source if source.is_dir() else source.parent
         # One name for the scan wherever it lies, so that it is found in the official lists.
         name = clean_id(source.stem if source.is_file() else source.resolve().name)
         opener = _open_folder if source.is_dir() else _open_sens
-        return ScanNetScene(name, folder / f"{name}_vh_clean_2.ply", lambda: opener(source, self._stated(folder)))
+        mesh = folder / f"{name}_vh_clean_2.ply"
+        return LazyScene(name, lambda: opener(source, self._stated(folder)), mesh, split=official_split().get(name))
 
     def _stated(self, folder: Path) -> Cameras | None:
         """Cameras of the command line, else of the scene or of the recording."""
         return self._given or cameras_for(None, folder, self._path)
-
-
-class ScanNetScene:
-    """A scan that is opened when it is first asked for frames: a damaged one must not stop the thousand others."""
-
-    def __init__(self, scene_id: str, mesh: Path, opener: Callable[[], SensScene | FileScene]) -> None:
-        self.id = scene_id
-        self.split = official_split().get(scene_id)  #: "train", "val" or "test", None for a scan in no list
-        self._mesh = mesh
-        self._opener = opener
-
-    @cached_property
-    def _opened(self) -> SensScene | FileScene:
-        return self._opener()
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Names of the frames. Raises DataError where the scan cannot be opened."""
-        return self._opened.names
-
-    def frame(self, index: int) -> Frame:
-        """Load frame ``names[index]``. Raises FrameError naming the file that is missing or damaged."""
-        return self._opened.frame(index)
-
-    def mesh(self) -> Path | None:
-        """Return the scan's cleaned mesh in world metres, None where it is not there."""
-        return self._mesh if self._mesh.is_file() else None
 
 
 class _LabelledScene(FileScene):

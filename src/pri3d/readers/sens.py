@@ -29,9 +29,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pri3d.errors import DataError, FrameError
-from pri3d.geometry.pose import check_rigid
 from pri3d.readers.cameras import Cameras
 from pri3d.readers.files import LARGEST, decode_image, eight_bits, in_metres
+from pri3d.readers.scenes import Origin, build_frame
 from pri3d.types import Frame
 
 _COLOR = {1: "PNG", 2: "JPEG"}  # the numbers the container gives them; 0 is raw pixels
@@ -165,18 +165,16 @@ class SensScene:
         header, cameras, name = self._file.header, self._cameras, self.names[index]
         raw = self._file.read(index)
         what = f"{self._file.path}: frame {index}"
-        pose = check_rigid(raw.pose, what)
         color = decode_image(
             io.BytesIO(raw.color), f"{what}: colour", size=header.color_size, formats=(header.color_format,)
         )
-        return Frame(
-            name=name,
-            color=eight_bits(color, what),
-            depth=in_metres(raw.depth, cameras.depth_scale),
-            color_camera=cameras.color.of_image(*header.color_size, f"{what}: colour"),
-            depth_camera=cameras.depth.of_image(*header.depth_size, f"{what}: depth"),
-            color_from_depth=cameras.color_from_depth,
-            world_from_camera=cameras.world_from_color(pose),
+        return build_frame(
+            name,
+            eight_bits(color, what),
+            in_metres(raw.depth, cameras.depth_scale),
+            raw.pose,
+            cameras,
+            Origin(f"{what}: colour", f"{what}: depth", what),
             color_jpeg=raw.color if header.color_format == "JPEG" and _is_rgb(raw.color) else None,
         )
 
