@@ -26,14 +26,16 @@ def world_points(stack: DepthStack, n: int) -> NDArray[np.float64]:
     return points @ stack.world_from_camera[n, :3, :3].T + stack.world_from_camera[n, :3, 3]
 
 
-def brute_force(stack: DepthStack, i: int, j: int, distance: float, mode: str = "paper") -> float:
-    """Paper section 3.1, word by word."""
+def brute_force(
+    stack: DepthStack, i: int, j: int, distance: float, mode: str = "paper", relative: bool = False
+) -> float:
+    """Paper section 3.1, word by word; the distance as a share of the asked point's own depth where ``relative``."""
     a, b = world_points(stack, i), world_points(stack, j)
     if len(a) == 0 or len(b) == 0:
         return 0.0
-    bound = distance * (1 + 1e-12)  # the tree leaves out what lies at the bound itself
-    hits_a = np.isfinite(cKDTree(b).query(a, distance_upper_bound=bound)[0]).sum()
-    hits_b = np.isfinite(cKDTree(a).query(b, distance_upper_bound=bound)[0]).sum()
+    reach_a, reach_b = (distance * (depth[depth > 0] / 1000 if relative else 1) for depth in stack.depth[[i, j]])
+    hits_a = (cKDTree(b).query(a)[0] <= reach_a).sum()
+    hits_b = (cKDTree(a).query(b)[0] <= reach_b).sum()
     if mode == "max":
         return float(max(hits_a / len(a), hits_b / len(b)))
     return float((hits_a + hits_b) / (len(a) + len(b)))
@@ -54,15 +56,22 @@ def random_stack(seed: int, spread: float, nearest: float) -> DepthStack:
     return DepthStack((depth * 1000).astype(np.uint16), intrinsics, poses)
 
 
-@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.05, 0.3, 3.0]), st.sampled_from([0.05, 0.5, 2.0]), st.booleans())
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([0.0, 0.05, 0.3, 3.0]),
+    st.sampled_from([0.05, 0.5, 2.0]),
+    st.booleans(),
+    st.booleans(),
+)
 @hypothesis_settings(max_examples=60)
-def test_equals_brute_force(seed: int, spread: float, nearest: float, paper: bool) -> None:
+def test_equals_brute_force(seed: int, spread: float, nearest: float, paper: bool, relative: bool) -> None:
     stack = random_stack(seed, spread, nearest)  # nearest 5 cm: points on and behind the other camera's plane
     mode = "paper" if paper else "max"
     for i, j in ((0, 1), (1, 2)):
         for distance in (0.01, 0.06):
-            value = overlap(stack, tile_ranges(stack.depth), i, j, distance=distance, step=1, mode=mode)
-            assert value == pytest.approx(brute_force(stack, i, j, distance, mode), abs=1e-9)
+            how = {"distance": distance, "mode": mode, "relative": relative}
+            value = overlap(stack, tile_ranges(stack.depth), i, j, step=1, **how)
+            assert value == pytest.approx(brute_force(stack, i, j, **how), abs=1e-9)
 
 
 def test_extremes() -> None:
@@ -109,11 +118,11 @@ def all_pairs(n: int) -> NDArray[np.int32]:
     return np.stack(np.triu_indices(n, 1), axis=1).astype(np.int32)
 
 
-@pytest.mark.parametrize("mode", ["paper", "max"])
-def test_mine_keeps_what_brute_force_keeps(room_stack: DepthStack, mode: str) -> None:
-    distance = 0.04  # at this size a pixel covers 2 cm
-    truth = {(i, j): brute_force(room_stack, i, j, distance, mode) for i, j in all_pairs(8).tolist()}
-    pairs, values, best = mine(room_stack, distance=distance, min_overlap=0.3, mode=mode)
+@pytest.mark.parametrize(("mode", "relative"), [("paper", False), ("max", False), ("paper", True)])
+def test_mine_keeps_what_brute_force_keeps(room_stack: DepthStack, mode: str, relative: bool) -> None:
+    how = {"distance": 0.02 if relative else 0.04, "mode": mode, "relative": relative}  # a pixel covers 2 cm at 2 m
+    truth = {(i, j): brute_force(room_stack, i, j, **how) for i, j in all_pairs(8).tolist()}
+    pairs, values, best = mine(room_stack, min_overlap=0.3, **how)
     assert {tuple(p) for p in pairs.tolist()} == {p for p, value in truth.items() if value >= 0.3}
     assert 0 < len(pairs) < len(truth)
     expected = [truth[tuple(p)] for p in pairs.tolist()]

@@ -52,18 +52,26 @@ def tile_ranges(depth: NDArray[np.uint16]) -> TileRange:
 
 
 def overlap(
-    stack: DepthStack, tiles: TileRange, i: int, j: int, *, distance: float, step: int, mode: Mode = "paper"
+    stack: DepthStack,
+    tiles: TileRange,
+    i: int,
+    j: int,
+    *,
+    distance: float,
+    step: int,
+    mode: Mode = "paper",
+    relative: bool = False,
 ) -> float:
     """Overlap 0..1 of frames i and j, asking every ``step``-th pixel in both axes; exact for the pixels asked.
 
-    ``distance`` is the match distance in metres. Mode ``paper``: corresponding pixels of both over valid pixels of
-    both (section 3.1); ``max``: the larger of the two frames' shares, as the authors' code has it.
+    ``distance`` is the match distance in metres, or, where ``relative``, a share of the asked pixel's depth.
+    Mode ``paper``: corresponding pixels of both over valid pixels of both (section 3.1); ``max``: the larger of the two frames' shares, as the authors' code has it.
     """
     shares, weights = [], []
     for a, b in ((i, j), (j, i)):
         b_from_a = invert_array(stack.world_from_camera[b]) @ stack.world_from_camera[a]
         source, target = (stack.depth[a], stack.intrinsics[a]), (stack.depth[b], stack.intrinsics[b])
-        hits, asked = _hits(*source, b_from_a, *target, tiles.near[b], tiles.far[b], distance, step)
+        hits, asked = _hits(*source, b_from_a, *target, tiles.near[b], tiles.far[b], distance, step, relative)
         shares.append(hits / max(asked, 1))
         weights.append(asked)
     if mode == "max":
@@ -87,6 +95,7 @@ def _hits(
     far: NDArray[np.uint16],
     distance: float,
     step: int,
+    relative: bool,
 ) -> tuple[int, int]:
     """Pixels of a, every ``step``-th, that have a point of b within ``distance``; and how many were valid.
 
@@ -107,7 +116,8 @@ def _hits(
             y = (row + 0.5 - intrinsics_a[3]) / intrinsics_a[1] * z
             for i in range(3):
                 point[i] = b_from_a[i, 0] * x + b_from_a[i, 1] * y + b_from_a[i, 2] * z + b_from_a[i, 3]
-            hits += _has_neighbour(point, depth_b, intrinsics_b, near, far, distance)
+            reach = distance * z if relative else distance
+            hits += _has_neighbour(point, depth_b, intrinsics_b, near, far, reach)
     return hits, asked
 
 

@@ -43,14 +43,15 @@ def measure(
     distance: float,
     min_overlap: float,
     mode: Mode = "paper",
+    relative: bool = False,
     threads: int = 1,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> NDArray[np.float32]:
     """Exact-window overlap (P,) of ``pairs`` (P, 2) on a grid of about 4800 pixels a frame.
 
     While a pair is within ``NEAR_THRESHOLD`` of ``min_overlap`` it is measured again with half the step, and the band
-    round the threshold shrinks to a third, as the sampling error does. ``distance`` in metres; ``progress`` is told
-    pairs done and in all.
+    round the threshold shrinks to a third, as the sampling error does. ``distance`` in metres, or a share of the depth
+    where ``relative``; ``progress`` is told pairs done and in all.
     """
     tiles = tile_ranges(stack.depth)
     height, width = stack.depth.shape[1:]
@@ -58,10 +59,10 @@ def measure(
 
     def decide(i: int, j: int) -> float:
         spacing, band = step, NEAR_THRESHOLD
-        value = overlap(stack, tiles, i, j, distance=distance, step=spacing, mode=mode)
+        value = overlap(stack, tiles, i, j, distance=distance, step=spacing, mode=mode, relative=relative)
         while spacing > 1 and abs(value - min_overlap) < band:
             spacing, band = spacing // 2, band / 3
-            value = overlap(stack, tiles, i, j, distance=distance, step=spacing, mode=mode)
+            value = overlap(stack, tiles, i, j, distance=distance, step=spacing, mode=mode, relative=relative)
         return value
 
     result: list[float] = []
@@ -79,19 +80,30 @@ def mine(
     distance: float = 0.02,
     min_overlap: float = 0.3,
     mode: Mode = "paper",
+    relative: bool = False,
     threads: int = 1,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[NDArray[np.int32], NDArray[np.float32], float]:
     """Pairs (P, 2), i < j, that overlap by ``min_overlap`` or more, their overlap (P,), and the best overlap found.
 
-    ``distance`` is the match distance in metres; the best overlap tells how far off a scene without pairs is.
+    ``distance`` is the match distance in metres, or a share of the depth where ``relative``; the
+    best overlap tells how far off a scene without pairs is.
     """
-    guess = estimate(stack, cell=2 * distance, mode=mode)
+    # Cells of one size stand for distances that grow with the depth: those of nearly the farthest miss no pair.
+    reach = distance * _far_depth(stack) if relative else distance
+    guess = estimate(stack, cell=2 * reach, mode=mode)
     rows, columns = np.triu_indices(len(stack.depth), k=1)
     worth = guess[rows, columns] >= min(HOPELESS, min_overlap / 4)
     pairs = np.stack((rows, columns), axis=1).astype(np.int32)[worth]
     values = measure(
-        stack, pairs, distance=distance, min_overlap=min_overlap, mode=mode, threads=threads, progress=progress
+        stack,
+        pairs,
+        distance=distance,
+        min_overlap=min_overlap,
+        mode=mode,
+        relative=relative,
+        threads=threads,
+        progress=progress,
     )
     kept = values >= min_overlap
     return pairs[kept], values[kept], float(values.max(initial=0.0))
@@ -115,6 +127,12 @@ def pair_table(
     i, j = rows[pairs[:, 0]].astype(np.int32), rows[pairs[:, 1]].astype(np.int32)
     names = np.full(len(pairs), scene)
     return PairTable(names, i, j, overlaps, baseline.astype(np.float32), angle.astype(np.float32))
+
+
+def _far_depth(stack: DepthStack) -> float:
+    """Depth in metres that nine tenths of the valid pixels do not exceed."""
+    some = stack.depth[:, ::4, ::4]
+    return float(np.quantile(some[some > 0], 0.9)) / 1000 if some.any() else 1.0
 
 
 def _cell_counts(stack: DepthStack, cell: float) -> sparse.csr_array:

@@ -66,6 +66,7 @@ def prepare(
     split: Literal["train", "val", "test", "all"] = "train",
     correct: str = "",
     min_confidence: int = 50,
+    match: Literal["point", "relative"] = "point",
     workers: int = 0,
 ) -> None:
     """Turn recordings into a prepared store: frames, overlapping pairs and the surface of every scene.
@@ -85,7 +86,7 @@ def prepare(
         overlap: "paper" for corresponding pixels of both frames over valid pixels of both, "max" for the larger of the
             two frames' shares, as the authors' code has it.
         min_overlap: pairs that overlap by less are left out.
-        distance: metres within which two points correspond.
+        distance: metres within which two points correspond; a share of the depth with match relative.
         voxel: edge length of the surface's cells in metres.
         pairs: whether to mine pairs; labelled images for fine-tuning need none.
         surface: whether to voxelise the surface; only the Geometry objective needs it.
@@ -95,6 +96,8 @@ def prepare(
             `ray` (depth along the ray), `depth=0.2` (its factor), `shift=1` (frames that depth is late), by commas.
         min_confidence: percent; depth that the device itself trusts less counts as invalid (phones say low, medium
             and high: 0, 50 and 100).
+        match: what the distance is: `point`, metres as in the paper, or `relative`, a share of the depth, for scenes
+            with far things; scenes without a known unit (structure from motion) always take the latter.
         workers: processes; 0 takes one per core.
 
     Raises:
@@ -117,6 +120,7 @@ def prepare(
         split,
         str(parse_correction(correct)),
         min_confidence,
+        match,
     )
     _check(settings, recordings, workers)
     old = _claim(out, settings)
@@ -165,6 +169,8 @@ def _check(settings: Settings, recordings: list[Path], workers: int) -> None:
     ]
     if settings.overlap not in ("paper", "max"):
         wrong.append(f"--overlap {settings.overlap} (allowed: paper, max)")
+    if settings.match not in ("point", "relative"):
+        wrong.append(f"--match {settings.match} (allowed: point, relative)")
     if not recordings:
         wrong.append("no recording given")
     if wrong:

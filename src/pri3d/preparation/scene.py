@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -17,12 +17,14 @@ from pri3d.geometry.images import parse_size
 from pri3d.preparation.frames import SceneFrames, read_frames
 from pri3d.preparation.overlap import Mode
 from pri3d.preparation.pairs import mine, pair_table
+from pri3d.preparation.scale import ScaledScene
 from pri3d.preparation.surface import scene_surface
-from pri3d.readers import Recording, Scene, open_recording
+from pri3d.readers import Recording, Scene, find_reader, open_recording
 from pri3d.readers.files import clean_id
 from pri3d.store import PairTable, SceneWriter
 from pri3d.types import Voxels
 
+Match = Literal["point", "relative"]
 Report = Callable[[str, int, int], None]  #: told a step's name, how much of it is done, and how much there is
 
 
@@ -42,6 +44,7 @@ class Settings(NamedTuple):
     split: str = "train"  #: which scenes of a data set with an official split; what older stores were made with
     correct: str = ""  #: mistakes of the recording, see pri3d.readers.correction
     min_confidence: int = 50  #: percent; depth that its device trusts less is invalid
+    match: Match = "point"  #: whether the distance is in metres or a share of the depth
 
 
 class Job(NamedTuple):
@@ -59,6 +62,7 @@ class Job(NamedTuple):
 class Opened(NamedTuple):
     """A recording that is open."""
 
+    name: str  #: of its format
     reader: Recording
     scenes: dict[str, Scene]  #: by id
     camera_files: list[Path]  #: its files that state cameras, the deepest first
@@ -69,11 +73,12 @@ def open_cached(
     recording: Path, reader: str | None, cameras: Path | None, split: str = "train", correct: str = ""
 ) -> Opened:
     """:func:`pri3d.readers.open_recording` and its scenes by id; a worker opens a recording once for all its scenes."""
-    opened = open_recording(recording, reader, cameras, split, correct)
+    name = reader or find_reader(recording)
+    opened = open_recording(recording, name, cameras, split, correct)
     # None of them counts where --cameras stands for them; else a cameras.yaml goes before other files.
     names = () if cameras is not None else ("cameras.yaml", "camera-intrinsics.txt")
     files = [path for name in names for level in ("*/*/", "*/", "") for path in recording.glob(level + name)]
-    return Opened(opened, {scene.id: scene for scene in opened.scenes()}, files)
+    return Opened(name, opened, {scene.id: scene for scene in opened.scenes()}, files)
 
 
 def open_job(job: Job) -> Opened:
@@ -89,7 +94,9 @@ def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) 
     start = time.perf_counter()
     settings = job.settings
     opened = open_job(job)
-    scene = opened.scenes[job.scene]
+    source = opened.scenes[job.scene]
+    metric = getattr(source, "metric", True)
+    scene = source if metric else ScaledScene(source)
     with SceneWriter(job.out, job.scene) as writer:
         frames = read_frames(
             scene,
@@ -102,7 +109,8 @@ def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) 
             keep_views=settings.surface,
             progress=lambda done, total: report("frames", done, total),
         )
-        pairs = _pairs(job, frames, report) if settings.pairs else PairTable.empty()
+        relative = not metric or settings.match == "relative"
+        pairs = _pairs(job, frames, relative, report) if settings.pairs else PairTable.empty()
         surface = Voxels(np.zeros((0, 3), np.int32), settings.voxel)
         if settings.surface:
             report("surface", 0, 1)
@@ -110,8 +118,10 @@ def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) 
         record = {
             "source": str(job.recording),
             "cameras": stated_cameras(job),
-            "reader": job.reader or type(opened.reader).__name__,
-            "split": getattr(scene, "split", None),
+            "reader": opened.name,
+            "split": getattr(source, "split", None),
+            "match": "relative" if relative else "point",
+            "scale": scene.factor if isinstance(scene, ScaledScene) else None,
             "source_frames": len(scene.names),
             "frames": len(frames.rows),
             "rejected": len(frames.reasons),
@@ -151,7 +161,7 @@ def _reach(settings: Settings) -> float:
     return REACH * min(cells, default=float("inf"))
 
 
-def _pairs(job: Job, frames: SceneFrames, report: Report) -> PairTable:
+def _pairs(job: Job, frames: SceneFrames, relative: bool, report: Report) -> PairTable:
     settings = job.settings
     if len(frames.rows) < 2:
         why = f" The first rejected: {frames.reasons[0]}" if frames.reasons else ""
@@ -161,6 +171,7 @@ def _pairs(job: Job, frames: SceneFrames, report: Report) -> PairTable:
         distance=settings.distance,
         min_overlap=settings.min_overlap,
         mode=settings.overlap,
+        relative=relative,
         threads=job.threads,
         progress=lambda done, total: report("pairs", done, total),
     )

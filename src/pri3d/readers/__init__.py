@@ -93,9 +93,8 @@ def open_recording(
     reader knows it, ConfigError where several do, where it has no such split, or for an unknown correction.
     """
     correction = parse_correction(correct)
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder. Give what holds the recording.")
-    name = reader or _find(path)
+    _require(path)
+    name = reader or find_reader(path)
     opened = _open(name, registry.load("readers", READERS, name), path, cameras, split)
     return opened if correction == Correction() else CorrectedReader(opened, correction)
 
@@ -105,14 +104,12 @@ def detect(path: Path) -> list[str]:
     return [name for name in registry.names("readers", READERS) if _fits(registry.load("readers", READERS, name), path)]
 
 
-def _fits(cls: Any, path: Path) -> bool:
-    if path.is_file() and not path.name.lower().endswith(getattr(cls, "suffixes", ())):
-        return False
-    return bool(cls.detect(path))
+def find_reader(path: Path) -> str:
+    """Name of the only reader that knows the recording.
 
-
-def _find(path: Path) -> str:
-    """Name of the only reader that knows the recording."""
+    Raises DataError where it is missing or none knows it, ConfigError where several do.
+    """
+    _require(path)
     found = detect(path)
     if len(found) > 1:
         raise ConfigError(f"{path}: fits several formats ({', '.join(found)}). Choose one with --reader.")
@@ -123,6 +120,17 @@ def _find(path: Path) -> str:
         for name in registry.names("readers", READERS)
     )
     raise DataError(f"{path}: not a known recording.{_seen(path)} Looked for{wanted}")
+
+
+def _require(path: Path) -> None:
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder. Give what holds the recording.")
+
+
+def _fits(cls: Any, path: Path) -> bool:
+    if path.is_file() and not path.name.lower().endswith(getattr(cls, "suffixes", ())):
+        return False
+    return bool(cls.detect(path))
 
 
 def _seen(path: Path) -> str:
