@@ -18,7 +18,7 @@ from pri3d.data.crops import CropDataset
 from pri3d.data.pairs import PairDataset
 from pri3d.data.sampler import Draw
 from pri3d.errors import ConfigError, DataError, Pri3DError, WeightsError
-from pri3d.store import PairTable, Store, write_pairs
+from pri3d.store import PairTable, Store, read_manifest, write_manifest, write_pairs
 from pri3d.train.launch import Launch, Options
 from pri3d.train.plan import Plan
 from pri3d.train.settings import PretrainSettings, resolve
@@ -110,6 +110,19 @@ def test_a_network_that_cannot_be_is_told_with_the_data(bare_store: Path, tmp_pa
     text = refusal(bare_store, tmp_path / "run", init=str(tmp_path / "no.pth"))
     assert "training pairs" in text
     assert "no.pth': no such file. Choices: scratch, imagenet, timm:NAME, or a weights file" in text
+
+
+def test_metres_of_an_unknown_unit_are_refused(rooms_store: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sfm"
+    shutil.copytree(rooms_store, folder)
+    manifest = read_manifest(folder)
+    manifest["scenes"]["room-0001"]["scale"] = 0.37
+    write_manifest(folder, manifest)
+    text = refusal(folder, tmp_path / "run")
+    assert "room-0001" in text
+    assert "--match relative" in text
+    plan(folder, match="relative", distance=0.02).check()
+    plan(folder, objectives={"trivial": 1.0}).check()
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,9 @@ def overlap(
 ) -> float:
     """Overlap 0..1 of frames i and j, asking every ``step``-th pixel in both axes; exact for the pixels asked.
 
-    ``distance`` is the match distance in metres, or, where ``relative``, a share of the asked pixel's depth.
-    Mode ``paper``: corresponding pixels of both over valid pixels of both (section 3.1); ``max``: the larger of the two frames' shares, as the authors' code has it.
+    ``distance`` is the match distance in metres, or, where ``relative``, a share of the asked pixel's depth. Mode
+    ``paper``: corresponding pixels of both over valid pixels of both (section 3.1); ``max``: the larger of the two
+    frames' shares, as the authors' code has it.
     """
     shares, weights = [], []
     for a, b in ((i, j), (j, i)):

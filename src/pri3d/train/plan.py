@@ -10,7 +10,7 @@ import numpy as np
 
 from pri3d.data.augment import recipe
 from pri3d.data.crops import CropDataset, CropRecipe, ImageFolder, PairFrames, Source, check_crops, collate_crops
-from pri3d.data.pairs import PairDataset, check_pairs, collate, split_pairs
+from pri3d.data.pairs import PairDataset, check_pairs, check_unit, collate, split_pairs
 from pri3d.data.sampler import MixedSampler, StreamSampler, derive
 from pri3d.errors import ConfigError, DataError, Problems
 from pri3d.geometry.images import parse_size
@@ -58,6 +58,9 @@ class Plan:
         with problems.collect():
             if not self.settings.crops_alone:
                 check_pairs(self.train, self.store, self.settings.micro_batch)
+        with problems.collect():
+            if "view" in self.settings.weights and self.settings.match != "relative":
+                check_unit(self.store)
         with problems.collect():
             self._check_surface()
         with problems.collect():
