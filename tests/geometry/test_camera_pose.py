@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from pri3d.errors import FrameError
 from pri3d.geometry.camera import back_project, pixel_centres, project
-from pri3d.geometry.pose import check_rigid, compose, invert, invert_array, transform
+from pri3d.geometry.pose import check_rigid, compose, invert, invert_array, pose_of_quaternion, transform
 from pri3d.types import Camera
 
 INTRINSICS = torch.tensor([500.0, 510.0, 320.0, 240.0], dtype=torch.float64)
@@ -105,3 +105,19 @@ def test_check_rigid_repairs_rounding() -> None:
 def test_check_rigid_refuses_other_shapes() -> None:
     with pytest.raises(FrameError, match="4 x 4"):
         check_rigid(np.eye(3), "pose.txt")
+
+
+def test_quaternions_equal_scipys() -> None:
+    rng = np.random.default_rng(3)
+    for quaternion in (*rng.normal(size=(20, 4)), np.array((0.0, 0, 0, 2))):
+        shift = rng.normal(size=3)
+        pose = pose_of_quaternion(shift, quaternion, "poses.txt")
+        np.testing.assert_allclose(pose[:3, :3], Rotation.from_quat(quaternion).as_matrix(), atol=1e-12)
+        np.testing.assert_array_equal(pose[:, 3], (*shift, 1))
+        check_rigid(pose, "poses.txt")
+
+
+@pytest.mark.parametrize("numbers", [(0, 0, 0, 0, 0, 0, 0), (0, 0, 0, 0, 0, 0, np.nan), (np.inf, 0, 0, 0, 0, 0, 1)])
+def test_no_rotation_is_lost_tracking(numbers: tuple[float, ...]) -> None:
+    with pytest.raises(FrameError, match=r"poses\.txt: the pose is not finite or has no rotation"):
+        pose_of_quaternion(numbers[:3], numbers[3:], "poses.txt")

@@ -133,3 +133,15 @@ def test_a_mesh_beyond_the_reach_of_the_cells_is_refused(tmp_path: Path) -> None
         else:
             with pytest.raises(DataError, match=r"mesh\.ply: a coordinate of 10486 m is beyond"):
                 mesh_cells(path, 0.02)
+
+
+def test_depth_that_its_device_does_not_trust_is_left_out() -> None:
+    confidence = np.tile(np.array([0, 50, 100, 49], np.uint8), (48, 16))
+    given = frame(confidence=confidence)
+    out = prepare_frame(given, (64, 48), 6.0, min_confidence=50)
+    np.testing.assert_array_equal(out.view.depth, np.where(confidence >= 50, given.depth, 0))
+    np.testing.assert_array_equal(prepare_frame(given, (64, 48), 6.0).view.depth, given.depth)
+    with pytest.raises(FrameError, match="no valid depth"):
+        prepare_frame(frame(confidence=np.zeros((48, 64), np.uint8)), (64, 48), 6.0, min_confidence=1)
+    with pytest.raises(FrameError, match="confidence is 32 x 24"):
+        prepare_frame(frame(confidence=confidence[:24, :32]), (64, 48), 6.0)
