@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pri3d.datasets import LabelledImages, Split, open_labelled
-from pri3d.datasets.nyuv2 import MatFile, NYUImages, official_train
+from pri3d.datasets.nyuv2 import NYUImages
 from pri3d.datasets.spaces import load_space
 from pri3d.errors import ConfigError, DataError, Pri3DError
+from pri3d.readers.nyu_mat import MatFile, official_train
 
 COUNT, WIDTH, HEIGHT = 6, 16, 12  # images 1 and 2 are test, 3 to 6 train
 CHAIR, TABLE, BED, WALL, BOTTLE = 5, 19, 157, 21, 2  # labels of the 894 (the bottle is of class 40, otherprop)

@@ -11,6 +11,7 @@ from sample_frames import FRAMES, HEIGHT, SEED, WIDTH, Sample, rendered
 from samples_desk import DESK
 from samples_outdoor import OUTDOOR
 from samples_phone import PHONE
+from samples_single import SINGLE
 from sens_writer import matrix, parts, write_sens
 
 from pri3d.worlds.write import rooms
@@ -92,4 +93,5 @@ SAMPLES: dict[str, Callable[[Path], Sample]] = {
     **DESK,
     **PHONE,
     **OUTDOOR,
+    **SINGLE,
 }

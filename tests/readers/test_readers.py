@@ -208,8 +208,8 @@ def test_pose_of_depth_moves_to_the_colour_camera(tmp_path: Path) -> None:
 
 
 def test_unknown_folder_says_what_was_looked_for(tmp_path: Path) -> None:
-    (tmp_path / "holiday.jpg").touch()
-    with pytest.raises(DataError, match=r"Found holiday\.jpg\.[^$]*rooms\.json[^$]*frame-000000"):
+    (tmp_path / "notes.doc").touch()
+    with pytest.raises(DataError, match=r"Found notes\.doc\.[^$]*rooms\.json[^$]*frame-000000"):
         open_recording(tmp_path)
     (tmp_path / "year" / "month").mkdir(parents=True)
     write_sevenscenes(tmp_path / "year" / "month" / "kitchen")

@@ -21,6 +21,9 @@ READERS = {
     "sevenscenes": "pri3d.readers.sevenscenes:SevenScenesReader",
     "folder": "pri3d.readers.folder:FolderReader",
     "scannet": "pri3d.readers.scannet:ScanNetReader",
+    "nyuv2": "pri3d.readers.nyuv2:NYUv2Reader",
+    "sunrgbd": "pri3d.readers.sunrgbd:SunRgbdReader",
+    "images": "pri3d.readers.images:ImagesReader",
 }
 
 
@@ -70,7 +73,7 @@ class Reader(Recording, Protocol):
 
     One whose recordings may be a single file states their endings in lower case, ``suffixes = (".r3d",)``; without it
     only folders come to :meth:`detect`. One of a video format, some 30 frames a second, states how many to go on with,
-    ``frame_step = 25``.
+    ``frame_step = 25``. One with ``last_resort = True`` is only asked where no other reader knows the layout.
     """
 
     looks_for: ClassVar[str]  #: what :meth:`detect` looks for, as a phrase for error messages
@@ -100,31 +103,14 @@ def open_recording(
 
 
 def detect(path: Path) -> list[str]:
-    """Names of the readers whose layout the file or folder has."""
-    return [name for name in registry.names("readers", READERS) if _fits(registry.load("readers", READERS, name), path)]
+    """Names of the readers whose layout the file or folder has; the last resorts where no other reader knows it."""
+    return _detect(path, last_resort=False) or _detect(path, last_resort=True)
 
 
-def find_reader(path: Path) -> str:
-    """Name of the only reader that knows the recording.
-
-    Raises DataError where it is missing or none knows it, ConfigError where several do.
-    """
-    _require(path)
-    found = detect(path)
-    if len(found) > 1:
-        raise ConfigError(f"{path}: fits several formats ({', '.join(found)}). Choose one with --reader.")
-    if found:
-        return found[0]
-    wanted = "".join(
-        f"\n  {name}: {registry.load('readers', READERS, name).looks_for}"
-        for name in registry.names("readers", READERS)
-    )
-    raise DataError(f"{path}: not a known recording.{_seen(path)} Looked for{wanted}")
-
-
-def _require(path: Path) -> None:
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder. Give what holds the recording.")
+def _detect(path: Path, last_resort: bool) -> list[str]:
+    classes = {name: registry.load("readers", READERS, name) for name in registry.names("readers", READERS)}
+    asked = {name: cls for name, cls in classes.items() if getattr(cls, "last_resort", False) == last_resort}
+    return [name for name, cls in asked.items() if _fits(cls, path)]
 
 
 def _fits(cls: Any, path: Path) -> bool:
@@ -138,7 +124,7 @@ def _seen(path: Path) -> str:
     if path.is_file():
         return " It is a file."
     inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
-    known = next(((p, names) for p in inside[:_TRIED] if p.is_dir() and (names := detect(p))), None)
+    known = next(((p, names) for p in inside[:_TRIED] if p.is_dir() and (names := _detect(p, False))), None)
     hint = f" {known[0]} is one ({', '.join(known[1])}): did you mean that?" if known else ""
     more = f" and {len(inside) - _NAMED} more" * (len(inside) > _NAMED)
     return f" Found {', '.join(p.name for p in inside[:_NAMED]) or 'nothing'}{more}.{hint}"
