@@ -19,6 +19,7 @@ from samples import SAMPLES
 
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.readers import READERS, Reader, open_recording
+from pri3d.readers.scenes import pose_of
 from pri3d.registry import load
 from pri3d.types import Frame
 
@@ -121,6 +122,11 @@ class RecordingContract:
             np.testing.assert_allclose(frame.color_camera, truth.color_camera, atol=max(self.atol, 1e-6))
             np.testing.assert_allclose(frame.depth_camera, truth.depth_camera, atol=max(self.atol, 1e-6))
             assert np.abs(frame.color.astype(int) - truth.color).mean() < 6
+
+    def test_poses_alone_are_those_of_the_frames(self, samples: dict[str, Sample]) -> None:
+        for scene in self.open(samples[self.name].root).scenes():
+            for k in range(len(scene.names)):
+                np.testing.assert_allclose(pose_of(scene, k), scene.frame(k).world_from_camera, atol=1e-12)
 
     def test_given_cameras_win(self, samples: dict[str, Sample], tmp_path: Path) -> None:
         cameras = tmp_path / "mine.yaml"

@@ -13,6 +13,7 @@ from pri3d.geometry.images import resize_color, resize_nearest
 from pri3d.geometry.pose import check_rigid
 from pri3d.geometry.registration import register_depth
 from pri3d.preparation.overlap import DepthStack
+from pri3d.preparation.select import Select, Stretch, sharpness, stretches
 from pri3d.readers import Scene
 from pri3d.store import SceneWriter, millimetres
 from pri3d.types import Camera, Frame, View
@@ -98,6 +99,7 @@ def read_frames(
     *,
     size: tuple[int, int],
     max_depth: float,
+    select: Select,
     frame_step: int,
     reach: float,
     min_confidence: int,
@@ -106,39 +108,62 @@ def read_frames(
 ) -> SceneFrames:
     """Read every ``frame_step``-th frame once and write it, or the reason why it is left out.
 
+    With ``select`` "motion" only the sharpest of each stretch of them is written, see :mod:`pri3d.preparation.select`.
     ``reach`` and ``min_confidence`` as in :func:`prepare_frame`; ``keep_views`` keeps the stored images in memory;
-    ``progress`` is told frames done and in all. Raises DataError where no frame is usable.
+    ``progress`` is told stretches done and in all. Raises DataError where no frame is usable.
     """
-    names = list(scene.names)
-    indices = range(0, len(names), frame_step)
+    parts = stretches(scene, select, frame_step)
     rows: list[int] = []
     reasons: list[str] = []
     views: list[View] = []
     cameras, poses = [], []
     depth = np.zeros((0, 0, 0), np.uint16)
-    for row, index in enumerate(indices):
-        progress(row, len(indices))
-        try:
-            item = prepare_frame(scene.frame(index), size, max_depth, reach, min_confidence)
-            depth = depth if rows else np.zeros((len(indices), *item.depth.shape), np.uint16)
+
+    def load(index: int) -> Prepared:
+        item = prepare_frame(scene.frame(index), size, max_depth, reach, min_confidence)
+        if rows:
             _check_same(item, depth, writer)
-        except FrameError as error:
-            writer.reject(names[index], str(error))
-            reasons.append(str(error))
-            continue
-        writer.size = item.view.color.shape[1], item.view.color.shape[0]
-        writer.add(item.view, item.label, item.instance, item.color_jpeg)
-        depth[len(rows)] = item.depth
-        rows.append(row)
-        cameras.append(item.camera[2:])
-        poses.append(item.view.world_from_camera)
-        if keep_views:
-            views.append(item.view)
+        return item
+
+    for done, stretch in enumerate(parts):
+        progress(done, len(parts))
+        for index, item in _outcomes(stretch, load):
+            if isinstance(item, str):
+                writer.reject(scene.names[index], item)
+                reasons.append(item)
+                continue
+            depth = depth if rows else np.zeros((len(parts), *item.depth.shape), np.uint16)
+            writer.size = item.view.color.shape[1], item.view.color.shape[0]
+            writer.add(item.view, item.label, item.instance, item.color_jpeg)
+            depth[len(rows)] = item.depth
+            rows.append(len(rows) + len(reasons))
+            cameras.append(item.camera[2:])
+            poses.append(item.view.world_from_camera)
+            if keep_views:
+                views.append(item.view)
     if not rows:
         why = f" The first: {reasons[0]}" if reasons else ""
-        raise DataError(f"none of {len(indices)} frames is usable.{why}")
+        raise DataError(f"none of {len(reasons)} frames is usable.{why}")
     stack = DepthStack(depth[: len(rows)], np.array(cameras), np.array(poses))
-    return SceneFrames(np.array(rows, np.int32), len(indices), reasons, stack, views)
+    return SceneFrames(np.array(rows, np.int32), len(rows) + len(reasons), reasons, stack, views)
+
+
+def _outcomes(stretch: Stretch, load: Callable[[int], Prepared]) -> list[tuple[int, Prepared | str]]:
+    """The sharpest frame of a stretch, and of every unusable one the reason, in time order."""
+    found: dict[int, Prepared | str] = dict(stretch.lost)
+    best, most = None, -1.0
+    for index in stretch.looked_at:
+        try:
+            item = load(index)
+        except FrameError as error:
+            found[index] = str(error)
+            continue
+        sharp = 0.0 if stretch.toward is None else sharpness(item.view, stretch.toward)
+        if sharp > most:
+            best, most = (index, item), sharp
+    if best is not None:
+        found[best[0]] = best[1]
+    return sorted(found.items(), key=lambda entry: entry[0])
 
 
 def _check_images(frame: Frame) -> None:
@@ -158,7 +183,7 @@ def _check_images(frame: Frame) -> None:
 
 
 def _check_same(item: Prepared, depth: NDArray[np.uint16], writer: SceneWriter) -> None:
-    if writer.size != (0, 0) and writer.size != item.view.color.shape[1::-1]:
+    if writer.size != item.view.color.shape[1::-1]:
         raise FrameError(f"{item.view.name}: its size differs from the first frame's; a scene has one camera size.")
     if depth.shape[1:] != item.depth.shape:
         raise FrameError(f"{item.view.name}: its depth is {item.depth.shape}, the first frame's {depth.shape[1:]}.")

@@ -4,40 +4,30 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import logging
 import platform
 import re
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
 
-from pri3d.errors import ConfigError, DataError, Pri3DError
+from pri3d.errors import ConfigError, DataError
 from pri3d.files import remove_leftovers
 from pri3d.geometry.images import parse_size
 from pri3d.machine import cores
-from pri3d.preparation.scene import Job, Settings, open_cached, open_job, prepare_scene, stated_cameras
+from pri3d.preparation.cluster import check_cluster, run_on_cluster
+from pri3d.preparation.ending import finish, listed, summary
+from pri3d.preparation.scene import Job, Report, Settings, open_cached, open_scene, stated_cameras
+from pri3d.preparation.select import Select
+from pri3d.preparation.workers import Outcome, run_here, run_in_processes
+from pri3d.readers import find_reader
 from pri3d.readers.correction import parse_correction
-from pri3d.store import (
-    MANIFEST,
-    PairTable,
-    SceneStore,
-    finished_scenes,
-    read_manifest,
-    read_scene_record,
-    scene_folder,
-    write_manifest,
-    write_pairs,
-)
+from pri3d.store import MANIFEST, read_manifest, read_scene_record, scene_folder, write_manifest
 
 _PACKAGES = ("pri3d", "numpy", "numba", "pillow", "scipy")
 _UNITS = {
@@ -46,7 +36,7 @@ _UNITS = {
     "angle": "radian",
     "camera axes": "x right, y down, z forward",
 }
-_log = logging.getLogger(__name__)
+_READERS = 8  # files read at a time: file systems of clusters answer late
 
 
 def prepare(
@@ -67,7 +57,9 @@ def prepare(
     correct: str = "",
     min_confidence: int = 50,
     match: Literal["point", "relative"] = "point",
+    select: Select = "every",
     workers: int = 0,
+    cluster: str | None = None,
 ) -> None:
     """Turn recordings into a prepared store: frames, overlapping pairs and the surface of every scene.
 
@@ -98,11 +90,15 @@ def prepare(
             and high: 0, 50 and 100).
         match: what the distance is: `point`, metres as in the paper, or `relative`, a share of the depth, for scenes
             with far things; scenes without a known unit (structure from motion) always take the latter.
-        workers: processes; 0 takes one per core.
+        select: `every` frame (of each frame_step), or those that the camera's `motion` chooses: the sharpest of each
+            stretch of 10 cm or 10 degrees, of every frame of a video unless frame_step is given.
+        workers: processes; 0 takes one per core. With cluster slurm, how many jobs to submit.
+        cluster: machines to share the scenes among, all with the same file system: `slurm` submits jobs as dask's
+            jobqueue.yaml says, `dask:tcp://HOST:8786` takes the workers of a running dask scheduler.
 
     Raises:
         ConfigError: a flag is out of range, or ``out`` was made with other settings.
-        DataError: some scene failed (the others are there), or the disk is full.
+        DataError: some scene failed (the others are there), the disk is full, or the cluster's scheduler is lost.
     """
     open_cached.cache_clear()  # recordings may have changed since an earlier call
     digest = None if cameras is None else hashlib.sha256(_read(cameras)).hexdigest()[:16]
@@ -121,11 +117,15 @@ def prepare(
         str(parse_correction(correct)),
         min_confidence,
         match,
+        select,
     )
     _check(settings, recordings, workers)
+    if cluster is not None:
+        check_cluster(cluster, workers)
     old = _claim(out, settings)
     jobs, class_names = _jobs([Path(r).resolve() for r in recordings], reader, cameras, out, settings)
-    todo = [job for job in jobs if not _is_finished(job)]
+    with ThreadPoolExecutor(_READERS) as pool:
+        todo = [job for job, there in zip(jobs, pool.map(_is_finished, jobs), strict=True) if not there]
     manifest = {
         "state": "unfinished",
         "settings": old["settings"] if old else settings._asdict(),
@@ -141,14 +141,13 @@ def prepare(
         if todo or old is None:
             out.mkdir(parents=True, exist_ok=True)
             write_manifest(out, {**(old or manifest), "state": "unfinished"})
-        failed = _run(todo, workers or cores())
+        failed = _run(todo, workers, cluster)
         if old is not None and len(failed) == len(todo):
             manifest["versions"] = old["versions"]  # nothing new was made
-        _finish(out, manifest, failed)
-    _summary(out, manifest)
+        finish(out, manifest, failed)
+    summary(out, manifest)
     if failed:
-        reasons = "".join(f"\n  {scene}: {why}" for scene, why in sorted(failed.items()))
-        raise DataError(f"{len(failed)} of {len(jobs)} scenes failed, the others are in {out}:{reasons}")
+        raise DataError(f"{len(failed)} of {len(jobs)} scenes failed, the others are in {out}:{listed(failed)}")
 
 
 def _check(settings: Settings, recordings: list[Path], workers: int) -> None:
@@ -169,6 +168,8 @@ def _check(settings: Settings, recordings: list[Path], workers: int) -> None:
     ]
     if settings.overlap not in ("paper", "max"):
         wrong.append(f"--overlap {settings.overlap} (allowed: paper, max)")
+    if settings.select not in get_args(Select):
+        wrong.append(f"--select {settings.select} (allowed: {', '.join(get_args(Select))})")
     if settings.match not in ("point", "relative"):
         wrong.append(f"--match {settings.match} (allowed: point, relative)")
     if not recordings:
@@ -201,7 +202,8 @@ def _jobs(
     jobs: dict[str, Job] = {}
     names: list[list[str] | None] = []
     for recording in recordings:
-        opened = open_cached(recording, reader, cameras, settings.split, settings.correct)
+        name = reader or find_reader(recording)  # once, not by every worker
+        opened = open_cached(recording, name, cameras, settings.split, settings.correct)
         classes = opened.reader.class_names
         names.append(None if classes is None else list(classes))
         for scene in opened.scenes:
@@ -209,7 +211,7 @@ def _jobs(
                 raise DataError(f"{recording}: scene id {scene!r} is no folder name; use letters, digits, - _ and .")
             if scene in jobs:
                 raise DataError(f"scene {scene} is in {jobs[scene].recording} and in {recording}. Rename one folder.")
-            jobs[scene] = Job(recording, reader, cameras, scene, out, settings)
+            jobs[scene] = Job(recording, name, cameras, scene, out, settings)
     if any(other != names[0] for other in names):
         raise DataError("the recordings have different class names. Prepare them into one store each.")
     return list(jobs.values()), names[0]
@@ -226,7 +228,7 @@ def _is_finished(job: Job) -> bool:
     record = read_scene_record(job.out, job.scene)
     if record is None:
         return False
-    frames = len(open_job(job).scenes[job.scene].names)
+    frames = len(open_scene(job).names)
     for what, there, now in (
         ("comes from", record["source"], str(job.recording)),
         ("was made of", record["source_frames"], frames),
@@ -245,94 +247,33 @@ def _is_finished(job: Job) -> bool:
     return True
 
 
-def _run(jobs: list[Job], workers: int) -> dict[str, str]:
+def _run(jobs: list[Job], workers: int, cluster: str | None) -> dict[str, str]:
     """Prepare the scenes; return the failed ones and why."""
-    processes = max(1, min(workers, len(jobs)))
-    jobs = [job._replace(threads=workers // processes) for job in jobs]
     failed: dict[str, str] = {}
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        overall = progress.add_task("scenes", total=len(jobs))
-        outcomes = _parallel(jobs, processes) if processes > 1 else _inline(jobs, progress)
-        for job, reason in outcomes:
+        overall = progress.add_task("scenes" if cluster is None else f"scenes on {cluster}", total=len(jobs))
+        for job, reason in _outcomes(jobs, workers, cluster, progress):
             progress.advance(overall)
             if reason is not None:
                 failed[job.scene] = reason
     return failed
 
 
-def _inline(jobs: list[Job], progress: Progress) -> Iterator[tuple[Job, str | None]]:
+def _outcomes(jobs: list[Job], workers: int, cluster: str | None, progress: Progress) -> Iterator[Outcome]:
+    if cluster is not None and jobs:
+        return run_on_cluster(jobs, cluster, workers)
+    processes = max(1, min(workers or cores(), len(jobs)))
+    jobs = [job._replace(threads=(workers or cores()) // processes) for job in jobs]
+    if processes > 1:
+        return run_in_processes(jobs, processes)
     bar = progress.add_task("", total=None)
-    for job in jobs:
 
-        def report(step: str, done: int, total: int, scene: str = job.scene) -> None:
-            progress.update(bar, description=f"{scene}: {step}", completed=done, total=total)
+    def report(job: Job) -> Report:
+        return lambda step, done, total: progress.update(
+            bar, description=f"{job.scene}: {step}", completed=done, total=total
+        )
 
-        try:
-            prepare_scene(job, report)
-            yield job, None
-        except Exception as error:
-            yield job, _reason(error)
-
-
-def _parallel(jobs: list[Job], processes: int) -> Iterator[tuple[Job, str | None]]:
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(prepare_scene, job): job for job in jobs}
-        try:
-            for future in as_completed(futures):
-                error = future.exception()
-                yield futures[future], None if error is None else _reason(error)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _reason(error: BaseException) -> str:
-    """Why a scene failed, or raise what must stop the whole run: a full disk, a killed worker, an interruption."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        raise error
-    if isinstance(error, BrokenProcessPool):
-        raise DataError(
-            "a worker process died, often for want of memory. Try fewer --workers; finished scenes stay."
-        ) from error
-    if not isinstance(error, Exception):
-        raise error
-    if not isinstance(error, Pri3DError | OSError):
-        _log.error("unexpected error", exc_info=error)  # a reader's bug must not cost the other scenes
-        return f"{type(error).__name__}: {error}"
-    return str(error)
-
-
-def _finish(out: Path, manifest: dict[str, Any], failed: dict[str, str]) -> None:
-    scenes = finished_scenes(out)
-    if manifest["settings"]["pairs"]:
-        tables = [SceneStore(scene_folder(out, scene)).pairs() for scene in scenes]
-        write_pairs(out, PairTable.concatenate(tables))
-    manifest["scenes"] = {scene: read_scene_record(out, scene) for scene in scenes}
-    # One that failed here may be there all the same, made by a run at the same time.
-    manifest["failed"] = {scene: why for scene, why in sorted(failed.items()) if scene not in scenes}
-    manifest["state"] = "finished" if scenes else "failed"
-    write_manifest(out, manifest)
-
-
-def _summary(out: Path, manifest: dict[str, Any]) -> None:
-    """Print one line a scene, and totals."""
-    columns = ("frames", "rejected", "pairs", "voxels", "seconds", "bytes")
-    table = Table("scene", *columns[:-1], "MB", title=str(out))
-    totals = dict.fromkeys(columns, 0.0)
-    for scene, record in manifest["scenes"].items():
-        for column in columns:
-            totals[column] += record[column]
-        table.add_row(escape(scene), *_cells(record))
-    for scene, reason in manifest["failed"].items():
-        table.add_row(escape(scene), f"[red]failed: {escape(reason)}")
-    if len(manifest["scenes"]) > 1:
-        table.add_row("all", *_cells(totals), style="bold")
-    Console(stderr=True).print(table)
-
-
-def _cells(record: dict[str, Any]) -> list[str]:
-    counts = [f"{record[name]:,.0f}" for name in ("frames", "rejected", "pairs", "voxels")]
-    return [*counts, f"{record['seconds']:.1f}", f"{record['bytes'] / 1e6:.1f}"]
+    return run_here(jobs, report)
 
 
 @contextmanager

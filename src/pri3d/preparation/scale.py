@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
 from pri3d.readers import Scene
+from pri3d.readers.scenes import pose_of
 from pri3d.types import Frame
 
 MEDIAN = 2.0  #: metres; the median depth of a scaled scene, about that of a room
@@ -37,6 +38,10 @@ class ScaledScene:
             color_from_depth=_scaled(frame.color_from_depth, self.factor),
             world_from_camera=_scaled(frame.world_from_camera, self.factor),
         )
+
+    def pose(self, index: int) -> NDArray[np.float64]:
+        """Return the frame's scaled pose (4, 4). Raises FrameError where it is unusable."""
+        return _scaled(pose_of(self._scene, index), self.factor)
 
     def mesh(self) -> Path | None:
         """Return None: the surface is fused from the depth."""

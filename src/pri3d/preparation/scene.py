@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,6 +19,7 @@ from pri3d.preparation.frames import SceneFrames, read_frames
 from pri3d.preparation.overlap import Mode
 from pri3d.preparation.pairs import mine, pair_table
 from pri3d.preparation.scale import ScaledScene
+from pri3d.preparation.select import Select
 from pri3d.preparation.surface import scene_surface
 from pri3d.readers import Recording, Scene, find_reader, open_recording
 from pri3d.readers.files import clean_id
@@ -45,6 +47,12 @@ class Settings(NamedTuple):
     correct: str = ""  #: mistakes of the recording, see pri3d.readers.correction
     min_confidence: int = 50  #: percent; depth that its device trusts less is invalid
     match: Match = "point"  #: whether the distance is in metres or a share of the depth
+    select: Select = "every"  #: frames in steps, or as the camera's motion has it
+
+    def step(self, reader: Recording) -> int:
+        """Frames of a recording to go on by; motion chooses among all where no step is given."""
+        usual = int(getattr(reader, "frame_step", 1)) if self.select == "every" else 1
+        return self.frame_step or usual
 
 
 class Job(NamedTuple):
@@ -65,7 +73,7 @@ class Opened(NamedTuple):
     name: str  #: of its format
     reader: Recording
     scenes: dict[str, Scene]  #: by id
-    camera_files: list[Path]  #: its files that state cameras, the deepest first
+    camera_files: dict[str, list[tuple[int, Path]]]  #: its files that state cameras, see :func:`_camera_files`
 
 
 @lru_cache(maxsize=4)
@@ -75,15 +83,33 @@ def open_cached(
     """:func:`pri3d.readers.open_recording` and its scenes by id; a worker opens a recording once for all its scenes."""
     name = reader or find_reader(recording)
     opened = open_recording(recording, name, cameras, split, correct)
-    # None of them counts where --cameras stands for them; else a cameras.yaml goes before other files.
-    names = () if cameras is not None else ("cameras.yaml", "camera-intrinsics.txt")
-    files = [path for name in names for level in ("*/*/", "*/", "") for path in recording.glob(level + name)]
+    files = {} if cameras is not None else _camera_files(recording)  # --cameras stands for them
     return Opened(name, opened, {scene.id: scene for scene in opened.scenes()}, files)
+
+
+def _camera_files(recording: Path) -> dict[str, list[tuple[int, Path]]]:
+    """Files that state cameras by the names that scenes of their folder may begin with, and their rank.
+
+    A cameras.yaml goes before other files, a deeper one before those above it.
+    """
+    names = ("cameras.yaml", "camera-intrinsics.txt")
+    files = [path for name in names for level in ("*/*/", "*/", "") for path in recording.glob(level + name)]
+    found: dict[str, list[tuple[int, Path]]] = {}
+    for rank, path in enumerate(files):
+        parts = path.parent.relative_to(recording).parts
+        for name in {clean_id("-".join(parts)), parts[-1]} if parts else {""}:
+            found.setdefault(name, []).append((rank, path))
+    return found
 
 
 def open_job(job: Job) -> Opened:
     """:func:`open_cached` of the scene's recording."""
     return open_cached(job.recording, job.reader, job.cameras, job.settings.split, job.settings.correct)
+
+
+def open_scene(job: Job) -> Scene:
+    """Return the job's scene, of its own: what it reads goes with it, and does not add up over thousands of scenes."""
+    return copy(open_job(job).scenes[job.scene])
 
 
 def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) -> dict[str, Any]:
@@ -94,7 +120,7 @@ def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) 
     start = time.perf_counter()
     settings = job.settings
     opened = open_job(job)
-    source = opened.scenes[job.scene]
+    source = open_scene(job)
     metric = getattr(source, "metric", True)
     scene = source if metric else ScaledScene(source)
     with SceneWriter(job.out, job.scene) as writer:
@@ -103,7 +129,8 @@ def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) 
             writer,
             size=parse_size(settings.size),
             max_depth=settings.max_depth,
-            frame_step=settings.frame_step or int(getattr(opened.reader, "frame_step", 1)),
+            select=settings.select,
+            frame_step=settings.step(opened.reader),
             min_confidence=settings.min_confidence,
             reach=_reach(settings),
             keep_views=settings.surface,
@@ -123,6 +150,7 @@ def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) 
             "match": "relative" if relative else "point",
             "scale": scene.factor if isinstance(scene, ScaledScene) else None,
             "source_frames": len(scene.names),
+            "frame_step": settings.step(opened.reader),
             "frames": len(frames.rows),
             "rejected": len(frames.reasons),
             "pairs": len(pairs.i),
@@ -140,7 +168,9 @@ def stated_cameras(job: Job) -> dict[str, str]:
     That is the nearest ``cameras.yaml`` of the scene's folder and those above it up to the recording, else the nearest
     ``camera-intrinsics.txt``; empty where there is neither, or where --cameras stands for them.
     """
-    for path in open_job(job).camera_files:
+    cameras, parts = open_job(job).camera_files, job.scene.split("-")
+    names = {"", job.scene, *("-".join(parts[:end]) for end in range(1, len(parts)))}
+    for _, path in sorted({item for name in names for item in cameras.get(name, ())}):
         if _holds(job.recording, path.parent, job.scene):
             return {path.relative_to(job.recording).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
     return {}

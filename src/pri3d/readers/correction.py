@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pri3d.errors import ConfigError, FrameError
 from pri3d.geometry.pose import OPENGL_FLIP, check_rigid, invert_array
+from pri3d.readers.scenes import pose_of
 from pri3d.types import Frame
 
 _FLAGS = ("inverse", "opengl", "ray")
@@ -31,15 +33,20 @@ class Correction(NamedTuple):
 
     def apply(self, frame: Frame) -> Frame:
         """Correct one frame but for :attr:`shift`, which needs two. Raises FrameError where its pose is not rigid."""
-        pose = check_rigid(frame.world_from_camera, frame.name)
-        pose = invert_array(pose) if self.inverse else pose
+        pose = self.apply_to_pose(frame.world_from_camera, frame.name)
         depth = frame.depth * np.float32(self.depth) if self.depth != 1 else frame.depth
         if self.ray:
             camera = frame.depth_camera
             x = (np.arange(camera.width) + 0.5 - camera.cx) / camera.fx
             y = (np.arange(camera.height) + 0.5 - camera.cy) / camera.fy
             depth = (depth / np.sqrt(1 + x**2 + y[:, None] ** 2)).astype(np.float32)
-        return frame._replace(world_from_camera=pose @ OPENGL_FLIP if self.opengl else pose, depth=depth)
+        return frame._replace(world_from_camera=pose, depth=depth)
+
+    def apply_to_pose(self, pose: NDArray[np.float64], what: str) -> NDArray[np.float64]:
+        """Correct ``world_from_camera`` (4, 4). Raises FrameError naming ``what`` where it is not rigid."""
+        pose = check_rigid(pose, what)
+        pose = invert_array(pose) if self.inverse else pose
+        return pose @ OPENGL_FLIP if self.opengl else pose
 
 
 def parse_correction(text: str) -> Correction:
@@ -91,6 +98,10 @@ class CorrectedScene:
             other: Frame = self._scene.frame(index + shift)
             frame = frame._replace(depth=other.depth, confidence=other.confidence)
         return self._correction.apply(frame)
+
+    def pose(self, index: int) -> NDArray[np.float64]:
+        """Return the frame's corrected pose (4, 4). Raises FrameError where it is unusable."""
+        return self._correction.apply_to_pose(pose_of(self._scene, index), self.names[index])
 
     def mesh(self) -> Path | None:
         """Return the scene's triangle mesh in world metres, None where it has none."""

@@ -64,6 +64,10 @@ class FileScene:
         name = self.names[index]
         return load_frame(name, self._files[name], self._cameras, self._classes)
 
+    def pose(self, index: int) -> NDArray[np.float64]:
+        """Read ``world_from_camera`` (4, 4) alone. Raises FrameError naming a pose file that is missing or damaged."""
+        return self._cameras.world_from_color(read_pose(self._files[self.names[index]].pose))
+
     def mesh(self) -> Path | None:
         """Return the scene's triangle mesh in world metres, None where there is none."""
         return self._mesh if self._mesh is not None and self._mesh.is_file() else None

@@ -27,6 +27,15 @@ class Frames(Protocol):
         ...
 
 
+def pose_of(frames: Frames, index: int) -> NDArray[np.float64]:
+    """``world_from_camera`` (4, 4) of one frame, read without its pixels where the frames have a method ``pose``.
+
+    Raises FrameError where it, or where need be its frame, is unusable.
+    """
+    quick: Callable[[int], NDArray[np.float64]] | None = getattr(frames, "pose", None)
+    return frames.frame(index).world_from_camera if quick is None else quick(index)
+
+
 class FrameList:
     """Frames that a function loads by name."""
 
@@ -74,6 +83,10 @@ class LazyScene:
     def frame(self, index: int) -> Frame:
         """Load frame ``names[index]``. Raises FrameError naming the file that is missing or damaged."""
         return self._opened.frame(index)
+
+    def pose(self, index: int) -> NDArray[np.float64]:
+        """Return the frame's pose as :func:`pose_of` does. Raises FrameError where it is unusable."""
+        return pose_of(self._opened, index)
 
     def mesh(self) -> Path | None:
         """Return the scene's triangle mesh in world metres, None where there is none."""

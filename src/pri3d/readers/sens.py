@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pri3d.errors import DataError, FrameError
+from pri3d.geometry.pose import check_rigid
 from pri3d.readers.cameras import Cameras
 from pri3d.readers.files import LARGEST, decode_image, eight_bits, in_metres
 from pri3d.readers.scenes import Origin, build_frame
@@ -39,6 +40,7 @@ _RAW, _ZLIB = 0, 1  # depth: 16-bit pixels, and those deflated
 _NAME = struct.Struct("<IQ")
 _HEADER = struct.Struct("<64f2i4IfQ")
 _FRAME = struct.Struct("<80x2Q")  # of which the pose is read where it is wanted
+_POSE = struct.Struct("<16f")
 _MOST_FRAMES = 10**6  # nine hours at 30 a second
 _LONGEST_NAME = 4096  # bytes
 _SLACK = 1 << 16  # bytes that small images may need beyond their pixels
@@ -110,8 +112,14 @@ class SensFile:
             self._check(index, color_bytes, depth_bytes)
             data = _read(file, start + _FRAME.size, color_bytes + depth_bytes, what)
         depth = _inflate(data[color_bytes:], header, what)
-        pose = np.array(struct.unpack("<16f", head[:64])).reshape(4, 4)  # numpy's cast warns of some NaNs
-        return SensFrame(pose, data[:color_bytes], depth)
+        return SensFrame(_pose(head), data[:color_bytes], depth)
+
+    def pose(self, index: int) -> NDArray[np.float64]:
+        """Read the pose (4, 4) of frame ``index`` alone, -inf where tracking was lost. Raises as :meth:`read`."""
+        what = f"{self.path}: frame {index}"
+        _ = self.header  # states where the first frame begins
+        with self._open() as file:
+            return _pose(_read(file, self._start(file, index), _FRAME.size, what))
 
     def _start(self, file: IO[bytes], index: int) -> int:
         """Offset of a frame: the header of each one before it tells where the next begins."""
@@ -178,6 +186,11 @@ class SensScene:
             color_jpeg=raw.color if header.color_format == "JPEG" and _is_rgb(raw.color) else None,
         )
 
+    def pose(self, index: int) -> NDArray[np.float64]:
+        """Read ``world_from_camera`` (4, 4) alone. Raises FrameError where it is not rigid or tracking was lost."""
+        pose = check_rigid(self._file.pose(index), f"{self._file.path}: frame {index}")
+        return self._cameras.world_from_color(pose)
+
 
 def _is_rgb(jpeg: bytes) -> bool:
     with Image.open(io.BytesIO(jpeg)) as image:
@@ -211,6 +224,10 @@ def _header(sensor: str, values: tuple[float, ...], path: Path) -> SensHeader:
         depth_scale=1.0 / units,
         frames=frames,
     )
+
+
+def _pose(head: bytes) -> NDArray[np.float64]:
+    return np.array(_POSE.unpack(head[: _POSE.size])).reshape(4, 4)  # numpy's cast warns of some NaNs
 
 
 def _inflate(data: bytes, header: SensHeader, what: str) -> NDArray[np.uint16]:
