@@ -23,6 +23,8 @@ READERS = {
     "scannet": "pri3d.readers.scannet:ScanNetReader",
     "nyuv2": "pri3d.readers.nyuv2:NYUv2Reader",
     "sunrgbd": "pri3d.readers.sunrgbd:SunRgbdReader",
+    "tum": "pri3d.readers.tum:TumReader",
+    "icl": "pri3d.readers.icl:IclReader",
     "images": "pri3d.readers.images:ImagesReader",
 }
 
@@ -111,6 +113,29 @@ def _detect(path: Path, last_resort: bool) -> list[str]:
     classes = {name: registry.load("readers", READERS, name) for name in registry.names("readers", READERS)}
     asked = {name: cls for name, cls in classes.items() if getattr(cls, "last_resort", False) == last_resort}
     return [name for name, cls in asked.items() if _fits(cls, path)]
+
+
+def find_reader(path: Path) -> str:
+    """Return the name of the only reader that knows the recording.
+
+    Raises DataError where it is missing or no reader knows it, ConfigError where several do.
+    """
+    _require(path)
+    found = detect(path)
+    if len(found) > 1:
+        raise ConfigError(f"{path}: fits several formats ({', '.join(found)}). Choose one with --reader.")
+    if found:
+        return found[0]
+    wanted = "".join(
+        f"\n  {name}: {registry.load('readers', READERS, name).looks_for}"
+        for name in registry.names("readers", READERS)
+    )
+    raise DataError(f"{path}: not a known recording.{_seen(path)} Looked for{wanted}")
+
+
+def _require(path: Path) -> None:
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder. Give what holds the recording.")
 
 
 def _fits(cls: Any, path: Path) -> bool:
