@@ -253,7 +253,7 @@ def test_interruption_leaves_nothing_half_written(recording: Path, out: Path, mo
 
 
 def test_a_bug_in_a_reader_costs_one_scene(recording: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scene = type(open_cached(recording, None, None)[1]["room-0000"])
+    scene = type(open_cached(recording, None, None).scenes["room-0000"])
     load = scene.frame
 
     def frame(self: Any, index: int) -> Any:
