@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pri3d.errors import ConfigError, FrameError
+from pri3d.geometry.lens import Lens
 from pri3d.readers.cameras import Cameras, read_cameras
+from pri3d.readers.scenes import Origin, build_frame
 
 PINHOLE = {"fx": 500, "fy": 501.5, "cx": 320, "cy": 240}
 
@@ -41,6 +43,39 @@ def test_translation_is_the_matrix_without_rotation(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "kind", "count"),
+    [("distortion", "radial", 4), ("distortion", "radial", 5), ("distortion", "radial", 8), ("fisheye", "fisheye", 4)],
+)
+def test_distortion_in_opencvs_order(tmp_path: Path, key: str, kind: str, count: int) -> None:
+    numbers = [0.1 * (k + 1) for k in range(count)]
+    cameras = parsed(tmp_path, color={**PINHOLE, key: numbers})
+    assert cameras.color.lens == Lens(kind, tuple(numbers))
+    assert cameras.depth.lens == cameras.color.lens, "registered depth is bent as its colour is"
+    apart = parsed(tmp_path, color={**PINHOLE, key: numbers}, depth=PINHOLE)
+    assert apart.depth.lens is None
+
+
+def test_stated_distortion_is_undone(tmp_path: Path) -> None:
+    """Each image by its own lens: depth by the nearest pixel, colour mixed, labels 255 where nothing was seen."""
+    small = {"fx": 30, "fy": 30, "cx": 24, "cy": 18}
+    rng = np.random.default_rng(0)
+    color = rng.integers(1, 255, (36, 48, 3), dtype=np.uint8)
+    depth = rng.uniform(1, 3, (36, 48)).astype(np.float32)
+    label = np.zeros((36, 48), np.uint8)
+    cameras = parsed(tmp_path, color={**small, "distortion": [0.3, 0, 0, 0]}, depth={**small, "fisheye": [0] * 4})
+    frame = build_frame("a", color, depth, np.eye(4), cameras, Origin("c", "d", "p"), label=label, color_jpeg=b"x")
+    assert frame.color_jpeg is None, "its bytes are of the bent image"
+    assert (frame.color[0, 0] == 0).all()
+    assert frame.label is not None
+    assert np.array_equal(frame.label == 255, (frame.color == 0).all(axis=-1))
+    assert frame.depth[0, 0] != depth[0, 0]
+    assert np.isin(frame.depth, depth).all()
+    assert frame.depth[18, 24] == depth[18, 24]
+    assert frame.color_camera[:2] == (48, 36)
+    assert frame.color_camera[2:] == pytest.approx((30, 30, 24, 18))
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"color": None}, "expected keys"),
@@ -52,6 +87,13 @@ def test_translation_is_the_matrix_without_rotation(tmp_path: Path) -> None:
         ({"color": {**PINHOLE, "fx": float("nan")}}, "expected a number"),
         ({"color": {**PINHOLE, "fx": 10**400}}, "expected a number"),
         ({"color": {**PINHOLE, "width": 640.5}}, "whole pixels"),
+        ({"color": {**PINHOLE, "distortion": [0.1, 0.2]}}, r"color\.distortion.*list of 4 or 5 or 8 numbers"),
+        ({"color": {**PINHOLE, "distortion": 0.1}}, r"color\.distortion.*list of"),
+        ({"color": {**PINHOLE, "distortion": [0.1, 0.2, 0, "x"]}}, r"color\.distortion.*expected a number"),
+        ({"color": {**PINHOLE, "distortion": [0.1, 0.2, 0, float("nan")]}}, r"color\.distortion.*expected a number"),
+        ({"depth": {**PINHOLE, "fisheye": [0.1] * 5}}, r"depth\.fisheye.*list of 4 numbers"),
+        ({"color": {**PINHOLE, "fisheye": None}}, r"color\.fisheye.*list of 4"),
+        ({"color": {**PINHOLE, "fisheye": [0] * 4, "distortion": [0] * 4}}, "either distortion or fisheye"),
         ({"pose_of": "colour"}, "Choices: color, depth"),
         ({"depth_scale": "mm"}, "expected a number"),
         ({"color_from_depth": {"translation": [1, 2]}}, "shape"),
@@ -79,7 +121,8 @@ def test_other_files_are_refused(tmp_path: Path, text: bytes) -> None:
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner))
-camera = st.dictionaries(st.sampled_from(["fx", "fy", "cx", "cy", "width", "height"]), st.floats(1, 9) | values)
+KEYS = ("fx", "fy", "cx", "cy", "width", "height", "distortion", "fisheye")
+camera = st.dictionaries(st.sampled_from(KEYS), st.floats(1, 9) | st.lists(st.floats(), max_size=8) | values)
 
 
 @settings(max_examples=60)

@@ -13,6 +13,7 @@ from pri3d.types import Camera
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Plane = NDArray[np.float64]
+_RADII = 4096  # steps in which the growth of the radius is followed
 
 
 class Lens(NamedTuple):
@@ -24,18 +25,35 @@ class Lens(NamedTuple):
 
     def distort(self, x: Plane, y: Plane) -> tuple[Plane, Plane]:
         """Ideal image coordinates x = X / Z, y = Y / Z (any shape) -> where the lens puts them."""
+        scale = self._scale(np.hypot(x, y))
+        if self.kind == "fisheye":
+            return x * scale, y * scale
+        p1, p2 = (*self.k, *(0.0,) * 4)[2:4]
+        s = x * x + y * y
+        return x * scale + 2 * p1 * x * y + p2 * (s + 2 * x * x), y * scale + p1 * (s + 2 * y * y) + 2 * p2 * x * y
+
+    def reach(self, largest: float) -> float:
+        """Radius up to which a larger ideal radius is a larger one in the image; inf if that holds to ``largest``.
+
+        Beyond it a polynomial that was fitted to the image's own radii folds back: what it puts into the image there
+        is seen a second time.
+        """
+        radii = np.linspace(0.0, largest, _RADII)
+        with np.errstate(all="ignore"):
+            grows = np.diff(radii * self._scale(radii)) > 0  # not so of nan
+        return np.inf if grows.all() else float(radii[int(np.argmin(grows))])
+
+    def _scale(self, r: Plane) -> Plane:
+        """Ideal radii -> the factors by which the lens stretches them, tangential distortion aside."""
         if self.kind == "fisheye":
             k = (*self.k, *(0.0,) * 4)[:4]
-            r = np.hypot(x, y)
             angle = np.arctan(r)
-            s = angle**2
+            s = angle * angle
             bent = angle * (1 + s * (k[0] + s * (k[1] + s * (k[2] + s * k[3]))))
-            scale = np.where(r > 1e-9, bent / np.maximum(r, 1e-9), 1.0)
-            return x * scale, y * scale
-        k1, k2, p1, p2, k3, k4, k5, k6 = (*self.k, *(0.0,) * 8)[:8]
-        s = x * x + y * y
-        scale = (1 + s * (k1 + s * (k2 + s * k3))) / (1 + s * (k4 + s * (k5 + s * k6)))
-        return x * scale + 2 * p1 * x * y + p2 * (s + 2 * x * x), y * scale + p1 * (s + 2 * y * y) + 2 * p2 * x * y
+            return np.where(r > 1e-9, bent / np.maximum(r, 1e-9), 1.0)
+        k1, k2, _, _, k3, k4, k5, k6 = (*self.k, *(0.0,) * 8)[:8]
+        s = r * r
+        return (1 + s * (k1 + s * (k2 + s * k3))) / (1 + s * (k4 + s * (k5 + s * k6)))
 
 
 def undistort_color(color: NDArray[np.uint8], camera: Camera, lens: Lens) -> NDArray[np.uint8]:
@@ -58,19 +76,25 @@ def undistort_nearest(values: NDArray[Scalar], camera: Camera, lens: Lens, outsi
     return result
 
 
-@lru_cache(maxsize=8)
-def _sources(camera: Camera, lens: Lens) -> tuple[Plane, Plane]:
-    """Pixel coordinates u, v (H, W) in the distorted image of every pixel of the ideal one; never NaN."""
-    x = (np.arange(camera.width) + 0.5 - camera.cx) / camera.fx
-    y = (np.arange(camera.height) + 0.5 - camera.cy) / camera.fy
-    bent_x, bent_y = lens.distort(*np.meshgrid(x, y))
-    u, v = bent_x * camera.fx + camera.cx, bent_y * camera.fy + camera.cy
-    return np.nan_to_num(u, nan=-1.0, posinf=-1.0), np.nan_to_num(v, nan=-1.0, posinf=-1.0)
+@lru_cache(maxsize=2)  # a scene's colour and depth camera; of large photographs each takes 100 MB
+def _sources(camera: Camera, lens: Lens) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Pixel coordinates u, v (H, W) in the distorted image of every pixel of the ideal one; -1 where there is none."""
+    x, y = np.meshgrid(
+        (np.arange(camera.width) + 0.5 - camera.cx) / camera.fx,
+        (np.arange(camera.height) + 0.5 - camera.cy) / camera.fy,
+    )
+    radius = np.hypot(x, y)
+    with np.errstate(all="ignore"):
+        bent_x, bent_y = lens.distort(x, y)
+        u, v = bent_x * camera.fx + camera.cx, bent_y * camera.fy + camera.cy
+        seen = (radius <= lens.reach(float(radius.max()))) & (u >= 0) & (u <= camera.width)
+        seen &= (v >= 0) & (v <= camera.height)  # false of nan
+    return np.where(seen, u, -1).astype(np.float32), np.where(seen, v, -1).astype(np.float32)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _bilinear(
-    image: NDArray[np.uint8], columns: NDArray[np.float64], rows: NDArray[np.float64], result: NDArray[np.uint8]
+    image: NDArray[np.uint8], columns: NDArray[np.float32], rows: NDArray[np.float32], result: NDArray[np.uint8]
 ) -> None:
     """Fill ``result`` (H, W, 3) with ``image`` at fractional pixel indices; border pixels reach half a pixel out."""
     height, width = image.shape[:2]
