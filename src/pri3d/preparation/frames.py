@@ -56,7 +56,12 @@ def stored_size(camera: Camera, wanted: tuple[int, int]) -> tuple[int, int]:
 
 
 def prepare_frame(
-    frame: Frame, size: tuple[int, int], max_depth: float, reach: float = np.inf, min_confidence: int = 0
+    frame: Frame,
+    size: tuple[int, int],
+    max_depth: float,
+    reach: float = np.inf,
+    min_confidence: int = 0,
+    need_depth: bool = True,
 ) -> Prepared:
     """Check one frame, register its depth into the colour camera and resample everything to ``size`` at most.
 
@@ -64,7 +69,7 @@ def prepare_frame(
     depth of less than ``min_confidence`` percent where the source says how far it can be trusted.
     The camera must lie within ``reach`` m of the origin along each axis: cells farther off cannot be told apart.
     Colour is resampled bilinearly with antialiasing, depth and labels take the nearest pixel. Raises FrameError with
-    the reason where the frame is unusable.
+    the reason where the frame is unusable, as one without valid depth is where it is needed.
     """
     _check_images(frame)
     pose = check_rigid(frame.world_from_camera, frame.name)
@@ -81,7 +86,7 @@ def prepare_frame(
     camera = frame.color_camera.resized(frame.depth_camera.width, frame.depth_camera.height)
     registered = register_depth(depth, frame.depth_camera, camera, color_from_depth)
     registered = np.where(registered <= max_depth, registered, np.float32(0))
-    if not registered.any():
+    if need_depth and not registered.any():
         raise FrameError(f"{frame.name}: no valid depth within {max_depth} m in the colour camera's view.")
     width, height = stored_size(frame.color_camera, size)
     color = resize_color(frame.color, (width, height))
@@ -103,14 +108,16 @@ def read_frames(
     frame_step: int,
     reach: float,
     min_confidence: int,
+    keep_depth: bool,
     keep_views: bool,
     progress: Callable[[int, int], None],
 ) -> SceneFrames:
     """Read every ``frame_step``-th frame once and write it, or the reason why it is left out.
 
     With ``select`` "motion" only the sharpest of each stretch of them is written, see :mod:`pri3d.preparation.select`.
-    ``reach`` and ``min_confidence`` as in :func:`prepare_frame`; ``keep_views`` keeps the stored images in memory;
-    ``progress`` is told stretches done and in all. Raises DataError where no frame is usable.
+    ``reach`` and ``min_confidence`` as in :func:`prepare_frame`; ``keep_depth`` keeps the depth for mining and fusion
+    in memory, ``keep_views`` the stored images; ``progress`` is told stretches done and in all. A scene without poses
+    may have frames without depth. Raises DataError where no frame is usable.
     """
     parts = stretches(scene, select, frame_step)
     rows: list[int] = []
@@ -118,9 +125,10 @@ def read_frames(
     views: list[View] = []
     cameras, poses = [], []
     depth = np.zeros((0, 0, 0), np.uint16)
+    posed = getattr(scene, "posed", True)
 
     def load(index: int) -> Prepared:
-        item = prepare_frame(scene.frame(index), size, max_depth, reach, min_confidence)
+        item = prepare_frame(scene.frame(index), size, max_depth, reach, min_confidence, need_depth=posed)
         if rows:
             _check_same(item, depth, writer)
         return item
@@ -132,10 +140,11 @@ def read_frames(
                 writer.reject(scene.names[index], item)
                 reasons.append(item)
                 continue
-            depth = depth if rows else np.zeros((len(parts), *item.depth.shape), np.uint16)
+            depth = depth if rows else np.zeros((len(parts) if keep_depth else 0, *item.depth.shape), np.uint16)
             writer.size = item.view.color.shape[1], item.view.color.shape[0]
             writer.add(item.view, item.label, item.instance, item.color_jpeg)
-            depth[len(rows)] = item.depth
+            if keep_depth:
+                depth[len(rows)] = item.depth
             rows.append(len(rows) + len(reasons))
             cameras.append(item.camera[2:])
             poses.append(item.view.world_from_camera)

@@ -121,8 +121,13 @@ def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) 
     settings = job.settings
     opened = open_job(job)
     source = open_scene(job)
-    metric = getattr(source, "metric", True)
-    scene = source if metric else ScaledScene(source)
+    metric, posed = getattr(source, "metric", True), getattr(source, "posed", True)
+    if not posed and (settings.pairs or settings.surface):
+        raise DataError(
+            "its frames have no poses, so that they can be neither paired nor fused to a surface. Add --no-pairs "
+            "--no-surface; what learns from single images, as --preset moco does, needs neither."
+        )
+    scene = source if metric or not posed else ScaledScene(source)
     with SceneWriter(job.out, job.scene) as writer:
         frames = read_frames(
             scene,
@@ -133,6 +138,7 @@ def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) 
             frame_step=settings.step(opened.reader),
             min_confidence=settings.min_confidence,
             reach=_reach(settings),
+            keep_depth=settings.pairs or settings.surface,
             keep_views=settings.surface,
             progress=lambda done, total: report("frames", done, total),
         )
