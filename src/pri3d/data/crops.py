@@ -24,7 +24,7 @@ from pri3d.data.sampler import Draw, derive
 from pri3d.datasets.images import SUFFIXES, read_rgb
 from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.images import resize_color
-from pri3d.store import Store
+from pri3d.store import PairTable, Store
 from pri3d.types import CropBatch
 
 #: A JPEG of twice this many pixels or more along both sides is decoded at a half, quarter or eighth of its size, which
@@ -55,17 +55,30 @@ class Source(Protocol):
         ...
 
 
+def crop_table(store: Store) -> PairTable:
+    """Pairs whose first frames crops are cut from; of a store without pairs every valid frame, paired with itself.
+
+    Raises DataError where the store is damaged.
+    """
+    if store.manifest["settings"]["pairs"]:
+        return store.pairs()
+    rows = {scene: np.flatnonzero(store.scene(scene).frames.valid).astype(np.int32) for scene in store.scenes}
+    frames = np.concatenate([np.zeros(0, np.int32), *rows.values()])
+    whole, none = np.ones(len(frames), np.float32), np.zeros(len(frames), np.float32)
+    return PairTable(np.repeat(list(rows), [len(k) for k in rows.values()]), frames, frames, whole, none, none)
+
+
 class PairFrames:
     """First frames of pairs of a prepared store: one in many pairs comes as often (reference: the released code).
 
     Args:
-        folder: the prepared store.
-        rows: rows of its pair table.
+        folder: the prepared store; of one without pairs, frames stand for themselves.
+        rows: rows of its :func:`crop_table`.
     """
 
     def __init__(self, folder: Path, rows: NDArray[np.int64]) -> None:
         self.store = Store(folder)
-        table = self.store.pairs()
+        table = crop_table(self.store)
         self.scene, self.frame = table.scene[rows], table.i[rows]
 
     def __len__(self) -> int:
@@ -74,8 +87,8 @@ class PairFrames:
     def read(self, item: int) -> tuple[NDArray[np.uint8], str]:
         """RGB (H, W, 3) of the stored size and "scene/frame". Raises DataError as the store does."""
         scene = str(self.scene[item])
-        view = self.store.scene(scene).view(int(self.frame[item]))
-        return view.color, f"{scene}/{view.name}"
+        images, row = self.store.scene(scene), int(self.frame[item])
+        return images.color(row), f"{scene}/{images.frames.names[row]}"
 
 
 class ImageFolder:
