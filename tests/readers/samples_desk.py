@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,7 +75,74 @@ def write_icl(root: Path) -> Sample:
     return Sample(root, *files[1], truth)
 
 
+def open3d_camera(camera: Camera) -> dict[str, object]:
+    """A camera as Open3D's JSON has it: the matrix column by column."""
+    columns = matrix(camera).T.reshape(-1).tolist()
+    return {"width": camera.width, "height": camera.height, "intrinsic_matrix": columns}
+
+
+def write_open3d(root: Path, as_json: bool = False) -> Sample:
+    """Redwood's trajectory.log with camera_intrinsic.json, or a trajectory.json with its own cameras."""
+    folder, end = ("rgb", "png") if as_json else ("color", "jpg")
+    files, log, entries = [], [], []
+    for k, frame in enumerate(rendered()):
+        files.append((root / folder / f"{k:05d}.{end}", root / f"depth/{k:05d}.png"))
+        write_images(frame, *files[-1], units=1000)
+        pose = frame.world_from_camera
+        log.append("\n".join([f"{k} {k} {k + 1}", *(" ".join(f"{v:.10f}" for v in row) for row in pose)]) + "\n")
+        camera = open3d_camera(frame.color_camera)
+        entries.append({"extrinsic": np.linalg.inv(pose).T.reshape(-1).tolist(), "intrinsic": camera})
+    path = root / ("trajectory.json" if as_json else "trajectory.log")
+    path.write_text(json.dumps({"class_name": "PinholeCameraTrajectory", "parameters": entries}))
+    if not as_json:
+        path.write_text("".join(log))
+        (root / "camera_intrinsic.json").write_text(json.dumps(open3d_camera(rendered()[0].color_camera)))
+    return Sample(root, *files[0], path)
+
+
+def write_matterport3d(root: Path, house: str = "17DRP5sb8fy") -> Sample:
+    """As unpacked of the download; the last image is of another of the three cameras."""
+    folder = root / "v1" / "scans" / house
+    conf = folder / "undistorted_camera_parameters" / f"{house}.conf"
+    conf.parent.mkdir(parents=True)
+    lines = ["dataset matterport", "n_images 3", "depth_directory undistorted_depth_images"]
+    files = []
+    for k, frame in enumerate(rendered()):
+        names = f"ab12_i{k}_0.jpg", f"ab12_d{k}_0.png"
+        files.append((folder / "undistorted_color_images" / names[0], folder / "undistorted_depth_images" / names[1]))
+        write_images(frame, *files[-1], units=4000)
+        if k != 1:
+            k9 = matrix(frame.color_camera, start="bottom").reshape(-1)
+            lines.append("intrinsics_matrix " + " ".join(f"{v:.10f}" for v in k9))
+        pose = frame.world_from_camera @ np.diag((1.0, -1, -1, 1))
+        lines.append(f"scan {names[1]} {names[0]} " + " ".join(f"{v:.10f}" for v in pose.reshape(-1)))
+    conf.write_text("\n".join(lines) + "\n")
+    return Sample(root, *files[0], conf)
+
+
+def write_scannetpp(root: Path, scene: str = "02455b3d20") -> Sample:
+    iphone = root / "data" / scene / "iphone"
+    stated, files = {}, []
+    for k, frame in enumerate(rendered()):
+        name = f"frame_{10 * k:06d}"
+        files.append((iphone / "rgb" / f"{name}.jpg", iphone / "depth" / f"{name}.png"))
+        write_images(frame, *files[-1], units=1000)
+        stated[name] = {
+            "timestamp": k / 60,
+            "intrinsic": matrix(frame.color_camera).tolist(),
+            "aligned_pose": frame.world_from_camera.tolist(),
+            "pose": np.eye(4).tolist(),
+        }
+    path = iphone / "pose_intrinsic_imu.json"
+    path.write_text(json.dumps(stated))
+    return Sample(root, *files[0], path)
+
+
 DESK: dict[str, Callable[[Path], Sample]] = {
     "tum": write_tum,
     "icl": write_icl,
+    "open3d": write_open3d,
+    "open3d-json": lambda root: write_open3d(root, as_json=True),
+    "matterport3d": write_matterport3d,
+    "scannetpp": write_scannetpp,
 }

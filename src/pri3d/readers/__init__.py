@@ -25,6 +25,9 @@ READERS = {
     "sunrgbd": "pri3d.readers.sunrgbd:SunRgbdReader",
     "tum": "pri3d.readers.tum:TumReader",
     "icl": "pri3d.readers.icl:IclReader",
+    "open3d": "pri3d.readers.open3d:Open3dReader",
+    "matterport3d": "pri3d.readers.matterport3d:Matterport3dReader",
+    "scannetpp": "pri3d.readers.scannetpp:ScanNetppReader",
     "images": "pri3d.readers.images:ImagesReader",
 }
 

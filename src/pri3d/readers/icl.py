@@ -82,8 +82,9 @@ class IclReader:
             )
         poses = {name: _pose(rows[k]) for name, k in found.items()}
         return PosedList(
-            poses,
+            list(found),
             lambda name: load_files(name, *images[found[name]], poses[name], cameras, truth[0]),
+            poses.__getitem__,
             cameras,
             str(truth[0]),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,19 +24,20 @@ class PosedList(FrameList):
 
     def __init__(
         self,
-        poses: Mapping[str, NDArray[np.float64]],
+        names: Sequence[str],
         load: Callable[[str], Frame],
+        pose: Callable[[str], NDArray[np.float64]],
         cameras: Cameras | None = None,
         what: str = "",
     ) -> None:
-        """``poses``: frame name -> (4, 4) of the camera that ``cameras`` says, None for colour, from file ``what``."""
-        super().__init__(list(poses), load)
-        self._poses, self._cameras, self._what = poses, cameras, what
+        """``pose`` gives the (4, 4), by the file ``what``, of the camera that ``cameras`` says, None for colour."""
+        super().__init__(names, load)
+        self._pose, self._cameras, self._what = pose, cameras, what
 
     def pose(self, index: int) -> NDArray[np.float64]:
         """Return ``world_from_camera`` (4, 4) of the colour camera. Raises FrameError where it is not rigid."""
         name = self.names[index]
-        pose = check_rigid(self._poses[name], f"{self._what}: frame {name}")
+        pose = check_rigid(self._pose(name), f"{self._what}: frame {name}")
         return pose if self._cameras is None else self._cameras.world_from_color(pose)
 
 

@@ -90,7 +90,11 @@ class TumReader:
         files = {names[k]: (colors[pairs[k, 0]], depths[pairs[k, 1]]) for k in np.flatnonzero(known)}
         by_name = {names[k]: poses[k] for k in np.flatnonzero(known)}
         return PosedList(
-            by_name, lambda name: load_files(name, *files[name], by_name[name], cameras, truth), cameras, str(truth)
+            list(files),
+            lambda name: load_files(name, *files[name], by_name[name], cameras, truth),
+            by_name.__getitem__,
+            cameras,
+            str(truth),
         )
 
 
