@@ -72,6 +72,13 @@ ABOUT = {
 }
 
 
+#: hint of a parameter that takes several folders -> help of a positional one
+_SEVERAL: dict[Any, str] = {
+    list[Path]: "one or more folders",
+    Path | list[Path]: "one or more folders; of several each may have a weight, as in FOLDER:0.5",
+}
+
+
 class Parser(ArgumentParser):
     """Shows options with hyphens, as they are usually typed; underscores work as well."""
 
@@ -125,11 +132,11 @@ def build_parser(name: str, verb: Callable[..., Any]) -> Parser:
     parser = Parser(prog=f"pri3d {name}", epilog=f"example: {ABOUT[name][1]}")
     hints = get_type_hints(verb)
     parameters = inspect.signature(verb).parameters
-    several = {key for key in parameters if hints[key] == list[Path]}
+    several = {key for key in parameters if hints[key] in _SEVERAL}
     for key in several:
         if key == next(iter(parameters)):
             shown = key.upper().removesuffix("S")
-            parser.add_argument(key, nargs="+", type=Path, metavar=shown, help="one or more folders")
+            parser.add_argument(key, nargs="+", type=Path, metavar=shown, help=_SEVERAL[hints[key]])
     parser.add_function_arguments(verb, as_positional=True, skip={*several})
     for key in several - {next(iter(parameters))}:
         parser.add_argument(f"--{key}", nargs="+", action="extend", type=Path, required=True, help="one or more")

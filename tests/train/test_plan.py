@@ -15,6 +15,7 @@ from PIL import Image
 from small import SMALLER, run_small
 
 from pri3d.data.crops import CropDataset
+from pri3d.data.mixture import open_mixture
 from pri3d.data.pairs import PairDataset
 from pri3d.data.sampler import Draw
 from pri3d.errors import ConfigError, DataError, Pri3DError, WeightsError
@@ -51,7 +52,7 @@ def settings(**given: object) -> PretrainSettings:
 
 
 def plan(store: Path, images: Path | None = None, **given: object) -> Plan:
-    return Plan(Store(store), settings(**given), images)
+    return Plan(open_mixture(store), settings(**given), images)
 
 
 def refusal(store: Path, run: Path, kind: type[Pri3DError] = ConfigError, **options: object) -> str:
@@ -268,18 +269,21 @@ def test_held_out_pairs_are_a_fixed_choice_that_training_never_sees(rooms_store:
     planned = plan(rooms_store, holdout=0.5, eval_pairs=4, eval_every=1)
     assert planned.watched
     held = planned.heldout()
-    assert len(held) == 4 < len(planned.held)
-    assert held.rows.tolist() == plan(rooms_store, holdout=0.5, eval_pairs=4).heldout().rows.tolist()
-    assert held.rows.tolist() != plan(rooms_store, holdout=0.5, eval_pairs=4, seed=3).heldout().rows.tolist()
-    assert len(plan(rooms_store, holdout=0.5, eval_pairs=999).heldout()) == len(planned.held)
+    (portion,) = planned.portions
+    assert len(held) == 4 < len(portion.held)
+    assert isinstance(held, PairDataset)
+    for seed in (0, 3):
+        again = plan(rooms_store, holdout=0.5, eval_pairs=4, seed=seed).heldout()
+        assert isinstance(again, PairDataset)
+        assert (again.rows.tolist() == held.rows.tolist()) == (seed == 0)
+    assert len(plan(rooms_store, holdout=0.5, eval_pairs=999).heldout()) == len(portion.held)
     table = Store(rooms_store).pairs()
 
     def frames(rows: Any) -> set[tuple[str, int]]:
         return {(str(table.scene[row]), int(end[row])) for row in rows for end in (table.i, table.j)}
 
-    assert not frames(planned.train) & frames(planned.held)
-    one, again = held[Draw(0, 0)], held[Draw(0, 0)]
-    assert torch.equal(one.color, again.color)
+    assert not frames(portion.train) & frames(portion.held)
+    assert torch.equal(held[Draw(0, 0)].color, held[Draw(0, 0)].color)
     trained = planned.feed(("first", "second")).dataset
     assert isinstance(trained, PairDataset)
     assert trained.recipe is not None

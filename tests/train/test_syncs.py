@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from pri3d.data.mixture import open_mixture
 from pri3d.data.sampler import Draw
 from pri3d.models.encoders import build_encoder
 from pri3d.models.unet import UNet
-from pri3d.store import Store
 from pri3d.train.plan import Plan
 from pri3d.train.pretraining import PretrainModule
 from pri3d.train.settings import PretrainSettings, resolve
@@ -32,7 +32,7 @@ from syncs import CountSyncs
 def test_a_pass_does_not_wait(rooms_store: Path, preset: str, options: dict[str, Any], most: int) -> None:
     small = {"size": "64x48", "batch": 4, "micro_batch": 4, "distance": 0.1, "voxel": 0.08, "holdout": 0.0}
     settings = resolve(PretrainSettings, "pretrain", preset, {**small, "encoder": "test_resnet", **options})
-    plan = Plan(Store(rooms_store), settings, None)
+    plan = Plan(open_mixture(rooms_store), settings, None)
     module = PretrainModule(settings, UNet(build_encoder(settings.encoder), settings.decoder, settings.channels))
     feed = plan.feed(module.views)
     batch = feed.collate([feed.dataset[Draw(0, item)] for item in range(4)])

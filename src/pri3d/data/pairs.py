@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,8 +38,10 @@ class PairItem(NamedTuple):
     crops: Tensor
 
 
-def split_pairs(store: Store, holdout: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the pair table for training and for validation, from disjoint frames.
+def split_pairs(
+    store: Store, holdout: float, table: PairTable | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the pair table, or another ``table``, for training and for validation, from disjoint frames.
 
     With ten scenes or more the last ``holdout`` share of scenes is held out; with fewer, the last share of each
     scene's frames in time. Pairs across the border are in neither. ``holdout`` = 0 trains on everything.
@@ -44,7 +49,7 @@ def split_pairs(store: Store, holdout: float) -> tuple[NDArray[np.int64], NDArra
     """
     if not 0 <= holdout <= 0.9:
         raise ConfigError(f"holdout = {holdout}: give a share of the frames between 0 and 0.9.")
-    table = store.pairs()
+    table = table or store.pairs()
     if holdout == 0:
         return np.arange(len(table.i)), np.empty(0, np.int64)
     if len(store.scenes) >= 10:
@@ -144,6 +149,24 @@ class PairDataset(Dataset[PairItem]):
             return Voxels(surface.cells[:0], surface.size)
         chunk = crop(surface, *box)
         return chunk._replace(cells=(chunk.cells - origin).astype(np.int32))
+
+
+class MixedPairs(Dataset[PairItem]):
+    """The pairs of several stores, one store after the other; the names of items begin with their store's."""
+
+    def __init__(self, parts: Sequence[PairDataset]) -> None:
+        self.parts = list(parts)
+        self.sizes = tuple(len(part) for part in self.parts)  #: as a mixing sampler wants them
+        self._ends = list(accumulate(self.sizes))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, draw: Draw) -> PairItem:
+        at = bisect_right(self._ends, draw.item)
+        part = self.parts[at]
+        item = part[Draw(draw.epoch, draw.item - self._ends[at] + self.sizes[at])]
+        return item._replace(name=f"{part.store.path.name}/{item.name}")
 
 
 def collate(items: list[PairItem]) -> PairBatch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from math import gcd
 from typing import NamedTuple
 
 import torch
@@ -70,11 +71,7 @@ class MixedSampler(StreamSampler):
         block: int = 1,
     ) -> None:
         super().__init__(sum(sizes), total, seed, start)
-        if min(sizes) < 1 or len(weights) != len(sizes) or min(weights) < 1 or block < 1:
-            raise ConfigError(
-                f"a mixture of sources with {list(sizes)} items, weights {list(weights)} and blocks of {block}: every "
-                "source needs items and a whole weight of 1 or more, and a block a position. Leave empty sources out."
-            )
+        _check_mixture(sizes, weights, block)
         self.sizes, self.weights, self.block = tuple(sizes), tuple(weights), block
         self._first = [0, *accumulate(sizes)]
         self._sources = [_Passes(size, derive(seed, source)) for source, size in enumerate(sizes)]
@@ -98,6 +95,77 @@ class MixedSampler(StreamSampler):
             return self._round
         generator = torch.Generator().manual_seed(derive(self.seed, len(self.sizes), number))
         return [self._round[k] for k in torch.randperm(len(self._round), generator=generator).tolist()]
+
+
+class BalancedSampler(StreamSampler):
+    """A stream in which every batch holds the sources in proportion to their weights, whatever their sizes.
+
+    Of ``batch`` positions in a row source s has its share ``batch * weight / sum``, rounded up or down; after as many
+    batches as the weights sum up to, the shares have come out exactly. Inside a batch the order is shuffled, so that
+    every process and every pass sees all sources. Each source is gone through in shuffled passes of its own.
+
+    Args:
+        sizes: items of each source.
+        weights: of each source, whole numbers of 1 or more.
+        total, seed, start: as in :class:`StreamSampler`.
+        batch: consecutive positions that are balanced.
+
+    Raises ConfigError for an empty source, or weights or a batch that cannot be.
+    """
+
+    def __init__(
+        self, sizes: Sequence[int], weights: Sequence[int], total: int, seed: int, start: int, batch: int
+    ) -> None:
+        super().__init__(sum(sizes), total, seed, start)
+        _check_mixture(sizes, weights, batch)
+        self.batch = batch
+        self._first = [0, *accumulate(sizes)]
+        self._sources = [_Passes(size, derive(seed, source)) for source, size in enumerate(sizes)]
+        self._counts = _shares(weights, batch)
+        self._before = torch.cat((torch.zeros(1, len(sizes), dtype=torch.int64), self._counts.cumsum(0)))
+        self._number, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def draw(self, position: int) -> Draw:
+        """What stands at a position of the stream, whoever asks."""
+        number, place = divmod(position, self.batch)
+        order = self._shuffled(number)
+        source = int(order[place])
+        cycle, inside = divmod(number, len(self._counts))
+        before = cycle * self._before[-1, source] + self._before[inside, source] + (order[:place] == source).sum()
+        epoch, item = self._sources[source].draw(int(before))
+        return Draw(epoch, self._first[source] + item)
+
+    def _shuffled(self, number: int) -> torch.Tensor:
+        """Sources of a batch's positions; those of the last used batch are kept."""
+        if number != self._number:
+            generator = torch.Generator().manual_seed(derive(self.seed, len(self._sources), number))
+            counts = self._counts[number % len(self._counts)]
+            sources = torch.repeat_interleave(torch.arange(len(counts)), counts)
+            self._number, self._order = number, sources[torch.randperm(self.batch, generator=generator)]
+        return self._order
+
+
+def _shares(weights: Sequence[int], batch: int) -> torch.Tensor:
+    """Positions of each source in each batch of a cycle (sum of the weights, sources), int64.
+
+    The sources lie side by side on a line of length ``batch``; a comb of teeth one apart is laid over it and counts.
+    Every batch of a cycle has a comb of its own, moved by another of the cycle's equal parts of a tooth.
+    """
+    cycle = sum(weights)
+    # By steps of the golden section, so that batches in a row differ little and what one lacks the next has.
+    stride = next(k for k in range(max(1, round(0.618 * cycle)), 2 * cycle + 1) if gcd(k, cycle) == 1)
+    moved = 2 * (torch.arange(cycle) * stride % cycle) + 1  # in halves of a part: no tooth falls on a border
+    ends = 2 * batch * torch.tensor([0, *accumulate(weights)])
+    teeth = (ends - moved[:, None] + 2 * cycle - 1) // (2 * cycle)
+    return teeth.diff(dim=1)
+
+
+def _check_mixture(sizes: Sequence[int], weights: Sequence[int], block: int) -> None:
+    if min(sizes) < 1 or len(weights) != len(sizes) or min(weights) < 1 or block < 1:
+        raise ConfigError(
+            f"a mixture of sources with {list(sizes)} items, weights {list(weights)} and blocks of {block}: every "
+            "source needs items and a whole weight of 1 or more, and a block a position. Leave empty sources out."
+        )
 
 
 class Share(Sampler[Draw]):

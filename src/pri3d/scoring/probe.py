@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from pri3d.data.mixture import hashes_of
 from pri3d.data.pairs import PairDataset, collate, split_pairs
 from pri3d.data.sampler import Draw, derive
 from pri3d.errors import ConfigError, DataError
@@ -141,7 +142,8 @@ def probe(
 def _check_holdout(path: Path, record: dict[str, Any], store: Store, holdout: float) -> None:
     """Refuse to score a network on frames it was trained on. Raises ConfigError."""
     trained = record.get("holdout")
-    if record.get("data_hash") == store.hash and trained is not None and trained < holdout:
+    seen = hashes_of(str(record.get("data_hash") or ""))
+    if store.hash in seen and trained is not None and trained < holdout:
         raise ConfigError(
             f"{path}: was trained with --holdout {trained:g}, so --holdout {holdout:g} would score frames it has seen. "
             "Probe on other recordings, or give the same share."

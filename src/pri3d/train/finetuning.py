@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from pri3d import registry
+from pri3d.data.mixture import hashes_of
 from pri3d.data.sampler import StreamSampler
 from pri3d.datasets import LabelledImages, Split, open_labelled
 from pri3d.datasets.checks import check_images
@@ -234,7 +235,7 @@ class FinetuneRun:
     def _saw_val(self) -> bool:
         """Whether the weights were pre-trained on the very store that holds the validation frames."""
         seen = self.record.get("data_hash")
-        return bool(seen) and self.val_set.hash.startswith(str(seen))
+        return bool(seen) and any(self.val_set.hash.startswith(one) for one in hashes_of(str(seen)))
 
 
 def check_all(runs: Sequence[FinetuneRun], folders: Sequence[Path]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 
+from pri3d.data.mixture import open_mixture
 from pri3d.errors import Problems
 from pri3d.geometry.images import Interpolation
 from pri3d.geometry.matching import Mode
@@ -16,7 +17,6 @@ from pri3d.models.encoders import build_encoder
 from pri3d.models.unet import UNet
 from pri3d.models.weights import check_init, init_encoder, save_model
 from pri3d.objectives.contrast import Negatives
-from pri3d.store import Store
 from pri3d.train.engine import fit, synchronised
 from pri3d.train.launch import Options, find_launch
 from pri3d.train.plan import Plan
@@ -26,7 +26,7 @@ from pri3d.train.settings import Mix, Precision, PretrainSettings, Schedule, res
 
 
 def pretrain(
-    data: Path,
+    data: Path | list[Path],
     preset: str = "quick",
     run: Path | None = None,
     resume: bool = False,
@@ -89,10 +89,11 @@ def pretrain(
     Every option that is not given has the preset's value.
 
     Args:
-        data: folder that `pri3d prepare` wrote.
+        data: folder that `pri3d prepare` wrote; of several each may have a weight, as in out/kitchen:1 out/rooms:0.5,
+            by which every batch is shared among them.
         preset: `quick` (laptop), `paper`, a row of the paper's table 1 (view, geo, trivial, depth, moco, ...), or the
             path of a YAML file with the options below; several joined by commas are laid over each other.
-        run: folder of this run; default runs/<name of data>-<preset>.
+        run: folder of this run; default runs/<name of data>-<preset>, several names joined by +.
         resume: continue the run in that folder, exactly where its checkpoint stands.
         seed: of weights, order, augmentation and point choice.
         images: folder of RGB images that moco also learns from, see mix.
@@ -157,13 +158,13 @@ def pretrain(
     given = dict(locals())
     problems = Problems()
     with problems.collect():
-        store = Store(data)
+        mixture = open_mixture(data)
     with problems.collect():
         settings = resolve(PretrainSettings, "pretrain", preset, given)
     problems.refuse()
     options = Options(workers, save_every, keep_checkpoints, find_launch(devices, nodes), wandb)
     pl.seed_everything(seed, verbose=False)
-    plan = Plan(store, settings, images)
+    plan = Plan(mixture, settings, images)
     with problems.collect():
         options.check(settings)
     with problems.collect():
@@ -178,8 +179,8 @@ def pretrain(
             module = PretrainModule(settings, synchronised(unet, settings, options.launch))
     problems.refuse()
     layers = "-".join(Path(layer).stem for layer in preset.split(","))
-    folder = RunFolder(run or Path("runs") / f"{data.name}-{layers}")
-    provenance = {"preset": preset, "data": str(data), "data_hash": store.hash, "images": str(images or "")}
+    folder = RunFolder(run or Path("runs") / f"{mixture.name}-{layers}")
+    provenance = {"preset": preset, "data": str(mixture), "data_hash": mixture.hash, "images": str(images or "")}
     provenance["images_hash"] = plan.images_hash
     done = folder.open("pretrain", settings, provenance, resume, options.launch.rank)
     facts = _facts(settings, provenance)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pri3d.data.pairs import PairDataset, collate
+from pri3d.data.pairs import MixedPairs, PairDataset, collate
 from pri3d.data.sampler import Draw
 from pri3d.models.tuning import limit
 from pri3d.models.unet import UNet
@@ -107,7 +107,9 @@ def decayed_momentum(step: int) -> float:
 class HeldOut(Watch):
     """Measures the features on held-out pairs; the best network is the one of highest recall."""
 
-    def __init__(self, dataset: PairDataset, run: RunFolder, done: int, every: int, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, dataset: PairDataset | MixedPairs, run: RunFolder, done: int, every: int, facts: Mapping[str, Any]
+    ) -> None:
         super().__init__(run, done, every, "recall")
         self.dataset, self.facts = dataset, facts
 
