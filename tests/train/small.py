@@ -28,12 +28,12 @@ PLAIN: dict[str, Any] = {
 }
 
 
-def run_small(store: Path, run: Path, **options: object) -> Path:
+def run_small(store: Path | list[Path], run: Path, **options: object) -> Path:
     """Pre-train in this process."""
     return pretrain(store, run=run, **{**SMALLER, **options})  # type: ignore[arg-type]
 
 
-def stop_after(step: int, store: Path, run: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
+def stop_after(step: int, store: Path | list[Path], run: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
     """A run that is told to stop during its step number ``step``."""
     told = StepModule.on_train_batch_start
 
