@@ -21,6 +21,11 @@ class FrameError(DataError):
 class IntrinsicsError(FrameError):
     """The frame's image cannot be that of the camera stated for it."""
 
+    def __init__(self, message: str, stated: tuple[float, ...] = (), size: tuple[int, int] | None = None) -> None:
+        """``stated`` are fx, fy, cx, cy of the camera and ``size`` width and height of the image, where known."""
+        super().__init__(message)
+        self.stated, self.size = stated, size
+
 
 class ConfigError(Pri3DError):
     """A flag, preset or name is wrong; the message lists the choices."""

@@ -36,11 +36,17 @@ class Intrinsics(NamedTuple):
         """Return the camera of an image of this size, or raise FrameError where the image cannot be its."""
         stated = (self.width or width, self.height or height)
         if stated != (width, height):
-            raise IntrinsicsError(f"{what}: is {width}x{height}, but the camera is stated as {stated[0]}x{stated[1]}.")
+            raise IntrinsicsError(
+                f"{what}: is {width}x{height}, but the camera is stated as {stated[0]}x{stated[1]}.",
+                self[:4],
+                (width, height),
+            )
         if not (0.25 < self.cx / width < 0.75 and 0.25 < self.cy / height < 0.75):
             raise IntrinsicsError(
                 f"{what}: is {width}x{height}, but the camera's centre is ({self.cx:g}, {self.cy:g}); the intrinsics "
-                "belong to another size."
+                "belong to another size.",
+                self[:4],
+                (width, height),
             )
         return Camera(width, height, self.fx, self.fy, self.cx, self.cy)
 

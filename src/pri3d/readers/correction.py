@@ -15,7 +15,7 @@ from pri3d.readers.scenes import pose_of
 from pri3d.types import Frame
 
 _FLAGS = ("inverse", "opengl", "ray")
-_NUMBERS = ("depth", "shift")
+_NUMBERS = ("depth", "shift", "translation")
 
 
 class Correction(NamedTuple):
@@ -26,9 +26,10 @@ class Correction(NamedTuple):
     ray: bool = False  #: depth is the length of the ray, not z
     depth: float = 1.0  #: factor that makes the depth metres
     shift: int = 0  #: the depth that belongs to frame k is stated for frame k + shift
+    translation: float = 1.0  #: factor that makes the translations of the poses metres
 
     def __str__(self) -> str:
-        numbers = [f"depth={self.depth:g}"] * (self.depth != 1) + [f"shift={self.shift}"] * (self.shift != 0)
+        numbers = [f"{name}={getattr(self, name):g}" for name in _NUMBERS if getattr(self, name) != _UNCHANGED[name]]
         return ",".join([name for name in _FLAGS if getattr(self, name)] + numbers)
 
     def apply(self, frame: Frame) -> Frame:
@@ -45,8 +46,12 @@ class Correction(NamedTuple):
     def apply_to_pose(self, pose: NDArray[np.float64], what: str) -> NDArray[np.float64]:
         """Correct ``world_from_camera`` (4, 4). Raises FrameError naming ``what`` where it is not rigid."""
         pose = check_rigid(pose, what)
+        pose[:3, 3] *= self.translation
         pose = invert_array(pose) if self.inverse else pose
         return pose @ OPENGL_FLIP if self.opengl else pose
+
+
+_UNCHANGED = Correction._field_defaults
 
 
 def parse_correction(text: str) -> Correction:
@@ -57,14 +62,15 @@ def parse_correction(text: str) -> Correction:
         try:
             if name in said or (name in _FLAGS) == bool(equals) or name not in (*_FLAGS, *_NUMBERS):
                 raise ValueError
-            said[name] = True if name in _FLAGS else (float(value) if name == "depth" else int(value))
-            if name == "depth" and not 0 < said[name] < 1e6:
+            said[name] = True if name in _FLAGS else (int(value) if name == "shift" else float(value))
+            if name in ("depth", "translation") and not 0 < said[name] < 1e6:
                 raise ValueError
         except ValueError:
             raise ConfigError(
                 f"--correct {text}: {part!r} is not understood. Join by commas, each once: inverse (poses are world to "
                 "camera), opengl (camera axes y up, z backward), ray (depth is the ray's length), depth=0.2 (factor "
-                "of the depth), shift=1 (frames by which the depth comes late)."
+                "of the depth), translation=0.001 (factor of the poses' translations), shift=1 (frames by which the "
+                "depth comes late)."
             ) from None
     return Correction(**said)
 
