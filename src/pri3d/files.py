@@ -11,8 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pri3d.errors import DataError
+from pri3d.errors import ConfigError, DataError
 
+#: a place that cannot be written, whatever the room on the disk
+_NO_PLACE = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+)
 _PART = re.compile(r"\..+\.(?P<host>[A-Za-z0-9_-]+)\.(?P<pid>[0-9]+)\.part")
 
 
@@ -30,6 +34,17 @@ def replacing(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def usable(what: str) -> Iterator[None]:
+    """Context that raises ConfigError, beginning with ``what``, where a place cannot be written; a full disk passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_PLACE:
+            raise
+        raise ConfigError(f"{what}: cannot be written ({error}). Name a file in a folder of yours.") from error
 
 
 def write_atomic(path: Path, content: bytes) -> Path:

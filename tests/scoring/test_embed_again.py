@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import zipfile
 from multiprocessing import get_context
 from typing import Any
 
@@ -16,6 +18,7 @@ from tiny_backbone import FLAGS, arrays, photos, source, tiny, unet, weights
 from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError
 from pri3d.scoring import parts
+from pri3d.scoring.arrays import read_record, write_entry
 from pri3d.scoring.embed import Backbone, embed
 
 __all__ = ["source", "tiny", "unet", "weights"]  # fixtures
@@ -108,11 +111,50 @@ def test_parts_of_other_settings_are_refused(weights, source, tmp_path, monkeypa
     embed(str(weights), source, tmp_path / "a.npz", **FLAGS)
 
 
+@pytest.mark.parametrize("content", [b"mine", b""])
 @pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.parquet"])
-def test_a_file_of_somebody_elses_is_kept(weights, source, tmp_path, name) -> None:
-    (tmp_path / name).write_bytes(b"mine")
+def test_a_file_of_somebody_elses_is_kept(weights, source, tmp_path, name, content) -> None:
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match="not from this command"):
         embed(str(weights), source, tmp_path / name, **FLAGS)
-    assert (tmp_path / name).read_bytes() == b"mine"
+    assert (tmp_path / name).read_bytes() == content
     embed(str(weights), source, tmp_path / name, overwrite=True, **FLAGS)
     embed(str(weights), source, tmp_path / name, **FLAGS)
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a.npy"])
+def test_a_file_that_was_deleted_is_made_again(weights, source, tmp_path, name) -> None:
+    """What lies beside a .npy may be there still."""
+    out = embed(str(weights), source, tmp_path / name, **FLAGS)
+    whole = out.read_bytes()
+    out.unlink()
+    assert embed(str(weights), source, out, **FLAGS).read_bytes() == whole
+
+
+def test_only_a_npy_has_a_file_beside_it(weights, source, tmp_path) -> None:
+    (tmp_path / "a.npz.json").write_text("mine")
+    embed(str(weights), source, tmp_path / "a.npz", **FLAGS)
+    assert (tmp_path / "a.npz.json").read_text() == "mine"
+
+
+def test_any_changed_byte_of_a_zip_is_no_record_or_a_damaged_part(tmp_path) -> None:
+    """Never another exception, as of a method of compression that does not exist."""
+    path = tmp_path / "0000000.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        write_entry(archive, "0", np.ones(4, np.float32))
+        write_entry(archive, "record", np.array("{}"))
+        archive.writestr(parts.CONTENT, '{"rows": [[0, "a", 1, 1]], "failed": []}')
+    assert read_record(path) == {}
+    whole, draw, refused = path.read_bytes(), random.Random(0), 0
+    for _ in range(600):
+        content = bytearray(whole)
+        for _ in range(draw.choice((1, 2, 4))):
+            content[draw.randrange(len(content))] = draw.randrange(256)
+        path.write_bytes(content[: draw.choice((len(content), len(content), draw.randrange(len(content))))])
+        assert read_record(path) in ({}, None)
+        try:
+            list(parts._arrays([(path, parts.Row(*row)) for row in parts._content(path)["rows"]]))
+        except DataError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 300

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,9 @@ from pri3d.files import replacing
 from pri3d.runfiles import read_json, write_json
 
 _GROUP = 1 << 25  # bytes of features in a row group of parquet
+
+#: what reading a damaged .npz or parquet file raises; RuntimeError for one that seems to be encrypted or of a new zip
+DAMAGED = (OSError, ValueError, LookupError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class Table(NamedTuple):
@@ -43,7 +47,8 @@ def check_format(out: Path) -> None:
 
 def write_features(out: Path, table: Table) -> None:
     """Write the file, whole or not at all. Raises DataError where .npy is to hold maps of several sizes."""
-    _beside(out).unlink(missing_ok=True)
+    if out.suffix == ".npy":
+        _beside(out).unlink(missing_ok=True)  # that of the file before, which it must not seem to describe
     with replacing(out) as part:
         FORMATS[out.suffix](part, table)
     if out.suffix == ".npy":
@@ -51,7 +56,9 @@ def write_features(out: Path, table: Table) -> None:
 
 
 def read_record(out: Path) -> dict[str, Any] | None:
-    """Read how the features of a file were made; None where it does not say or cannot be read."""
+    """Read how the features of a file were made; None where there is no file, or it does not say or is damaged."""
+    if not out.is_file():
+        return None  # what lies beside a .npy may outlive it
     try:
         if out.suffix == ".npz":
             with np.load(out, allow_pickle=False) as file:
@@ -60,7 +67,7 @@ def read_record(out: Path) -> dict[str, Any] | None:
             record = {k: v for k, v in read_json(_beside(out)).items() if k not in ("names", "height", "width")}
         else:
             record = json.loads(_arrow("pyarrow.parquet").read_schema(out).metadata[b"pri3d"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, DataError):
+    except (*DAMAGED, TypeError, AttributeError, DataError):
         return None
     return record if isinstance(record, dict) else None
 

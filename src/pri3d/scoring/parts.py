@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pri3d.errors import ConfigError, DataError, WeightsError
-from pri3d.files import remove_leftovers, replacing
+from pri3d.files import remove_leftovers, replacing, usable
 from pri3d.geometry.images import parse_size, resize_color
 from pri3d.runfiles import read_json, write_json
-from pri3d.scoring.arrays import Table, read_record, write_entry, write_features
+from pri3d.scoring.arrays import DAMAGED, Table, read_record, write_entry, write_features
 from pri3d.scoring.media import Media, Picture, until_damaged
 
 PIXELS = 8_000_000  #: of the images in a batch, at most; an image alone may have more
@@ -73,7 +73,7 @@ class Parts:
 
     def claim(self, overwrite: bool) -> None:
         """Make the folder, or continue in it. Raises ConfigError where it or the file was made otherwise."""
-        try:
+        with usable(f"--out {self.out}"):
             if overwrite and self.folder.is_dir():
                 shutil.rmtree(self.folder)
             if (self.folder / RECORD).is_file():
@@ -83,10 +83,6 @@ class Parts:
                 self._refuse_other(read_record(self.out), self.out)
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / RECORD, self.facts)
-        except (PermissionError, FileExistsError, NotADirectoryError) as error:
-            raise ConfigError(
-                f"--out {self.out}: cannot be written ({error}). Name a file in a folder of yours."
-            ) from error
 
     def _refuse_other(self, record: Any, where: Path) -> None:
         record = record if isinstance(record, dict) else {}
@@ -225,7 +221,7 @@ def _content(path: Path) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             return json.loads(archive.read(CONTENT))
-    except (OSError, ValueError, LookupError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise _damaged(path, error) from error
 
 
@@ -236,7 +232,7 @@ def _arrays(rows: list[tuple[Path, Row]]) -> Iterator[NDArray[Any]]:
             with np.load(path, allow_pickle=False) as part:
                 for _, row in some:
                     yield part[str(row.place)]
-        except (ValueError, LookupError, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise _damaged(path, error) from error
 
 
