@@ -28,6 +28,11 @@ READERS = {
     "open3d": "pri3d.readers.open3d:Open3dReader",
     "matterport3d": "pri3d.readers.matterport3d:Matterport3dReader",
     "scannetpp": "pri3d.readers.scannetpp:ScanNetppReader",
+    "arkitscenes": "pri3d.readers.arkitscenes:ARKitScenesReader",
+    "stray": "pri3d.readers.stray:StrayReader",
+    "record3d": "pri3d.readers.record3d:Record3DReader",
+    "scanner3d": "pri3d.readers.scanner3d:Scanner3DReader",
+    "polycam": "pri3d.readers.polycam:PolycamReader",
     "images": "pri3d.readers.images:ImagesReader",
 }
 

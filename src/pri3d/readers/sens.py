@@ -183,7 +183,7 @@ class SensScene:
             raw.pose,
             cameras,
             Origin(f"{what}: colour", f"{what}: depth", what),
-            color_jpeg=raw.color if header.color_format == "JPEG" and _is_rgb(raw.color) else None,
+            color_jpeg=raw.color if header.color_format == "JPEG" and is_rgb(raw.color) else None,
         )
 
     def pose(self, index: int) -> NDArray[np.float64]:
@@ -192,7 +192,8 @@ class SensScene:
         return self._cameras.world_from_color(pose)
 
 
-def _is_rgb(jpeg: bytes) -> bool:
+def is_rgb(jpeg: bytes) -> bool:
+    """Whether an image that has been decoded without error has three colours: it may be stored as it is."""
     with Image.open(io.BytesIO(jpeg)) as image:
         return image.mode == "RGB"
 
