@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pri3d.errors import FrameError, IntrinsicsError
+from pri3d.errors import DataError, FrameError, IntrinsicsError
 from pri3d.geometry.images import resize_color, resize_nearest
 from pri3d.geometry.pose import check_rigid
 from pri3d.preparation.frames import stored_size
@@ -49,7 +49,19 @@ class Shots:
         self.reasons: dict[int, FrameError] = {}
         self._kept: dict[int, Shot] = {}
         self._sizes: tuple[tuple[int, int], tuple[int, int]] | None = None  # of the colour and the depth images
-        self.full: tuple[Camera, Camera] | None = None  #: colour and depth camera of the first frame, not reduced
+        self._cameras: tuple[Camera, Camera] | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether any frame could be used so far."""
+        return bool(self._kept)
+
+    @property
+    def cameras(self) -> tuple[Camera, Camera]:
+        """Colour and depth camera of the first usable frame, not reduced. Raises DataError where there is none."""
+        if self._cameras is None:
+            raise DataError(f"{self.scene.id}: no frame can be used.")
+        return self._cameras
 
     def get(self, index: int) -> Shot | None:
         """Frame ``index`` reduced, None where there is none or it cannot be used; :attr:`reasons` tells why."""
@@ -62,12 +74,16 @@ class Shots:
             self.reasons[index] = error
         return self._kept.get(index)
 
+    def kept(self, index: int) -> Shot | None:
+        """Frame ``index`` where it has been loaded, else None."""
+        return self._kept.get(index)
+
     def _load(self, index: int) -> Shot:
         frame = self.scene.frame(index)
         shot = reduced(frame)
         sizes = (shot.color_camera[:2], shot.depth_camera[:2])
         if self._sizes is None:
-            self._sizes, self.full = sizes, (frame.color_camera, frame.depth_camera)
+            self._sizes, self._cameras = sizes, (frame.color_camera, frame.depth_camera)
         if sizes != self._sizes:
             raise FrameError(f"{frame.name}: its size differs from the first frame's; a scene has one camera size.")
         return shot
@@ -222,10 +238,3 @@ def _spread(candidates: NDArray[np.int64], gap: NDArray[np.int64], wanted: int) 
         place.append((turn[key], -key))
     order = sorted(range(len(candidates)), key=place.__getitem__)
     return candidates[np.array(order[:wanted], dtype=np.int64)]
-
-
-def load(shots: Shots, indices: Sequence[int], progress: Callable[[int, int], None]) -> None:
-    """Load frames, telling ``progress`` how many of how many are done."""
-    for done, index in enumerate(indices):
-        progress(done, len(indices))
-        shots.get(index)
