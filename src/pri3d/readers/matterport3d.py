@@ -134,7 +134,7 @@ def _read(folder: Path, conf: Path) -> dict[str, View]:
         elif words[0] == "scan" and len(words) > 2:
             if camera is None:
                 raise DataError(f"{conf}: image {words[2][:80]} stands before any intrinsics_matrix.")
-            pose = numbers(words[3:], (16,), f"{conf}: {words[2][:80]}").reshape(4, 4) @ OPENGL_FLIP
+            pose = numbers(words[3:], (16,), f"{conf}: {words[2][:80]}").reshape(4, 4) * OPENGL_FLIP.diagonal()
             depth, color = inside(folder / _DEPTH, words[1], conf), inside(folder / _COLOR, words[2], conf)
             views[clean_id(color.stem)] = View(color, depth, pose, camera)
     if not views or count > len(views):
