@@ -2,9 +2,104 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from sample_frames import Sample
+import numpy as np
+from PIL import Image
+from sample_frames import Sample, rendered
+from scipy.spatial.transform import Rotation
 
-OUTDOOR: dict[str, Callable[[Path], Sample]] = {}
+from pri3d.types import Camera, Frame
+
+Stated = tuple[int, str, int, int, tuple[float, ...]]  # id, model, width, height, parameters
+MODELS = [
+    *("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "OPENCV_FISHEYE", "FULL_OPENCV", "FOV"),
+    *("SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE", "THIN_PRISM_FISHEYE", "RAD_TAN_THIN_PRISM_FISHEYE"),
+]
+
+
+def colmap_camera(camera: Camera, number: int = 1) -> Stated:
+    return number, "PINHOLE", camera.width, camera.height, tuple(camera[2:])
+
+
+def camera_from_world(frame: Frame) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Rotation w, x, y, z and translation."""
+    matrix = np.linalg.inv(frame.world_from_camera)
+    x, y, z, w = Rotation.from_matrix(matrix[:3, :3]).as_quat()
+    return (w, x, y, z), tuple(matrix[:3, 3])
+
+
+def cameras_bin(cameras: list[Stated]) -> bytes:
+    items = (struct.pack(f"<IiQQ{len(p)}d", k, MODELS.index(model), w, h, *p) for k, model, w, h, p in cameras)
+    return struct.pack("<Q", len(cameras)) + b"".join(items)
+
+
+def images_bin(names: dict[str, Frame], cameras: list[int] | None = None, points: int = 3) -> bytes:
+    """Backwards, since the order in the file is that of registration."""
+    result = [struct.pack("<Q", len(names))]
+    for k, (name, frame) in reversed(list(enumerate(names.items()))):
+        rotation, translation = camera_from_world(frame)
+        camera = cameras[k] if cameras else 1
+        result.append(struct.pack("<I7dI", k + 1, *rotation, *translation, camera) + name.encode() + b"\0")
+        result.append(struct.pack("<Q", points) + struct.pack("<ddq", 1.5, 2.5, -1) * points)
+    return b"".join(result)
+
+
+def cameras_txt(cameras: list[Stated]) -> str:
+    lines = (" ".join(map(repr, (k, w, h, *p))).replace(" ", f" {model} ", 1) for k, model, w, h, p in cameras)
+    return "# Camera list\n" + "\n".join(lines) + "\n"
+
+
+def images_txt(names: dict[str, Frame]) -> str:
+    lines = ["# Image list"]
+    for k, (name, frame) in reversed(list(enumerate(names.items()))):
+        rotation, translation = camera_from_world(frame)
+        lines += [" ".join([str(k + 1), *(repr(float(x)) for x in (*rotation, *translation)), "1", name])]
+        lines += ["1.5 2.5 -1 3.5 4.5 7" * (k % 2)]
+    return "\n".join(lines) + "\n"
+
+
+def depth_map(depth: np.ndarray) -> bytes:
+    return b"%d&%d&1&" % (depth.shape[1], depth.shape[0]) + depth.astype("<f4").tobytes()
+
+
+def save(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, quality=95, subsampling=0)
+
+
+def millimetres(frame: Frame) -> np.ndarray:
+    return np.round(frame.depth * 1000).astype(np.uint16)
+
+
+def write_colmap(root: Path, ending: str = "bin", depth: str = "stereo") -> Sample:
+    """A dense workspace, whose images lie in folders; or one with a sensor's depth."""
+    names = {f"{'left' if k < 2 else 'right'}/{k + 8}.jpg": frame for k, frame in enumerate(rendered())}
+    model = root / ("sparse" if ending == "bin" else "sparse/0")
+    model.mkdir(parents=True)
+    cameras = [colmap_camera(rendered()[0].color_camera)]
+    if ending == "bin":
+        (model / "cameras.bin").write_bytes(cameras_bin(cameras))
+        (model / "images.bin").write_bytes(images_bin(names))
+    else:
+        (model / "cameras.txt").write_text(cameras_txt(cameras))
+        (model / "images.txt").write_text(images_txt(names))
+    for name, frame in names.items():
+        save(root / "images" / name, frame.color)
+        if depth == "stereo":
+            path = root / "stereo/depth_maps" / f"{name}.geometric.bin"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(depth_map(frame.depth))
+        else:
+            save(root / "depth" / f"{name}.png", millimetres(frame))
+    first = "left/8.jpg"
+    depths = root / (f"stereo/depth_maps/{first}.geometric.bin" if depth == "stereo" else f"depth/{first}.png")
+    return Sample(root, root / "images" / first, depths, model / f"images.{ending}")
+
+
+OUTDOOR: dict[str, Callable[[Path], Sample]] = {
+    "colmap": write_colmap,
+    "colmap-text": lambda root: write_colmap(root, "txt", "sensor"),
+}

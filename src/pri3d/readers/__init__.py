@@ -33,6 +33,7 @@ READERS = {
     "record3d": "pri3d.readers.record3d:Record3DReader",
     "scanner3d": "pri3d.readers.scanner3d:Scanner3DReader",
     "polycam": "pri3d.readers.polycam:PolycamReader",
+    "colmap": "pri3d.readers.colmap:ColmapReader",
     "images": "pri3d.readers.images:ImagesReader",
 }
 

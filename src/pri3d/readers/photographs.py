@@ -1,0 +1,67 @@
+"""Photographs that a list names by their paths: names of frames, and depth images of another size than the colour."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from pri3d.errors import DataError, FrameError
+from pri3d.readers.cameras import Cameras, Intrinsics
+from pri3d.readers.files import clean_id
+
+SUFFIXES = (".png", ".jpg", ".jpeg")  #: of images, in the order in which they are looked for
+_MOST_DIGITS = 20  # to which numbers are padded; longer ones are damaged
+_LAST_NUMBER = re.compile(r"\d+(?!.*\d)", re.ASCII)
+
+
+def frame_names(listed: Iterable[str], what: Path) -> dict[str, str]:
+    """Frame name -> path as it is listed. Raises DataError naming the list ``what`` where two give one name.
+
+    The name is the path without its ending and without the folders that all share, '-' between the rest; its last
+    number is padded with zeros as the longest needs, so that sorted names count up.
+    """
+    paths = {path: PurePosixPath(path) for path in listed}
+    shared = _shared([path.parts[:-1] for path in paths.values()])
+    plain = {path: "-".join((*pure.parts[shared:-1], _stem(pure.name))) for path, pure in paths.items()}
+    numbers = (_LAST_NUMBER.search(name) for name in plain.values())
+    digits = min(max((len(found[0]) for found in numbers if found), default=0), _MOST_DIGITS)
+    names: dict[str, str] = {}
+    for path, name in plain.items():
+        padded = clean_id(_LAST_NUMBER.sub(lambda found: found[0].zfill(digits), name))
+        if padded in names:
+            raise DataError(f"{what}: {names[padded]} and {path} both give the frame name {padded}; rename one.")
+        names[padded] = path
+    return names
+
+
+def registered(cameras: Cameras, color: tuple[int, ...], depth: tuple[int, ...], what: str) -> Cameras:
+    """Cameras of a colour image (H, W) and of a depth image (h, w) of the same camera, which may be smaller or larger.
+
+    Where ``cameras`` states a depth camera of its own they are returned as they are. Raises FrameError that calls the
+    depth image ``what`` where its shape is another one.
+    """
+    if depth[:2] == color[:2] or cameras.depth != cameras.color:
+        return cameras
+    (height, width), (h, w) = color[:2], depth[:2]
+    # Whoever resized it rounded either side to whole pixels.
+    if min(abs(h - height * w / width), abs(w - width * h / height)) > 1:
+        raise FrameError(f"{what}: is {w}x{h}, which has not the shape of its image, {width}x{height}.")
+    camera, x, y = cameras.color, w / width, h / height
+    resized = Intrinsics(camera.fx * x, camera.fy * y, camera.cx * x, camera.cy * y, w, h, camera.lens)
+    return cameras._replace(depth=resized)
+
+
+def _stem(name: str) -> str:
+    ending = PurePosixPath(name).suffix
+    return name.removesuffix(ending) if ending.lower() in SUFFIXES else name
+
+
+def _shared(folders: list[tuple[str, ...]]) -> int:
+    """How many leading folders all of them have in common."""
+    count = 0
+    for parts in zip(*folders, strict=False):
+        if len(set(parts)) > 1:
+            break
+        count += 1
+    return count
