@@ -110,8 +110,9 @@ def test_a_checkpoint_that_contains_itself(tmp_path, ways):
 @pytest.mark.filterwarnings("ignore:Validating sparse")
 def test_odd_keys_and_tensors_without_numbers_are_left_out(tmp_path):
     odd = {3: torch.ones(1), "sparse": torch.eye(3).to_sparse(), "meta": torch.ones(2, device="meta"), None: 1}
-    torch.save({**odd, "plain": torch.ones(2)}, tmp_path / "x.pth")
-    assert list(read_state(tmp_path / "x.pth")) == ["plain"]
+    odd["one number"] = torch.ones(1).expand(10**6, 10**6)
+    torch.save({**odd, "plain": torch.ones(2), "turned": torch.ones(2, 3).mT}, tmp_path / "x.pth")
+    assert list(read_state(tmp_path / "x.pth")) == ["plain", "turned"]
 
 
 def packed(path, compression, repeat=0):

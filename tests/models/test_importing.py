@@ -109,7 +109,22 @@ def test_a_decoder_that_claims_a_thousand_million_channels(tmp_path, resnet):
     state = {f"encoder.{k}": v for k, v in resnet.items()}
     state["decoder.conv0.weight"] = torch.ones(1, 1, 1, 1).expand(10**9, 64, 1, 1)
     torch.save(state, tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match="larger than the file"):
+    out = import_weights(tmp_path / "x.pth", tmp_path / "y.safetensors")
+    assert read_provenance(out)["part"] == "encoder"  # its one number is no decoder
+
+
+@pytest.mark.parametrize("shape", [(), (64,), (10**8, 0, 3, 3), (0, 64, 1, 1)])
+def test_a_decoder_of_no_convolution(tmp_path, resnet, shape):
+    state = {f"encoder.{k}": v for k, v in resnet.items()} | {"decoder.conv0.weight": torch.ones(shape)}
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=r"x\.pth: decoder\.conv0\.weight has the shape"):
+        import_weights(tmp_path / "x.pth", tmp_path / "y.safetensors")
+
+
+def test_a_decoder_of_another_network_names_the_file(tmp_path, resnet):
+    state = {f"encoder.{k}": v for k, v in resnet.items()} | {"decoder.conv0.weight": torch.ones(8, 3, 1, 1)}
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=r"x\.pth is no U-Net with encoder resnet18: .*conv0"):
         import_weights(tmp_path / "x.pth", tmp_path / "y.safetensors")
 
 

@@ -261,3 +261,12 @@ def test_other_files_are_named(tmp_path):
         read_published(write(path, net3d=state))
     with pytest.raises(WeightsError, match=r"kernel of shape \(26, 3, 4\)"):
         read_published(write(path, net3d=minkunet() | {"conv0p1s1.kernel": torch.zeros(26, 3, 4)}))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("conv0p1s1", ()), ("conv0p1s1", (0, 3, 4)), ("final", (3,)), ("final", (2, 3, 4))]
+)
+def test_kernels_of_no_shape_are_refused(tmp_path, name, shape):
+    torch.save({f"backbone3d.{name}.kernel": torch.ones(shape)}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=r"x\.pth: a kernel of shape .* is expected"):
+        read_published(tmp_path / "x.pth")

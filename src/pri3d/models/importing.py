@@ -21,7 +21,7 @@ from torch import Tensor
 from pri3d import __version__, registry
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.models.encoders import ENCODERS, Encoder, build_encoder
-from pri3d.models.published import WRAPPERS, read_published
+from pri3d.models.published import WRAPPERS, fill_unet, read_published
 from pri3d.models.resnet import SIZES
 from pri3d.models.unet import UNet
 from pri3d.models.weights import (
@@ -225,12 +225,13 @@ def _import_unet(file: Path, name: str, out: Path, record: Mapping[str, Any]) ->
     """Write the U-Net of a published checkpoint."""
     parts = read_published(file)
     last = parts.unet["decoder.conv0.weight"]
-    if last.numel() > file.stat().st_size:  # a hostile file may state one number a thousand million times
-        raise WeightsError(f"{file}: decoder.conv0.weight is larger than the file, which is damaged: fetch it again")
+    if last.ndim != 4 or not last.numel():  # looked up before anything of that size is made
+        shape = tuple(last.shape)
+        raise WeightsError(f"{file}: decoder.conv0.weight has the shape {shape}, no convolution's: fetch it again")
     unet = UNet(build_encoder(name), "paper", int(last.shape[0]))
-    report = load_weights(unet, parts.unet, minimum=1.0)
+    report = fill_unet(unet, parts, file)
     save_model(unet, out, {**record, "part": "all"})
-    return report._replace(unexpected=[*report.unexpected, *(f"3D network.{k}" for k in parts.net3d), *parts.heads])
+    return report._replace(unexpected=[*report.unexpected, *(f"3D network.{k}" for k in parts.net3d)])
 
 
 def _left_out(report: WeightsReport) -> list[str]:

@@ -104,9 +104,21 @@ def load_published(unet: UNet, path: Path, net3d: ResUNet3d | None = None) -> We
         raise WeightsError(f"{path} holds a 3D network alone: it has no U-Net to load")
     if net3d is not None:
         _check_3d(net3d, parts.net3d, path)
-    report = load_weights(unet, parts.unet, minimum=1.0)
+    report = fill_unet(unet, parts, path)
     if net3d is not None:
         load_weights(net3d, parts.net3d, minimum=1.0)
+    return report
+
+
+def fill_unet(unet: UNet, parts: Published, path: Path) -> WeightsReport:
+    """Fill ``unet`` completely from the parts of the checkpoint at ``path``; the heads are reported as unexpected.
+
+    Raises WeightsError, with the network unchanged, where it does not fit.
+    """
+    try:
+        report = load_weights(unet, parts.unet, minimum=1.0)
+    except WeightsError as error:
+        raise WeightsError(f"{path} is no U-Net with encoder {unet.encoder.name}: {error}") from error
     return report._replace(unexpected=[*report.unexpected, *parts.heads])
 
 
@@ -133,7 +145,7 @@ def _convert(name: str, value: Tensor, path: Path) -> tuple[str, Tensor]:
     module = template.format(down=_stage(number), up=_stage(number + 1), **parts)
     if leaf == "kernel":
         linear = "shortcut" in module or module == "head"
-        return f"{module}.weight", _linear(value) if linear else _kernel(value, path)
+        return f"{module}.weight", _linear(value, path) if linear else _kernel(value, path)
     return f"{module}.{leaf.removeprefix('bn.')}", value.reshape(-1) if module == "head" else value
 
 
@@ -142,14 +154,20 @@ def _stage(number: int) -> str:
     return f"encoder.{number - 1}" if number <= LEVELS else f"decoder.{number - 1 - LEVELS}"
 
 
-def _linear(kernel: Tensor) -> Tensor:
+def _linear(kernel: Tensor, path: Path) -> Tensor:
     """1 x 1 kernel (in, out) or (1, in, out) -> weight (out, in) of a linear layer."""
+    if kernel.ndim not in (2, 3) or kernel.shape[:-2].numel() != 1:
+        raise _other_shape(kernel, "(in, out)", path)
     return kernel.reshape(kernel.shape[-2:]).mT.contiguous()
 
 
 def _kernel(kernel: Tensor, path: Path) -> Tensor:
     """Kernel (k^3, in, out) with offsets x fastest -> the same with z fastest."""
-    k = round(kernel.shape[0] ** (1 / 3))
-    if kernel.ndim != 3 or k**3 != kernel.shape[0]:
-        raise WeightsError(f"{path}: a kernel of shape {tuple(kernel.shape)}; (k^3, in, out) is expected")
+    k = round(kernel.shape[0] ** (1 / 3)) if kernel.ndim == 3 else 0
+    if k == 0 or k**3 != kernel.shape[0]:
+        raise _other_shape(kernel, "(k^3, in, out)", path)
     return kernel.reshape(k, k, k, *kernel.shape[1:]).transpose(0, 2).reshape(kernel.shape).contiguous()
+
+
+def _other_shape(kernel: Tensor, expected: str, path: Path) -> WeightsError:
+    return WeightsError(f"{path}: a kernel of shape {tuple(kernel.shape)}; {expected} is expected")

@@ -326,8 +326,10 @@ def _unnest(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value is a tensor that has its numbers in memory, one after the other."""
-    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_meta or value.is_quantized)
+    """Whether a value is a tensor that has all its numbers in memory: a file may state one a thousand million times."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def plain_names(state: Mapping[str, Tensor], what: str) -> dict[str, str]:
