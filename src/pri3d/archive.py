@@ -1,11 +1,17 @@
-"""Images in an uncompressed zip: any tool opens it, one file a scene, every read checked against its checksum."""
+"""Images and arrays in zip files: any tool opens them, and every read is checked against its checksum.
+
+Nothing that a file states about itself is believed before it is compared with the file's length: a damaged or hostile
+one costs no more memory than a sound one of its length can.
+"""
 
 from __future__ import annotations
 
 import io
+import math
+import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,14 +23,20 @@ from PIL import Image
 from pri3d.errors import DataError
 
 _LOCAL_HEADER = 30  # bytes of a zip entry's header before its name
+_DEFLATED = 1032  # bytes that one compressed byte gives at most
+_LAST_CODE_POINT = 0x10FFFF
+Column = tuple[str, tuple[int | None, ...]]  #: numpy's letter for the kind of values, and the shape; None for rows
 
 
 class ImageArchive:
     """Read side. Only the directory is kept; the file is opened for each read, so any process may use it."""
 
-    def __init__(self, path: Path, remedy: str) -> None:
-        """``remedy`` ends the message of every error: what to do about a damaged archive."""
-        self.path, self.remedy = path, remedy
+    def __init__(self, path: Path, remedy: str, modes: Mapping[str, str] | None = None) -> None:
+        """``remedy`` ends the message of every error: what to do about a damaged archive.
+
+        ``modes`` are those (pillow's names) that images of a folder of the archive must have; None: any.
+        """
+        self.path, self.remedy, self.modes = path, remedy, modes or {}
 
     def __contains__(self, entry: str) -> bool:
         """Whether there is such an entry. Raises DataError where the archive is not readable."""
@@ -33,7 +45,7 @@ class ImageArchive:
     def read(self, entries: Sequence[str], size: tuple[int, int]) -> list[NDArray[Any]]:
         """Decode the entries; each must be of ``size`` (width, height).
 
-        Raises DataError naming archive and entry where one is missing, damaged, compressed or of another size.
+        Raises DataError naming archive and entry where one is missing, damaged, compressed, or of another size or mode.
         """
         try:
             # Opened per read: a data set has more scenes than a process may hold open files.
@@ -48,19 +60,20 @@ class ImageArchive:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 return {entry.filename: entry for entry in archive.infolist()}
-        except (OSError, zipfile.BadZipFile) as error:
+        except Exception as error:  # the library raises what it likes on damaged bytes
             raise DataError(f"{self.path}: not a readable archive ({error}). {self.remedy}") from error
 
     def _image(self, entry: str, content: bytes, size: tuple[int, int]) -> NDArray[Any]:
         where = f"{self.path}: entry {entry}"
+        mode = self.modes.get(entry.partition("/")[0])
         try:
-            with Image.open(io.BytesIO(content)) as image:
-                pixels = np.array(image)
-        except OSError as error:  # pillow's own errors are OSErrors
+            with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
+                if image.size == size and mode in (None, image.mode):
+                    return np.array(image)
+                found = f"{image.width}x{image.height} ({image.mode})"
+        except Exception as error:  # decoders raise what they like on damaged bytes
             raise DataError(f"{where} is not a readable image ({error}). {self.remedy}") from error
-        if pixels.shape[:2] != size[::-1]:
-            raise DataError(f"{where} has shape {pixels.shape}, not {size[::-1]}. {self.remedy}")
-        return pixels
+        raise DataError(f"{where} is {found}, expected is {size[0]}x{size[1]} ({mode or 'any'}). {self.remedy}")
 
     def _bytes(self, file: BinaryIO, entry: str) -> bytes:
         where = f"{self.path}: entry {entry}"
@@ -69,6 +82,9 @@ class ImageArchive:
             raise DataError(f"{where} is missing. {self.remedy}")
         if info.compress_type != zipfile.ZIP_STORED:
             raise DataError(f"{where} is compressed; the archive must be stored uncompressed. {self.remedy}")
+        length = os.fstat(file.fileno()).st_size
+        if not (0 <= info.header_offset < length and 0 <= info.file_size <= length):
+            raise DataError(f"{where} reaches beyond the end of the file. {self.remedy}")
         file.seek(info.header_offset)
         header = file.read(_LOCAL_HEADER + len(entry.encode()) + info.file_size)
         start = _LOCAL_HEADER + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
@@ -85,3 +101,60 @@ def encode(pixels: NDArray[np.uint8] | NDArray[np.uint16], form: str) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, form, quality=95)  # PNG has no quality and ignores it
     return buffer.getvalue()
+
+
+def read_arrays(
+    path: Path, columns: Mapping[str, Column], remedy: str, optional: Sequence[str] = ()
+) -> dict[str, NDArray[Any]]:
+    """Arrays of an .npz file: those of ``columns``, of which ``optional`` ones may be missing.
+
+    ``remedy`` ends the message of every error. Raises DataError where the file is missing or damaged, lacks one, or
+    one has other values or another shape than its column's, or columns differ in their rows.
+    """
+    try:
+        length = path.stat().st_size
+        with zipfile.ZipFile(path) as archive:
+            found = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            wanted = [name for name in columns if name in found or name not in optional]
+            arrays = {name: _array(_member(archive, found[name], length)) for name in wanted}
+        _check_columns(arrays, columns)
+    except Exception as error:  # as in the archive of images
+        raise DataError(f"{path}: missing or damaged ({error}). {remedy}") from error
+    return arrays
+
+
+def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, length: int) -> bytes:
+    most = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _DEFLATED}.get(info.compress_type, 0)
+    if not (0 <= info.compress_size <= length and 0 <= info.file_size <= most * info.compress_size):
+        raise ValueError(f"{info.filename} says it has {info.file_size} bytes")
+    return archive.read(info)
+
+
+def _array(data: bytes) -> NDArray[Any]:
+    """Array of an .npy file's bytes. Raises ValueError where they are not exactly what its header says."""
+    stream = io.BytesIO(data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("another version of .npy")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    start, count = stream.tell(), math.prod(shape)
+    if dtype.hasobject or not dtype.isnative or min(shape, default=0) < 0:
+        raise ValueError(f"{dtype} of shape {shape}")
+    if count * dtype.itemsize != len(data) - start:
+        raise ValueError(f"{dtype} of shape {shape} in {len(data) - start} bytes")
+    array = np.frombuffer(data, dtype, count, start)
+    if dtype.kind == "U" and array.view(np.uint32).max(initial=0) > _LAST_CODE_POINT:
+        raise ValueError("text that is none")
+    return array.reshape(shape, order="F" if fortran else "C").copy()
+
+
+def _check_columns(arrays: Mapping[str, NDArray[Any]], columns: Mapping[str, Column]) -> None:
+    """Raises ValueError that names a column and what it is."""
+    rows = set()
+    for name, array in arrays.items():
+        kind, shape = columns[name]
+        same = array.ndim == len(shape) and all(w in (None, n) for w, n in zip(shape, array.shape, strict=True))
+        if array.dtype.kind != kind or not same:
+            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
+        rows |= {len(array)} if None in shape else set()
+    if len(rows) > 1:
+        raise ValueError(f"columns of {' and '.join(map(str, sorted(rows)))} rows")

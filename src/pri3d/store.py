@@ -21,9 +21,7 @@ import io
 import json
 import shutil
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -32,7 +30,8 @@ from typing import Any, NamedTuple, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pri3d.archive import ImageArchive, encode
+from pri3d.archive import ImageArchive, encode, read_arrays
+from pri3d.contents import FRAMES, MODES, PAIRS, SURFACE, check_manifest, check_record, read_json
 from pri3d.errors import DataError
 from pri3d.files import put_folder, temporary, write_atomic
 from pri3d.types import View, Voxels
@@ -42,6 +41,7 @@ MANIFEST = "dataset.json"
 _SCENE_FILES = ("frames.npz", "frames.zip", "pairs.npz", "surface.npz")
 _KEPT = 64  # scenes in memory: their tables are small, their surfaces are 10 MB each at 2 cm
 _MILLIMETRE = np.float32(0.001)
+_LARGEST = 10**8  # pixels of a stored image; a damaged table can claim any size
 T = TypeVar("T")
 
 
@@ -94,10 +94,13 @@ class SceneStore:
     @cached_property
     def frames(self) -> FrameTable:
         """The scene's frames. Raises DataError where frames.npz is missing or damaged."""
-        with _npz(self.path / "frames.npz") as data:
-            width, height = (int(value) for value in data["size"])
-            columns = [data[name] for name in FrameTable._fields[:-1]]
-            return FrameTable._make([*columns, (width, height)])
+        path = self.path / "frames.npz"
+        data = read_arrays(path, FRAMES, _again(path))
+        width, height = (int(value) for value in data.pop("size"))
+        known = data["world_from_camera"][data["valid"]], data["intrinsics"][data["valid"]]
+        if not (0 < width * height <= _LARGEST and width > 0 and all(np.isfinite(x).all() for x in known)):
+            raise DataError(f"{path}: damaged: images of {width}x{height}, or poses that are none. {_again(path)}")
+        return FrameTable(**data, size=(width, height))
 
     def view(self, row: int) -> View:
         """Frame ``row`` with colour and depth of the stored size.
@@ -135,8 +138,12 @@ class SceneStore:
 
     def surface(self) -> Voxels:
         """Occupied cells of the whole scene, possibly none; read anew by each call. Raises DataError."""
-        with _npz(self.path / "surface.npz") as data:
-            return Voxels(data["cells"], float(data["size"]), data.get("color"))
+        path = self.path / "surface.npz"
+        data = read_arrays(path, SURFACE, _again(path), optional=("color",))
+        size = float(data["size"])
+        if not 0 < size < np.inf:
+            raise DataError(f"{path}: damaged: cells of {size} m. {_again(path)}")
+        return Voxels(data["cells"], size, data.get("color"))
 
     def pairs(self) -> PairTable:
         """Return this scene's pairs. Raises DataError where pairs.npz is missing or damaged."""
@@ -144,7 +151,7 @@ class SceneStore:
 
     @cached_property
     def _images(self) -> ImageArchive:
-        return ImageArchive(self.path / "frames.zip", _again(self.path / "frames.zip"))
+        return ImageArchive(self.path / "frames.zip", _again(self.path / "frames.zip"), MODES)
 
     def _optional(self, entry: str) -> Any:
         return self._images.read([entry], self.frames.size)[0] if entry in self._images else None
@@ -206,7 +213,7 @@ class Store:
         """All overlapping pairs. Raises DataError where it was prepared without pairs or pairs.npz is damaged."""
         if not self.manifest["settings"]["pairs"]:
             raise DataError(f"{self.path}: was prepared with --pairs false. Prepare it again with pairs, elsewhere.")
-        return _read_pairs(self.path / "pairs.npz")
+        return _read_pairs(self.path / "pairs.npz", self.manifest["scenes"])
 
 
 class SceneWriter:
@@ -305,7 +312,11 @@ def scene_folder(root: Path, scene_id: str) -> Path:
 def read_scene_record(root: Path, scene_id: str) -> dict[str, Any] | None:
     """Return what :meth:`SceneWriter.finish` wrote, or None where the scene is not finished. Raises DataError."""
     path = scene_folder(root, scene_id) / "scene.json"
-    return _json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    record = read_json(path)
+    check_record(record, path)
+    return record
 
 
 def finished_scenes(root: Path) -> list[str]:
@@ -318,11 +329,12 @@ def read_manifest(root: Path) -> dict[str, Any]:
     path = root / MANIFEST
     if not path.is_file():
         raise DataError(f"{root}: not a prepared store (no {MANIFEST}). Make one: pri3d prepare RECORDING {root}")
-    manifest = _json(path)
+    manifest = read_json(path)
     if manifest.get("format") != FORMAT:
         found = manifest.get("format")
         raise DataError(f"{path}: format {found!r}, this version reads {FORMAT}. Prepare the recording again.")
-    return manifest
+    check_manifest(manifest, path)
+    return {"versions": {}, "failed": {}, **manifest}
 
 
 def write_manifest(root: Path, manifest: dict[str, Any]) -> None:
@@ -342,26 +354,17 @@ def write_pairs(root: Path, pairs: PairTable) -> None:
         write_atomic(path, buffer.getvalue())
 
 
-@contextmanager
-def _npz(path: Path) -> Iterator[Any]:
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            yield data
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path}: missing or damaged ({error}). {_again(path)}") from error
-
-
-def _read_pairs(path: Path) -> PairTable:
-    with _npz(path) as data:
-        return PairTable(*(data[name] for name in PairTable._fields))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable as JSON ({error}). Delete it and run `pri3d prepare` again.") from error
-    return content
+def _read_pairs(path: Path, scenes: Container[str] | None = None) -> PairTable:
+    """Raises DataError where the file is damaged, or names a scene that is none of ``scenes``."""
+    table = PairTable(**read_arrays(path, PAIRS, _again(path)))
+    changes = np.flatnonzero(table.scene[1:] != table.scene[:-1]) + 1  # pairs of a scene stand together
+    named = {str(table.scene[k]) for k in (0, *changes) if len(table.scene)}
+    finite = all(np.isfinite(column).all() for column in (table.overlap, table.baseline, table.angle))
+    if not finite or min(table.i.min(initial=0), table.j.min(initial=0)) < 0:
+        raise DataError(f"{path}: damaged: its numbers are none of pairs. {_again(path)}")
+    if scenes is not None and not all(name in scenes for name in named):
+        raise DataError(f"{path}: damaged: it names scenes that the store has not. {_again(path)}")
+    return table
 
 
 def _again(path: Path) -> str:
