@@ -116,32 +116,29 @@ def read_arrays(
         with zipfile.ZipFile(path) as archive:
             found = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             wanted = [name for name in columns if name in found or name not in optional]
-            arrays = {name: _array(_member(archive, found[name], length)) for name in wanted}
+            arrays = {name: _array(archive, found[name], length) for name in wanted}
         _check_columns(arrays, columns)
     except Exception as error:  # as in the archive of images
         raise DataError(f"{path}: missing or damaged ({error}). {remedy}") from error
     return arrays
 
 
-def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, length: int) -> bytes:
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, length: int) -> NDArray[Any]:
+    """Array of an .npy entry. Raises ValueError where it is not exactly what its headers say.
+
+    ``length`` is the archive's in bytes. Both headers are compared before anything is inflated.
+    """
     most = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _DEFLATED}.get(info.compress_type, 0)
     if not (0 <= info.compress_size <= length and 0 <= info.file_size <= most * info.compress_size):
         raise ValueError(f"{info.filename} says it has {info.file_size} bytes")
-    return archive.read(info)
-
-
-def _array(data: bytes) -> NDArray[Any]:
-    """Array of an .npy file's bytes. Raises ValueError where they are not exactly what its header says."""
-    stream = io.BytesIO(data)
-    if np.lib.format.read_magic(stream) != (1, 0):
-        raise ValueError("another version of .npy")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    start, count = stream.tell(), math.prod(shape)
-    if dtype.hasobject or not dtype.isnative or min(shape, default=0) < 0:
-        raise ValueError(f"{dtype} of shape {shape}")
-    if count * dtype.itemsize != len(data) - start:
-        raise ValueError(f"{dtype} of shape {shape} in {len(data) - start} bytes")
-    array = np.frombuffer(data, dtype, count, start)
+    with archive.open(info) as stream:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("another version of .npy")
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        count, rest = math.prod(shape), info.file_size - stream.tell()
+        if dtype.hasobject or not dtype.isnative or min(shape, default=0) < 0 or count * dtype.itemsize != rest:
+            raise ValueError(f"{dtype} of shape {shape} in {rest} bytes")
+        array = np.frombuffer(stream.read(), dtype, count)
     if dtype.kind == "U" and array.view(np.uint32).max(initial=0) > _LAST_CODE_POINT:
         raise ValueError("text that is none")
     return array.reshape(shape, order="F" if fortran else "C").copy()

@@ -51,6 +51,7 @@ def check_manifest(manifest: dict[str, Any], path: Path) -> None:
         "versions": isinstance(manifest.get("versions", {}), dict),
         "failed": isinstance(manifest.get("failed", {}), dict),
     }
+    right["class_names"] &= "class_names" in manifest
     _refuse([key for key, fine in right.items() if not fine], path)
 
 
