@@ -148,6 +148,10 @@ class _Scene(NamedTuple):
 
 def _matrix(path: Path) -> Intrinsics:
     """Camera of a 3 x 3 matrix with commas. Raises DataError where it is missing or damaged."""
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file, and odometry.csv has no columns fx, fy, cx, cy. State the camera in a cameras.yaml."
+        )
     rows = [line.split(",") for line in read_text(path).splitlines() if line.strip()]
     values = numbers([word for row in rows for word in row], (9,), str(path))
     return intrinsics(values[[0, 4, 2, 5]], str(path))
