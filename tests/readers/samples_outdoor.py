@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -99,7 +101,47 @@ def write_colmap(root: Path, ending: str = "bin", depth: str = "stereo") -> Samp
     return Sample(root, root / "images" / first, depths, model / f"images.{ending}")
 
 
+FLIP = np.diag((1.0, -1.0, -1.0, 1.0))
+
+
+def transforms(camera: Camera) -> dict[str, Any]:
+    """What transforms.json states once."""
+    keys = ("w", "h", "fl_x", "fl_y", "cx", "cy")
+    return {"camera_model": "OPENCV", **dict(zip(keys, camera, strict=True)), "k1": 0.0, "k2": 0, "p1": 0, "p2": 0}
+
+
+def write_nerfstudio(root: Path) -> Sample:
+    """As nerfstudio's import of a phone's capture writes it."""
+    stated: dict[str, Any] = transforms(rendered()[0].color_camera)
+    stated["applied_transform"] = [[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0]]
+    stated["frames"] = []
+    for k, frame in reversed(list(enumerate(rendered()))):
+        color, depth = f"images/frame_{k + 9}.png", f"depth/frame_{k + 9}.png"
+        save(root / color, frame.color)
+        save(root / depth, millimetres(frame))
+        matrix = (frame.world_from_camera @ FLIP).tolist()
+        stated["frames"].append({"file_path": color, "depth_file_path": depth, "transform_matrix": matrix})
+    (root / "transforms.json").write_text(json.dumps(stated))
+    return Sample(root, root / "images/frame_9.png", root / "depth/frame_9.png", root / "transforms.json")
+
+
+def write_ngp(root: Path) -> Sample:
+    """instant-ngp's: no endings, other names of the depth's keys, here a camera for each frame, units of 0.25 mm."""
+    stated: dict[str, Any] = {"aabb_scale": 4, "enable_depth_loading": True, "integer_depth_scale": 1 / 4000}
+    stated["frames"] = []
+    for k, frame in enumerate(rendered()):
+        save(root / f"rgb/{k}.jpg", frame.color)
+        save(root / f"depth/{k}.png", np.round(frame.depth * 4000).astype(np.uint16))
+        item = {"file_path": f"./rgb/{k}", "depth_path": f"./depth/{k}.png", "sharpness": 30.5}
+        item |= {"transform_matrix": (frame.world_from_camera @ FLIP).tolist()}
+        stated["frames"].append(transforms(frame.color_camera) | item)
+    (root / "transforms.json").write_text(json.dumps(stated))
+    return Sample(root, root / "rgb/0.jpg", root / "depth/0.png", root / "transforms.json")
+
+
 OUTDOOR: dict[str, Callable[[Path], Sample]] = {
     "colmap": write_colmap,
     "colmap-text": lambda root: write_colmap(root, "txt", "sensor"),
+    "nerfstudio": write_nerfstudio,
+    "nerfstudio-ngp": write_ngp,
 }

@@ -34,6 +34,7 @@ READERS = {
     "scanner3d": "pri3d.readers.scanner3d:Scanner3DReader",
     "polycam": "pri3d.readers.polycam:PolycamReader",
     "colmap": "pri3d.readers.colmap:ColmapReader",
+    "nerfstudio": "pri3d.readers.nerfstudio:NerfstudioReader",
     "images": "pri3d.readers.images:ImagesReader",
 }
 

@@ -26,15 +26,13 @@ from pri3d.geometry.lens import Lens
 from pri3d.geometry.pose import invert_array, pose_of_quaternion
 from pri3d.readers.cameras import Cameras, Intrinsics, same_camera
 from pri3d.readers.files import LARGEST, read_color
-from pri3d.readers.photographs import frame_names, registered
-from pri3d.readers.scenes import FrameList, Origin, build_frame
-from pri3d.readers.tables import inside
+from pri3d.readers.photographs import frame_names, listed_file, registered
+from pri3d.readers.scenes import Origin, build_frame
+from pri3d.readers.trajectory import PosedList
 from pri3d.types import Frame
 
 _FOLDERS = ("sparse/0", "sparse")  # where a workspace has its model
-_LONGEST = 4096  # bytes of a line that is wanted
-_LONGEST_NAME = 1024  # bytes of an image's name with its folders
-_LONGEST_PART = 240  # and of one of these; file systems have 255, some of which the endings of depth maps take
+_LONGEST = 4096  # bytes of a name, and of a line that is wanted
 _FARTHEST = 1e9  # units of the model; beyond it a pose is damaged
 _LARGEST = 1e6  # pixels of a focal length, and any coefficient
 # The models by their numbers: name, and how many parameters each has.
@@ -107,8 +105,6 @@ def read_model(cameras_file: Path, images_file: Path) -> Model:
     if len(by_name) < len(images):
         raise DataError(f"{images_file}: names an image twice; the file is damaged.")
     for name, image in images:
-        if max(map(len, name.encode().split(b"/"))) > _LONGEST_PART:
-            raise DataError(f"{images_file}: names an image {name[:80]}..., which no file can be called; damaged.")
         if image.camera not in cameras:
             raise DataError(f"{images_file}: {name} has camera {image.camera}, which {cameras_file} does not state.")
     return Model(cameras, by_name, cameras_file, images_file)
@@ -135,7 +131,7 @@ def intrinsics(camera: ModelCamera, what: str) -> Intrinsics:
     return Intrinsics(fx, fy, cx, cy, camera.width, camera.height, lens)
 
 
-class ModelFrames(FrameList):
+class ModelFrames(PosedList):
     """The frames of a model, in the order of their names."""
 
     def __init__(
@@ -150,20 +146,15 @@ class ModelFrames(FrameList):
         ``images`` holds the images; ``cameras`` stands for what the model says about all of them. Raises DataError
         for a lens that cannot be undone and for names that lead out of ``images``.
         """
+        self._colors = {name: listed_file(images, name, model.images_file) for name in model.images}
         self._files = frame_names(model.images, model.images_file)
-        super().__init__(list(self._files), self._read)
-        self._colors = {name: inside(images, name, model.images_file) for name in model.images}
+        what = str(model.images_file)
+        super().__init__(list(self._files), self._read, lambda name: self._placed(self._files[name]), cameras, what)
         used = {} if cameras else {image.camera for image in model.images.values()}
-        self._cameras = {k: same_camera(intrinsics(model.cameras[k], str(model.cameras_file))) for k in used}
-        self._model, self._depth, self._stated = model, depth, cameras
+        self._own = {k: same_camera(intrinsics(model.cameras[k], str(model.cameras_file))) for k in used}
+        self._model, self._depth, self._given = model, depth, cameras
 
-    def pose(self, index: int) -> NDArray[np.float64]:
-        """Return ``world_from_camera`` (4, 4) of the colour camera. Raises FrameError where it is none."""
-        image = self._files[self.names[index]]
-        pose = self._pose(image)
-        return self._stated.world_from_color(pose) if self._stated else pose
-
-    def _pose(self, name: str) -> NDArray[np.float64]:
+    def _placed(self, name: str) -> NDArray[np.float64]:
         image, what = self._model.images[name], f"{self._model.images_file}: {name}"
         if not all(abs(x) < _FARTHEST for x in (*image.rotation, *image.translation)):  # also of nan
             raise FrameError(f"{what}: its pose is not finite or too far away to be one; the file is damaged.")
@@ -172,10 +163,10 @@ class ModelFrames(FrameList):
 
     def _read(self, name: str) -> Frame:
         image = self._files[name]
-        pose = self._pose(image)
+        pose = self._placed(image)
         color = read_color(self._colors[image])
         depth, depth_file = self._depth(image)
-        cameras = self._stated or self._cameras[self._model.images[image].camera]
+        cameras = self._given or self._own[self._model.images[image].camera]
         cameras = registered(cameras, color.shape, depth.shape, depth_file)
         origin = Origin(str(self._colors[image]), depth_file, f"{self._model.images_file}: {image}")
         return build_frame(name, color, depth, pose, cameras, origin)
@@ -204,7 +195,7 @@ class _Bytes:
     def name(self) -> str:
         """Characters up to the next zero byte."""
         start = self._file.tell()
-        text, end, _ = self._file.read(min(_LONGEST_NAME, self._left)).partition(b"\0")
+        text, end, _ = self._file.read(min(_LONGEST, self._left)).partition(b"\0")
         if not end:
             raise DataError(f"{self._path}: has a name that does not end; the file is damaged.")
         self._reserve(len(text) + 1)
@@ -265,8 +256,6 @@ def _images_txt(path: Path) -> Iterator[tuple[str, ModelImage]]:
             if len(words) != 10:
                 raise DataError(f"{path}: a line has {len(words)} words ({' '.join(words)[:80]}), expected 10.")
             pose, (camera,) = _numbers(words[1:8], path), _whole(words[8:9], 1, path)
-            if len(words[9]) > _LONGEST_NAME:
-                raise DataError(f"{path}: has a name of {len(words[9])} letters; the file is damaged.")
             next(lines, None)  # its points, of which there may be none
             yield words[9].strip(), ModelImage(camera, pose[:4], pose[4:])
 

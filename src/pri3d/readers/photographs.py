@@ -9,9 +9,12 @@ from pathlib import Path, PurePosixPath
 from pri3d.errors import DataError, FrameError
 from pri3d.readers.cameras import Cameras, Intrinsics
 from pri3d.readers.files import clean_id
+from pri3d.readers.tables import inside
 
 SUFFIXES = (".png", ".jpg", ".jpeg")  #: of images, in the order in which they are looked for
 _MOST_DIGITS = 20  # to which numbers are padded; longer ones are damaged
+_LONGEST = 1024  # letters of a path
+_LONGEST_PART = 240  # bytes of one of its folders; file systems have 255, some of which endings of depth maps take
 _LAST_NUMBER = re.compile(r"\d+(?!.*\d)", re.ASCII)
 
 
@@ -33,6 +36,14 @@ def frame_names(listed: Iterable[str], what: Path) -> dict[str, str]:
             raise DataError(f"{what}: {names[padded]} and {path} both give the frame name {padded}; rename one.")
         names[padded] = path
     return names
+
+
+def listed_file(folder: Path, listed: str, what: Path) -> Path:
+    """Path of a file that the list ``what`` names. Raises DataError where no file in ``folder`` can be called so."""
+    parts = listed.encode("utf-8", "replace").split(b"/")
+    if not listed.isprintable() or max(map(len, parts)) > _LONGEST_PART or len(listed) > _LONGEST:
+        raise DataError(f"{what}: names {listed[:80]!a}, which no file can be called; it is damaged.")
+    return inside(folder, listed, what)
 
 
 def registered(cameras: Cameras, color: tuple[int, ...], depth: tuple[int, ...], what: str) -> Cameras:
