@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import pkgutil
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -40,6 +42,13 @@ def long_functions(text: str, verb: str | None = None) -> list[tuple[str, int]]:
             if lines > FUNCTION_LINES:
                 found.append((node.name, lines))
     return found
+
+
+@cache
+def verbs() -> dict[str, str]:
+    """Module -> its function that states the options of a verb; one that wraps another takes them from that."""
+    functions = [inspect.unwrap(pri3d.find_verb(verb)) for verb in pri3d.VERBS]
+    return {function.__module__: function.__name__ for function in functions}
 
 
 def loose_devices(text: str) -> list[int]:
@@ -81,8 +90,7 @@ def in_sources(find: object) -> Iterator[tuple[str, object]]:
 def test_lengths(path: Path) -> None:
     text = path.read_text()
     module = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts) if path in SOURCES else ""
-    places = (where.partition(":") for where in pri3d.VERBS.values())
-    verb = next((function for place, _, function in places if place == module), None)
+    verb = verbs().get(module)
     assert long_functions(text, verb) == []
     assert len(text.splitlines()) <= FILE_LINES
 

@@ -17,8 +17,9 @@ __version__ = "0.1.0"
 VERBS = {
     "demo": "pri3d.chain:demo",
     "rooms": "pri3d.worlds.write:rooms",
+    "check": "pri3d.preparation.check:check",
     "prepare": "pri3d.preparation.run:prepare",
-    "pretrain": "pri3d.train.pretrain:pretrain",
+    "pretrain": "pri3d.prepared:pretrain",
     "probe": "pri3d.scoring.probe:probe",
     "coco": "pri3d.datasets.convert:coco",
     "finetune": "pri3d.train.finetune:finetune",

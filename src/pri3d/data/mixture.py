@@ -24,7 +24,7 @@ class Named(NamedTuple):
 
     def at(self, path: Path) -> Path:
         """Return the same entry for another folder, written as :func:`parse_mixture` reads it."""
-        return Path(f"{path}:{float(self.weight)}")
+        return Path(f"{path}:{float(self.weight):.6f}")
 
 
 class Part(NamedTuple):
