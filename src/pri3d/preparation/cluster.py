@@ -8,7 +8,9 @@ else. Recordings and store lie on a file system that all machines see under the 
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
+import subprocess
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
@@ -60,9 +62,14 @@ def run_on_cluster(jobs: Sequence[Job], cluster: str, workers: int) -> Iterator[
 
 
 def attempt(job: Job) -> None:
-    """Prepare one scene on a worker, unless an attempt that was taken for dead had finished it after all."""
-    if read_scene_record(job.out, job.scene) is None:
+    """Prepare one scene on a worker, unless an earlier attempt finishes it: one taken for dead, or cancelled."""
+    if read_scene_record(job.out, job.scene) is not None:
+        return
+    try:
         prepare_scene(job)
+    except DataError:
+        if read_scene_record(job.out, job.scene) is None:
+            raise
 
 
 @contextmanager
@@ -87,15 +94,17 @@ def _slurm(workers: int) -> Iterator[Any]:
     """Slurm jobs with the options of dask's own configuration; one that ends before the work does is replaced."""
     from dask_jobqueue import SLURMCluster  # noqa: PLC0415 (an extra)
 
+    fix = "Cores, memory, time and partition are those of ~/.config/dask/jobqueue.yaml, under jobqueue: slurm."
     try:
-        cluster = SLURMCluster(n_workers=workers)
+        cluster = SLURMCluster()
     except (ValueError, RuntimeError, OSError) as error:
-        raise ConfigError(
-            f"--cluster slurm: no job could be submitted ({error}). Cores, memory, time and partition are those of "
-            "jobqueue.yaml in ~/.config/dask, under jobqueue: slurm."
-        ) from error
+        raise ConfigError(f"--cluster slurm: {error} {fix}") from error
     with cluster:
-        cluster.adapt(minimum=workers, maximum=workers)
+        script = cluster.job_script()
+        tried = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
+        if tried.returncode:
+            raise ConfigError(f"--cluster slurm: sbatch refuses the job: {tried.stderr.strip()} {fix}")
+        cluster.adapt(minimum_jobs=workers, maximum_jobs=workers)
         yield cluster
 
 
@@ -116,7 +125,20 @@ def _dask(cluster: str) -> Any:
         import distributed  # noqa: PLC0415 (an extra)
 
         if cluster == "slurm":
-            import dask_jobqueue  # noqa: F401, PLC0415 (an extra)
+            with _own_signals():
+                import dask_jobqueue  # noqa: F401, PLC0415 (an extra)
     except ImportError as error:
         raise ConfigError(f'--cluster {cluster}: needs dask: pip install "pri3d[cluster]" ({error}).') from error
     return distributed
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Context after which CTRL-C does what it did: importing dask_jobqueue makes it exit without a word."""
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(kind) for kind in kinds]
+    try:
+        yield
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)
