@@ -13,6 +13,7 @@ from typing import Any
 import av
 import lzfse_writer
 import numpy as np
+import trimesh
 from PIL import Image
 from sample_frames import HEIGHT, WIDTH, Sample, rendered
 from scipy.spatial.transform import Rotation
@@ -77,7 +78,7 @@ def write_arkitscenes(root: Path, threedod: bool = False) -> Sample:
             Image.fromarray(levels(frame)).save(folder / "confidence" / f"41048190_{time:.3f}.png")
     lines = [traj_line(time + 0.0004, frame.world_from_camera) for frame, time in zip(rendered(), TIMES, strict=True)]
     (folder / "lowres_wide.traj").write_text("\n".join(lines) + "\n")
-    (scene / "41048190_3dod_mesh.ply").write_bytes(b"ply\n")
+    trimesh.creation.box((4, 3, 4)).export(scene / "41048190_3dod_mesh.ply")
     first = f"41048190_{TIMES[0]:.3f}.png"
     return Sample(root, folder / "lowres_wide" / first, folder / "lowres_depth" / first, folder / "lowres_wide.traj")
 
