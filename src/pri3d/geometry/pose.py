@@ -81,7 +81,8 @@ def check_rigid(pose: NDArray[np.float64], what: str, tolerance: float = 1e-2) -
     if not np.allclose(pose[3], (0, 0, 0, 1), atol=1e-6):
         raise FrameError(f"{what}: the pose's last row is {pose[3].tolist()}, expected 0 0 0 1; is it transposed?")
     rotation = pose[:3, :3]
-    error = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
+    with np.errstate(over="ignore", invalid="ignore"):  # huge entries are refused below
+        error = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
     if not error <= tolerance:  # also true of NaN, which huge entries give
         raise FrameError(f"{what}: the pose is not rigid (R R^T differs from the identity by {error:.3g}).")
     if np.linalg.det(rotation) < 0:

@@ -20,6 +20,7 @@ from pri3d.readers.files import FileScene, clean_id, read_matrix, sort_scenes
 from pri3d.readers.folder import PARTS, frame_files, is_scannet
 from pri3d.readers.scenes import LazyScene
 from pri3d.readers.sens import SensFile, SensScene
+from pri3d.readers.splits import of_split
 from pri3d.types import Frame
 
 #: The benchmark's 20 classes; their ids 0..19 are the places in this list.
@@ -70,14 +71,7 @@ class ScanNetReader:
     def scenes(self) -> Sequence[LazyScene]:
         """Return the scenes of the split, sorted by id; none is opened yet. Raises DataError where there is none."""
         scenes = [self._scene(source) for source in self._found]
-        wanted = [scene for scene in scenes if self._split in ("all", scene.split or "train")]
-        if scenes and not wanted:
-            there = sorted({scene.split or "train" for scene in scenes})
-            raise DataError(
-                f"{self._path}: none of its {len(scenes)} scenes is in the official {self._split} list. Choose "
-                f"{' or '.join(f'--split {split}' for split in there)} to take them."
-            )
-        return sort_scenes(self._path, wanted, self.looks_for)
+        return sort_scenes(self._path, of_split(self._path, scenes, self._split), self.looks_for)
 
     def _scene(self, source: Path) -> LazyScene:
         folder = source if source.is_dir() else source.parent
