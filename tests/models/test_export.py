@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 
 from pri3d import registry
 from pri3d.errors import ConfigError, WeightsError
+from pri3d.files import temporary
 from pri3d.models.detector import LITE, build_detector
 from pri3d.models.encoders import build_encoder
 from pri3d.models.export import export
@@ -86,6 +88,43 @@ def test_places_that_are_something_else(run, tmp_path):
     with pytest.raises(ConfigError, match="is a file"):
         export(run, "hf", out=tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("to", "out", "own"),
+    [
+        ("safetensors", "initial.safetensors", "initial.safetensors"),
+        ("timm", "net.safetensors", "net.safetensors.md"),
+        ("detectron2", "config.pth", "config.yaml"),
+        ("mmseg", "train.pth", "train.py"),
+        ("hf", "project", "project/README.md"),
+    ],
+)
+def test_what_is_no_export_is_not_replaced(run, to, out, own):
+    (run / own).parent.mkdir(exist_ok=True)
+    (run / own).write_text("mine")
+    with pytest.raises(ConfigError, match=f"{own} would be replaced"):
+        export(run, to, out=run / out)
+    assert (run / own).read_text() == "mine"
+    (run / own).unlink()
+    export(run, to, out=run / out)
+    before = (run / own).stat().st_mtime_ns
+    export(run, to, out=run / out)  # an export is
+    assert (run / own).stat().st_mtime_ns > before
+
+
+def test_a_place_that_cannot_be_written(run, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"--out .*cannot be written"):
+        export(run, "timm", out=tmp_path / "file" / "net.safetensors")
+
+
+def test_what_a_killed_export_left_is_removed(run):
+    part = temporary(run / "net.safetensors")
+    left = part.with_name(part.name.replace(f".{os.getpid()}.", ".99999999."))  # no process has that number
+    left.mkdir()
+    export(run, "timm")
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(
@@ -201,7 +240,13 @@ class TestCard:
 
     def test_validation_scans_of_a_prepared_folder(self, tmp_path):
         scenes = {"a": {"hash": "1", "split": "train"}, "b": {"hash": "2", "split": "val"}}
-        manifest = {"format": 1, "state": "finished", "class_names": None, "settings": {}, "scenes": scenes}
+        manifest = {
+            "format": 1,
+            "state": "finished",
+            "class_names": None,
+            "settings": {"pairs": True},
+            "scenes": scenes,
+        }
         (tmp_path / "dataset.json").write_text(json.dumps(manifest))
         for file in ("frames.npz", "frames.zip", "pairs.npz", "surface.npz"):
             for scene in scenes:

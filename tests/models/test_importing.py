@@ -228,3 +228,12 @@ def test_a_pickle_is_never_opened_and_the_line_that_converts_it_works(tmp_path, 
     exec(line.replace("PATH", repr(str(file))), {})
     assert holds(import_weights(tmp_path / "clean.pth", tmp_path / "y.safetensors"), resnet)
     assert isinstance(arrays["stem.conv1.weight"], np.ndarray)
+
+
+def test_a_folder_stands_for_the_file_in_it_and_a_bad_place_is_said(tmp_path, resnet):
+    (tmp_path / "in").mkdir()
+    save_file(resnet, tmp_path / "in" / "net.safetensors")
+    with pytest.raises(ConfigError, match=r"y\.safetensors: cannot be written"):
+        import_weights(tmp_path / "in", tmp_path / "in" / "net.safetensors" / "y.safetensors")
+    out = import_weights(tmp_path / "in", tmp_path / "y.safetensors")
+    assert read_provenance(out)["imported_from"] == "net.safetensors"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pri3d import registry
 from pri3d.errors import ConfigError, Pri3DError, WeightsError
-from pri3d.files import temporary
+from pri3d.files import remove_leftovers, temporary, usable
 from pri3d.models.formats import FORMATS
 from pri3d.models.formats.base import PARTS, Format, maps_of
 from pri3d.models.formats.card import build_card
@@ -51,7 +51,8 @@ def export(
         The file or folder.
 
     Raises:
-        ConfigError: for a combination that does not exist, naming those that do, or where a package is missing.
+        ConfigError: for a combination that does not exist, naming those that do, where a package is missing, or for an
+            `out` that cannot be written or where something else than an earlier export would be replaced.
         WeightsError: for a damaged run, or where a feature of the reloaded file differs by more than the format's
             bound, 1e-5 (onnx, torchscript: 1e-4) of the largest feature or of 1; then nothing is left at `out`.
     """
@@ -65,8 +66,10 @@ def export(
     out = out or (run if run.is_dir() else run.parent) / form.file.format(
         part="encoder" if part == "encoder" else "model"
     )
-    _check_out(out, form, run)
     final = out / form.inside if form.inside else out
+    card = final.with_name("README.md" if form.inside else f"{out.name}.md")
+    _check_out(out, form, run)
+    _keep_others(final, card, form)
     with _staged(out) as stage:
         written = stage / final.name
         with torch.no_grad(), _refusals(to, form.name):
@@ -83,11 +86,10 @@ def export(
                 f"{out}: the reloaded features differ from the run's by {difference:.1e}, more than {limit:.1e}; "
                 f"not written. Use another --to: this network does not survive {to}"
             )
-        card = stage / ("README.md" if form.inside else f"{out.name}.md")
-        card.write_text(build_card(form, final, difference, limit), encoding="utf-8")
+        (stage / card.name).write_text(build_card(form, final, difference, limit), encoding="utf-8")
         _put(stage, final)
     said = f"largest difference to the run's features {difference:.1e} (bound {limit:.1e})"
-    sys.stdout.write(f"{out}: checked, {said}; model card {final.with_name(card.name)}\n\n{form.snippet(final)}\n")
+    sys.stdout.write(f"{out}: checked, {said}; model card {card}\n\n{form.snippet(final)}\n")
     return out
 
 
@@ -108,6 +110,14 @@ def _check_out(out: Path, form: Format, run: Path) -> None:
         raise ConfigError(f"--out {out} is a file: {form.to} makes a folder, give another name")
     if not form.inside and (out.is_dir() or out.suffix != suffix):
         raise ConfigError(f"--out {out}: {form.to} makes one file, whose name must end in {suffix}")
+
+
+def _keep_others(final: Path, card: Path, form: Format) -> None:
+    """Refuse to replace what is no export: one is told by its model card. Raises ConfigError."""
+    there = [path for path in (final, card, *map(final.with_name, form.companions(final))) if path.exists()]
+    if there and not {final, card} <= set(there):
+        names = ", ".join(map(str, there))
+        raise ConfigError(f"--out: {names} would be replaced, and no export is there: choose another name or delete it")
 
 
 def _probe(number: int, height: int, width: int) -> Tensor:
@@ -141,10 +151,12 @@ def _refusals(to: str, name: str) -> Iterator[None]:
 
 @contextmanager
 def _staged(out: Path) -> Iterator[Path]:
-    """Context with a hidden folder beside ``out``, which is gone afterwards."""
+    """Context with a hidden folder beside ``out``, which is gone afterwards, as are those of killed processes."""
     stage = temporary(out)
     shutil.rmtree(stage, ignore_errors=True)  # left by a killed process of the same number
-    stage.mkdir(parents=True)
+    with usable(f"--out {out}"):
+        remove_leftovers(out.parent)
+        stage.mkdir(parents=True)
     try:
         yield stage
     finally:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pri3d import __version__, registry
 from pri3d.errors import ConfigError, WeightsError
+from pri3d.files import usable
 from pri3d.models.encoders import ENCODERS, Encoder, build_encoder
 from pri3d.models.published import WRAPPERS, fill_unet, read_published
 from pri3d.models.resnet import SIZES
@@ -27,6 +28,7 @@ from pri3d.models.unet import UNet
 from pri3d.models.weights import (
     PREFIXES,
     WeightsReport,
+    find_file,
     load_weights,
     plain_names,
     read_provenance,
@@ -95,12 +97,13 @@ def import_weights(file: Path, out: Path, encoder: str | None = None) -> Path:
         ``out``.
 
     Raises:
-        ConfigError: the network has to be named; the message lists those that fit.
+        ConfigError: the network has to be named, the message lists those that fit; or ``out`` cannot be written.
         WeightsError: the file cannot be read safely, or does not fill the network; nothing is written.
     """
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out}: name a file that ends in .safetensors")
-    if out.exists() and file.exists() and out.samefile(file):
+    file = find_file(file)
+    if out.exists() and out.samefile(file):
         raise ConfigError(f"{out} is the file to read: choose another name")
     if read_provenance(file):
         raise ConfigError(f"{file} is a file of pri3d already: pri3d.load, --init and --weights take it as it is")
@@ -112,12 +115,13 @@ def import_weights(file: Path, out: Path, encoder: str | None = None) -> Path:
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     record = {"version": __version__, "imported_from": file.name, "imported_hash": digest}
-    if any(WRAPPERS.sub("", key) == "decoder.conv0.weight" for key in state):
-        report = _import_unet(file, name, out, record)
-    else:
-        net = build_encoder(name)
-        report = _fill(net, plain, file)
-        save_state(net.state_dict(), out, {**record, "encoder": name, "part": "encoder"})
+    with usable(str(out)):
+        if any(WRAPPERS.sub("", key) == "decoder.conv0.weight" for key in state):
+            report = _import_unet(file, name, out, record)
+        else:
+            net = build_encoder(name)
+            report = _fill(net, plain, file)
+            save_state(net.state_dict(), out, {**record, "encoder": name, "part": "encoder"})
     lines = [f"{file}: {name}, {report}", *_left_out(report)]
     if any(DETECTRON2.fullmatch(key) for key in state):
         lines.append(DETECTRON2_NOTE)

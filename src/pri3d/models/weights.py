@@ -145,7 +145,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     The tensors lie in the file until they are used: it is mapped, not read (but for torch files from before 1.6).
     Raises WeightsError for a missing, damaged or unsafe file, or one without tensors.
     """
-    path = _file(path)
+    path = find_file(path)
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
@@ -205,7 +205,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
 
     Raises WeightsError for a missing or damaged file.
     """
-    path = _file(path)
+    path = find_file(path)
     if path.suffix != ".safetensors":
         return {}
     try:
@@ -297,7 +297,7 @@ def load_model(path: Path) -> tuple[UNet, dict[str, Any]]:
     return unet.eval(), record
 
 
-def _file(path: Path) -> Path:
+def find_file(path: Path) -> Path:
     """The weights file that a path stands for. Raises WeightsError where there is none, or no telling which."""
     if not path.is_dir():
         if path.is_file():
