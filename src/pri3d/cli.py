@@ -28,6 +28,10 @@ ABOUT = {
         "render furnished rooms as RGB-D recordings with labels",
         "pri3d rooms data/rooms --rooms 24 --frames 40",
     ),
+    "check": (
+        "are a recording's poses, axes, depth, cameras and times right? A verdict with pictures",
+        "pri3d check scans/kitchen --reader sevenscenes",
+    ),
     "prepare": (
         "recordings -> frames, overlapping pairs, surface",
         "pri3d prepare scans/kitchen out/kitchen --reader sevenscenes",

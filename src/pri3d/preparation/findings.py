@@ -95,6 +95,9 @@ def of_images(shots: Shots, chosen: list[int]) -> list[Finding]:
     if blur > _BLURRED:
         result = [Finding("blur", "warning", figure, "blurred", "Features of blurred images are poor; record slower.")]
     figure = f"{valid:.0%} of the pixels have depth"
+    if valid == 0:
+        advice = "prepare needs depth: point clouds, pairs and surface are made of it."
+        return [*result, Finding("valid depth", "fault", figure, "no depth", advice)]
     if valid < _HARDLY:
         advice = "Is the depth scale or the reader wrong, or is depth missing? prepare needs it."
         return [*result, Finding("valid depth", "fault", figure, "hardly any depth", advice)]

@@ -78,7 +78,8 @@ def judge(
         inner = judge(recamered(scene, color, depth), frames, pairs, seed, tell) if shots.usable else None
         rest = [f for f in inner.findings if f.check not in ("intrinsics", "frames")] if inner else []
         yaml = inner.cameras if inner and inner.cameras else advised_yaml(color, depth)
-        return Judgement(scene.id, [*findings, finding, *rest], inner.correct if inner else "", yaml)
+        more = (inner.correct, yaml, inner.alternatives, inner.evidence) if inner else ("", yaml)
+        return Judgement(scene.id, [*findings, finding, *rest], *more)
     if not shots.usable:
         return Judgement(scene.id, findings)
     findings += [stated_cameras(shots), *of_images(shots, chosen)]
@@ -91,7 +92,7 @@ def _judge_streams(
     """Judge how poses, depth and colour go together."""
     stack = stack_shots(shots, chosen, seed)
     scene = shots.scene
-    if any(f.fault == "hardly any depth" for f in findings):
+    if any(f.fault in ("hardly any depth", "no depth") for f in findings):
         return Judgement(scene.id, findings)
     posed = bool(getattr(scene, "posed", True))
     picked = choose_pairs(stack, pairs, seed) if posed else np.zeros((0, 2), np.int64)
@@ -105,21 +106,20 @@ def _judge_streams(
     guess = trials[-1].guess
     tell("time", 0, 1)
     stack, guess, late = streams.of_times(shots, stack, picked, guess, seed)
-    correct, faults = of_guess(shots, guess)
     score = geometric(carry(stack, both_ways(picked), guess))
-    findings += [of_agreement(score), *faults]
-    focal_yaml = ""
-    if share_of(score) >= _POOR:
-        fine, focal_yaml = of_factors(shots, stack, picked, guess)
-        findings += [*fine, *late, *of_size(shots, stack, picked, correct)]
-        found, yaml = streams.of_colour(shots, stack, picked, guess)
-        findings += found
-        focal_yaml = focal_yaml or yaml
+    findings.append(of_agreement(score))
+    correct, yaml = Correction(), ""
+    if share_of(score) >= _POOR:  # else nothing that the guess says is sure
+        correct, faults = of_guess(shots, guess)
+        fine, yaml = of_factors(shots, stack, picked, guess)
+        colour, two_cameras = streams.of_colour(shots, stack, picked, guess)
+        findings += [*faults, *fine, *late, *of_size(shots, stack, picked, correct), *colour]
+        yaml = yaml or two_cameras
     tell("alternatives", 3, 3)
     figures = alternatives(stack, picked, guess)
     evidence = Evidence(shots, stack, picked, guess)
     findings += of_overlap(picked, score)
-    return Judgement(scene.id, findings, str(correct), focal_yaml, figures, evidence)
+    return Judgement(scene.id, findings, str(correct), yaml, figures, evidence)
 
 
 def with_neighbours(shots: Shots, stack: Stack, pairs: NDArray[np.int64], seed: int, tell: Tell) -> Stack:
