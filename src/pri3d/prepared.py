@@ -1,4 +1,4 @@
-"""``pri3d pretrain`` of a recording that is not prepared yet: it is prepared first, into a cache, and then trained on.
+"""``pri3d pretrain`` of a recording that is not prepared yet: it is checked and prepared first, into a cache.
 
 Training sees prepared stores alone and preparation knows no training; here the two are joined.
 """
@@ -17,6 +17,7 @@ from rich.console import Console
 
 from pri3d.data.mixture import Named, parse_mixture
 from pri3d.errors import ConfigError, DataError, Problems
+from pri3d.preparation.check import check
 from pri3d.preparation.run import prepare
 from pri3d.readers import detect, find_reader, open_recording
 from pri3d.readers.files import clean_id
@@ -93,9 +94,17 @@ def _check(given: dict[str, Any], rank: int) -> None:
 
 
 def _prepare(recording: Path, out: Path) -> None:
-    """Prepare into ``out``; what is there already stays."""
+    """Prepare into ``out``; what is there already stays, and was checked. Raises DataError where faults are found."""
     say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
     say(f"{recording}: a recording; its prepared store is {out}")
+    if not (out / MANIFEST).is_file():
+        try:
+            check(recording, out=out.with_name(f"{out.name}-check"))
+        except DataError as error:
+            raise DataError(
+                f"{error}\nWith faults nothing is prepared on the way. Run `pri3d prepare {recording} OUT` with the "
+                "options that mend them (--correct ..., --cameras ...), then `pri3d pretrain OUT`."
+            ) from error
     prepare([recording], out)
 
 

@@ -163,12 +163,30 @@ def test_wrong_settings_are_told_before_anything_is_prepared(recording: Path, ca
     assert not cache.exists()
 
 
-def test_a_scene_that_cannot_be_prepared_stops_it(recording: Path, tmp_path: Path) -> None:
-    for pose in (recording / "room-0000" / "pose").iterdir():
+def lose_poses(scene: Path) -> None:
+    for pose in (scene / "pose").iterdir():
         pose.write_text("nan " * 16)
-    with pytest.raises(DataError, match=r"1 of 1 scenes failed[^$]*tracking was lost"):
+
+
+def test_faults_are_told_with_what_to_do(recording: Path, tmp_path: Path) -> None:
+    lose_poses(recording / "room-0000")
+    with pytest.raises(DataError, match=r"has faults:[^$]*tracking was lost[^$]*Run `pri3d prepare .*my rooms OUT`"):
         run_small(recording, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+    assert not cache_folder(recording).exists()
+
+
+@pytest.mark.slow
+def test_a_scene_that_cannot_be_prepared_stops_it(recording: Path, tmp_path: Path) -> None:
+    """The check looks at the first scene alone; the next call goes on with what is there and does not check again."""
+    shutil.copytree(recording / "room-0000", recording / "room-0001")
+    lose_poses(recording / "room-0001")
+    with pytest.raises(DataError, match=r"1 of 2 scenes failed[^$]*tracking was lost"):
+        run_small(recording, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    shutil.rmtree(recording / "room-0001")
+    lose_poses(recording / "room-0000")
+    run_small(recording, tmp_path / "run")
 
 
 class TestOtherProcesses:
