@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 from PIL import Image
 from sample_frames import Sample, rendered
@@ -139,9 +140,39 @@ def write_ngp(root: Path) -> Sample:
     return Sample(root, root / "rgb/0.jpg", root / "depth/0.png", root / "transforms.json")
 
 
+def save_h5(path: Path, depth: np.ndarray, name: str = "depth", **options: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file.create_dataset(name, data=depth, **options)
+
+
+def write_megadepth(root: Path, tree: bool = False) -> Sample:
+    """An undistorted scene with depth beside its model, or in MegaDepth's own tree."""
+    scene = root / "Undistorted_SfM" / "0022"
+    names = {f"{k + 8}_o.jpg": frame for k, frame in enumerate(rendered())}
+    model = scene / "sparse"
+    model.mkdir(parents=True)
+    if tree:
+        (model / "cameras.bin").write_bytes(cameras_bin([colmap_camera(rendered()[0].color_camera)]))
+        (model / "images.bin").write_bytes(images_bin(names))
+    else:
+        (model / "cameras.txt").write_text(cameras_txt([colmap_camera(rendered()[0].color_camera)]))
+        (model / "images.txt").write_text(images_txt(names))
+    depths = root / "phoenix/S6/zl548/MegaDepth_v1/0022/dense0/depths" if tree else scene / "stereo/depth_maps"
+    for name, frame in names.items():
+        save(scene / "images" / name, frame.color)
+        save_h5(depths / name.replace(".jpg", ".h5"), frame.depth)
+        if tree:
+            save(depths.parent / "imgs" / name, frame.color)
+    ending = "bin" if tree else "txt"
+    return Sample(root, scene / "images/8_o.jpg", depths / "8_o.h5", model / f"images.{ending}")
+
+
 OUTDOOR: dict[str, Callable[[Path], Sample]] = {
     "colmap": write_colmap,
     "colmap-text": lambda root: write_colmap(root, "txt", "sensor"),
+    "megadepth": write_megadepth,
+    "megadepth-tree": lambda root: write_megadepth(root, tree=True),
     "nerfstudio": write_nerfstudio,
     "nerfstudio-ngp": write_ngp,
 }

@@ -35,6 +35,7 @@ READERS = {
     "polycam": "pri3d.readers.polycam:PolycamReader",
     "colmap": "pri3d.readers.colmap:ColmapReader",
     "nerfstudio": "pri3d.readers.nerfstudio:NerfstudioReader",
+    "megadepth": "pri3d.readers.megadepth:MegaDepthReader",
     "images": "pri3d.readers.images:ImagesReader",
 }
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
 from pri3d.readers.cameras import Cameras, cameras_for
-from pri3d.readers.colmap_model import ModelFrames, model_files, read_model
+from pri3d.readers.colmap_model import MEGADEPTH, ModelFrames, model_files, read_model
 from pri3d.readers.files import LARGEST, clean_id, read_depth, sort_scenes
 from pri3d.readers.scenes import LazyScene
 
@@ -144,7 +144,9 @@ def _is_workspace(folder: Path) -> bool:
         return False
     if next((folder / _MAPS).glob("*.h5"), None) is not None:
         return False
-    return _has_depth(folder) or not (folder / "transforms.json").is_file()
+    if _has_depth(folder):
+        return True
+    return not (folder / "transforms.json").is_file() and folder.resolve().parent.name != MEGADEPTH
 
 
 def _has_depth(folder: Path) -> bool:

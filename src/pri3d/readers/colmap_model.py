@@ -31,6 +31,7 @@ from pri3d.readers.scenes import Origin, build_frame
 from pri3d.readers.trajectory import PosedList
 from pri3d.types import Frame
 
+MEGADEPTH = "Undistorted_SfM"  #: folder of MegaDepth's undistorted scenes, which have a reader of their own
 _FOLDERS = ("sparse/0", "sparse")  # where a workspace has its model
 _LONGEST = 4096  # bytes of a name, and of a line that is wanted
 _FARTHEST = 1e9  # units of the model; beyond it a pose is damaged
