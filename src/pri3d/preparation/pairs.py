@@ -66,6 +66,7 @@ def measure(
         return value
 
     result: list[float] = []
+    progress(0, len(pairs))
     parts = np.array_split(pairs, max(1, -(-len(pairs) // _CHUNK)))
     with ThreadPoolExecutor(threads) as pool:  # the kernel releases the interpreter
         for values in pool.map(lambda part: [decide(i, j) for i, j in part], parts):

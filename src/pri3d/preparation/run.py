@@ -22,6 +22,7 @@ from pri3d.geometry.images import parse_size
 from pri3d.machine import cores
 from pri3d.preparation.cluster import check_cluster, run_on_cluster
 from pri3d.preparation.ending import finish, listed, summary
+from pri3d.preparation.estimate import estimate
 from pri3d.preparation.scene import Job, Report, Settings, open_cached, open_scene, stated_cameras
 from pri3d.preparation.select import Select
 from pri3d.preparation.workers import Outcome, run_here, run_in_processes
@@ -60,6 +61,7 @@ def prepare(
     select: Select = "every",
     workers: int = 0,
     cluster: str | None = None,
+    dry_run: bool = False,
 ) -> None:
     """Turn recordings into a prepared store: frames, overlapping pairs and the surface of every scene.
 
@@ -96,6 +98,8 @@ def prepare(
         cluster: machines to share the scenes among, all with the same file system: `slurm` submits jobs as dask's
             jobqueue.yaml says, `dask:tcp://HOST:8786` takes the workers of a running dask scheduler.
 
+        dry_run: say what there is to do and what it will take, from a few frames of a few scenes, and stop there.
+
     Raises:
         ConfigError: a flag is out of range, or ``out`` was made with other settings.
         DataError: some scene failed (the others are there), the disk is full, or the cluster's scheduler is lost.
@@ -126,6 +130,8 @@ def prepare(
     jobs, class_names = _jobs([Path(r).resolve() for r in recordings], reader, cameras, out, settings)
     with ThreadPoolExecutor(_READERS) as pool:
         todo = [job for job, there in zip(jobs, pool.map(_is_finished, jobs), strict=True) if not there]
+    if _announce(todo, workers, cluster, dry_run):
+        return
     manifest = {
         "state": "unfinished",
         "settings": old["settings"] if old else settings._asdict(),
@@ -245,6 +251,17 @@ def _is_finished(job: Job) -> bool:
             f"or delete {scene_folder(job.out, job.scene)} to make the scene anew."
         )
     return True
+
+
+def _announce(jobs: list[Job], workers: int, cluster: str | None, dry_run: bool) -> bool:
+    """Print what there is to do and what it will take; return whether that was all that was asked."""
+    if jobs:
+        processes = workers if cluster is not None else min(workers or cores(), len(jobs))
+        said = estimate(jobs, worth=0).text(processes) if dry_run else estimate(jobs).text(processes)
+        Console(stderr=True, highlight=False).print(said, markup=False, soft_wrap=True)
+    elif dry_run:
+        Console(stderr=True).print("to prepare: nothing, every scene is there", markup=False)
+    return dry_run
 
 
 def _run(jobs: list[Job], workers: int, cluster: str | None) -> dict[str, str]:

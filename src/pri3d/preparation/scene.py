@@ -112,15 +112,18 @@ def open_scene(job: Job) -> Scene:
     return copy(open_job(job).scenes[job.scene])
 
 
-def prepare_scene(job: Job, report: Report = lambda _step, _done, _total: None) -> dict[str, Any]:
+def prepare_scene(
+    job: Job, report: Report = lambda _step, _done, _total: None, source: Scene | None = None
+) -> dict[str, Any]:
     """Prepare and store one scene; return its record (scene.json).
 
-    Raises DataError where no frame is usable or no two frames overlap; nothing is left behind then.
+    ``source`` takes the place of the job's own scene, as a part of it does. Raises DataError where no frame is usable
+    or no two frames overlap; nothing is left behind then.
     """
     start = time.perf_counter()
     settings = job.settings
     opened = open_job(job)
-    source = open_scene(job)
+    source = source or open_scene(job)
     metric, posed = getattr(source, "metric", True), getattr(source, "posed", True)
     if not posed and (settings.pairs or settings.surface):
         raise DataError(
