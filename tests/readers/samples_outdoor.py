@@ -168,9 +168,105 @@ def write_megadepth(root: Path, tree: bool = False) -> Sample:
     return Sample(root, scene / "images/8_o.jpg", depths / "8_o.h5", model / f"images.{ending}")
 
 
+DRIVE = "2011_09_26/2011_09_26_drive_0001_sync"
+EARTH = 6378137.0
+START = (49.015, 8.4342, 116.4, 0.02, -0.015, 0.7)  # of the inertial unit: degrees, metres, radians
+
+
+def placed(degrees: tuple[float, ...], translation: tuple[float, ...]) -> np.ndarray:
+    result = np.eye(4)
+    result[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
+    result[:3, 3] = translation
+    return result
+
+
+AXES = np.array(
+    ((0, -1, 0, 0), (0, 0, -1, 0), (1, 0, 0, 0), (0, 0, 0, 1.0))
+)  # forward, left, up -> right, down, forward
+RECTIFIED = placed((0.4, -0.5, 0.3), (0, 0, 0))  # from camera 0
+CAMERA0_FROM_LIDAR = placed((0.8, 0.4, -0.2), (-0.004, -0.076, -0.272)) @ AXES
+CAMERA2_FROM_RECTIFIED = placed((0, 0, 0), (0.0599, -0.0003, 0.0027))
+CAMERA2_FROM_LIDAR = CAMERA2_FROM_RECTIFIED @ RECTIFIED @ CAMERA0_FROM_LIDAR
+
+
+def words(values: Any) -> str:
+    return " ".join(repr(float(x)) for x in np.asarray(values).flat)
+
+
+def projection(camera: Camera) -> str:
+    """3 x 4 matrix of camera 2, which counts pixel centres at integers."""
+    k = np.array(((camera.fx, 0, camera.cx - 0.5), (0, camera.fy, camera.cy - 0.5), (0, 0, 1)))
+    return words(np.c_[k, k @ CAMERA2_FROM_RECTIFIED[:3, 3]])
+
+
+def scan(frame: Frame) -> bytes:
+    """The frame's depth as points of the LiDAR, one for each pixel."""
+    camera, z = frame.color_camera, frame.depth
+    rows, columns = np.nonzero(z)
+    z = z[rows, columns].astype(np.float64)
+    x, y = (columns + 0.5 - camera.cx) / camera.fx * z, (rows + 0.5 - camera.cy) / camera.fy * z
+    points = np.linalg.inv(CAMERA2_FROM_LIDAR) @ (x, y, z, np.ones_like(z))
+    return points.T.astype("<f4").tobytes()
+
+
+def oxts(world_from_imu: np.ndarray) -> str:
+    """A line of measurements: of the unit that the first one placed at START."""
+    start = np.eye(4)
+    start[:3, :3] = Rotation.from_euler("xyz", START[3:]).as_matrix()
+    pose = start @ world_from_imu
+    roll, pitch, yaw = Rotation.from_matrix(pose[:3, :3]).as_euler("xyz")
+    scale = np.cos(np.radians(START[0])) * EARTH
+    north = np.log(np.tan(np.pi / 4 + np.radians(START[0]) / 2)) + pose[1, 3] / scale
+    latitude = np.degrees(2 * np.arctan(np.exp(north)) - np.pi / 2)
+    place = latitude, START[1] + np.degrees(pose[0, 3] / scale), START[2] + pose[2, 3]
+    return words((*place, roll, pitch, yaw, *range(24))) + "\n"
+
+
+def write_kitti(root: Path) -> Sample:
+    """A raw drive. The inertial unit sits where the first frame's room has its origin: this is the drive's world."""
+    date, drive = (root / DRIVE).parent, root / DRIVE
+    camera, truth = rendered()[0].color_camera, rendered()[0].world_from_camera
+    for part in ("image_02", "velodyne_points", "oxts"):
+        (drive / part / "data").mkdir(parents=True)
+    for k, frame in enumerate(rendered()):
+        save(drive / f"image_02/data/{k:010d}.png", frame.color)
+        (drive / f"velodyne_points/data/{k:010d}.bin").write_bytes(scan(frame))
+        world_from_imu = frame.world_from_camera @ np.linalg.inv(truth)
+        (drive / f"oxts/data/{k:010d}.txt").write_text(oxts(world_from_imu))
+    lidar_from_imu = np.linalg.inv(CAMERA2_FROM_LIDAR) @ np.linalg.inv(truth)
+    (date / "calib_cam_to_cam.txt").write_text(
+        f"calib_time: 09-Jan-2012 13:57:47\ncorner_dist: 9.95e-02\nS_rect_02: {camera.width} {camera.height}\n"
+        f"R_rect_00: {words(RECTIFIED[:3, :3])}\nP_rect_02: {projection(camera)}\n"
+    )
+    for name, matrix in (("velo_to_cam", CAMERA0_FROM_LIDAR), ("imu_to_velo", lidar_from_imu)):
+        text = f"calib_time: 15-Mar-2012 11:37:16\nR: {words(matrix[:3, :3])}\nT: {words(matrix[:3, 3])}\n"
+        (date / f"calib_{name}.txt").write_text(text)
+    first = "data/0000000000"
+    parts = (f"image_02/{first}.png", f"velodyne_points/{first}.bin", f"oxts/{first}.txt")
+    return Sample(root, *(drive / part for part in parts))
+
+
+def write_odometry(root: Path) -> Sample:
+    sequence = root / "dataset/sequences/00"
+    for part in (sequence / "image_2", sequence / "velodyne", root / "dataset/poses"):
+        part.mkdir(parents=True)
+    lines = []
+    for k, frame in enumerate(rendered()):
+        save(sequence / f"image_2/{k:06d}.png", frame.color)
+        (sequence / f"velodyne/{k:06d}.bin").write_bytes(scan(frame))
+        lines.append(words((frame.world_from_camera @ CAMERA2_FROM_RECTIFIED)[:3]))
+    (root / "dataset/poses/00.txt").write_text("\n".join(lines) + "\n")
+    tr = words((RECTIFIED @ CAMERA0_FROM_LIDAR)[:3])
+    (sequence / "calib.txt").write_text(f"P2: {projection(rendered()[0].color_camera)}\nTr: {tr}\n")
+    first = sequence / "image_2/000000.png"
+    return Sample(root, first, sequence / "velodyne/000000.bin", root / "dataset/poses/00.txt")
+
+
 OUTDOOR: dict[str, Callable[[Path], Sample]] = {
     "colmap": write_colmap,
     "colmap-text": lambda root: write_colmap(root, "txt", "sensor"),
+    "kitti": write_kitti,
+    "kitti-odometry": write_odometry,
     "megadepth": write_megadepth,
     "megadepth-tree": lambda root: write_megadepth(root, tree=True),
     "nerfstudio": write_nerfstudio,

@@ -36,6 +36,7 @@ READERS = {
     "colmap": "pri3d.readers.colmap:ColmapReader",
     "nerfstudio": "pri3d.readers.nerfstudio:NerfstudioReader",
     "megadepth": "pri3d.readers.megadepth:MegaDepthReader",
+    "kitti": "pri3d.readers.kitti:KittiReader",
     "images": "pri3d.readers.images:ImagesReader",
 }
 
