@@ -124,13 +124,7 @@ def prepare_scene(
     settings = job.settings
     opened = open_job(job)
     source = source or open_scene(job)
-    metric, posed = getattr(source, "metric", True), getattr(source, "posed", True)
-    if not posed and (settings.pairs or settings.surface):
-        raise DataError(
-            "its frames have no poses, so that they can be neither paired nor fused to a surface. Add --no-pairs "
-            "--no-surface; what learns from single images, as --preset moco does, needs neither."
-        )
-    scene = source if metric or not posed else ScaledScene(source)
+    scene = _in_metres(source, settings)
     with SceneWriter(job.out, job.scene) as writer:
         frames = read_frames(
             scene,
@@ -145,7 +139,7 @@ def prepare_scene(
             keep_views=settings.surface,
             progress=lambda done, total: report("frames", done, total),
         )
-        relative = not metric or settings.match == "relative"
+        relative = not getattr(source, "metric", True) or settings.match == "relative"
         pairs = _pairs(job, frames, relative, report) if settings.pairs else PairTable.empty()
         surface = Voxels(np.zeros((0, 3), np.int32), settings.voxel)
         if settings.surface:
@@ -169,6 +163,18 @@ def prepare_scene(
             "seconds": round(time.perf_counter() - start, 2),
         }
         return writer.finish(pairs, surface, record)
+
+
+def _in_metres(scene: Scene, settings: Settings) -> Scene:
+    """The scene, scaled where its unit is not known. Raises DataError where it has no poses and they are needed."""
+    if not getattr(scene, "posed", True):
+        if settings.pairs or settings.surface:
+            raise DataError(
+                "its frames have no poses, so that they can be neither paired nor fused to a surface. Add --no-pairs "
+                "--no-surface; what learns from single images, as --preset moco does, needs neither."
+            )
+        return scene
+    return scene if getattr(scene, "metric", True) else ScaledScene(scene)
 
 
 def stated_cameras(job: Job) -> dict[str, str]:
