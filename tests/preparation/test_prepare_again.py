@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from stores import FLAGS, stamps
 
 from pri3d.errors import ConfigError, DataError
 from pri3d.preparation import run
+from pri3d.preparation import scene as scene_module
 from pri3d.preparation.run import prepare
-from pri3d.preparation.scene import Job, open_cached, stated_cameras
+from pri3d.preparation.scene import Job, Opened, open_cached, stated_cameras
+from pri3d.readers.correction import CorrectedReader, parse_correction
+from pri3d.readers.scenes import FrameList, LazyScene
 from pri3d.store import SceneWriter, Store
 
 
@@ -134,3 +138,40 @@ def test_a_run_at_the_same_time_is_noticed(recording: Path, out: Path, monkeypat
     store = Store(out)
     assert store.scenes == ["room-0000", "room-0001"]
     assert store.manifest["failed"] == {}
+
+
+@pytest.mark.parametrize("correct", ["", "depth=1.5"])
+def test_what_a_scene_reads_goes_with_it(correct: str, tmp_path: Path) -> None:
+    """A recording stays open for thousands of scenes."""
+    opened: list[str] = []
+
+    class Reader:
+        class_names, looks_for = None, "nothing"
+
+        def scenes(self) -> list[LazyScene]:
+            return [LazyScene("room", lambda: opened.append("room") or FrameList(["0"], lambda name: None))]
+
+    reader = CorrectedReader(Reader(), parse_correction(correct)) if correct else Reader()
+    scenes = {scene.id: scene for scene in reader.scenes()}
+    for _ in range(2):
+        assert len(copy(scenes["room"]).names) == 1
+    assert len(opened) == 2
+    assert len(scenes["room"].names) == len(scenes["room"].names) == 1
+    assert len(opened) == 3
+
+
+def test_thousands_of_files_with_cameras_take_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each scene has one, and only its own is looked at."""
+    names = [f"scan-{k:04d}-a" for k in range(500)]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cameras.yaml").write_text(name)
+    asked: list[Path] = []
+    holds = scene_module._holds
+    monkeypatch.setattr(scene_module, "_holds", lambda *given: asked.append(given[1]) or holds(*given))
+    opened = Opened("folder", None, {}, scene_module._camera_files(tmp_path))  # type: ignore[arg-type]
+    monkeypatch.setattr(scene_module, "open_job", lambda job: opened)
+    settings = run.Settings("40x30", 1, 6.0, "paper", 0.3, 0.02, 0.02, True, True, None)
+    for name in names:
+        assert list(stated_cameras(Job(tmp_path, None, None, name, tmp_path, settings))) == [f"{name}/cameras.yaml"]
+    assert len(asked) == len(names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +88,10 @@ class CorrectedScene:
         if name.startswith("__") or name == "_scene":
             raise AttributeError(name)
         return getattr(self._scene, name)
+
+    def __copy__(self) -> CorrectedScene:
+        """Return one whose scene is a copy too: what it opens stays with it."""
+        return CorrectedScene(copy(self._scene), self._correction)
 
     @property
     def names(self) -> Sequence[str]:
