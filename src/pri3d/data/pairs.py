@@ -148,7 +148,7 @@ class PairDataset(Dataset[PairItem]):
         if box is None:
             return Voxels(surface.cells[:0], surface.size)
         chunk = crop(surface, *box)
-        return chunk._replace(cells=(chunk.cells - origin).astype(np.int32))
+        return chunk._replace(cells=chunk.cells - origin.astype(np.int32))
 
 
 class MixedPairs(Dataset[PairItem]):
@@ -171,19 +171,23 @@ class MixedPairs(Dataset[PairItem]):
 
 def collate(items: list[PairItem]) -> PairBatch:
     """Stack pairs; the ragged chunks become one list of rows that begin with the chunk's number."""
-    rows, colors = [], []
-    for number, chunk in enumerate(chunk for item in items for chunk in item.chunks):
-        cells = torch.from_numpy(chunk.cells.astype(np.int64))
-        rows.append(torch.cat((torch.full((len(cells), 1), number), cells), dim=1))
-        given = np.zeros(chunk.cells.shape, np.uint8) if chunk.color is None else chunk.color
-        colors.append(torch.from_numpy(given))
+    chunks = [chunk for item in items for chunk in item.chunks]
+    ends = list(accumulate(len(chunk.cells) for chunk in chunks))
+    cells = torch.empty(ends[-1], 4, dtype=torch.int64)  # filled in place: at 2 cm they are the most of a batch
+    colors = torch.zeros(ends[-1], 3)
+    for number, (chunk, end) in enumerate(zip(chunks, ends, strict=True)):
+        rows = slice(end - len(chunk.cells), end)
+        cells[rows, 0] = number
+        cells[rows, 1:] = torch.from_numpy(chunk.cells)
+        if chunk.color is not None:
+            colors[rows] = torch.from_numpy(chunk.color).float() / 255
     return PairBatch(
         color=torch.stack([item.color for item in items]).float() / 255,
         depth=torch.stack([item.depth for item in items]),
         intrinsics=torch.stack([item.intrinsics for item in items]),
         world_from_camera=torch.stack([item.world_from_camera for item in items]),
-        voxel_cells=torch.cat(rows),
-        voxel_color=torch.cat(colors).float() / 255,
+        voxel_cells=cells,
+        voxel_color=colors,
         voxel_size=torch.tensor(items[0].chunks[0].size),
         seeds=torch.tensor([item.seed for item in items]),
         names=[item.name for item in items],
