@@ -252,6 +252,7 @@ class TestDamaged:
         good = 0
         versions = mutations(path.read_bytes(), np.random.default_rng(6), count)
         for version in versions:
+            path.unlink()  # else some file systems wait for the disk when it is closed
             path.write_bytes(version)
             try:
                 opened = scene()

@@ -129,6 +129,7 @@ class TestBeside(MegaDepth):
         versions = mutations(path.read_bytes(), np.random.default_rng(5), 2000)
         good = 0
         for version in versions:
+            path.unlink()  # else some file systems wait for the disk when it is closed
             path.write_bytes(version)
             try:
                 depth = read_h5_depth(path)
