@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import embed, gpu, loading, presets, real, rivals
+from benchmarks import embed, gpu, loading, plain, presets, real, rivals
 from benchmarks.timing import Stopwatch, precision
 
 from pri3d.models.resunet3d import ResUNet3d
@@ -181,3 +181,14 @@ def test_embedding_is_compared_with_a_plain_loop(capfd: pytest.CaptureFixture[st
     capfd.readouterr()
     assert float(rows["  embed, fp32, largest difference"]) < 1e-5
     assert float(rows["  embed, fp32, times faster"]) > 0
+
+
+def test_loading_is_compared_with_plain_files(capfd: pytest.CaptureFixture[str]) -> None:
+    tiny = {"count": 1, "frames": 8, "size": "64x48", "distance": 0.1, "min_overlap": 0.15}
+    rows = plain.run(rounds=1, batches=(1, 1), batch=2, **tiny)
+    capfd.readouterr()
+    assert [bar for _, _, bar in rows if bar] == [">= 4", ">= 4", "<= 100"]
+    figures = [measured for _, measured, _ in rows if not isinstance(measured, str)]
+    assert len(figures) == 10
+    assert min(figures) > 0
+    assert rows[2][1] == pytest.approx(rows[1][1] / rows[0][1])
