@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pri3d.errors import FrameError
 
+FARTHEST = 1e6  #: metres; a pose that holds more is damaged
 #: camera axes of OpenGL (x right, y up, z backward) -> OpenCV's, and back: ``pose @ OPENGL_FLIP``
 OPENGL_FLIP = np.diag((1.0, -1.0, -1.0, 1.0))
 
@@ -78,12 +79,13 @@ def check_rigid(pose: NDArray[np.float64], what: str, tolerance: float = 1e-2) -
         raise FrameError(f"{what}: the pose has shape {pose.shape}, expected 4 x 4.")
     if not np.isfinite(pose).all():
         raise FrameError(f"{what}: the pose is not finite (tracking was lost); the frame is left out.")
+    if np.abs(pose).max() > FARTHEST:
+        raise FrameError(f"{what}: the pose holds {np.abs(pose).max():g}; it is damaged.")
     if not np.allclose(pose[3], (0, 0, 0, 1), atol=1e-6):
         raise FrameError(f"{what}: the pose's last row is {pose[3].tolist()}, expected 0 0 0 1; is it transposed?")
     rotation = pose[:3, :3]
-    with np.errstate(over="ignore", invalid="ignore"):  # huge entries are refused below
-        error = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
-    if not error <= tolerance:  # also true of NaN, which huge entries give
+    error = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
+    if error > tolerance:
         raise FrameError(f"{what}: the pose is not rigid (R R^T differs from the identity by {error:.3g}).")
     if np.linalg.det(rotation) < 0:
         raise FrameError(f"{what}: the pose mirrors (determinant -1); one axis has the wrong sign.")

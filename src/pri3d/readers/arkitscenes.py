@@ -12,17 +12,10 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from pri3d.errors import DataError, FrameError
-from pri3d.geometry.pose import invert_array
-from pri3d.readers.arkit import (
-    MILLIMETRES,
-    PhoneReader,
-    checked,
-    entries,
-    intrinsics,
-    one_view,
-    read_levels,
-)
-from pri3d.readers.cameras import Cameras
+from pri3d.geometry.pose import check_rigid, invert_array
+from pri3d.readers.arkit import MILLIMETRES, intrinsics, read_levels
+from pri3d.readers.base import SceneReader, entries
+from pri3d.readers.cameras import Cameras, registered, same_camera
 from pri3d.readers.files import clean_id, read_color, read_depth, read_matrix, sort_scenes
 from pri3d.readers.scenes import LazyScene, Origin, build_frame
 from pri3d.readers.splits import of_split
@@ -48,7 +41,7 @@ _LOW = _Images("lowres_wide", "lowres_depth", "confidence")
 _HIGH = _Images("wide", "highres_depth", None)
 
 
-class ARKitScenesReader(PhoneReader):
+class ARKitScenesReader(SceneReader):
     """[Training|Validation]/ID, or ID/ID_frames as in 3dod, of
 
         lowres_wide.traj                    time, rotation (axis-angle) and translation of world to camera, metres
@@ -187,7 +180,7 @@ def _pose(folder: Path, poses: _Poses, name: str) -> NDArray[np.float64]:
     camera_from_world = np.eye(4)
     camera_from_world[:3, :3] = Rotation.from_rotvec(row[1:4]).as_matrix()
     camera_from_world[:3, 3] = row[4:7]
-    return checked(invert_array(camera_from_world), what)
+    return check_rigid(invert_array(camera_from_world), what)
 
 
 def _load(
@@ -202,7 +195,9 @@ def _load(
     if cameras is None:
         pincam = _pincam(folder / f"{images.color}_intrinsics", stem)
         width, height, *camera = read_matrix(pincam, (1, 6))[0].tolist()
-        cameras = one_view(intrinsics([*camera, width, height], str(pincam)), color, depth, origin)
+        cameras = registered(
+            same_camera(intrinsics([*camera, width, height], str(pincam))), color.shape, depth.shape, origin.depth
+        )
     return build_frame(
         name,
         color,

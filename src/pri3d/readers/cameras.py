@@ -81,6 +81,23 @@ def same_camera(intrinsics: Intrinsics) -> Cameras:
     return Cameras(intrinsics, intrinsics, np.eye(4))
 
 
+def registered(cameras: Cameras, color: tuple[int, ...], depth: tuple[int, ...], what: str) -> Cameras:
+    """Cameras of a colour image (H, W) and of a depth image (h, w) of the same camera, which may be smaller or larger.
+
+    Where ``cameras`` states a depth camera of its own they are returned as they are. Raises FrameError that calls the
+    depth image ``what`` where its shape is another one.
+    """
+    if depth[:2] == color[:2] or cameras.depth != cameras.color:
+        return cameras
+    (height, width), (h, w) = color[:2], depth[:2]
+    # Whoever resized it rounded either side to whole pixels.
+    if min(abs(h - height * w / width), abs(w - width * h / height)) > 1:
+        raise FrameError(f"{what}: is {w}x{h}, which has not the shape of its image, {width}x{height}.")
+    camera, x, y = cameras.color, w / width, h / height
+    resized = Intrinsics(camera.fx * x, camera.fy * y, camera.cx * x, camera.cy * y, w, h, camera.lens)
+    return cameras._replace(depth=resized)
+
+
 def read_cameras(path: Path) -> Cameras:
     """Parse a cameras.yaml. Raises ConfigError that names the file, the key and the known keys."""
     try:

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.lens import Lens
 from pri3d.geometry.pose import invert_array, pose_of_quaternion
-from pri3d.readers.cameras import Cameras, Intrinsics, same_camera
+from pri3d.readers.cameras import Cameras, Intrinsics, registered, same_camera
 from pri3d.readers.files import LARGEST, read_color
-from pri3d.readers.photographs import frame_names, listed_file, registered
+from pri3d.readers.photographs import frame_names, listed_file
 from pri3d.readers.scenes import Origin, build_frame
 from pri3d.readers.trajectory import PosedList
 from pri3d.types import Frame

@@ -11,14 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
-from pri3d.geometry.pose import invert_array
-from pri3d.readers.arkit import PhoneReader, checked, entries, framed
-from pri3d.readers.cameras import Cameras, Intrinsics
+from pri3d.geometry.pose import check_rigid, invert_array
+from pri3d.readers.base import SceneReader, entries
+from pri3d.readers.cameras import Cameras, Intrinsics, registered
 from pri3d.readers.files import clean_id, read_color, read_depth
 from pri3d.readers.kitti_calibration import Rig, odometry_rig, project, raw_rig, read_scan
-from pri3d.readers.photographs import registered
 from pri3d.readers.scenes import LazyScene, Origin, build_frame
-from pri3d.readers.tables import numbers, read_rows, read_text
+from pri3d.readers.tables import framed, numbers, read_rows, read_text
 from pri3d.readers.trajectory import PosedList
 from pri3d.types import Frame
 
@@ -31,7 +30,7 @@ _OXTS = 6  # numbers of a measurement that make its pose: latitude, longitude, a
 Pose = Callable[[str], NDArray[np.float64]]
 
 
-class KittiReader(PhoneReader):
+class KittiReader(SceneReader):
     """Raw: DATE/DATE_drive_NNNN_sync; odometry: sequences/NN. The left colour camera, 2, with LiDAR depth.
 
         DATE/calib_cam_to_cam.txt, calib_velo_to_cam.txt, calib_imu_to_velo.txt
@@ -153,7 +152,7 @@ def _sequence_poses(sequence: Path, rig: Rig) -> tuple[Pose, str]:
             raise FrameError(f"{path}: has {len(rows)} poses, none for frame {name}.")
         world_from_body = np.eye(4)
         world_from_body[:3] = rows[int(name)].reshape(3, 4)
-        return checked(world_from_body, f"{path}: frame {name}") @ invert_array(rig.camera_from_body)
+        return check_rigid(world_from_body, f"{path}: frame {name}") @ invert_array(rig.camera_from_body)
 
     return pose, str(path)
 
@@ -168,7 +167,7 @@ def _drive_poses(drive: Path, rig: Rig, images: dict[str, Path]) -> tuple[Pose, 
         path = folder / f"{images[name].stem}.txt"
         measured: NDArray[np.float64] = framed(lambda: _measurement(path))
         body = invert_array(origin) @ _earth_from_body(measured, first)
-        return checked(body, str(path)) @ invert_array(rig.camera_from_body)
+        return check_rigid(body, str(path)) @ invert_array(rig.camera_from_body)
 
     return pose, str(folder)
 

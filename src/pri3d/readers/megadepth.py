@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
-from pri3d.readers.arkit import entries
+from pri3d.readers.base import entries
 from pri3d.readers.cameras import Cameras, cameras_for
 from pri3d.readers.colmap_model import MEGADEPTH, ModelFrames, model_files, read_model
 from pri3d.readers.files import LARGEST, clean_id, sort_scenes

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.lens import Lens
-from pri3d.geometry.pose import OPENGL_FLIP
-from pri3d.readers.arkit import PhoneReader, checked, framed, intrinsics
-from pri3d.readers.cameras import Cameras, same_camera
+from pri3d.geometry.pose import OPENGL_FLIP, check_rigid
+from pri3d.readers.arkit import intrinsics
+from pri3d.readers.base import SceneReader
+from pri3d.readers.cameras import Cameras, registered, same_camera
 from pri3d.readers.files import read_color, read_depth
-from pri3d.readers.photographs import SUFFIXES, frame_names, listed_file, registered
+from pri3d.readers.photographs import SUFFIXES, frame_names, listed_file
 from pri3d.readers.scenes import Origin, build_frame
-from pri3d.readers.tables import numbers, read_json
+from pri3d.readers.tables import framed, numbers, read_json
 from pri3d.readers.trajectory import PosedList
 from pri3d.types import Frame
 
@@ -29,7 +30,7 @@ _UNITS = ("depth_unit_scale_factor", "integer_depth_scale")  # likewise; metres 
 _MILLIMETRES = 0.001
 
 
-class NerfstudioReader(PhoneReader):
+class NerfstudioReader(SceneReader):
     """FOLDER/transforms.json with depth images, or folders that hold one; each is a scene.
 
     The file states fl_x, fl_y, cx, cy, w, h once or for each frame, and of ``frames`` the file_path (its ending .png,
@@ -83,7 +84,7 @@ class _Transform:
         """Camera to world (4, 4) in metres, OpenCV axes. Raises FrameError where it is none."""
         matrix = self._stated.get("transform_matrix")
         pose: NDArray[np.float64] = framed(lambda: numbers(matrix, (4, 4), f"{self._what}: transform_matrix"))
-        pose = checked(pose, self._what) @ OPENGL_FLIP
+        pose = check_rigid(pose, self._what) @ OPENGL_FLIP
         pose[:3, 3] /= self._scale
         return pose
 

@@ -1,4 +1,4 @@
-"""Photographs that a list names by their paths: names of frames, and depth images of another size than the colour."""
+"""Photographs that a list names by their paths: names of frames, and their files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from pri3d.errors import DataError, FrameError
-from pri3d.readers.cameras import Cameras, Intrinsics
+from pri3d.errors import DataError
 from pri3d.readers.files import clean_id
 from pri3d.readers.tables import inside
 
@@ -44,23 +43,6 @@ def listed_file(folder: Path, listed: str, what: Path) -> Path:
     if not listed.isprintable() or max(map(len, parts)) > _LONGEST_PART or len(listed) > _LONGEST:
         raise DataError(f"{what}: names {listed[:80]!a}, which no file can be called; it is damaged.")
     return inside(folder, listed, what)
-
-
-def registered(cameras: Cameras, color: tuple[int, ...], depth: tuple[int, ...], what: str) -> Cameras:
-    """Cameras of a colour image (H, W) and of a depth image (h, w) of the same camera, which may be smaller or larger.
-
-    Where ``cameras`` states a depth camera of its own they are returned as they are. Raises FrameError that calls the
-    depth image ``what`` where its shape is another one.
-    """
-    if depth[:2] == color[:2] or cameras.depth != cameras.color:
-        return cameras
-    (height, width), (h, w) = color[:2], depth[:2]
-    # Whoever resized it rounded either side to whole pixels.
-    if min(abs(h - height * w / width), abs(w - width * h / height)) > 1:
-        raise FrameError(f"{what}: is {w}x{h}, which has not the shape of its image, {width}x{height}.")
-    camera, x, y = cameras.color, w / width, h / height
-    resized = Intrinsics(camera.fx * x, camera.fy * y, camera.cx * x, camera.cy * y, w, h, camera.lens)
-    return cameras._replace(depth=resized)
 
 
 def _stem(name: str) -> str:

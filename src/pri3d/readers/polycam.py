@@ -9,22 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError
-from pri3d.geometry.pose import OPENGL_FLIP
-from pri3d.readers.arkit import (
-    MILLIMETRES,
-    PhoneReader,
-    checked,
-    entries,
-    frame_json,
-    framed,
-    intrinsics,
-    one_view,
-    read_bytes,
-)
-from pri3d.readers.cameras import Cameras
+from pri3d.geometry.pose import OPENGL_FLIP, check_rigid
+from pri3d.readers.arkit import MILLIMETRES, intrinsics, read_bytes
+from pri3d.readers.base import SceneReader, entries
+from pri3d.readers.cameras import Cameras, registered, same_camera
 from pri3d.readers.files import read_color, read_depth
 from pri3d.readers.scenes import Origin, build_frame
-from pri3d.readers.tables import numbers
+from pri3d.readers.tables import frame_json, framed, numbers
 from pri3d.readers.trajectory import PosedList
 from pri3d.types import Frame
 
@@ -32,7 +23,7 @@ _POSE = tuple(f"t_{row}{column}" for row in range(3) for column in range(4))
 _IMAGES = (".jpg", ".jpeg", ".png")
 
 
-class PolycamReader(PhoneReader):
+class PolycamReader(SceneReader):
     """CAPTURE/keyframes with images, cameras and depth, and confidence, named by time in microseconds.
 
         keyframes/images/TIME.jpg, keyframes/cameras/TIME.json     as ARKit gave them
@@ -86,7 +77,7 @@ def _load(name: str, image: Path, folder: Path, given: Cameras | None) -> Frame:
     if cameras is None:
         stated = frame_json(path)
         values = [stated.get(key) for key in ("fx", "fy", "cx", "cy", "width", "height")]
-        cameras = one_view(intrinsics(values, str(path)), color, depth, origin)
+        cameras = registered(same_camera(intrinsics(values, str(path))), color.shape, depth.shape, origin.depth)
     return build_frame(
         name,
         color,
@@ -108,4 +99,4 @@ def _pose(path: Path) -> NDArray[np.float64]:
     stated = frame_json(path)
     pose = np.eye(4)
     pose[:3] = framed(lambda: numbers([stated.get(key) for key in _POSE], (3, 4), f"{path}: its pose"))
-    return checked(pose, str(path)) @ OPENGL_FLIP
+    return check_rigid(pose, str(path)) @ OPENGL_FLIP

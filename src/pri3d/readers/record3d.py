@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
-from pri3d.geometry.pose import OPENGL_FLIP, pose_of_quaternion
-from pri3d.readers.arkit import MILLIMETRES, PhoneReader, checked, intrinsics, one_view, percent
-from pri3d.readers.cameras import Cameras, Intrinsics
+from pri3d.geometry.pose import OPENGL_FLIP, check_rigid, pose_of_quaternion
+from pri3d.readers.arkit import MILLIMETRES, intrinsics, percent
+from pri3d.readers.base import SceneReader
+from pri3d.readers.cameras import Cameras, Intrinsics, registered, same_camera
 from pri3d.readers.files import LARGEST, decode_image, eight_bits
 from pri3d.readers.lzfse import decompress
 from pri3d.readers.scenes import Origin, build_frame
@@ -31,7 +32,7 @@ _FARTHEST = 65.5  # metres; the store holds millimetres of 16 bits
 _SUFFIX = ".r3d"
 
 
-class Record3DReader(PhoneReader):
+class Record3DReader(SceneReader):
     """NAME.r3d, a zip file, or the folder that it unpacks to; a folder of them is a recording of several scenes.
 
         metadata        JSON: w, h of the images, dw, dh of depth, K (3 x 3, columns first), poses: per frame
@@ -58,7 +59,7 @@ class Record3DReader(PhoneReader):
         return path.suffix.lower() == _SUFFIX
 
     def stated(self, source: Path) -> Cameras | None:
-        """As `PhoneReader`; beside a single file a cameras.yaml counts too."""
+        """As `SceneReader`; beside a single file a cameras.yaml counts too."""
         return super().stated(source if source.is_dir() else source.parent)
 
     def open(self, source: Path, given: Cameras | None) -> PosedList:
@@ -95,7 +96,7 @@ class _Scene(NamedTuple):
     def pose(self, name: str) -> NDArray[np.float64]:
         """Camera to world (4, 4), OpenCV axes. Raises FrameError where tracking was lost."""
         values, what = self.video.poses[int(name)], f"{self.what}: pose of frame {name}"
-        return checked(pose_of_quaternion(values[4:], values[:4], what), what) @ OPENGL_FLIP
+        return check_rigid(pose_of_quaternion(values[4:], values[:4], what), what) @ OPENGL_FLIP
 
     def frame(self, name: str) -> Frame:
         """Load a frame. Raises FrameError naming the entry that is missing or damaged."""
@@ -111,7 +112,7 @@ class _Scene(NamedTuple):
         cameras = self.given
         if cameras is None:
             camera = self.video.camera(index, f"{self.what}: camera of frame {name}")
-            cameras = one_view(camera, color, depth, origin)
+            cameras = registered(same_camera(camera), color.shape, depth.shape, origin.depth)
         return build_frame(
             name,
             color,

@@ -10,29 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError
-from pri3d.geometry.pose import OPENGL_FLIP
-from pri3d.readers.arkit import (
-    MILLIMETRES,
-    PhoneReader,
-    checked,
-    entries,
-    frame_json,
-    framed,
-    intrinsics,
-    one_view,
-    read_levels,
-)
-from pri3d.readers.cameras import Cameras
+from pri3d.geometry.pose import OPENGL_FLIP, check_rigid
+from pri3d.readers.arkit import MILLIMETRES, intrinsics, read_levels
+from pri3d.readers.base import SceneReader, entries
+from pri3d.readers.cameras import Cameras, registered, same_camera
 from pri3d.readers.files import read_color, read_depth
 from pri3d.readers.scenes import Origin, build_frame
-from pri3d.readers.tables import numbers
+from pri3d.readers.tables import frame_json, framed, numbers
 from pri3d.readers.trajectory import PosedList
 from pri3d.types import Frame
 
 _IMAGE = re.compile(r"frame_([0-9]+)\.(jpg|jpeg|png)", re.IGNORECASE)
 
 
-class Scanner3DReader(PhoneReader):
+class Scanner3DReader(SceneReader):
     """SCAN with frame_00000.jpg, frame_00000.json, depth_00000.png, and conf_00000.png where there is one.
 
     The JSON holds ``intrinsics``, the 9 numbers of a matrix in rows, for the image, and ``cameraPoseARFrame``, the 16
@@ -78,7 +69,9 @@ def _load(name: str, number: str, image: Path, given: Cameras | None) -> Frame:
     cameras = given
     if cameras is None:
         values = framed(lambda: numbers(frame_json(path).get("intrinsics"), (9,), f"{path}: its intrinsics"))
-        cameras = one_view(intrinsics(values[[0, 4, 2, 5]], str(path)), color, depth, origin)
+        cameras = registered(
+            same_camera(intrinsics(values[[0, 4, 2, 5]], str(path))), color.shape, depth.shape, origin.depth
+        )
     return build_frame(
         name,
         color,
@@ -94,4 +87,4 @@ def _pose(path: Path) -> NDArray[np.float64]:
     """Camera to world (4, 4), OpenCV axes."""
     stated = frame_json(path).get("cameraPoseARFrame")
     pose = framed(lambda: numbers(stated, (4, 4), f"{path}: cameraPoseARFrame"))
-    return checked(pose, str(path)) @ OPENGL_FLIP
+    return check_rigid(pose, str(path)) @ OPENGL_FLIP

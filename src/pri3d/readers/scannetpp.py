@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
-from pri3d.readers.cameras import Cameras, Intrinsics, cameras_for, from_matrix
+from pri3d.readers.cameras import Cameras, cameras_for, from_matrix, registered, same_camera
 from pri3d.readers.files import clean_id, read_color, read_depth, sort_scenes
 from pri3d.readers.scenes import LazyScene, Origin, build_frame
 from pri3d.readers.splits import of_split
@@ -136,20 +136,10 @@ def _load(name: str, iphone: Path, stated: Mapping[str, Any], given: Cameras | N
     depth = read_depth(depth_path, given.depth_scale if given else 0.001)
     if given is None:
         camera = from_matrix(_matrix(stated, name, "intrinsic", 3, poses), f"{poses}: frame {name}")
-        small = _of_depth(camera, color.shape[1::-1], depth.shape[::-1], depth_path)
-        cameras = Cameras(camera, small, np.eye(4))
+        cameras = registered(same_camera(camera), color.shape, depth.shape, str(depth_path))
     else:
         cameras = given
     pose = _matrix(stated, name, "aligned_pose", 4, poses)
     return build_frame(
         name, color, depth, pose, cameras, Origin(str(color_path), str(depth_path), f"{poses}: frame {name}")
     )
-
-
-def _of_depth(camera: Intrinsics, size: Sequence[int], depth_size: Sequence[int], path: Path) -> Intrinsics:
-    """The camera of the same view with other pixels. Raises FrameError where the sides have another ratio."""
-    (width, height), (w, h) = size, depth_size
-    if abs(w * height - h * width) > 0.01 * h * width:
-        raise FrameError(f"{path}: is {w}x{h}, which has not the shape of the colour image, {width}x{height}.")
-    x, y = w / width, h / height
-    return Intrinsics(camera.fx * x, camera.fy * y, camera.cx * x, camera.cy * y)

@@ -9,20 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
-from pri3d.geometry.pose import pose_of_quaternion
-from pri3d.readers.arkit import (
-    MILLIMETRES,
-    PhoneReader,
-    checked,
-    framed,
-    intrinsics,
-    one_view,
-    read_levels,
-)
-from pri3d.readers.cameras import Cameras, Intrinsics
+from pri3d.geometry.pose import check_rigid, pose_of_quaternion
+from pri3d.readers.arkit import MILLIMETRES, intrinsics, read_levels
+from pri3d.readers.base import SceneReader
+from pri3d.readers.cameras import Cameras, Intrinsics, registered, same_camera
 from pri3d.readers.files import LARGEST, in_metres, read_depth
 from pri3d.readers.scenes import Origin, build_frame
-from pri3d.readers.tables import numbers, read_text
+from pri3d.readers.tables import framed, numbers, read_text
 from pri3d.readers.trajectory import PosedList
 from pri3d.readers.video import VideoFrames
 from pri3d.types import Frame
@@ -31,7 +24,7 @@ _POSE = ("x", "y", "z", "qx", "qy", "qz", "qw")
 _CAMERA = ("fx", "fy", "cx", "cy")
 
 
-class StrayReader(PhoneReader):
+class StrayReader(SceneReader):
     """SCENE with rgb.mp4, odometry.csv, camera_matrix.csv, depth, confidence, as the app's folders are.
 
         odometry.csv               a head line that names the columns: timestamp, frame, x, y, z, qx, qy, qz, qw,
@@ -104,7 +97,7 @@ class _Odometry:
     def pose(self, name: str) -> NDArray[np.float64]:
         """Camera to world (4, 4), OpenCV axes. Raises FrameError where tracking was lost."""
         values, what = self.values(name, _POSE), f"{self.path}: frame {name}"
-        return checked(pose_of_quaternion(values[:3], values[3:], what), what)
+        return check_rigid(pose_of_quaternion(values[:3], values[3:], what), what)
 
 
 class _Scene(NamedTuple):
@@ -134,7 +127,7 @@ class _Scene(NamedTuple):
         cameras = self.given
         if cameras is None:
             stated = self.matrix or intrinsics(self.odometry.values(name, _CAMERA), what)
-            cameras = one_view(stated, color, depth, origin)
+            cameras = registered(same_camera(stated), color.shape, depth.shape, origin.depth)
         return build_frame(
             name,
             color,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pri3d.errors import DataError
+from pri3d.errors import DataError, FrameError
 
 
 def read_text(path: Path) -> str:
@@ -46,6 +47,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path}: holds {type(value).__name__}, expected a JSON object.")
     return value
+
+
+def frame_json(path: Path) -> dict[str, Any]:
+    """Read the JSON object of one frame. Raises FrameError for a missing or damaged file."""
+    result: dict[str, Any] = framed(lambda: read_json(path))
+    return result
+
+
+def framed(read: Callable[[], Any]) -> Any:
+    """What ``read`` returns; its DataError concerns one frame, so that it becomes a FrameError."""
+    try:
+        return read()
+    except DataError as error:
+        raise FrameError(str(error)) from error
 
 
 def numbers(value: Any, shape: tuple[int, ...], what: str) -> NDArray[np.float64]:
