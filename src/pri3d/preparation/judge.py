@@ -79,7 +79,8 @@ def judge(
         rest = [f for f in inner.findings if f.check not in ("intrinsics", "frames")] if inner else []
         yaml = inner.cameras if inner and inner.cameras else advised_yaml(color, depth)
         more = (inner.correct, yaml, inner.alternatives, inner.evidence) if inner else ("", yaml)
-        return Judgement(scene.id, [*findings, finding, *rest], *more)
+        lost = [] if inner is None else findings  # all frames are lost to this very fault
+        return Judgement(scene.id, [*lost, finding, *rest], *more)
     if not shots.usable:
         return Judgement(scene.id, findings)
     findings += [stated_cameras(shots), *of_images(shots, chosen)]

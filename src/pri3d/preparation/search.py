@@ -13,6 +13,8 @@ from pri3d.preparation.evidence import Guess, both_ways, carry, geometric, photo
 from pri3d.preparation.shots import Stack
 
 _SCALES = np.geomspace(1 / 4096, 4096, 97)  # factors of 1.19
+_NEAR_SCALES = np.geomspace(0.6, 1.7, 7)  # the same, where frames agree so well that no unit can be wrong
+_UNDERSTOOD = 0.4  # score from which they do
 _FOCALS = np.geomspace(0.4, 2.5, 21)  # factors of 1.1
 _FEWER = 4  # the coarse search takes every so many points, and half the pairs
 _CERTAIN = 3.5  # standard errors
@@ -81,6 +83,7 @@ def _best_step(stack: Stack, directed: NDArray[np.int64], guess: Guess) -> Guess
     """The best single mistake beyond ``guess``: a flag, a factor of the depth or of the focal length, a shift."""
     few, some = coarse_stack(stack), directed[::2]
     given = guess.correction
+    scales = _NEAR_SCALES if average(soft(stack, directed, guess)) > _UNDERSTOOD else _SCALES
     flags = [
         guess._replace(correction=given._replace(inverse=i, opengl=o, ray=r))
         for i, o, r in product((False, True), repeat=3)
@@ -88,7 +91,7 @@ def _best_step(stack: Stack, directed: NDArray[np.int64], guess: Guess) -> Guess
     scaled = [
         g._replace(correction=g.correction._replace(depth=float(given.depth * factor)))
         for g in flags
-        for factor in _SCALES
+        for factor in scales
     ]
     focal = [guess._replace(focal=float(guess.focal * factor)) for factor in _FOCALS]
     shifts = [guess._replace(correction=given._replace(shift=given.shift + step)) for step in (-1, 1)]
@@ -121,8 +124,8 @@ def scaled_by(guess: Guess, what: str, factor: float) -> Guess:
 def estimate(stack: Stack, directed: NDArray[np.int64], guess: Guess, what: str, reach: float = 0.2) -> float:
     """Return the factor of ``depth`` or ``focal`` beyond ``guess`` under which the frames agree best."""
     centre = 0.0
-    for width in (reach, reach / 4, reach / 16):
-        at = centre + np.linspace(-width, width, 9)
+    for width in (reach, reach / 3, reach / 9, reach / 27):
+        at = centre + np.linspace(-width, width, 7)
         values = [average(soft(stack, directed, scaled_by(guess, what, float(np.exp(x))))) for x in at]
         centre = float(at[int(np.argmax(values))])
     return float(np.exp(centre))

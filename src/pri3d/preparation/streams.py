@@ -18,13 +18,12 @@ from pri3d.preparation.evidence import Guess, both_ways
 from pri3d.preparation.findings import Finding
 from pri3d.preparation.recamera import advised_yaml
 from pri3d.preparation.search import average, better, photo, soft
-from pri3d.preparation.shots import Shots, Stack, stack_shots
+from pri3d.preparation.shots import Shots, Stack, stack_shots, turns
 
 _FARTHEST = 5  # frames by which a stream is thought to come late
-_SAME, _APART = (
-    0.012,
-    0.02,
-)  # displacement in widths up to which colour counts as registered, and from which it does not
+_SAME, _APART = 0.012, 0.02  # displacement in widths up to which colour is registered, and from which it is not
+_RESOLVED = 2.0  # pixels of the reduced images below which a displacement is not seen
+_TURN, _MOVE = np.radians(1.0), 0.01  # frames that turn, and move by a share of the depth, by less show the same
 _FEW = 5  # frames with edges below which nothing is said of the registration
 _UNRELATED = 0.12  # of edge_agreement and of the correlation, below which two images show different things
 
@@ -94,38 +93,66 @@ def _edges(shots: Shots, stack: Stack, guess: Guess) -> Edges:
 def _colour_is_late(
     shots: Shots, stack: Stack, base: NDArray[np.float64], other: NDArray[np.float64], guess: Guess, step: int
 ) -> bool:
-    """Whether colour ``step`` frames on agrees better, pair by pair and edge by edge, and with one of them surely."""
+    """Whether colour ``step`` frames on agrees better: surely so pair by pair, and edge by edge too."""
+    if not better(base, other, 1.1):
+        return False
     plain, moved = (
         edge_agreement(_edges(shots, stack, guess._replace(color_shift=k)), Registration()) for k in (0, step)
     )
-    sure = better(base, other, 1.1)
-    return bool(sure and mean(moved) > 1.05 * mean(plain))
+    return mean(moved) > 1.05 * mean(plain)
 
 
 def of_colour(shots: Shots, stack: Stack, pairs: NDArray[np.int64], guess: Guess) -> tuple[list[Finding], str]:
     """Whether colour is registered to depth; and, where it is not, the cameras to write."""
-    edges = _edges(shots, stack, guess)
+    edges = _edges(shots, distinct(stack) if len(pairs) else stack, guess)
     plain = edge_agreement(edges, Registration())
-    correlation = photo(stack, both_ways(pairs), guess) if len(pairs) else np.zeros(0)
+    directed = both_ways(pairs)
+    colours = photo(stack, directed, guess)
     if np.isfinite(plain).sum() < _FEW:
         return [Finding("registration", "unknown", "too few depth edges to compare with the colour")], ""
     fit = fit_registration(edges)
     fitted = edge_agreement(edges, fit)
     moved = displacement(edges, fit)
-    width = shots.cameras[0].width
+    width, seen = shots.cameras[0].width, _RESOLVED / min(stack.texture.shape[2], stack.inverse.shape[2])
     figure = f"edges agree by {mean(plain):.2f}, {mean(fitted):.2f} at best, {moved * width:.1f} px of {width} away"
-    if np.isfinite(correlation).any():
-        figure += f"; colours correlate by {average(correlation):.2f}"
-    gained = better(plain, fitted, 1.15) and mean(fitted) > 2 * _UNRELATED
-    if gained and moved > _APART:
+    if np.isfinite(colours).any():
+        figure += f"; colours correlate by {average(colours):.2f}"
+    gained = mean(fitted) > 2 * _UNRELATED and (
+        better(plain, fitted, 1.25)
+        or (better(plain, fitted, 1.25, 2.0) and better(colours, photo(_refitted(stack, fit), directed, guess)))
+    )
+    if gained and moved > max(_APART, seen):
         return _unregistered(shots, fit, figure)
-    unrelated = mean(plain) < _UNRELATED and (average(correlation) < _UNRELATED or not len(correlation))
+    unrelated = mean(plain) < _UNRELATED and average(colours) < _UNRELATED
     if unrelated and not gained:
         advice = "The colour images do not show what the depth shows: colour of other frames, or of another camera."
         return [Finding("registration", "fault", figure, "colour does not fit", advice)], ""
-    if gained and moved > _SAME:
+    if gained and moved > max(_SAME, seen):
         return [Finding("registration", "warning", figure, advice="Colour may be a little off the depth.")], ""
     return [Finding("registration", "ok", figure)], ""
+
+
+def distinct(stack: Stack) -> Stack:
+    """The frames that do not show what an earlier one shows: only these are evidence of their own."""
+    turn = turns(stack.world_from_camera)
+    place = stack.world_from_camera[:, :3, 3]
+    move = np.linalg.norm(place[:, None] - place, axis=-1) * float(np.median(stack.inverse[stack.inverse > 0]))
+    same = (turn < _TURN) & (move < _MOVE)
+    kept: list[int] = []
+    for row in range(len(same)):
+        if not same[row, kept].any():
+            kept.append(row)
+    return Stack._make(field[kept] for field in stack)
+
+
+def _refitted(stack: Stack, fit: Registration) -> Stack:
+    """The stack with the colour cameras that the edges ask for."""
+    width = stack.texture.shape[2]
+    color_k = stack.color_k * (fit.focal, fit.focal, 1, 1) + np.array((0, 0, fit.right * width, fit.down * width))
+    moved = stack.color_from_depth.copy()
+    moved[:, 0, 3] += fit.baseline
+    poses = stack.world_from_camera @ stack.color_from_depth @ np.linalg.inv(moved)  # those of depth stay
+    return stack._replace(color_k=color_k, color_from_depth=moved, world_from_camera=poses)
 
 
 def _unregistered(shots: Shots, fit: Registration, figure: str) -> tuple[list[Finding], str]:

@@ -1,0 +1,207 @@
+"""`check` names every mistake of benchmarks/faults.py, says what mends it, and leaves good recordings alone."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.check import AS_PUBLISHED, real, said
+from benchmarks.faults import (
+    FAULTS,
+    MadeScene,
+    changed,
+    coarser,
+    cropped,
+    every,
+    faulty,
+    first,
+    of_frames,
+    room_scene,
+    slow_room_scene,
+)
+
+from pri3d.errors import DataError, FrameError
+from pri3d.preparation.judge import judge
+from pri3d.preparation.recamera import RecameredScene
+from pri3d.readers import Scene
+from pri3d.readers.cameras import read_cameras
+from pri3d.readers.correction import CorrectedScene, parse_correction
+from pri3d.types import Camera
+
+FRAMES, PAIRS = 16, 24
+#: mistakes that are judged each time; all of them, at the usual number of frames, in the slow tests
+QUICK = ("poses inverted", "intrinsics of 2x the size", "depth 1 frame late", "colour not registered", "blurred")
+
+
+@pytest.fixture(scope="module")
+def room() -> MadeScene:
+    return room_scene(3, 1, FRAMES, (80, 60))
+
+
+@pytest.fixture(scope="module")
+def large_room() -> MadeScene:
+    return room_scene(7, 0, 40, (160, 120))
+
+
+def check_named(scene: Scene, name: str, frames: int, pairs: int) -> None:
+    judgement = judge(faulty(scene, name), frames, pairs)
+    fault = FAULTS[name]
+    assert sorted(said(judgement)) == sorted(fault.named)
+    if fault.correct is not None:
+        assert judgement.correct == fault.correct
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_mistake_is_named(room: MadeScene, name: str) -> None:
+    check_named(room, name, FRAMES, PAIRS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_mistake_is_named_in_a_room(large_room: MadeScene, name: str) -> None:
+    check_named(large_room, name, 40, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_mistake_is_named_in_real_frames(real_data: Path, name: str) -> None:
+    check_named(real(real_data, "7scenes_redkitchen"), name, 40, 60)
+
+
+def test_a_good_room_passes_with_figures(room: MadeScene) -> None:
+    judgement = judge(room, FRAMES, PAIRS)
+    assert judgement.verdict == "ok", judgement.findings
+    assert judgement.correct == judgement.cameras == ""
+    assert judgement.alternatives is not None
+    assert judgement.alternatives["as stated"] > 4 * judgement.alternatives["poses inverted"]
+    assert {"frames", "intrinsics", "direction", "axes", "depth scale", "time", "registration", "overlap"} <= {
+        finding.check for finding in judgement.findings
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "scene",
+    [
+        lambda: slow_room_scene(30, 0, 200, (80, 60)),
+        lambda: room_scene(21, 1, 20, (120, 90), noise=False),
+        lambda: cropped(room_scene(34, 0, 20, (160, 120)), 24, 12, 120, 90),
+        lambda: coarser(room_scene(36, 0, 20, (160, 120)), 80, 60),
+        lambda: room_scene(33, 0, 8, (160, 120)),
+    ],
+    ids=["filmed", "exact", "cropped", "coarse depth", "few frames"],
+)
+def test_good_rooms_pass(scene: object) -> None:
+    assert judge(scene(), 40, 60).faults == []  # type: ignore[operator]
+
+
+@pytest.mark.slow
+def test_good_real_frames_pass(real_data: Path, tmp_path: Path) -> None:
+    kitchen = real(real_data, "7scenes_redkitchen")
+    (tmp_path / "cameras.yaml").write_text(AS_PUBLISHED)
+    published = real(real_data, "7scenes_redkitchen_unregistered", tmp_path / "cameras.yaml")
+    for scene in (kitchen, every(kitchen, 5), first(kitchen, 80), cropped(kitchen, 80, 60, 480, 360), published):
+        assert judge(scene).verdict == "ok"
+
+
+@pytest.mark.slow
+def test_unregistered_colour_is_fitted(real_data: Path, tmp_path: Path) -> None:
+    judgement = judge(real(real_data, "7scenes_redkitchen_unregistered"))
+    assert said(judgement) == ("colour not registered",)
+    path = tmp_path / "cameras.yaml"
+    path.write_text(judgement.cameras)
+    cameras = read_cameras(path)
+    assert cameras.color.fx == pytest.approx(517.7, rel=0.03)
+    assert cameras.color_from_depth[0, 3] == pytest.approx(-0.0217, abs=0.01)
+    assert judge(real(real_data, "7scenes_redkitchen_unregistered", path)).verdict == "ok"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["poses inverted", "depth x 0.2", "translations in mm", "depth 1 frame late"])
+def test_with_the_advice_it_passes(room: MadeScene, name: str) -> None:
+    wrong = faulty(room, name)
+    advised = parse_correction(judge(wrong, FRAMES, PAIRS).correct)
+    assert judge(CorrectedScene(wrong, advised), FRAMES, PAIRS).faults == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["intrinsics of 2x the size", "focal length x 1.2"])
+def test_with_the_advised_cameras_it_passes(room: MadeScene, name: str, tmp_path: Path) -> None:
+    judgement = judge(faulty(room, name), FRAMES, PAIRS)
+    (tmp_path / "cameras.yaml").write_text(judgement.cameras)
+    cameras = read_cameras(tmp_path / "cameras.yaml")
+    assert cameras.color.fx == pytest.approx(room.frame(0).color_camera.fx, rel=0.02)
+    color, depth = (Camera(80, 60, *c[:4]) for c in (cameras.color, cameras.depth))
+    assert judge(RecameredScene(faulty(room, name), color, depth), FRAMES, PAIRS).faults == []
+
+
+def test_no_poses_leaves_what_can_be_judged(room: MadeScene) -> None:
+    scene = of_frames("unposed", [room.frame(k)._replace(world_from_camera=np.eye(4)) for k in range(8)])
+    scene.posed = False  # type: ignore[attr-defined]
+    judgement = judge(scene, FRAMES, PAIRS)
+    assert judgement.faults == []
+    verdicts = {finding.check: finding.verdict for finding in judgement.findings}
+    assert verdicts["poses"] == "unknown"
+    assert verdicts["registration"] == "ok"
+
+
+def test_no_depth_is_a_fault_of_its_own(room: MadeScene) -> None:
+    scene = MadeScene("bare", room.names, lambda k: changed(depth=lambda f: np.zeros_like(f.depth))(room, k))
+    assert said(judge(scene, FRAMES, PAIRS)) == ("no depth",)
+
+
+@pytest.mark.slow
+def test_an_unknown_unit_is_not_judged(room: MadeScene) -> None:
+    def far(index: int):  # type: ignore[no-untyped-def]
+        frame = room.frame(index)
+        pose = frame.world_from_camera.copy()
+        pose[:3, 3] *= 300
+        return frame._replace(depth=frame.depth * np.float32(300), world_from_camera=pose)
+
+    scene = MadeScene("scaled", room.names, far)
+    assert said(judge(scene, FRAMES, PAIRS)) == ("size",)  # a warning: consistent, but 900 m large
+    scene.metric = False  # type: ignore[attr-defined]
+    judgement = judge(scene, FRAMES, PAIRS)
+    assert judgement.verdict == "ok"
+    assert {f.check: f.verdict for f in judgement.findings}["size"] == "unknown"
+
+
+def test_lost_frames_are_a_warning_and_nothing_but_them_a_fault(room: MadeScene) -> None:
+    def some(index: int):  # type: ignore[no-untyped-def]
+        if index % 3 == 1:
+            raise FrameError("pose 7: the pose is not finite")
+        return room.frame(index)
+
+    judgement = judge(MadeScene("some", room.names, some), FRAMES, PAIRS)
+    assert judgement.verdict == "warning"
+    assert "not finite" in judgement.findings[0].figure
+
+    def none(index: int):  # type: ignore[no-untyped-def]
+        raise FrameError("pose 7: the pose is not finite")
+
+    assert said(judge(MadeScene("none", room.names, none), FRAMES, PAIRS)) == ("frames unusable",)
+
+
+def test_a_scene_that_cannot_be_opened_raises() -> None:
+    class Closed:
+        id = "closed"
+
+        @property
+        def names(self) -> list[str]:
+            raise DataError("closed: cannot be opened")
+
+    with pytest.raises(DataError, match="closed"):
+        judge(Closed(), FRAMES, PAIRS)  # type: ignore[arg-type]
+
+
+def test_a_still_camera_is_a_warning(room: MadeScene) -> None:
+    scene = of_frames("still", [room.frame(3)._replace(name=f"{k:03d}") for k in range(10)])
+    judgement = judge(scene, FRAMES, PAIRS)
+    assert judgement.faults == []
+    assert "motion" in said(judgement)
+    assert {f.check: f.verdict for f in judgement.findings}["registration"] == "unknown"  # all frames are one
