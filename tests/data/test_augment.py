@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from pri3d.data.augment import SIMCLR, STRONG, ColorRecipe, augment_color, recipe, uniform
+from pri3d.data.augment import SIMCLR, STRONG, ColorRecipe, adjust_hue, augment_color, recipe, uniform
 
 ONLY_BLUR = ColorRecipe(0, 0, 0, 0, 0, 0, 1.0, sigma=(1.0, 1.0))
 
@@ -72,3 +72,19 @@ def test_blur_in_two_passes_is_torchvisions(sigma: float, height: int) -> None:
             found.double(), wanted.double(), rtol=1e-5, atol=1 if image.dtype == torch.uint8 else 1e-6
         )
         assert (found.double() - wanted.double()).abs().mean() < 1e-3
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.31, -0.05, 0.0, 0.02, 0.2, 0.5])
+def test_hue_is_torchvisions(shift: float) -> None:
+    """Every kind of pixel: greys, two equal channels in any order, black, white, and noise."""
+    levels = torch.tensor([0, 1, 80, 200, 255], dtype=torch.uint8)
+    corners = torch.cartesian_prod(levels, levels, levels).T.reshape(3, 25, 5)
+    noise = torch.randint(256, (3, 25, 60), dtype=torch.uint8, generator=generator())
+    image = torch.cat((corners, noise), dim=2)
+    found, expected = adjust_hue(image, shift), F.adjust_hue(image, shift)
+    assert found.dtype == torch.uint8
+    assert (found.int() - expected.int()).abs().max() <= 1
+    assert torch.equal(found.amax(dim=0), image.amax(dim=0)), "value stays"
+    turned = adjust_hue(image.flip(2).transpose(1, 2), shift)  # not contiguous
+    assert torch.equal(turned, found.flip(2).transpose(1, 2))
+    assert torch.equal(adjust_hue(image / 255, shift), F.adjust_hue(image / 255, shift))
