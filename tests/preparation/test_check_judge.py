@@ -155,6 +155,15 @@ def test_no_depth_is_a_fault_of_its_own(room: MadeScene) -> None:
     assert said(judge(scene, FRAMES, PAIRS)) == ("no depth",)
 
 
+def test_too_few_frames_are_a_warning(room: MadeScene) -> None:
+    assert said(judge(first(room, 2), FRAMES, PAIRS)) == ("poses",)
+
+
+def test_a_factor_that_makes_movement_vanish_explains_nothing(room: MadeScene) -> None:
+    wall = changed(depth=lambda f: np.full_like(f.depth, 2), color=lambda f: np.full_like(f.color, 128))
+    assert said(judge(MadeScene("wall", room.names, lambda k: wall(room, k)), 8, PAIRS)) == ("poses do not fit",)
+
+
 @pytest.mark.slow
 def test_an_unknown_unit_is_not_judged(room: MadeScene) -> None:
     def far(index: int):  # type: ignore[no-untyped-def]

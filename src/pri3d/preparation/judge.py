@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.preparation import streams
-from pri3d.preparation.evidence import Guess, Score, both_ways, carry, geometric
+from pri3d.preparation.evidence import Guess, Score, both_ways, carry, depth_poses, geometric
 from pri3d.preparation.findings import Finding, of_images, of_intrinsics, of_losses, stated_cameras
 from pri3d.preparation.recamera import advised_yaml, recamered
 from pri3d.preparation.search import alternatives, estimate, explain, rounded
@@ -21,6 +21,7 @@ Tell = Callable[[str, int, int], None]  #: told a step's name, how much of it is
 _GOOD, _POOR = 0.85, 0.7  # share of the points that do not contradict the depth measured where they land
 _SMALL, _LARGE = 0.03, 0.05  # relative errors of a factor that are worth a warning, and a fault
 _NEAREST, _FARTHEST = 0.2, 20.0  # metres; median depth of a recording indoors
+_STILL = 0.01  # share of the depth below which movement between frames tells nothing about scale
 _FEWEST = 6  # pairs below which nothing is said
 
 
@@ -98,8 +99,11 @@ def _judge_streams(
     posed = bool(getattr(scene, "posed", True))
     picked = choose_pairs(stack, pairs, seed) if posed else np.zeros((0, 2), np.int64)
     if len(picked) < _FEWEST:
-        why = "too few pairs of frames look the same way" if posed else "the format states no poses"
-        findings.append(Finding("poses", "unknown", why))
+        if posed:
+            few = f"only {len(picked)} pairs of frames look the same way"
+            findings.append(Finding("poses", "warning", few, advice="Too few to judge poses, depth scale and axes."))
+        else:
+            findings.append(Finding("poses", "unknown", "the format states no poses"))
         found, yaml = streams.of_colour(shots, stack, np.zeros((0, 2), np.int64), Guess())
         return Judgement(scene.id, findings + found, cameras=yaml)
     stack = with_neighbours(shots, stack, picked, seed, tell)
@@ -108,9 +112,14 @@ def _judge_streams(
     tell("time", 0, 1)
     stack, guess, late = streams.of_times(shots, stack, picked, guess, seed)
     score = geometric(carry(stack, both_ways(picked), guess))
-    findings.append(of_agreement(score))
+    # A factor that makes the movement vanish explains nothing: it only leaves the rotations.
+    empty = rounded(guess.correction.depth) != 1 and (
+        movement(stack, picked, guess.correction) < _STILL * guess.correction.depth * median_depth(shots)
+    )
+    share = 0.0 if empty else share_of(score)
+    findings.append(of_agreement(score, share))
     correct, yaml = Correction(), ""
-    if share_of(score) >= _POOR:  # else nothing that the guess says is sure
+    if share >= _POOR:  # else nothing that the guess says is sure
         correct, faults = of_guess(shots, guess)
         fine, yaml = of_factors(shots, stack, picked, guess)
         colour, two_cameras = streams.of_colour(shots, stack, picked, guess)
@@ -118,7 +127,7 @@ def _judge_streams(
         yaml = yaml or two_cameras
     tell("alternatives", 3, 3)
     figures = alternatives(stack, picked, guess)
-    evidence = Evidence(shots, stack, picked, guess)
+    evidence = Evidence(shots, stack, picked, guess if share >= _POOR else Guess())
     findings += of_overlap(picked, score)
     return Judgement(scene.id, findings, str(correct), yaml, figures, evidence)
 
@@ -138,9 +147,9 @@ def share_of(score: Score) -> float:
     return float(score.agree.sum() / max(1, score.agree.sum() + score.front.sum()))
 
 
-def of_agreement(score: Score) -> Finding:
-    """Whether poses and depth belong together at all."""
-    share, landed = share_of(score), score.landed.sum() / max(1, score.points.sum())
+def of_agreement(score: Score, share: float) -> Finding:
+    """Whether poses and depth belong together at all; ``share`` of the points in view agree."""
+    landed = score.landed.sum() / max(1, score.points.sum())
     figure = f"{share:.0%} of {score.landed.sum():,} carried points agree ({landed:.0%} of all land)"
     if share >= _GOOD:
         return Finding("poses and depth", "ok", figure)
@@ -216,23 +225,25 @@ def of_factors(shots: Shots, stack: Stack, pairs: NDArray[np.int64], guess: Gues
 
 def of_size(shots: Shots, stack: Stack, pairs: NDArray[np.int64], correct: Correction) -> list[Finding]:
     """Whether lengths are those of rooms and the camera moves: a unit that is wrong everywhere shows only here."""
-    median = median_depth(shots) * correct.depth
-    at = stack.rows(pairs)
-    moves = (
-        np.linalg.norm(np.diff(stack.world_from_camera[at][:, :, :3, 3], axis=1)[:, 0], axis=-1) * correct.translation
-    )
-    parallax = float(np.median(moves) / max(median, 1e-9))
+    median, moved = median_depth(shots) * correct.depth, movement(stack, pairs, correct)
+    parallax = moved / max(median, 1e-9)
     found = []
-    if parallax < 0.01:
+    if parallax < _STILL:
         figure = f"{parallax:.1%} of the depth between the frames of a pair"
         found.append(Finding("motion", "warning", figure, advice="The camera hardly moves: scale cannot be judged."))
     if not bool(getattr(shots.scene, "metric", True)):
         return [*found, Finding("size", "unknown", "the unit of this format is not known")]
-    figure = f"median depth {median:.3g} m, {np.median(moves):.2g} m between the frames of a pair"
+    figure = f"median depth {median:.3g} m, {moved:.2g} m between the frames of a pair"
     if plausible(median):
         return [*found, Finding("size", "ok", figure)]
     advice = "Rooms are seen from 0.2 to 20 m. If depth and poses share another unit, state depth= and translation=."
     return [*found, Finding("size", "warning", figure, advice=advice)]
+
+
+def movement(stack: Stack, pairs: NDArray[np.int64], correct: Correction) -> float:
+    """Median distance between the cameras of a pair, in metres where ``correct`` makes them metres."""
+    places = depth_poses(stack, correct)[stack.rows(pairs)][:, :, :3, 3] * correct.translation
+    return float(np.median(np.linalg.norm(places[:, 1] - places[:, 0], axis=-1)))
 
 
 def of_overlap(pairs: NDArray[np.int64], score: Score) -> list[Finding]:
