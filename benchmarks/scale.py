@@ -94,6 +94,7 @@ def cpu_seconds() -> float:
 
 def prepare_scenes(folder: Path, scenes: int, kept: int) -> list[tuple[str, str]]:
     """Name and value of the figures of preparing ``scenes`` scenes of ``kept`` frames."""
+    folder.mkdir(exist_ok=True)
     files = []
     for room in range(ROOMS):
         files.append(folder / f"{room}.sens")
@@ -170,6 +171,7 @@ def timed(work: Callable[[], Any]) -> str:
 
 def keep_books(folder: Path, scenes: int) -> list[tuple[str, str]]:
     """Name and value of the figures that only grow with the number of scenes."""
+    folder.mkdir(exist_ok=True)
     source = folder / "one.sens"
     frame = render_room(build_room(0, 0), 1, 32, 24)[0]
     write_sens(source, [frame])

@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import embed, gpu, loading, plain, presets, real, rivals
+from benchmarks import embed, gpu, loading, plain, presets, real, rivals, scale
 from benchmarks.timing import Stopwatch, precision
 
 from pri3d.models.resunet3d import ResUNet3d
@@ -192,3 +192,15 @@ def test_loading_is_compared_with_plain_files(capfd: pytest.CaptureFixture[str])
     assert len(figures) == 10
     assert min(figures) > 0
     assert rows[2][1] == pytest.approx(rows[1][1] / rows[0][1])
+
+
+@pytest.mark.slow
+def test_scale_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    books = dict(scale.keep_books(tmp_path / "books", 3))
+    said = capfd.readouterr().err
+    assert "nothing, every scene is there" in said
+    assert "to prepare: 3 scenes, 3 frames" in said
+    assert float(books["finishing: pairs.npz and manifest, s"]) >= 0
+    rows = dict(scale.prepare_scenes(tmp_path / "scenes", 2, kept=3))
+    assert rows["scenes, frames, pairs"].startswith("2, 6, ")
+    assert rows["files"] == "12"

@@ -1,0 +1,60 @@
+"""What a run leaves and says at its end, of few scenes and of thousands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stores import FLAGS
+
+from pri3d.preparation.ending import SHOWN, _all_pairs, listed, summary
+from pri3d.preparation.run import prepare
+from pri3d.store import PairTable, SceneStore, Store, scene_folder
+
+RECORD = {"frames": 10, "rejected": 1, "pairs": 20, "voxels": 1000, "seconds": 2.0, "bytes": 3_000_000}
+
+
+def manifest(scenes: int, failed: int = 0) -> dict[str, Any]:
+    return {
+        "scenes": {f"scene{k:05d}": RECORD for k in range(scenes)},
+        "failed": {f"lost{k:05d}": "no frame" for k in range(failed)},
+    }
+
+
+@pytest.mark.parametrize(("scenes", "failed"), [(5000, 300), (SHOWN, SHOWN), (1, 0)])
+def test_so_many_rows_are_printed_and_no_more(
+    scenes: int, failed: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    summary(Path("out"), manifest(scenes, failed))
+    said = capfd.readouterr().err
+    assert said.count("scene0") == min(scenes, SHOWN)
+    assert said.count("lost0") == min(failed, SHOWN)
+    assert ("4,960 more" in said) == ("260 more" in said) == (scenes == 5000)
+    assert ("all" in said) == (scenes > 1)
+    if scenes == 5000:
+        assert "all 5,000" in said
+        assert "50,000" in said  # frames of all, not of those shown
+        assert "15,000.0" in said  # MB
+
+
+def test_reasons_of_failure_end_somewhere() -> None:
+    text = listed({f"scene{k:03d}": "no frame" for k in reversed(range(100))})
+    lines = text.splitlines()
+    assert lines[1] == "  scene000: no frame"
+    assert lines[-1] == "  and 60 more, all in dataset.json"
+    assert len(lines) == 1 + SHOWN + 1
+    assert listed({"a": "b"}) == "\n  a: b"
+
+
+def test_the_pairs_of_all_scenes_keep_their_names(recording: Path, out: Path) -> None:
+    prepare([recording], out, **FLAGS)
+    store = Store(out)
+    tables = [SceneStore(scene_folder(out, scene)).pairs() for scene in store.scenes]
+    whole = PairTable.concatenate(tables)
+    for name, column in store.pairs()._asdict().items():
+        np.testing.assert_array_equal(column, getattr(whole, name))
+        assert column.dtype == getattr(whole, name).dtype
+    assert len(_all_pairs([], []).scene) == 0
