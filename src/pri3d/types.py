@@ -92,8 +92,8 @@ class PairBatch(NamedTuple):
     world_from_camera: torch.Tensor  #: (B, 2, 4, 4)
     voxel_cells: (
         torch.Tensor
-    )  #: (V, 4) int64: chunk, x, y, z; rows sorted; V may be 0; chunk = chunks a pair * b + view
-    voxel_color: torch.Tensor  #: (V, 3) float 0..1, zeros where the source has no colour
+    )  #: (V, 4) int32: chunk, x, y, z; rows sorted; V may be 0; chunk = chunks a pair * b + view
+    voxel_color: torch.Tensor  #: (V, 3) uint8 RGB, zeros where the source has no colour
     voxel_size: torch.Tensor  #: () metres
     seeds: torch.Tensor  #: (B,) int64, every random choice inside a sample derives from it
     names: list[str]  #: B strings "scene/frame_a+frame_b", for error messages

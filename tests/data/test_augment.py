@@ -8,7 +8,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from pri3d.data.augment import SIMCLR, STRONG, ColorRecipe, adjust_hue, augment_color, recipe, uniform
+from pri3d.data import pixels
+from pri3d.data.augment import SIMCLR, STRONG, ColorRecipe, Operation, augment_color, recipe, uniform
 
 ONLY_BLUR = ColorRecipe(0, 0, 0, 0, 0, 0, 1.0, sigma=(1.0, 1.0))
 
@@ -74,17 +75,42 @@ def test_blur_in_two_passes_is_torchvisions(sigma: float, height: int) -> None:
         assert (found.double() - wanted.double()).abs().mean() < 1e-3
 
 
-@pytest.mark.parametrize("shift", [-0.5, -0.31, -0.05, 0.0, 0.02, 0.2, 0.5])
-def test_hue_is_torchvisions(shift: float) -> None:
-    """Every kind of pixel: greys, two equal channels in any order, black, white, and noise."""
+def every_kind() -> torch.Tensor:
+    """Greys, two equal channels in any order, black, white, and noise."""
     levels = torch.tensor([0, 1, 80, 200, 255], dtype=torch.uint8)
     corners = torch.cartesian_prod(levels, levels, levels).T.reshape(3, 25, 5)
     noise = torch.randint(256, (3, 25, 60), dtype=torch.uint8, generator=generator())
-    image = torch.cat((corners, noise), dim=2)
-    found, expected = adjust_hue(image, shift), F.adjust_hue(image, shift)
-    assert found.dtype == torch.uint8
+    return torch.cat((corners, noise), dim=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "amounts"),
+    [
+        ("brightness", (0.0, 0.6, 1.0, 1.4)),
+        ("contrast", (0.0, 0.6, 1.0, 1.4)),
+        ("saturation", (0.0, 0.2, 1.0, 1.8)),
+        ("hue", (-0.5, -0.31, -0.05, 0.0, 0.02, 0.2, 0.5)),
+    ],
+)
+def test_operations_on_bytes_are_torchvisions(name: str, amounts: tuple[float, ...]) -> None:
+    operation = Operation(getattr(pixels, name), getattr(F, f"adjust_{name}"))
+    image = every_kind()
+    for amount in amounts:
+        found, expected = operation.apply(image, amount), operation.of_floats(image, amount)
+        assert found.dtype == torch.uint8
+        apart = (found.int() - expected.int()).abs()
+        assert apart.max() <= 1, amount
+        assert (apart > 0).float().mean() < (0.01 if name in {"brightness", "contrast"} else 0.1), amount
+        turned = operation.apply(image.flip(2).transpose(1, 2), amount)  # not contiguous
+        assert torch.equal(turned, found.flip(2).transpose(1, 2))
+        assert torch.equal(operation.apply(image / 255, amount), operation.of_floats(image / 255, amount))
+
+
+@pytest.mark.parametrize(("window", "sigma"), [(1, 0.1), (3, 0.5), (13, 2.0), (25, 1.0)])
+def test_blur_of_bytes_is_torchvisions(window: int, sigma: float) -> None:
+    recipe = ONLY_BLUR._replace(sigma=(sigma, sigma), width=None, kernel=window)
+    image = every_kind()
+    found = augment_color(image, recipe, generator())
+    expected = F.gaussian_blur(image, [window] * 2, [sigma] * 2)
     assert (found.int() - expected.int()).abs().max() <= 1
-    assert torch.equal(found.amax(dim=0), image.amax(dim=0)), "value stays"
-    turned = adjust_hue(image.flip(2).transpose(1, 2), shift)  # not contiguous
-    assert torch.equal(turned, found.flip(2).transpose(1, 2))
-    assert torch.equal(adjust_hue(image / 255, shift), F.adjust_hue(image / 255, shift))
+    assert (found != expected).float().mean() < 0.01

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from pri3d.data.augment import STRONG, augment_color, recipe
 from pri3d.data.labelled import LabelledDataset
 from pri3d.data.labelled import collate as collate_labelled
 from pri3d.data.pairs import PairDataset, check_pairs, collate, split_pairs
-from pri3d.data.sampler import Draw
+from pri3d.data.sampler import Draw, StreamSampler
 from pri3d.datasets.prepared import PreparedImages
 from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.matching import cell_points, match_pixels, match_voxels
@@ -195,3 +196,17 @@ def test_augmentation_changes_colours_within_range_and_knows_its_names() -> None
     assert augment_color(image, None, torch.Generator()) is image
     with pytest.raises(ConfigError, match="strong"):
         recipe("strongg")
+
+
+def test_a_loader_process_gives_the_same_batches(rooms_store: Path) -> None:
+    """Also without any voxel: an empty tensor travels as well."""
+    for voxel in (0.16, 0.0):
+        dataset = PairDataset(rooms_store, np.arange(4), (64, 48), 0, recipe("strong"), voxel)
+        sampler = StreamSampler(4, 4, 0)
+        here, there = (
+            next(iter(DataLoader(dataset, 4, sampler=sampler, collate_fn=collate, num_workers=workers)))
+            for workers in (0, 1)
+        )
+        for name, a, b in zip(here._fields, here, there, strict=True):
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
+        assert (len(here.voxel_cells) == 0) == (voxel == 0)

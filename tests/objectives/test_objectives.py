@@ -218,7 +218,7 @@ def test_colour_input_changes_the_result(batch: PairBatch) -> None:
     objective = WeightedSum({"geometry": 1.0}, SETTINGS | {"voxel_input": "color"})
     maps = features(batch)
     plain = objective(Features(maps, []), batch).loss
-    tinted = objective(Features(maps, []), batch._replace(voxel_color=torch.rand_like(batch.voxel_color))).loss
+    tinted = objective(Features(maps, []), batch._replace(voxel_color=torch.randint_like(batch.voxel_color, 256))).loss
     assert not torch.equal(plain, tinted)
 
 

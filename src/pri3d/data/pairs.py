@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -12,14 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from pri3d.data.augment import ColorRecipe, augment_color, to_tensor
 from pri3d.data.crops import CropRecipe, random_crop
 from pri3d.data.sampler import Draw, derive
 from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.images import Interpolation, resize_color, resize_nearest
-from pri3d.geometry.voxels import coarsen, crop, frustum_box
+from pri3d.geometry.voxels import coarsen, crop, frustum_box, put_numbered
 from pri3d.store import PairTable, Store, remember
 from pri3d.types import PairBatch, View, Voxels
 
@@ -147,8 +148,7 @@ class PairDataset(Dataset[PairItem]):
         box = frustum_box(view.depth, view.intrinsics, view.world_from_camera) if len(surface.cells) else None
         if box is None:
             return Voxels(surface.cells[:0], surface.size)
-        chunk = crop(surface, *box)
-        return chunk._replace(cells=chunk.cells - origin.astype(np.int32))
+        return crop(surface, *box, origin)
 
 
 class MixedPairs(Dataset[PairItem]):
@@ -173,16 +173,13 @@ def collate(items: list[PairItem]) -> PairBatch:
     """Stack pairs; the ragged chunks become one list of rows that begin with the chunk's number."""
     chunks = [chunk for item in items for chunk in item.chunks]
     ends = list(accumulate(len(chunk.cells) for chunk in chunks))
-    cells = torch.empty(ends[-1], 4, dtype=torch.int64)  # filled in place: at 2 cm they are the most of a batch
-    colors = torch.zeros(ends[-1], 3)
+    cells, colors = _empty((ends[-1], 4), torch.int32), _empty((ends[-1], 3), torch.uint8)
     for number, (chunk, end) in enumerate(zip(chunks, ends, strict=True)):
         rows = slice(end - len(chunk.cells), end)
-        cells[rows, 0] = number
-        cells[rows, 1:] = torch.from_numpy(chunk.cells)
-        if chunk.color is not None:
-            colors[rows] = torch.from_numpy(chunk.color).float() / 255
+        put_numbered(chunk.cells, number, cells[rows].numpy())
+        colors[rows] = 0 if chunk.color is None else torch.from_numpy(chunk.color)
     return PairBatch(
-        color=torch.stack([item.color for item in items]).float() / 255,
+        color=_shares([item.color for item in items]),
         depth=torch.stack([item.depth for item in items]),
         intrinsics=torch.stack([item.intrinsics for item in items]),
         world_from_camera=torch.stack([item.world_from_camera for item in items]),
@@ -192,8 +189,26 @@ def collate(items: list[PairItem]) -> PairBatch:
         seeds=torch.tensor([item.seed for item in items]),
         names=[item.name for item in items],
         views=items[0].views,
-        crops=torch.stack([item.crops for item in items]).float() / 255,
+        crops=_shares([item.crops for item in items]),
     )
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor to be filled; in a loader process it lies where the training process reads it, without another copy."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    # As PyTorch's own collate does.
+    storage = torch.UntypedStorage._new_shared(max(1, math.prod(shape)) * dtype.itemsize)  # type: ignore[no-untyped-call]
+    shared: Tensor = torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]
+    return shared
+
+
+def _shares(images: list[Tensor]) -> Tensor:
+    """Stack images of bytes, as float 0..1."""
+    result = _empty((len(images), *images[0].shape), torch.float32)
+    for image, target in zip(images, result, strict=True):
+        torch.div(image, 255, out=target)
+    return result
 
 
 def check_pairs(rows: NDArray[np.int64], store: Store, batch: int) -> None:

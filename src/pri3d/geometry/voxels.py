@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from pri3d.errors import ConfigError
@@ -28,18 +29,59 @@ def frustum_box(
     return world.min(axis=0), world.max(axis=0)
 
 
-def crop(voxels: Voxels, lower: NDArray[np.float64], upper: NDArray[np.float64]) -> Voxels:
-    """Voxels whose cells touch the world box [lower, upper] (3,) m; the order stays."""
+def crop(
+    voxels: Voxels, lower: NDArray[np.float64], upper: NDArray[np.float64], origin: NDArray[np.int64] | None = None
+) -> Voxels:
+    """Voxels whose cells touch the world box [lower, upper] (3,) m; the order stays.
+
+    The cells are counted from the cell ``origin`` (3,), where one is given.
+    """
     low = np.floor(lower / voxels.size).astype(np.int64)
     high = np.floor(upper / voxels.size).astype(np.int64)
-    start, stop = np.searchsorted(voxels.cells[:, 0], (low[0], high[0] + 1))
-    cells = voxels.cells[start:stop]
-    keep = np.ones(len(cells), np.bool_)
-    for axis in (1, 2):  # one column at a time: several times faster than rows of two
-        keep &= (cells[:, axis] >= low[axis]) & (cells[:, axis] <= high[axis])
-    rows = np.flatnonzero(keep)
-    color = None if voxels.color is None else voxels.color[start:stop].take(rows, axis=0)
-    return Voxels(cells.take(rows, axis=0), voxels.size, color)
+    start = np.zeros(3, np.int64) if origin is None else origin
+    rows, cells = _inside(voxels.cells, low, high, start)
+    return Voxels(cells, voxels.size, None if voxels.color is None else voxels.color.take(rows, axis=0))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _inside(
+    cells: NDArray[np.int32], low: NDArray[np.int64], high: NDArray[np.int64], origin: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Rows of the sorted cells (V, 3) in [low, high], and those cells counted from ``origin``."""
+    start, end = _first(cells, low[0]), _first(cells, high[0] + 1)
+    rows = np.empty(end - start, np.int64)
+    kept = np.empty((end - start, 3), np.int32)
+    count = 0
+    for row in range(start, end):
+        y, z = cells[row, 1], cells[row, 2]
+        if low[1] <= y <= high[1] and low[2] <= z <= high[2]:
+            rows[count] = row
+            kept[count, 0] = cells[row, 0] - origin[0]
+            kept[count, 1] = y - origin[1]
+            kept[count, 2] = z - origin[2]
+            count += 1
+    return rows[:count], kept[:count]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _first(cells: NDArray[np.int32], x: int) -> int:
+    """First row whose x is ``x`` or more."""
+    low, high = 0, len(cells)
+    while low < high:
+        middle = (low + high) // 2
+        if cells[middle, 0] < x:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def put_numbered(cells: NDArray[np.int32], number: int, rows: NDArray[np.int32]) -> None:
+    """Fill ``rows`` (V, 4) with ``number`` and the cells (V, 3); ten times as fast as two assignments."""
+    for k in range(len(cells)):
+        rows[k, 0] = number
+        rows[k, 1], rows[k, 2], rows[k, 3] = cells[k, 0], cells[k, 1], cells[k, 2]
 
 
 def coarsen(voxels: Voxels, size: float) -> Voxels:

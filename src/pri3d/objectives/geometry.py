@@ -56,6 +56,7 @@ class GeometryObjective(PointContrast):
         It takes part all the same, with one voxel that nothing matches: other processes may wait for its gradient,
         and for its share of ``world``.
         """
+        batch = batch._replace(voxel_cells=batch.voxel_cells.long())
         if batch.voxel_cells.shape[0] == 0:
             volume = features.dense.new_zeros(1, self.project_voxels.in_features)
             empty = batch._replace(depth=batch.depth * 0, voxel_cells=batch.voxel_cells.new_zeros(1, 4))
@@ -63,9 +64,9 @@ class GeometryObjective(PointContrast):
             idle = sum(parameter.float().sum() * 0 for parameter in self.parameters())
             return terms._replace(loss=terms.loss + idle)
         if self.voxel_input == "occupancy":
-            given = batch.voxel_color.new_ones(batch.voxel_cells.shape[0], 1)
+            given = batch.depth.new_ones(batch.voxel_cells.shape[0], 1)
         else:
-            given = batch.voxel_color
+            given = batch.voxel_color.to(batch.depth.dtype) / 255
         # On a CPU every new matrix shape costs bf16 a compilation, and the 3D network's shapes are new at every step.
         with torch.autocast(given.device.type, enabled=given.is_cuda and torch.is_autocast_enabled(given.device.type)):
             volume = self.net3d(batch.voxel_cells, given)
