@@ -1,10 +1,10 @@
 """How often `pri3d check` names a mistake, and raises a false alarm.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.check [DATA] [--only FAULT] [--good] [--bad]
+    OMP_NUM_THREADS=1 python -m benchmarks.check [DATA] [--only FAULT] [--good] [--bad] [--fresh N]
 
 Makes every mistake of benchmarks/faults.py on rendered rooms and, with DATA (which holds 7scenes_redkitchen and
 7scenes_redkitchen_unregistered), on real frames; then judges good recordings. A mistake counts as named where the
-faults found, or the warning, are exactly those expected and so is the correction.
+faults found, or the warning, are exactly those expected and so is the correction. ``--fresh N`` takes other rooms.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class Outcome(NamedTuple):
     seconds: float  #: of processor time
 
 
-def bases(data: Path | None) -> dict[str, Callable[[], Scene]]:
+def bases(data: Path | None, fresh: int) -> dict[str, Callable[[], Scene]]:
     """Recordings in which mistakes are made."""
     found: dict[str, Callable[[], Scene]] = {
-        "room 160x120": lambda: room_scene(7, 0, 40, (160, 120)),
-        "room 80x60": lambda: room_scene(3, 1, 40, (80, 60)),
-        "room 320x240": lambda: room_scene(11, 2, 30, (320, 240), noise=False),
+        "room 160x120": lambda: room_scene(7 + fresh, 0, 40, (160, 120)),
+        "room 80x60": lambda: room_scene(3 + fresh, 1, 40, (80, 60)),
+        "room 320x240": lambda: room_scene(11 + fresh, 2, 30, (320, 240), noise=False),
     }
     if data is not None:
         found["kitchen"] = lambda: real(data, "7scenes_redkitchen")
@@ -65,22 +65,22 @@ def real(data: Path, name: str, cameras: Path | None = None) -> Scene:
     return SevenScenesReader(data / name, cameras).scenes()[0]
 
 
-def good(data: Path | None, work: Path) -> Iterator[tuple[str, Callable[[], Scene]]]:
+def good(data: Path | None, work: Path, fresh: int) -> Iterator[tuple[str, Callable[[], Scene]]]:
     """Recordings without a mistake."""
     sizes = ((80, 60), (120, 90), (160, 120), (200, 150), (320, 240))
     for seed in range(20, 30):
         size = sizes[seed % 5]
         noise = seed % 2 == 0
         what = f"room {seed}, {size[0]}x{size[1]}, {'noise' if noise else 'exact'}"
-        yield what, lambda seed=seed, size=size, noise=noise: room_scene(seed, 1, 40, size, noise)  # type: ignore[misc]
+        yield what, lambda seed=seed, size=size, noise=noise: room_scene(seed + fresh, 1, 40, size, noise)  # type: ignore[misc]
     for seed in (30, 31, 32):
-        yield f"room {seed}, filmed", lambda seed=seed: slow_room_scene(seed, 0, 240, (120, 90))  # type: ignore[misc]
+        yield f"room {seed}, filmed", lambda seed=seed: slow_room_scene(seed + fresh, 0, 240, (120, 90))  # type: ignore[misc]
     for count in (8, 14, 20):
-        yield f"room 33, {count} frames", lambda count=count: room_scene(33, 0, count, (160, 120))  # type: ignore[misc]
-    yield "room 34, cropped", lambda: cropped(room_scene(34, 0, 40, (160, 120)), 24, 12, 120, 90)
-    yield "room 35, cropped", lambda: cropped(room_scene(35, 0, 40, (320, 240)), 60, 50, 180, 150)
-    yield "room 36, coarse depth", lambda: coarser(room_scene(36, 0, 40, (320, 240)), 80, 60)
-    yield "room 37, coarse depth", lambda: coarser(room_scene(37, 0, 40, (160, 120)), 64, 48)
+        yield f"room 33, {count} frames", lambda count=count: room_scene(33 + fresh, 0, count, (160, 120))  # type: ignore[misc]
+    yield "room 34, cropped", lambda: cropped(room_scene(34 + fresh, 0, 40, (160, 120)), 24, 12, 120, 90)
+    yield "room 35, cropped", lambda: cropped(room_scene(35 + fresh, 0, 40, (320, 240)), 60, 50, 180, 150)
+    yield "room 36, coarse depth", lambda: coarser(room_scene(36 + fresh, 0, 40, (320, 240)), 80, 60)
+    yield "room 37, coarse depth", lambda: coarser(room_scene(37 + fresh, 0, 40, (160, 120)), 64, 48)
     if data is None:
         return
     work.write_text(AS_PUBLISHED)
@@ -111,10 +111,10 @@ def outcome(scene: Scene, named: tuple[str, ...], correct: str | None, frames: i
     return Outcome(words or judgement.verdict, right, seconds)
 
 
-def run_faults(data: Path | None, only: str | None, frames: int, pairs: int) -> tuple[int, int]:
+def run_faults(data: Path | None, only: str | None, frames: int, pairs: int, fresh: int = 0) -> tuple[int, int]:
     """Print fault x recording; return how many were named, and how many there were."""
     named = total = 0
-    for base, make in bases(data).items():
+    for base, make in bases(data, fresh).items():
         scene = make()
         for name, fault in FAULTS.items():
             if only is not None and only != name:
@@ -131,10 +131,10 @@ def run_faults(data: Path | None, only: str | None, frames: int, pairs: int) -> 
     return named, total
 
 
-def run_good(data: Path | None, work: Path, frames: int, pairs: int) -> tuple[int, int]:
+def run_good(data: Path | None, work: Path, frames: int, pairs: int, fresh: int = 0) -> tuple[int, int]:
     """Print the verdict on every good recording; return how many raise a false alarm, and how many there are."""
     alarms = total = 0
-    for name, make in good(data, work):
+    for name, make in good(data, work, fresh):
         result = outcome(make(), (), None, frames, pairs)
         alarms, total = alarms + (not result.right), total + 1
         print(f"| {name:36} | {result.said:40} | {result.seconds:5.1f} |", flush=True)
@@ -150,15 +150,16 @@ def main() -> None:
     parser.add_argument("--bad", action="store_true", help="only the mistakes")
     parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--fresh", type=int, default=0, help="added to the seeds of all rooms")
     options = parser.parse_args()
     print(describe_machine())
     if not options.good:
-        named, count = run_faults(options.data, options.only, options.frames, options.pairs)
+        named, count = run_faults(options.data, options.only, options.frames, options.pairs, options.fresh)
         print(f"named: {named} of {count}")
     if not options.bad:
         work = Path("check-benchmark-cameras.yaml")
         try:
-            alarms, count = run_good(options.data, work, options.frames, options.pairs)
+            alarms, count = run_good(options.data, work, options.frames, options.pairs, options.fresh)
         finally:
             work.unlink(missing_ok=True)
         print(f"false alarms: {alarms} of {count}")

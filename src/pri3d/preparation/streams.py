@@ -117,13 +117,15 @@ def of_colour(shots: Shots, stack: Stack, pairs: NDArray[np.int64], guess: Guess
     figure = f"edges agree by {mean(plain):.2f}, {mean(fitted):.2f} at best, {moved * width:.1f} px of {width} away"
     if np.isfinite(colours).any():
         figure += f"; colours correlate by {average(colours):.2f}"
-    gained = mean(fitted) > 2 * _UNRELATED and (
-        better(plain, fitted, 1.25)
-        or (better(plain, fitted, 1.25, 2.0) and better(colours, photo(_refitted(stack, fit), directed, guess)))
-    )
+    gained = mean(fitted) > 2 * _UNRELATED and better(plain, fitted, 1.25, 2.0)
+    if np.isfinite(colours).sum() >= _FEW:  # edges may agree by chance somewhere; colours of other views then do not
+        gained = gained and better(colours, photo(_refitted(stack, fit), directed, guess))
+    else:
+        gained = gained and better(plain, fitted, 1.25)
     if gained and moved > max(_APART, seen):
         return _unregistered(shots, fit, figure)
-    unrelated = mean(plain) < _UNRELATED and average(colours) < _UNRELATED
+    # Edges of other frames of the same room agree a little: it has horizontal and vertical ones everywhere.
+    unrelated = mean(plain) < (2 if len(pairs) else 1) * _UNRELATED and average(colours) < _UNRELATED
     if unrelated and not gained:
         advice = "The colour images do not show what the depth shows: colour of other frames, or of another camera."
         return [Finding("registration", "fault", figure, "colour does not fit", advice)], ""
