@@ -178,7 +178,7 @@ def check_command(words: list[str]) -> None:
             kind = str(options.get("task", words[1]))
             resolve(SETTINGS[kind], kind, preset, given)
     elif words[0] == "sbatch":
-        assert any(block.text.splitlines()[1] == f"# {words[1]}" for block in blocks("bash")), f"no script {words[1]}"
+        assert any(f"# {words[1]}" in block.text.splitlines()[1:2] for block in blocks("bash")), f"no script {words[1]}"
     elif words[0] == "make":
         targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         assert set(words[1:]) <= set(targets)

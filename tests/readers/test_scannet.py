@@ -172,6 +172,7 @@ class TestSplit:
 
     def test_the_manifest_says_which_went_in(self, recording: Path, tmp_path: Path) -> None:
         options = {"size": "48x36", "distance": 0.2, "min_overlap": 0.01, "surface": False, "workers": 1}
+        options["frame_step"] = 1
         prepare([recording], tmp_path / "train", **options)
         manifest = Store(tmp_path / "train").manifest
         assert manifest["settings"]["split"] == "train"
@@ -210,6 +211,12 @@ class TestSplit:
         stated.write_text("color: {fx: 41, fy: 40, cx: 24, cy: 18}\n")
         with pytest.raises(ConfigError, match="other cameras"):
             prepare([recording], tmp_path / "out", **options)
+
+    def test_of_a_video_every_25th_frame_is_taken(self, recording: Path, tmp_path: Path) -> None:
+        prepare([recording], tmp_path / "out", size="48x36", pairs=False, surface=False, workers=1)
+        scenes = Store(tmp_path / "out").manifest["scenes"].values()
+        assert {(scene["frame_step"], scene["frames"], scene["source_frames"]) for scene in scenes} == {(25, 1, FRAMES)}
+        assert open_recording(write_scannet(tmp_path / "frames").root).frame_step == 1
 
     def test_labels_reach_the_store(self, tmp_path: Path) -> None:
         write_scannet(tmp_path / "frames")

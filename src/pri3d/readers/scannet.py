@@ -60,6 +60,8 @@ class ScanNetReader:
         stated = cameras_for(cameras, path)
         self._given = stated if cameras is not None else None
         self._found = list(_find(path))
+        #: scans are videos; of exported frames some were chosen already
+        self.frame_step = 25 if any(source.is_file() for source in self._found) else 1
         labels = any(source.is_dir() and (source / "label").is_dir() for source in self._found)
         self.class_names = CLASS_NAMES if labels else None
 
