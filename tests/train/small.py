@@ -33,7 +33,9 @@ def run_small(store: Path | list[Path], run: Path, **options: object) -> Path:
     return pretrain(store, run=run, **{**SMALLER, **options})  # type: ignore[arg-type]
 
 
-def stop_after(step: int, store: Path | list[Path], run: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
+def stop_after(
+    step: int, store: Path | list[Path], run: Path, monkeypatch: pytest.MonkeyPatch, **options: object
+) -> None:
     """A run that is told to stop during its step number ``step``."""
     told = StepModule.on_train_batch_start
 
