@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
+from pri3d.data.mixture import open_mixture
 from pri3d.preparation.run import prepare
 from pri3d.runfiles import RunPaths, read_metrics
-from pri3d.store import Store
 from pri3d.train.plan import Plan
 from pri3d.train.pretrain import pretrain
 from pri3d.train.settings import PretrainSettings, resolve
@@ -65,7 +65,7 @@ def share_waited(metrics: Sequence[Mapping[str, float]], skip: int) -> float:
 
 def loader(store: Path, settings: PretrainSettings, batches: int, workers: int, batch: int = 0) -> DataLoader[Any]:
     """Training batches of the settings, of the micro batch's size unless another is given."""
-    plan = Plan(Store(store), settings, None)
+    plan = Plan(open_mixture(store), settings, None)
     feed = plan.feed(("first", "second"))
     batch = batch or settings.micro_batch
     return DataLoader(

@@ -1,19 +1,20 @@
 """Loading pairs from a prepared store against loading them from plain files, by the clock, one worker each.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.plain
+    OMP_NUM_THREADS=1 python -m benchmarks.plain [RECORDING]
 
-Both sides are made of the same rendered frames of 640 x 480. Plain: a colour PNG, a 16-bit depth PNG and a pose as
-text for each frame, and the point cloud of the whole scene as one .pth that is loaded for each frame and cropped to
-what it sees; colours change by PIL and torchvision on the image, resized to 320 x 240. Ours: the store that `prepare`
-writes at 320 x 240, read by PairDataset with the same augmentation and a chunk of the surface for each frame. Cloud and
-surface have the same points, those of the fused depth at 2 cm, and again at 4 cm: rendered rooms are large, and have as
-many points at 4 cm as a scanned room at 2. Both sides crop by the box of the frustum; the plain one is spared to make
-voxels of its points. Items are the same pairs in the same order, in batches through a DataLoader of one worker; the
-sides take turns, and the median of the rounds counts.
+Both sides are made of the same frames of 640 x 480: of a rendered room, or of every fifth of a real recording. Plain: a
+colour PNG, a 16-bit depth PNG and a pose as text for each frame, and the point cloud of the whole scene as one .pth
+that is loaded for each frame and cropped to what it sees; colours change by PIL and torchvision on the image, resized
+to 320 x 240. Ours: the store that `prepare` writes at 320 x 240, read by PairDataset with the same augmentation and a
+chunk of the surface for each frame. Cloud and surface have the same points, those of the fused depth at 2 cm, and again
+at 4 cm: rendered rooms are large, and have as many points at 4 cm as a scanned room at 2. Both sides crop by the box of
+the frustum; the plain one is spared to make voxels of its points. Items are the same pairs in the same order, in
+batches through a DataLoader of one worker; the sides take turns, and the median of the rounds counts.
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -34,7 +35,8 @@ from pri3d.data.pairs import PairDataset, collate
 from pri3d.data.sampler import Draw, StreamSampler
 from pri3d.geometry.voxels import coarsen, frustum_box
 from pri3d.preparation.run import prepare
-from pri3d.store import Store
+from pri3d.readers import open_recording
+from pri3d.store import Store, millimetres
 from pri3d.worlds.write import rooms
 
 SIZE, BATCH, ROUNDS = (320, 240), 8, 3
@@ -42,6 +44,22 @@ VOXELS = (0.02, 0.04)  # metres
 OURS, PLAIN = 12, 4  # batches of a round: of about as many seconds
 Item = dict[str, Any]
 Row = tuple[str, str | float, str | None]
+
+
+def write_real(folder: Path, recording: Path) -> tuple[Path, Path]:
+    """Every fifth frame of a recording as plain files, and the store prepared of it."""
+    raw, store = folder / "raw", folder / "store"
+    prepare([recording], store, size=f"{SIZE[0]}x{SIZE[1]}", voxel=min(VOXELS), frame_step=5, workers=1)
+    for scene in open_recording(recording).scenes():
+        for part in ("color", "depth", "pose"):
+            (raw / scene.id / part).mkdir(parents=True)
+        for index in range(0, len(scene.names), 5):
+            frame = scene.frame(index)
+            Image.fromarray(frame.color).save(raw / scene.id / "color" / f"{frame.name}.png")
+            Image.fromarray(millimetres(frame.depth)).save(raw / scene.id / "depth" / f"{frame.name}.png")
+            np.savetxt(raw / scene.id / "pose" / f"{frame.name}.txt", frame.world_from_camera)
+    write_clouds(raw, store)
+    return raw, store
 
 
 def write(folder: Path, count: int, frames: int, size: str, **options: Any) -> tuple[Path, Path]:
@@ -55,6 +73,12 @@ def write(folder: Path, count: int, frames: int, size: str, **options: Any) -> t
             image.save(path.with_suffix(".png"))
         path.unlink()
     prepare([raw], store, size=f"{SIZE[0]}x{SIZE[1]}", voxel=min(VOXELS), workers=1, **options)
+    write_clouds(raw, store)
+    return raw, store
+
+
+def write_clouds(raw: Path, store: Path) -> None:
+    """The surface of every scene as the points of a .pth beside its plain files."""
     opened = Store(store)
     for name in opened.scenes:
         for voxel in VOXELS:
@@ -62,7 +86,6 @@ def write(folder: Path, count: int, frames: int, size: str, **options: Any) -> t
             points = torch.from_numpy((surface.cells + np.float32(0.5)) * np.float32(voxel)).float()
             color = torch.zeros_like(points) if surface.color is None else torch.from_numpy(surface.color).float() / 255
             torch.save(torch.cat((points, color), dim=1), raw / name / f"cloud-{voxel}.pth")
-    return raw, store
 
 
 class PlainPairs(Dataset[Item]):
@@ -189,19 +212,22 @@ def run(
     rounds: int = ROUNDS,
     batches: tuple[int, int] = (OURS, PLAIN),
     batch: int = BATCH,
+    recording: Path | None = None,
     **options: Any,
 ) -> list[Row]:
-    """Name, measured value and bar of every figure; ``options`` go to `prepare`."""
+    """Name, measured value and bar of every figure; ``options`` go to `prepare`, of a rendered room."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        raw, store = write(Path(name), count, frames, size, **options)
+        folder = Path(name)
+        raw, store = write_real(folder, recording) if recording else write(folder, count, frames, size, **options)
         compared = [compare(raw, store, voxel, rounds, batches, batch) for voxel in VOXELS]
         return [row for rows in compared for row in rows] + sizes(raw, store)
 
 
 def main() -> None:
     """Print the table."""
-    for name, measured, bar in run():
+    recording = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    for name, measured, bar in run(recording=recording):
         shown = measured if isinstance(measured, str) else f"{measured:.2f}"
         print(f"{name:62s} {shown:>14s}  {bar or ''}")
 
