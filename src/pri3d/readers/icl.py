@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,18 +10,17 @@ from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.pose import pose_of_quaternion
-from pri3d.readers.cameras import Cameras, Intrinsics, cameras_for, same_camera
-from pri3d.readers.files import clean_id, sort_scenes
-from pri3d.readers.scenes import LazyScene
+from pri3d.readers.base import SceneReader
+from pri3d.readers.cameras import Cameras, Intrinsics, same_camera
 from pri3d.readers.tables import inside, read_rows, read_words
-from pri3d.readers.trajectory import PosedList, image_folders, load_files
+from pri3d.readers.trajectory import PosedList, has_images, load_files
 
 UNITS = 5000  #: of the depth images, per metre
 _MIRROR = np.diag((1.0, -1.0, 1.0, 1.0))  # y up <-> y down
 _LAST = 10**9  # frame numbers
 
 
-class IclReader:
+class IclReader(SceneReader):
     """SEQUENCE/rgb/N.png and depth/N.png with associations.txt and one .freiburg file of poses.
 
     The recording is a sequence (living_room_trajN_frei_png, trajN_frei_png) or a folder of some. A line of
@@ -44,40 +42,26 @@ class IclReader:
 
     looks_for: ClassVar[str] = "folders rgb and depth with a .freiburg file of poses (ICL-NUIM), or such sequences"
     frame_step: ClassVar[int] = 25  # 30 frames a second
-    class_names: Sequence[str] | None = None
 
-    def __init__(self, path: Path, cameras: Path | None = None) -> None:
-        """Raises ConfigError where cameras.yaml cannot be understood, DataError where the given one is missing."""
-        self._path = path
-        self._given = None if cameras is None else cameras_for(cameras)
+    @staticmethod
+    def is_scene(path: Path) -> bool:
+        """Whether the folder is a sequence."""
+        return has_images(path) and bool(_truths(path))
 
-    @classmethod
-    def detect(cls, path: Path) -> bool:
-        """Whether the folder is a sequence or holds one."""
-        return bool(_sequences(path))
-
-    def scenes(self) -> Sequence[LazyScene]:
-        """Return every sequence as a scene, sorted by id; none is opened yet. Raises DataError where there is none."""
-        scenes = [
-            LazyScene(clean_id(folder.resolve().name), lambda folder=folder: self._open(folder))  # type: ignore[misc]
-            for folder in _sequences(self._path)
-        ]
-        return sort_scenes(self._path, scenes, self.looks_for)
-
-    def _open(self, folder: Path) -> PosedList:
+    def open(self, source: Path, given: Cameras | None) -> PosedList:
         """Raises DataError where a list is missing or damaged, or no image has a pose."""
-        cameras = self._given or cameras_for(None, folder, self._path) or _cameras()
-        truth = _truths(folder)
+        cameras = given or _cameras()
+        truth = _truths(source)
         if len(truth) != 1:
             there = ", ".join(p.name for p in truth) or "none"
-            raise DataError(f"{folder}: needs one .freiburg file of poses, found {there}.")
-        images = _images(folder)
+            raise DataError(f"{source}: needs one .freiburg file of poses, found {there}.")
+        images = _images(source)
         rows = {int(row[0]): row[1:] for row in read_rows(truth[0], 8) if 0 <= row[0] < _LAST}
         digits = len(str(max(images, default=0)))
         found = {f"{k:0{digits}d}": k for k in images if k in rows}
         if not found:
             raise DataError(
-                f"{folder}: no frame is left: none of its {len(images)} images has one of the {len(rows)} poses of "
+                f"{source}: no frame is left: none of its {len(images)} images has one of the {len(rows)} poses of "
                 f"{truth[0].name}."
             )
         poses = {name: _pose(rows[k]) for name, k in found.items()}
@@ -92,10 +76,6 @@ class IclReader:
 
 def _truths(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("*.freiburg") if p.is_file() and not p.name.startswith("."))
-
-
-def _sequences(path: Path) -> list[Path]:
-    return [folder for folder in image_folders(path) if _truths(folder)]
 
 
 def _cameras() -> Cameras:

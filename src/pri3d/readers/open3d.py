@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,9 +11,8 @@ from numpy.typing import NDArray
 
 from pri3d.errors import DataError
 from pri3d.geometry.pose import check_rigid, invert_array
-from pri3d.readers.cameras import Cameras, Intrinsics, cameras_for, from_matrix, same_camera
-from pri3d.readers.files import clean_id, sort_scenes
-from pri3d.readers.scenes import LazyScene
+from pri3d.readers.base import SceneReader
+from pri3d.readers.cameras import Cameras, Intrinsics, from_matrix, same_camera
 from pri3d.readers.tables import numbers, read_json, read_text
 from pri3d.readers.trajectory import PosedList, load_files
 
@@ -28,7 +26,7 @@ _BLOCK = 19  # words of a pose in a .log: three numbers and a matrix
 _HEAD = re.compile(rb"\s*(\d+)[ \t]+\1[ \t]+\d+[ \t]*\r?\n")  # of a .log of poses; others list pairs of fragments
 
 
-class Open3dReader:
+class Open3dReader(SceneReader):
     """SCENE/color, rgb or image (JPEG or PNG), depth/*.png in millimetres, and a trajectory.
 
     The recording is a scene or a folder of some. Trajectories: trajectory.log, scene/trajectory.log, the only other
@@ -45,41 +43,26 @@ class Open3dReader:
 
     looks_for: ClassVar[str] = "folders color (rgb, image) and depth with trajectory.log or trajectory.json (Open3D)"
     frame_step: ClassVar[int] = 25  # 30 frames a second
-    class_names: Sequence[str] | None = None
 
-    def __init__(self, path: Path, cameras: Path | None = None) -> None:
-        """Raises ConfigError where cameras.yaml cannot be understood, DataError where the given one is missing."""
-        self._path = path
-        self._given = None if cameras is None else cameras_for(cameras)
+    @staticmethod
+    def is_scene(path: Path) -> bool:
+        """Whether the folder is a scene."""
+        return bool(_color_folder(path)) and (path / "depth").is_dir() and bool(_trajectories(path))
 
-    @classmethod
-    def detect(cls, path: Path) -> bool:
-        """Whether the folder is a scene or holds one."""
-        return bool(_scene_folders(path))
-
-    def scenes(self) -> Sequence[LazyScene]:
-        """Return every scene, sorted by id; none is opened yet. Raises DataError where there is none."""
-        scenes = [
-            LazyScene(clean_id(folder.resolve().name), lambda folder=folder: self._open(folder))  # type: ignore[misc]
-            for folder in _scene_folders(self._path)
-        ]
-        return sort_scenes(self._path, scenes, self.looks_for)
-
-    def _open(self, folder: Path) -> PosedList:
+    def open(self, source: Path, given: Cameras | None) -> PosedList:
         """Raises DataError where trajectory or camera are missing or damaged, or do not fit the images."""
-        given = self._given or cameras_for(None, folder, self._path)
-        files = _images(folder)
-        trajectory = _trajectory(folder)
+        files = _images(source)
+        trajectory = _trajectory(source)
         if trajectory.suffix == ".json":
             stated = _parameters(trajectory)
             poses = [_world_from_camera(entry, trajectory) for entry in stated]
             places = _places(np.arange(len(poses), dtype=np.float64), len(files), trajectory)
-            single = given or _camera_file(folder)
+            single = given or _camera_file(source)
             cameras = [single or _camera(entry.get("intrinsic"), str(trajectory)) for entry in stated]
         else:
             numbered, poses = _read_log(trajectory)
             places = _places(numbered, len(files), trajectory)
-            cameras = [given or _camera_file(folder) or _redwood()] * len(poses)
+            cameras = [given or _camera_file(source) or _redwood()] * len(poses)
         entries = {f"{place:06d}": k for k, place in enumerate(places)}
         return PosedList(
             list(entries),
@@ -92,13 +75,6 @@ class Open3dReader:
 
 def _color_folder(folder: Path) -> Path | None:
     return next((folder / part for part in _COLOR if (folder / part).is_dir()), None)
-
-
-def _scene_folders(path: Path) -> list[Path]:
-    """The folder itself where it is a scene, else the scenes directly in it."""
-    inner = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    found = [f for f in (path, *inner) if _color_folder(f) and (f / "depth").is_dir() and _trajectories(f)]
-    return found[:1] if found[:1] == [path] else found
 
 
 def _trajectories(folder: Path) -> list[Path]:

@@ -50,11 +50,9 @@ def load_files(name: str, color: Path, depth: Path, pose: NDArray[np.float64], c
     return build_frame(name, read_color(color), read_depth(depth, cameras.depth_scale), pose, cameras, origin)
 
 
-def image_folders(path: Path) -> list[Path]:
-    """The folder itself where it has rgb and depth folders, else those in it that do."""
-    inside = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-    found = [folder for folder in (path, *inside) if (folder / "rgb").is_dir() and (folder / "depth").is_dir()]
-    return found[:1] if found[:1] == [path] else found
+def has_images(folder: Path) -> bool:
+    """Whether it has folders rgb and depth."""
+    return (folder / "rgb").is_dir() and (folder / "depth").is_dir()
 
 
 def associate(first: NDArray[np.float64], second: NDArray[np.float64], within: float) -> NDArray[np.int64]:

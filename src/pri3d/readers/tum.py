@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,11 +11,10 @@ from numpy.typing import NDArray
 
 from pri3d.errors import DataError
 from pri3d.geometry.lens import Lens
-from pri3d.readers.cameras import Cameras, Intrinsics, cameras_for, from_matrix, same_camera
-from pri3d.readers.files import clean_id, sort_scenes
-from pri3d.readers.scenes import LazyScene
+from pri3d.readers.base import SceneReader
+from pri3d.readers.cameras import Cameras, Intrinsics, from_matrix, same_camera
 from pri3d.readers.tables import inside, numbers, read_rows, read_words
-from pri3d.readers.trajectory import PosedList, associate, image_folders, interpolate, load_files
+from pri3d.readers.trajectory import PosedList, associate, has_images, interpolate, load_files
 
 UNITS = 5000  #: of the depth images, per metre
 _DEPTH_WITHIN = 0.02  # seconds between a colour image and its depth
@@ -33,7 +31,7 @@ _CALIBRATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 
 
-class TumReader:
+class TumReader(SceneReader):
     """SEQUENCE/rgb/TIME.png and depth/TIME.png, listed in rgb.txt and depth.txt, with groundtruth.txt.
 
     The recording is a sequence or a folder of some. A line of rgb.txt is a time in seconds and a file; without the
@@ -51,37 +49,23 @@ class TumReader:
 
     looks_for: ClassVar[str] = "folders rgb and depth with groundtruth.txt (TUM RGB-D), or such sequences"
     frame_step: ClassVar[int] = 25  # 30 frames a second
-    class_names: Sequence[str] | None = None
 
-    def __init__(self, path: Path, cameras: Path | None = None) -> None:
-        """Raises ConfigError where cameras.yaml cannot be understood, DataError where the given one is missing."""
-        self._path = path
-        self._given = None if cameras is None else cameras_for(cameras)
+    @staticmethod
+    def is_scene(path: Path) -> bool:
+        """Whether the folder is a sequence."""
+        return has_images(path) and (path / "groundtruth.txt").is_file()
 
-    @classmethod
-    def detect(cls, path: Path) -> bool:
-        """Whether the folder is a sequence or holds one."""
-        return bool(_sequences(path))
-
-    def scenes(self) -> Sequence[LazyScene]:
-        """Return every sequence as a scene, sorted by id; none is opened yet. Raises DataError where there is none."""
-        scenes = [
-            LazyScene(clean_id(folder.resolve().name), lambda folder=folder: self._open(folder))  # type: ignore[misc]
-            for folder in _sequences(self._path)
-        ]
-        return sort_scenes(self._path, scenes, self.looks_for)
-
-    def _open(self, folder: Path) -> PosedList:
+    def open(self, source: Path, given: Cameras | None) -> PosedList:
         """Raises DataError where a list is missing or damaged, or no image has both a depth and a pose."""
-        truth = folder / "groundtruth.txt"
-        cameras = self._given or cameras_for(None, folder, self._path) or _cameras(folder)
-        (times, colors), (depth_times, depths) = _images(folder, "rgb"), _images(folder, "depth")
+        truth = source / "groundtruth.txt"
+        cameras = given or _cameras(source)
+        (times, colors), (depth_times, depths) = _images(source, "rgb"), _images(source, "depth")
         pairs = associate(times, depth_times, _DEPTH_WITHIN)
         times = times[pairs[:, 0]]
         poses, known = interpolate(read_rows(truth, 8), times, _POSE_WITHIN)
         if not known.any():
             raise DataError(
-                f"{folder}: no frame is left. Of {len(colors)} colour images {len(pairs)} have a depth image within "
+                f"{source}: no frame is left. Of {len(colors)} colour images {len(pairs)} have a depth image within "
                 f"{_DEPTH_WITHIN} s, and none of these has poses of {truth.name} within {_POSE_WITHIN} s before and "
                 "after."
             )
@@ -96,10 +80,6 @@ class TumReader:
             cameras,
             str(truth),
         )
-
-
-def _sequences(path: Path) -> list[Path]:
-    return [folder for folder in image_folders(path) if (folder / "groundtruth.txt").is_file()]
 
 
 def _images(folder: Path, part: str) -> tuple[NDArray[np.float64], list[Path]]:
