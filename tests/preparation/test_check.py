@@ -77,6 +77,11 @@ def test_a_wrong_correction_is_told_from_the_recording_s_own_mistake(disk: Path,
     assert "depth scale" in str(caught.value)
 
 
+def test_a_correction_that_is_wrong_itself_is_to_be_left_out(disk: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="Leave out --correct inverse"):
+        pri3d.check(disk, correct="inverse", out=tmp_path / "out", **FEW)
+
+
 def test_intrinsics_that_the_reader_refuses_are_a_verdict(disk: Path, tmp_path: Path) -> None:
     path = tmp_path / "cameras.yaml"
     stated = "{fx: 160, fy: 160, cx: 80, cy: 60}"

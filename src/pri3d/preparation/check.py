@@ -140,7 +140,9 @@ def _advice(verdict: dict[str, Any], folder: Path) -> list[str]:
         return []
     words = [f"--correct {verdict['correct']}"] * bool(verdict["correct"])
     words += [f"--cameras {folder / 'cameras.yaml'}"] * bool(verdict["cameras"])
-    return [f"give to check, then to prepare: {' '.join(words)}"] if words else []
+    if words:
+        return [f"give to check, then to prepare: {' '.join(words)}"]
+    return [f"leave out --correct {verdict['corrected']}"] * bool(verdict["corrected"])
 
 
 def _show(verdict: dict[str, Any], judgement: Judgement, folder: Path, scenes: int) -> None:
