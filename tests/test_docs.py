@@ -39,6 +39,7 @@ TABLES = {kind: ROOT / "docs" / ("pretraining.md" if kind == "pretrain" else "fi
 PAGE_OF = {
     verb: ROOT / "docs" / page
     for verb, page in {
+        "check": "check.md",
         "pretrain": "pretraining.md",
         "finetune": "finetuning.md",
         "evaluate": "evaluation.md",

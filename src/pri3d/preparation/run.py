@@ -87,7 +87,8 @@ def prepare(
         split: which scenes of a data set that has an official split (ScanNet); scenes in none of its lists, and
             recordings of your own, count as train.
         correct: what `pri3d check` found wrong, such as `inverse` (poses are world to camera), `opengl` (camera axes),
-            `ray` (depth along the ray), `depth=0.2` (its factor), `shift=1` (frames that depth is late), by commas.
+            `ray` (depth along the ray), `depth=0.2` (its factor), `translation=0.001` (that of the poses' places),
+            `shift=1` (frames that depth is late), by commas.
         min_confidence: percent; depth that the device itself trusts less counts as invalid (phones say low, medium
             and high: 0, 50 and 100).
         match: what the distance is: `point`, metres as in the paper, or `relative`, a share of the depth, for scenes
