@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -153,7 +154,9 @@ def test_an_interruption_cancels_what_waits(
     start(address)
     flags = [f"--{name}={value}" for name, value in FLAGS.items() if name != "workers"]
     words = [sys.executable, "-m", "pri3d", "prepare", recording, out, *flags, f"--cluster=dask:{address}"]
-    process = subprocess.Popen(list(map(str, words)), stderr=subprocess.PIPE)
+    # What a shell starts in the background ignores interruptions, and so would what it starts.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(list(map(str, words)), stderr=subprocess.PIPE, preexec_fn=heed)  # noqa: PLW1509
     wait_for(lambda: list(out.glob("scenes/.room*")))
     process.send_signal(signal.SIGINT)
     assert b"the same command continues" in process.communicate(timeout=60)[1]
@@ -169,6 +172,7 @@ def test_an_interruption_cancels_what_waits(
 def test_slurm_jobs_are_submitted_and_cancelled(
     recording: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = signal.getsignal(signal.SIGINT)
     """Stand-ins for sbatch and scancel, which keep the script and really start and end what it says."""
     programs = {
         "sbatch": '[ "$1" = --test-only ] && exit; f="$KEPT/script.$$"; cp "$1" "$f"; '
@@ -186,7 +190,7 @@ def test_slurm_jobs_are_submitted_and_cancelled(
         assert "#SBATCH -p short" in script
         assert f"{sys.executable} -m distributed.cli.dask_worker tcp://127.0.0.1:" in script
     assert len((tmp_path / "cancelled").read_text().split()) == 2
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_slurm_that_refuses_the_job_is_told(
