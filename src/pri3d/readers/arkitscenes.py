@@ -14,11 +14,10 @@ from scipy.spatial.transform import Rotation
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.pose import check_rigid, invert_array
 from pri3d.readers.arkit import MILLIMETRES, intrinsics, read_levels
-from pri3d.readers.base import SceneReader, entries
+from pri3d.readers.base import SplitReader, entries
 from pri3d.readers.cameras import Cameras, registered, same_camera
-from pri3d.readers.files import clean_id, read_color, read_depth, read_matrix, sort_scenes
+from pri3d.readers.files import clean_id, read_color, read_depth, read_matrix
 from pri3d.readers.scenes import LazyScene, Origin, build_frame
-from pri3d.readers.splits import of_split
 from pri3d.readers.tables import read_rows
 from pri3d.readers.trajectory import PosedList
 from pri3d.types import Frame
@@ -41,7 +40,7 @@ _LOW = _Images("lowres_wide", "lowres_depth", "confidence")
 _HIGH = _Images("wide", "highres_depth", None)
 
 
-class ARKitScenesReader(SceneReader):
+class ARKitScenesReader(SplitReader):
     """[Training|Validation]/ID, or ID/ID_frames as in 3dod, of
 
         lowres_wide.traj                    time, rotation (axis-angle) and translation of world to camera, metres
@@ -61,13 +60,7 @@ class ARKitScenesReader(SceneReader):
     """  # noqa: D400, D415 - a layout follows
 
     looks_for: ClassVar[str] = "lowres_wide, lowres_depth and lowres_wide.traj, in ID, ID_frames or Training/ID"
-    splits: ClassVar[bool] = True
     frame_step: ClassVar[int] = 8  # of ten poses a second
-
-    def __init__(self, path: Path, cameras: Path | None = None, split: str = "train") -> None:
-        """Raises ConfigError where cameras.yaml cannot be understood, DataError where the given one is missing."""
-        super().__init__(path, cameras)
-        self._split = split
 
     @staticmethod
     def is_scene(path: Path) -> bool:
@@ -81,12 +74,6 @@ class ARKitScenesReader(SceneReader):
         for folder in entries(path):
             if folder.name in _SPLITS:
                 yield from filter(cls.is_scene, entries(folder))
-
-    def scenes(self) -> Sequence[LazyScene]:
-        """Return the scenes of the split, sorted by id; none is opened yet. Raises DataError where there is none."""
-        scenes = [self.scene(source) for source in self.find(self._path)]
-        wanted = of_split(self._path, scenes, self._split)
-        return sort_scenes(self._path, wanted, self.looks_for)
 
     def scene(self, source: Path) -> LazyScene:
         """The scene of a source, with its official split."""

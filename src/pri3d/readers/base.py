@@ -10,6 +10,7 @@ from typing import ClassVar
 from pri3d.readers.cameras import Cameras, cameras_for
 from pri3d.readers.files import clean_id, sort_scenes
 from pri3d.readers.scenes import Frames, LazyScene
+from pri3d.readers.splits import of_split
 
 
 class SceneReader(ABC):
@@ -58,6 +59,22 @@ class SceneReader(ABC):
     def stated(self, source: Path) -> Cameras | None:
         """Cameras of the command line, else of a cameras.yaml of the scene or of the recording, else None."""
         return self._given or cameras_for(None, source, self._path)
+
+
+class SplitReader(SceneReader):
+    """A recording of a data set with official lists of scenes, of which one is read."""
+
+    splits: ClassVar[bool] = True
+
+    def __init__(self, path: Path, cameras: Path | None = None, split: str = "train") -> None:
+        """As :class:`SceneReader`; ``split`` is one of :data:`pri3d.readers.SPLITS`."""
+        super().__init__(path, cameras)
+        self._split = split
+
+    def scenes(self) -> Sequence[LazyScene]:
+        """Return the scenes of the split, sorted by id; none is opened yet. Raises DataError where there is none."""
+        scenes = [self.scene(source) for source in self.find(self._path)]
+        return sort_scenes(self._path, of_split(self._path, scenes, self._split), self.looks_for)
 
 
 def entries(folder: Path) -> list[Path]:

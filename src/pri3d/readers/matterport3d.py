@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from pri3d.errors import DataError
 from pri3d.geometry.pose import OPENGL_FLIP
-from pri3d.readers.cameras import Cameras, Intrinsics, cameras_for, from_matrix, same_camera
-from pri3d.readers.files import clean_id, read_color, read_depth, sort_scenes
+from pri3d.readers.base import SplitReader
+from pri3d.readers.cameras import Cameras, Intrinsics, from_matrix, same_camera
+from pri3d.readers.files import clean_id, read_color, read_depth
 from pri3d.readers.scenes import LazyScene, Origin, build_frame
-from pri3d.readers.splits import of_split
 from pri3d.readers.tables import inside, numbers, read_words
 from pri3d.readers.trajectory import PosedList
 from pri3d.types import Frame
@@ -43,7 +43,7 @@ class View(NamedTuple):
     camera: Intrinsics  #: whose cy counts from the lower edge of the image
 
 
-class Matterport3dReader:
+class Matterport3dReader(SplitReader):
     """HOUSE/undistorted_color_images/*.jpg, undistorted_depth_images/*.png, undistorted_camera_parameters/HOUSE.conf.
 
     The recording is a house, or a folder of houses, which may lie in its ``scans`` or ``v1/scans``. Lines of the
@@ -59,36 +59,32 @@ class Matterport3dReader:
     """
 
     looks_for: ClassVar[str] = "undistorted_camera_parameters/HOUSE.conf beside undistorted_color_images (Matterport3D)"
-    splits: ClassVar[bool] = True
-    class_names: Sequence[str] | None = None
 
-    def __init__(self, path: Path, cameras: Path | None = None, split: str = "train") -> None:
-        """Raises ConfigError where cameras.yaml cannot be understood, DataError where the given one is missing."""
-        self._path = path
-        self._split = split
-        self._given = None if cameras is None else cameras_for(cameras)
+    @staticmethod
+    def is_scene(path: Path) -> bool:
+        """Whether the folder is a house."""
+        return (path / _COLOR).is_dir() and next((path / _PARAMETERS).glob("*.conf"), None) is not None
 
     @classmethod
-    def detect(cls, path: Path) -> bool:
-        """Whether the folder is a house or holds some."""
-        return bool(_houses(path))
+    def find(cls, path: Path) -> Iterator[Path]:
+        """The recording itself where it is a house, else those in it, else those where downloads lie."""
+        for place in (path, *(path / name for name in _DOWNLOAD_FOLDERS)):
+            found = list(super().find(place))
+            yield from found
+            if found:
+                return
 
-    def scenes(self) -> Sequence[LazyScene]:
-        """Return the houses of the split, sorted by id. Raises DataError where there is none."""
-        scenes = of_split(self._path, [self._scene(folder) for folder in _houses(self._path)], self._split)
-        return sort_scenes(self._path, scenes, self.looks_for)
-
-    def _scene(self, folder: Path) -> LazyScene:
-        name = _conf(folder).stem
-        meshes = [folder / part / f"{name}.ply" for part in ("house_segmentations", "poisson_meshes")]
+    def scene(self, source: Path) -> LazyScene:
+        """The scene of a house, with its mesh and official split."""
+        name = _conf(source).stem
+        meshes = [source / part / f"{name}.ply" for part in ("house_segmentations", "poisson_meshes")]
         mesh = next((path for path in meshes if path.is_file()), None)
-        return LazyScene(clean_id(name), lambda: self._open(folder), mesh, split=OFFICIAL.get(name))
+        return LazyScene(clean_id(name), lambda: self.open(source, self.stated(source)), mesh, split=OFFICIAL.get(name))
 
-    def _open(self, folder: Path) -> PosedList:
+    def open(self, source: Path, given: Cameras | None) -> PosedList:
         """Raises DataError where the .conf file is missing, cut off or damaged."""
-        given = self._given or cameras_for(None, folder, self._path)
-        conf = _conf(folder)
-        views = _read(folder, conf)
+        conf = _conf(source)
+        views = _read(source, conf)
         return PosedList(
             list(views),
             lambda name: _load(name, views[name], given, conf),
@@ -102,24 +98,6 @@ def _conf(folder: Path) -> Path:
     """The house's file of cameras: the only .conf there, else the one named like the folder."""
     found = sorted(p for p in (folder / _PARAMETERS).glob("*.conf") if not p.name.startswith("."))
     return found[0] if len(found) == 1 else folder / _PARAMETERS / f"{folder.resolve().name}.conf"
-
-
-def _houses(path: Path) -> list[Path]:
-    if _is_house(path):
-        return [path]
-    for place in (path, *(path / name for name in _DOWNLOAD_FOLDERS)):
-        found = (
-            [p for p in sorted(place.iterdir()) if not p.name.startswith(".") and _is_house(p)]
-            if place.is_dir()
-            else []
-        )
-        if found:
-            return found
-    return []
-
-
-def _is_house(folder: Path) -> bool:
-    return (folder / _COLOR).is_dir() and next((folder / _PARAMETERS).glob("*.conf"), None) is not None
 
 
 def _read(folder: Path, conf: Path) -> dict[str, View]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
-from pri3d.readers.cameras import Cameras, cameras_for, from_matrix, registered, same_camera
-from pri3d.readers.files import clean_id, read_color, read_depth, sort_scenes
+from pri3d.readers.base import SplitReader
+from pri3d.readers.cameras import Cameras, from_matrix, registered, same_camera
+from pri3d.readers.files import clean_id, read_color, read_depth
 from pri3d.readers.scenes import LazyScene, Origin, build_frame
-from pri3d.readers.splits import of_split
 from pri3d.readers.tables import numbers, read_json, read_words
 from pri3d.readers.trajectory import PosedList
 from pri3d.types import Frame
@@ -22,7 +23,7 @@ _POSES = "pose_intrinsic_imu.json"
 _LISTS = {"nvs_sem_train": "train", "nvs_sem_val": "val", "nvs_test": "test", "sem_test": "test"}
 
 
-class ScanNetppReader:
+class ScanNetppReader(SplitReader):
     """data/SCENE/iphone/rgb/frame_NNNNNN.jpg, depth/frame_NNNNNN.png and pose_intrinsic_imu.json.
 
     The recording is the folder that holds ``data``, ``data`` itself, or a scene. rgb and depth are what the toolkit's
@@ -38,37 +39,36 @@ class ScanNetppReader:
     """
 
     looks_for: ClassVar[str] = "SCENE/iphone/pose_intrinsic_imu.json, in data or not (ScanNet++)"
-    splits: ClassVar[bool] = True
     frame_step: ClassVar[int] = 50  # 60 frames a second
-    class_names: Sequence[str] | None = None
 
-    def __init__(self, path: Path, cameras: Path | None = None, split: str = "train") -> None:
-        """Raises ConfigError where cameras.yaml cannot be understood, DataError where the given one is missing."""
-        self._path = path
-        self._split = split
-        self._given = None if cameras is None else cameras_for(cameras)
+    @staticmethod
+    def is_scene(path: Path) -> bool:
+        """Whether the folder is a scene with the iPhone's poses."""
+        return (path / "iphone" / _POSES).is_file()
 
     @classmethod
-    def detect(cls, path: Path) -> bool:
-        """Whether the folder is a scene or holds some, itself or in ``data``."""
-        return bool(_folders(path))
+    def find(cls, path: Path) -> Iterator[Path]:
+        """The recording itself where it is a scene, else the scenes in it, else those in its ``data``."""
+        found = list(super().find(path))
+        yield from found or super().find(path / "data")
 
-    def scenes(self) -> Sequence[LazyScene]:
-        """Return the scenes of the split, sorted by id. Raises DataError where there is none or a list is damaged."""
-        folders = _folders(self._path)
-        official = _official(folders[0].resolve().parent) if folders else {}
-        scenes = [self._scene(folder, official) for folder in folders]
-        return sort_scenes(self._path, of_split(self._path, scenes, self._split), self.looks_for)
+    def scene(self, source: Path) -> LazyScene:
+        """The scene of a source, with its mesh and official split. Raises DataError where a list is damaged."""
+        name = source.resolve().name
+        mesh = source / "scans" / "mesh_aligned_0.05.ply"
+        return LazyScene(
+            clean_id(name), lambda: self.open(source, self.stated(source)), mesh, split=self._official.get(name)
+        )
 
-    def _scene(self, folder: Path, official: Mapping[str, str]) -> LazyScene:
-        name = folder.resolve().name
-        mesh = folder / "scans" / "mesh_aligned_0.05.ply"
-        return LazyScene(clean_id(name), lambda: self._open(folder), mesh, split=official.get(name))
+    @cached_property
+    def _official(self) -> dict[str, str]:
+        """Scene -> official list."""
+        first = next(self.find(self._path), None)
+        return {} if first is None else _official(first.resolve().parent)
 
-    def _open(self, folder: Path) -> PosedList:
+    def open(self, source: Path, given: Cameras | None) -> PosedList:
         """Raises DataError where the poses are missing or damaged, or images and depth are not extracted."""
-        given = self._given or cameras_for(None, folder, self._path)
-        iphone = folder / "iphone"
+        iphone = source / "iphone"
         stated = read_json(iphone / _POSES)
         colors = {path.stem: path for path in _extracted(iphone, "rgb", ".jpg")}
         _extracted(iphone, "depth", ".png")
@@ -82,18 +82,6 @@ class ScanNetppReader:
             given,
             str(iphone / _POSES),
         )
-
-
-def _folders(path: Path) -> list[Path]:
-    """The folder itself where it is a scene, else the scenes in it, else those in its ``data``."""
-    if (path / "iphone" / _POSES).is_file():
-        return [path]
-    for place in (path, path / "data"):
-        inner = sorted(place.iterdir()) if place.is_dir() else []
-        found = [p for p in inner if not p.name.startswith(".") and (p / "iphone" / _POSES).is_file()]
-        if found:
-            return found
-    return []
 
 
 def _official(data: Path) -> dict[str, str]:
