@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-from pri3d.report.style import INK, MUTED, png, series_color, series_label, style
+from pri3d.intervals import mean_interval
+from pri3d.report.style import INK, MUTED, png, series_colors, series_label, style
 
 Rows = Sequence[Mapping[str, float]]
 
@@ -36,8 +40,7 @@ def training_figure(rows: Rows, weights: Mapping[str, float]) -> bytes:
             total = sum(weights.get(name, 1.0) * _column(rows, f"{name}/chance") for name in names)
             _curve(loss, rows, "loss", INK, "total")
             loss.plot(_column(rows, "step"), total, color=INK, linestyle=":", linewidth=1.2)
-        for k, name in enumerate(names):
-            color = series_color(name, k)
+        for name, color in series_colors(names).items():
             _curve(loss, rows, f"{name}/loss", color, name)
             loss.plot(_column(rows, "step"), _column(rows, f"{name}/chance"), color=color, linestyle=":", linewidth=1.2)
             _curve(recall, rows, f"{name}/recall", color, name)
@@ -65,8 +68,8 @@ def validation_figure(histories: Mapping[str, Sequence[Rows]], losses: Mapping[s
         figure = _wide(3.4)
         panels = figure.subplots(1, 2)
         for axes, runs, key in zip(panels, (histories, losses), ("miou", "loss"), strict=True):
-            for k, (method, seeds) in enumerate(runs.items()):
-                _seeds(axes, seeds, key, series_color(method, k), series_label(method))
+            for method, color in series_colors(runs).items():
+                _seeds(axes, runs[method], key, color, series_label(method))
             axes.set_xlabel("fine-tuning step")
             axes.set_ylim(bottom=0)
             axes.set_xlim(left=0)
@@ -84,8 +87,9 @@ def miou_figure(scores: Mapping[str, Sequence[float]]) -> bytes:
     with style():
         figure = _wide(0.62 * len(scores) + 0.85)
         axes = figure.subplots()
+        colors = series_colors(scores)
         for k, (method, values) in enumerate(scores.items()):
-            color, mean = series_color(method, k), float(np.mean(values))
+            color, mean = colors[method], float(np.mean(values))
             axes.barh(k, mean, height=0.56, color=color, alpha=0.32)
             axes.plot([mean, mean], [k - 0.28, k + 0.28], color=color, linewidth=3, solid_capstyle="butt")
             shift = np.linspace(-0.14, 0.14, len(values)) if len(values) > 1 else np.zeros(1)
@@ -119,8 +123,7 @@ def iou_figure(scores: Mapping[str, Mapping[str, float]]) -> bytes:
         present = np.flatnonzero(np.isfinite(table).any(axis=0))
         low, high = np.nanmin(table[:, present], axis=0), np.nanmax(table[:, present], axis=0)
         axes.hlines(present, low, high, color="#c3c8d1", linewidth=3.5)
-        for k, method in enumerate(scores):
-            color = series_color(method, k)
+        for k, (method, color) in enumerate(series_colors(scores).items()):
             axes.scatter(table[k], rows, s=130 / (k + 1.3), color=color, edgecolors="white", linewidths=1, zorder=3 + k,
                          label=series_label(method))  # fmt: skip
         axes.set_yticks(rows, classes, color=INK)
@@ -133,6 +136,89 @@ def iou_figure(scores: Mapping[str, Mapping[str, float]]) -> bytes:
         return png(figure)
 
 
+def bars_figure(
+    rows: Mapping[str, Mapping[str, Sequence[float]]],
+    axis: str,
+    reference: Mapping[str, Mapping[str, float]] | None = None,
+    scale: float = 100.0,
+) -> bytes:
+    """Return a PNG of grouped bars: a bar to the mean, a dot a seed, a whisker over the 95 % interval of the mean.
+
+    Args:
+        rows: group (named at the left, from top to bottom) -> series (a colour) -> values, one a seed. A group may lack
+            a series; NaN values are left out; a single value has no whisker.
+        axis: what the values are, with their unit; stands below.
+        reference: group -> series -> a value to compare with, such as the paper's; a hollow diamond.
+        scale: what values and references are multiplied by: 100 for shares 0..1 in percent.
+    """
+    series = list(dict.fromkeys(name for row in rows.values() for name in row))
+    colors = series_colors(series)
+    thick = 0.82 / max(len(series), 1)
+    with style():
+        figure = _wide(max(1.6, 0.9 + len(rows) * (0.14 + 0.25 * len(series))))
+        axes = figure.subplots()
+        for g, (group, row) in enumerate(rows.items()):
+            for k, name in enumerate(series):
+                y = g + (k + 0.5) * thick - 0.41
+                _bar(axes, y, thick, [scale * v for v in row.get(name, ())], colors[name])
+                known = (reference or {}).get(group, {}).get(name, np.nan)
+                axes.scatter(scale * known, y, s=44, marker="D", facecolors="white", edgecolors=INK, zorder=5)
+        axes.set_yticks(range(len(rows)), list(rows), color=INK)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.margins(x=0.1)
+        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]) if _any_below(rows) else 0.0)
+        axes.set_xlabel(axis)
+        handles: list[Artist] = [Patch(color=colors[name], alpha=0.45, label=series_label(name)) for name in series]
+        if reference:
+            handles.append(Line2D([], [], marker="D", ls="", mfc="white", mec=INK, label="the paper"))
+        if len(handles) > 1:
+            figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5))
+        return png(figure)
+
+
+def efficiency_figure(
+    curves: Mapping[str, Mapping[float, Sequence[float]]],
+    axis: str,
+    reference: Mapping[str, Mapping[float, float]] | None = None,
+    scale: float = 100.0,
+) -> bytes:
+    """Return a PNG of scores over the share of the labels: a line through the means, a band over their 95 % intervals.
+
+    Args:
+        curves: method -> share of the labels 0..1 -> values, one a seed; NaN values are left out.
+        axis: what the values are, with their unit; stands at the left.
+        reference: method -> share -> a value to compare with, such as the paper's; a dashed line of hollow diamonds.
+        scale: what values and references are multiplied by: 100 for shares 0..1 in percent.
+    """
+    names = list(dict.fromkeys((*curves, *(reference or {}))))
+    colors = series_colors(names)
+    with style():
+        figure = _wide(4.0)
+        axes = figure.subplots()
+        for name, curve in curves.items():
+            known = {share: [scale * v for v in of if np.isfinite(v)] for share, of in sorted(curve.items())}
+            known = {share: of for share, of in known.items() if of}
+            shares = [100 * share for share in known]
+            mean, half = np.array([mean_interval(of) for of in known.values()]).reshape(-1, 2).T
+            axes.fill_between(shares, mean - half, mean + half, color=colors[name], alpha=0.15, linewidth=0)
+            axes.plot(shares, mean, color=colors[name], marker="o", label=series_label(name))
+            across = [100 * share for share, of in known.items() for _ in of]
+            axes.scatter(across, [v for of in known.values() for v in of], s=14, color=colors[name], alpha=0.5)
+        for name, points in (reference or {}).items():
+            xy = np.array([(100 * share, scale * value) for share, value in sorted(points.items())]).reshape(-1, 2).T
+            axes.plot(*xy, color=colors[name], ls="--", lw=1.1, marker="D", mfc="white",
+                      label=f"{series_label(name)}, the paper")  # fmt: skip
+        shown = sorted({100 * s for curve in (*curves.values(), *(reference or {}).values()) for s in curve})
+        axes.set_xticks(shown, [f"{share:g}%" for share in shown])
+        axes.set_xlabel("share of the labelled images")
+        axes.set_ylabel(axis)
+        handles = axes.get_legend_handles_labels()
+        figure.legend(*handles, loc="outside lower center", ncols=min(max(len(handles[0]), 1), 5))
+        return png(figure)
+
+
 def running_mean(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
     """Mean of each value (N,) and its up to ``reach`` neighbours on either side, NaN left out."""
     known = np.isfinite(values)
@@ -141,6 +227,27 @@ def running_mean(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]
     count = np.convolve(known, window, "full")[reach : reach + len(values)]
     mean: NDArray[np.float64] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return mean
+
+
+def _bar(axes: Axes, y: float, thick: float, values: Sequence[float], color: str) -> None:
+    """Bar, dots, whisker and number of one series in one group; nothing where no value is known."""
+    known = [value for value in values if np.isfinite(value)]
+    if not known:
+        return
+    mean, half = mean_interval(known)
+    axes.barh(y, mean, height=0.86 * thick, color=color, alpha=0.38)
+    axes.plot([mean, mean], [y - 0.43 * thick, y + 0.43 * thick], color=color, linewidth=2.5, solid_capstyle="butt")
+    if np.isfinite(half):
+        axes.errorbar(mean, y, xerr=half, color=color, capsize=3, linewidth=1.3, zorder=3)
+    shift = np.linspace(-0.2, 0.2, len(known)) * thick if len(known) > 1 else np.zeros(1)
+    axes.scatter(known, y + shift, s=22, color=color, edgecolors="white", linewidths=0.7, zorder=4)
+    right = max(mean + (half if np.isfinite(half) else 0), *known)
+    axes.annotate(f"{mean:.1f}", (right, y), (7, 0), textcoords="offset points", va="center", size=8.5, color=INK)
+
+
+def _any_below(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> bool:
+    """Whether a value is negative, such as a difference."""
+    return any(value < 0 for row in rows.values() for values in row.values() for value in values)
 
 
 def _wide(height: float) -> Figure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -44,8 +44,8 @@ _STYLE: Any = {
     "figure.facecolor": "white",
 }
 
-#: Okabe-Ito colours, told apart with any colour vision
-_SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+#: of Okabe and Ito those that are told apart with any colour vision, then further ones
+_SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7f4fc9", "#8c564b", "#808080", "#a3a300")
 _KNOWN = {"pri3d": ("Pri3D", "#0072b2"), "scratch": ("from scratch", "#e69f00"), "imagenet": ("ImageNet", "#009e73")}
 
 
@@ -62,9 +62,17 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def series_color(name: str, index: int) -> str:
-    """Colour of a method or objective: fixed for the known names, else the ``index``-th of a colour-blind-safe list."""
-    return _KNOWN[name][1] if name in _KNOWN else _SERIES[index % len(_SERIES)]
+def series_colors(names: Iterable[str]) -> dict[str, str]:
+    """Colour of each method or objective: fixed for the known names, the others get what is left in order.
+
+    Ten are told apart; of more, the colours repeat.
+    """
+    every = list(dict.fromkeys(names))
+    taken = {_KNOWN[name][1] for name in every if name in _KNOWN}
+    free = [color for color in _SERIES if color not in taken] or list(_SERIES)
+    others = (name for name in every if name not in _KNOWN)
+    chosen = {name: free[k % len(free)] for k, name in enumerate(others)}
+    return {name: _KNOWN[name][1] if name in _KNOWN else chosen[name] for name in every}
 
 
 def series_label(name: str) -> str:

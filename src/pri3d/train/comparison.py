@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
 from pri3d.errors import ConfigError
+from pri3d.intervals import mean_interval
 from pri3d.runfiles import RunPaths, read_json, write_json
 
 WIDTH = 140  #: characters of the table where it goes to a file
@@ -94,11 +94,7 @@ class Row(NamedTuple):
 
     def mean(self, name: str) -> tuple[float, float]:
         """Mean of a score and the half width of its 95 % interval (Student's t); NaN where it cannot be told."""
-        values = np.array([math.nan if v is None else v for v in self.scores[name]])
-        if len(values) < 2:
-            return float(values.mean()), math.nan
-        spread = values.std(ddof=1) / math.sqrt(len(values))
-        return float(values.mean()), float(stats.t.ppf(0.975, len(values) - 1) * spread)
+        return mean_interval(self.scores[name])
 
 
 def compare(root: Path, runs: Mapping[Job, Path], shown: Sequence[str]) -> Path:
