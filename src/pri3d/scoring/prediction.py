@@ -19,11 +19,11 @@ from pri3d.archive import encode
 from pri3d.datasets.convert import encode_mask
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.files import write_atomic
+from pri3d.overlay import draw_classes, draw_detections
 from pri3d.palette import palette
 from pri3d.runfiles import read_json, write_json
 from pri3d.scoring.media import Picture, is_written, open_media, refuse_failed, until_damaged, write_video
 from pri3d.scoring.networks import Network, Which, find_weights, open_network
-from pri3d.scoring.overlay import draw_classes, draw_detections
 from pri3d.types import Detections
 
 CLASSES = "classes.json"  #: of the output folder: what its ids mean, and what it was made with

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pri3d.overlay import draw_classes, draw_detections, draw_legend
 from pri3d.palette import palette
-from pri3d.scoring.overlay import draw_classes, draw_detections, draw_legend
 from pri3d.types import Detections
 
 NAMES = ["wall", "floor", "chair"]
@@ -102,6 +102,13 @@ class TestDetections:
         plates = [(drawn == color).all(1).sum() for color in palette(names)]
         assert min(plates[:3]) > 400
         assert max(plates[3:]) == 0
+
+    def test_what_is_true_has_no_score(self) -> None:
+        found = detections([(100, 200, 300, 400)], (640, 480), [2])
+        named, scored = (draw_detections(grey(640, 480), found, NAMES, with_scores=s) for s in (False, True))
+        label = (named != scored).any(2)
+        assert label.any()
+        assert not label[200:].any()  # the name above the box alone differs
 
     def test_nothing_found_changes_nothing(self) -> None:
         assert (draw_detections(grey(640, 480), detections([], (640, 480), []), NAMES) == 128).all()

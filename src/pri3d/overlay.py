@@ -1,4 +1,4 @@
-"""Predictions drawn over the image they were made of, to be looked at."""
+"""Predictions, or what is true, drawn over the image they are of, to be looked at."""
 
 from __future__ import annotations
 
@@ -44,13 +44,17 @@ def draw_classes(
 
 
 def draw_detections(
-    color: NDArray[np.uint8], found: Detections, class_names: Sequence[str], alpha: float = 0.45
+    color: NDArray[np.uint8],
+    found: Detections,
+    class_names: Sequence[str],
+    alpha: float = 0.45,
+    with_scores: bool = True,
 ) -> NDArray[np.uint8]:
     """Objects over RGB (H, W, 3) -> RGB (s H, s W, 3), s = 1 for images of 640 pixels and more.
 
     Every object has the colour of its class in :func:`pri3d.palette.palette`: its mask of opacity ``alpha`` with a
-    border, its box, and its name with the score in percent. Better objects lie over worse ones, and a name that would
-    cover a better one's is left out.
+    border, its box, and its name, ``with_scores`` with the score in percent. Better objects lie over worse ones, and a
+    name that would cover a better one's is left out.
     """
     scale = _scale(color)
     picture = _enlarge(color, scale).astype(np.float32)
@@ -66,8 +70,12 @@ def draw_detections(
     for k in worst_first:
         pen.box(found.boxes[k] * scale, _rgb(tints[found.classes[k]]))
     for k in worst_first[::-1]:
-        name = f"{class_names[found.classes[k]]} {found.scores[k]:.0%}"
-        pen.name(name, found.boxes[k] * scale, _rgb(tints[found.classes[k]]))
+        name = class_names[found.classes[k]]
+        pen.name(
+            f"{name} {found.scores[k]:.0%}" if with_scores else name,
+            found.boxes[k] * scale,
+            _rgb(tints[found.classes[k]]),
+        )
     return np.array(image)
 
 
