@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,13 @@ class RunPaths:
     def all_older(self) -> list[Path]:
         """Every such checkpoint, oldest first."""
         return sorted(self.path.glob("step-*.ckpt"))
+
+
+def short_names(weights: Sequence[str]) -> dict[str, str]:
+    """Weights of runs -> a name for folders and tables: the last part of a path, the whole where two share that."""
+    names = {each: Path(each).name.removesuffix(".safetensors").replace(":", "-") for each in weights}
+    taken = list(names.values())
+    return {each: each.replace("/", "-") if taken.count(name) > 1 else name for each, name in names.items()}
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

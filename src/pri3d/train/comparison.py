@@ -14,7 +14,7 @@ from rich.table import Table
 
 from pri3d.errors import ConfigError
 from pri3d.intervals import mean_interval
-from pri3d.runfiles import RunPaths, read_json, write_json
+from pri3d.runfiles import RunPaths, read_json, short_names, write_json
 
 WIDTH = 140  #: characters of the table where it goes to a file
 
@@ -57,7 +57,7 @@ def _several(flag: str, value: Any, kind: type) -> list[Any]:
 def folders_of(jobs: Sequence[Job]) -> dict[Job, str]:
     """Name of each run's folder: the values in which the jobs differ."""
     varied = [name for name in Job._fields if len({getattr(job, name) for job in jobs}) > 1]
-    shown = _short([job.weights for job in jobs])
+    shown = short_names([job.weights for job in jobs])
 
     def part(job: Job, name: str) -> str:
         if name == "weights":
@@ -68,16 +68,9 @@ def folders_of(jobs: Sequence[Job]) -> dict[Job, str]:
     return {job: "-".join(part(job, name) for name in varied) for job in jobs}
 
 
-def _short(weights: Sequence[str]) -> dict[str, str]:
-    """Weights -> a name for folders and tables: the last part of a path, the whole where two share that."""
-    names = {each: Path(each).name.removesuffix(".safetensors").replace(":", "-") for each in weights}
-    taken = list(names.values())
-    return {each: each.replace("/", "-") if taken.count(name) > 1 else name for each, name in names.items()}
-
-
 def default_name(task: str, data: Path, job: Job) -> str:
     """Folder of a single run that names none."""
-    parts = [task, data.stem, _short([job.weights])[job.weights], job.network]
+    parts = [task, data.stem, short_names([job.weights])[job.weights], job.network]
     parts += [f"fraction{job.fraction:g}" if job.fraction is not None else None, str(job.seed)]
     return "-".join(part for part in parts if part)
 
@@ -100,7 +93,7 @@ class Row(NamedTuple):
 def compare(root: Path, runs: Mapping[Job, Path], shown: Sequence[str]) -> Path:
     """Write ROOT/comparison.json from the runs' last scores, print the table and return ``root``."""
     rows: dict[tuple[Any, ...], Row] = {}
-    names = _short(list(dict.fromkeys(job.weights for job in runs)))
+    names = short_names(list(dict.fromkeys(job.weights for job in runs)))
     for job, path in runs.items():
         key = job[:3]
         row = rows.setdefault(
