@@ -37,8 +37,9 @@ from pri3d.models.sparse import Geometry
 from pri3d.models.unet import UNet
 from pri3d.objectives import geometry as geometry_objective
 from pri3d.objectives import view as view_objective
+from pri3d.settings import resolve
 from pri3d.train.pretraining import PretrainModule
-from pri3d.train.settings import PretrainSettings, resolve
+from pri3d.train.settings import PretrainSettings
 from pri3d.types import PairBatch
 
 #: Rows of the table; matching and loss are the step's own work, the others the networks'.

@@ -15,8 +15,9 @@ from benchmarks.timing import Stopwatch, precision
 
 from pri3d.models.resunet3d import ResUNet3d
 from pri3d.models.weights import read_state
-from pri3d.train.settings import PretrainSettings, resolve
-from pri3d.train.settings import presets as preset_names
+from pri3d.settings import presets as preset_names
+from pri3d.settings import resolve
+from pri3d.train.settings import PretrainSettings
 
 TINY = gpu.SMALL._replace(
     flags={**gpu.SMALL.flags, "voxel": 0.32},
@@ -39,7 +40,7 @@ def result(losses: list[float], settled: int = 0, **columns: float) -> presets.R
 def test_every_preset_is_a_row_and_parses() -> None:
     rows = [row.preset for row in presets.ROWS]
     assert len(set(rows)) == len(rows)
-    assert set(preset_names("pretrain")) - set(rows) == {"quick", "small"}
+    assert set(preset_names(PretrainSettings, "pretrain")) - set(rows) == {"quick", "small"}
     for row in presets.ROWS:
         assert resolve(PretrainSettings, "pretrain", f"{row.preset},small", {}).size == presets.SIZE
 

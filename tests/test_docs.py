@@ -27,13 +27,14 @@ import pri3d
 from pri3d.cli import build_parser, normalise
 from pri3d.datasets.spaces import load_space
 from pri3d.readers.cameras import read_cameras
-from pri3d.train.downstream import RECIPES
-from pri3d.train.settings import PretrainSettings, presets, resolve
+from pri3d.settings import presets, resolve
+from pri3d.tasks import TASKS, find_task
+from pri3d.train.settings import PretrainSettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 #: pretrain, or a task of finetune -> its settings, and the page with their table
-SETTINGS = {"pretrain": PretrainSettings, **{task: recipe.settings_type for task, recipe in RECIPES.items()}}
+SETTINGS = {"pretrain": PretrainSettings, **{task: find_task(task).recipe.settings_type for task in TASKS}}
 TABLES = {kind: ROOT / "docs" / ("pretraining.md" if kind == "pretrain" else "finetuning.md") for kind in SETTINGS}
 #: verb -> the page that describes each of its options
 PAGE_OF = {
@@ -230,8 +231,7 @@ def table(text: str, heading: str) -> list[dict[str, str]]:
 
 def preset_file(kind: str, name: str) -> dict[str, object]:
     """What the file of a shipped preset states, its base included."""
-    file = ROOT / "src/pri3d/train/presets" / kind / f"{name}.yaml"
-    stated: dict[str, object] = yaml.safe_load(file.read_text())
+    stated: dict[str, object] = yaml.safe_load(presets(SETTINGS[kind], kind)[name].read_text())
     return stated
 
 
@@ -251,7 +251,7 @@ def test_tables_of_settings_are_the_presets(kind: str, name: str) -> None:
 def test_the_table_of_presets_is_the_files() -> None:
     """``paper`` and ``small`` have no row: the columns of the settings show them, ``small`` within ``quick``."""
     rows = {row["preset"].strip("`"): row for row in table(PAGE_OF["pretrain"].read_text(), "preset")}
-    assert set(rows) == set(presets("pretrain")) - {"paper", "small"}
+    assert set(rows) == set(presets(PretrainSettings, "pretrain")) - {"paper", "small"}
     for name, row in rows.items():
         file = preset_file("pretrain", name)
         assert (row["base"].strip("`"), yaml.safe_load(row["sets"].strip("`"))) == (file.pop("base"), file)
@@ -260,7 +260,7 @@ def test_the_table_of_presets_is_the_files() -> None:
 @pytest.mark.parametrize("kind", SETTINGS)
 def test_every_preset_is_named(kind: str) -> None:
     text = TABLES[kind].read_text()
-    assert [name for name in presets(kind) if f"`{name}`" not in text] == []
+    assert [name for name in presets(SETTINGS[kind], kind) if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("verb", PAGE_OF)

@@ -21,11 +21,12 @@ from pri3d.preparation.check import check
 from pri3d.preparation.run import prepare
 from pri3d.readers import detect, find_reader, open_recording
 from pri3d.readers.files import clean_id
+from pri3d.settings import resolve
 from pri3d.store import MANIFEST, finished_scenes, read_manifest
 from pri3d.train import pretrain as training
 from pri3d.train.launch import find_launch
 from pri3d.train.runs import RunFolder
-from pri3d.train.settings import PretrainSettings, resolve
+from pri3d.train.settings import PretrainSettings
 
 PATIENCE = 3600.0  #: seconds that other processes wait for one more scene of the process that prepares
 _PAUSE = 1.0  # seconds between two looks

@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from pri3d.errors import ConfigError
-from pri3d.models.encoders import Encoder, ResNetEncoder, build_encoder
+from pri3d.models.encoders import Encoder, ResNetEncoder, build_encoder, head_parameters
 from pri3d.models.segmentation import NETWORKS, SegmentationNet, build_segmentation, dilate, least_batch
 from pri3d.models.unet import UNet
 
@@ -150,10 +150,10 @@ class TestEveryNetwork:
 
     def test_encoder_and_head_share_out_the_parameters(self, net, plain_keys, encoder):
         assert list(net.encoder.state_dict()) == plain_keys[encoder]
-        inside, head = {id(p) for p in net.encoder.parameters()}, {id(p) for p in net.head_parameters()}
+        inside, head = {id(p) for p in net.encoder.parameters()}, {id(p) for p in head_parameters(net)}
         assert not inside & head
         assert inside | head == {id(p) for p in net.parameters()}
-        assert len(head) == len(net.head_parameters())
+        assert len(head) == len(head_parameters(net))
 
 
 def test_the_unet_is_that_of_pretraining():

@@ -17,9 +17,9 @@ from pri3d.errors import ConfigError, DataError, Pri3DError, WeightsError
 from pri3d.models.unet import build_unet
 from pri3d.models.weights import read_provenance, read_state, save_model, save_state
 from pri3d.store import Store
+from pri3d.tasks import TASKS, find_task
 from pri3d.tasks.semantic import load_semantic
 from pri3d.train.comparison import Job, Row, default_name
-from pri3d.train.downstream import RECIPES
 from pri3d.train.finetune import finetune
 
 SMALL = {"size": "64x48", "batch": 4, "micro_batch": 4, "workers": 0, "precision": "fp32"}
@@ -119,7 +119,7 @@ def test_network_flags_may_not_contradict_the_weights(rooms_store: Path, tmp_pat
 
 def test_unknown_task_is_refused(rooms_store: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="semantic"):
-        finetune("depth", rooms_store, rooms_store)  # type: ignore[arg-type]
+        finetune("depth", rooms_store, rooms_store)
 
 
 def test_missing_store_is_named(tmp_path: Path) -> None:
@@ -129,8 +129,8 @@ def test_missing_store_is_named(tmp_path: Path) -> None:
 
 def test_every_setting_is_an_option_of_the_verb() -> None:
     options = inspect.signature(finetune).parameters
-    for recipe in RECIPES.values():
-        assert {field.name for field in dataclasses.fields(recipe.settings_type)} <= options.keys()
+    for task in TASKS:
+        assert {field.name for field in dataclasses.fields(find_task(task).recipe.settings_type)} <= options.keys()
 
 
 def test_an_option_of_another_task_is_refused(rooms_store: Path, tmp_path: Path) -> None:

@@ -22,10 +22,11 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.models.weights import load_model
 from pri3d.preparation.run import prepare
 from pri3d.scoring.probe import probe
+from pri3d.settings import resolve
 from pri3d.store import PairTable, write_pairs
 from pri3d.train.plan import Plan
 from pri3d.train.pretrain import pretrain
-from pri3d.train.settings import PretrainSettings, resolve
+from pri3d.train.settings import PretrainSettings
 from pri3d.worlds.write import rooms
 
 MOCO: dict[str, Any] = {"objectives": {"moco": 1.0}, "crop": 32, "moco_queue": 64}

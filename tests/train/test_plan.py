@@ -19,10 +19,11 @@ from pri3d.data.mixture import open_mixture
 from pri3d.data.pairs import PairDataset
 from pri3d.data.sampler import Draw
 from pri3d.errors import ConfigError, DataError, Pri3DError, WeightsError
+from pri3d.settings import resolve
 from pri3d.store import PairTable, Store, read_manifest, write_manifest, write_pairs
 from pri3d.train.launch import Launch, Options
 from pri3d.train.plan import Plan
-from pri3d.train.settings import PretrainSettings, resolve
+from pri3d.train.settings import PretrainSettings
 from pri3d.types import CropBatch
 
 

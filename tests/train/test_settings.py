@@ -14,28 +14,34 @@ from pri3d.errors import ConfigError
 from pri3d.models.encoders import build_encoder
 from pri3d.models.unet import UNet
 from pri3d.runfiles import read_metrics
-from pri3d.train.downstream import RECIPES
+from pri3d.settings import presets, resolve
+from pri3d.tasks.instance import InstanceSettings
+from pri3d.tasks.semantic import SemanticSettings
 from pri3d.train.optim import ParameterGroup, build, factor
 from pri3d.train.pretraining import PretrainModule
 from pri3d.train.runs import MetricsFile
-from pri3d.train.settings import PretrainSettings, presets, resolve
+from pri3d.train.settings import PretrainSettings
+
+TASKS = {"semantic": SemanticSettings, "instance": InstanceSettings}
 
 
-@pytest.mark.parametrize("name", presets("pretrain"))
+@pytest.mark.parametrize("name", presets(PretrainSettings, "pretrain"))
 def test_every_pretraining_preset_parses(name: str) -> None:
     whole = "paper,small" if name == "small" else name
     assert resolve(PretrainSettings, "pretrain", whole, {}).accumulate >= 1
 
 
-@pytest.mark.parametrize(("task", "name"), [(task, name) for task in RECIPES for name in presets(task)])
+@pytest.mark.parametrize(
+    ("task", "name"), [(task, name) for task, kind in TASKS.items() for name in presets(kind, task)]
+)
 def test_every_finetuning_preset_parses(task: str, name: str) -> None:
     whole = "paper,small" if name == "small" else name
-    assert resolve(RECIPES[task].settings_type, task, whole, {}).accumulate >= 1
+    assert resolve(TASKS[task], task, whole, {}).accumulate >= 1
 
 
-@pytest.mark.parametrize("name", sorted({*presets("semantic")} - {"small"}))
+@pytest.mark.parametrize("name", sorted({*presets(SemanticSettings, "semantic")} - {"small"}))
 def test_every_segmentation_preset_can_be_laid_under_small(name: str) -> None:
-    settings = resolve(RECIPES["semantic"].settings_type, "semantic", f"{name},small", {})
+    settings = resolve(SemanticSettings, "semantic", f"{name},small", {})
     assert (settings.encoder, settings.steps, settings.batch) == ("resnet18", 200, 8)
 
 
@@ -43,11 +49,11 @@ def test_downstream_presets_have_the_papers_numbers() -> None:
     """Paper section 5 and reference figures: 80 epochs of 19,466 and of 795 images, 50 of PSPNet, 90,000 steps."""
     stated = {"paper": (80, 19_466), "nyuv2": (80, 795), "released": (80, 19_466), "pspnet": (50, 19_466)}
     for name, (epochs, images) in stated.items():
-        chosen = resolve(RECIPES["semantic"].settings_type, "semantic", name, {})
+        chosen = resolve(SemanticSettings, "semantic", name, {})
         assert chosen.steps == math.ceil(epochs * images / chosen.batch), name
-    deeplab = resolve(RECIPES["semantic"].settings_type, "semantic", "deeplabv3", {})
+    deeplab = resolve(SemanticSettings, "semantic", "deeplabv3", {})
     assert (deeplab.steps, deeplab.batch, deeplab.lr, deeplab.lr * deeplab.head_lr) == (50_000, 16, 0.001, 0.01)
-    paper = resolve(RECIPES["instance"].settings_type, "instance", "paper", {})
+    paper = resolve(InstanceSettings, "instance", "paper", {})
     assert (paper.steps, paper.batch, paper.lr, paper.rois, paper.tune) == (90_000, 16, 0.0025, 32, "last-3")
     assert paper.short_sides == (640, 672, 704, 736, 768, 800)
 
@@ -203,7 +209,7 @@ def test_whole_numbers_serve_as_floats(tmp_path: Path) -> None:
     assert isinstance(settings.lr, float)
 
 
-@pytest.mark.parametrize("name", [name for name in presets("pretrain") if name != "small"])
+@pytest.mark.parametrize("name", [name for name in presets(PretrainSettings, "pretrain") if name != "small"])
 def test_every_preset_builds_its_objectives(name: str) -> None:
     settings = pretraining(name, encoder="test_resnet", channels=8, net3d="tiny", moco_queue=512)
     module = PretrainModule(settings, UNet(build_encoder(settings.encoder), "slim", 8))

@@ -11,9 +11,10 @@ from pri3d.data.mixture import open_mixture
 from pri3d.data.sampler import Draw
 from pri3d.models.encoders import build_encoder
 from pri3d.models.unet import UNet
+from pri3d.settings import resolve
 from pri3d.train.plan import Plan
 from pri3d.train.pretraining import PretrainModule
-from pri3d.train.settings import PretrainSettings, resolve
+from pri3d.train.settings import PretrainSettings
 from syncs import CountSyncs
 
 

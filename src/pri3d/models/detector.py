@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -120,10 +120,6 @@ class Detector(nn.Module):
         """The image encoder inside."""
         encoder: Encoder = self.net.backbone.encoder
         return encoder
-
-    def head_parameters(self) -> Iterator[nn.Parameter]:
-        """Everything but the encoder: pyramid, region proposals, heads."""
-        return (p for name, p in self.net.named_parameters() if not name.startswith("backbone.encoder."))
 
     def forward(self, images: Sequence[Tensor], targets: Sequence[dict[str, Tensor]] | None = None) -> Any:
         """Images (3, H, W) RGB 0..1 of any sizes -> in train mode losses by name, else a dictionary per image.

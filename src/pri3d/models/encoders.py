@@ -58,6 +58,20 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
 
+def encoder_of(model: nn.Module) -> Encoder:
+    """The encoder inside a network, which is its attribute ``encoder``. Raises TypeError where there is none."""
+    encoder = getattr(model, "encoder", None)
+    if not isinstance(encoder, Encoder):
+        raise TypeError(f"a {type(model).__name__} has no attribute `encoder` that is an Encoder: give it one.")
+    return encoder
+
+
+def head_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Every parameter of a network that is not its encoder's, for a learning rate of its own."""
+    inside = {id(p) for p in encoder_of(model).parameters()}
+    return [p for p in model.parameters() if id(p) not in inside]
+
+
 class ResNetEncoder(Encoder):
     """torchvision's ResNet without its classifier: same parameter names, maps of strides 2, 4, 8, 16 and 32."""
 

@@ -44,11 +44,6 @@ class SegmentationNet(nn.Module):
         """The backbone."""
         return self.body.encoder
 
-    def head_parameters(self) -> list[nn.Parameter]:
-        """Every parameter that is not the encoder's, for a learning rate of its own."""
-        inside = {id(p) for p in self.encoder.parameters()}
-        return [p for p in self.parameters() if id(p) not in inside]
-
     def forward(self, images: Tensor, every: bool = False) -> Tensor | list[Tensor]:
         """RGB 0..1 (B, 3, H, W) -> scores (B, classes, H, W); with ``every`` the list of :meth:`forward_all`.
 

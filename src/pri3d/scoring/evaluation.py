@@ -39,10 +39,10 @@ def evaluate(
     """Score a fine-tuning run on labelled images: its last and its best network.
 
     Predictions are written once, to RUN/predictions/WHICH-SPLIT-RESOLUTION, and scored from these files; where they are
-    of the same weights, images and classes they are used again, while the truth is read each time. They are made in
-    float32: validation during training runs in the run's own precision, so in bf16 its scores differ a little. Of
-    another set than the run's own, names of folder and json end in that of the set. Prints a table; scores lie
-    between 0 and 1.
+    of the same weights, images and classes they are used again, while the truth is read each time. A task of another
+    package writes none, it is measured as in validation. Predictions are made in float32: validation during training
+    runs in the run's own precision, so in bf16 its scores differ a little. Of another set than the run's own, names of
+    folder and json end in that of the set. Prints a table; scores lie between 0 and 1.
 
     Args:
         run: folder of a fine-tuning run.
@@ -75,21 +75,23 @@ def evaluate(
             raise registry.unknown(what, choices, value)
     networks = _networks(run, which, console)
     first = networks[0]
-    if first.task.name != "instance" and protocol != "coco":
-        raise ConfigError(f"--protocol {protocol}: is of instance segmentation; {run} is a {first.task.name} run.")
+    _check_flags(first, run, resolution, protocol)
     facts, settings = _stated(run)
     images = _open(run, facts, data, split, dataset, labels)
     _check_classes(first, images, run)
     min_score = _PAPER_THRESHOLD if protocol == "paper" else 0.0
     subject = Subject(images, _size(first, resolution), int(settings.get("min_area") or 0), min_score)
-    shown = resolution if first.task.name == "semantic" else "native"
+    shown = "native" if first.task.name == "instance" else resolution
     suffix = _suffix(data, _own(facts, split))
     scores = {}
     for network in networks:
-        folder = run / "predictions" / f"{network.which}-{split}-{shown}{suffix}"
-        export = registry.choice("task", EXPORTS, network.task.name)(folder, network, subject)
-        export.make(console)
-        scores[network.which] = export.score()
+        if network.task.name in EXPORTS:
+            folder = run / "predictions" / f"{network.which}-{split}-{shown}{suffix}"
+            export = EXPORTS[network.task.name](folder, network, subject)
+            export.make(console)
+            scores[network.which] = export.score()
+        else:
+            scores[network.which] = _measure(network, images, settings, run)
     result = {
         "task": first.task.name,
         "data": str(images.path),
@@ -103,6 +105,26 @@ def evaluate(
     write_json(out or run / f"evaluation{suffix}.json", result)
     _show(result)
     return result
+
+
+def _check_flags(network: Network, run: Path, resolution: str, protocol: str) -> None:
+    """Refuse what is of another task."""
+    task = network.task.name
+    if task != "instance" and protocol != "coco":
+        raise ConfigError(f"--protocol {protocol}: is of instance segmentation; {run} is a {task} run.")
+    if task not in EXPORTS and resolution != "training":
+        raise ConfigError(f"--resolution {resolution}: is of semantic segmentation; {run} is a {task} run.")
+
+
+def _measure(network: Network, images: LabelledImages, settings: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Scores of a task of another package, as in validation. Raises DataError for settings that are not its own."""
+    recipe = network.task.recipe
+    try:
+        stated = recipe.settings_type(**settings)
+    except TypeError as error:
+        raise DataError(f"{RunPaths(run).config}: not the settings of a {network.task.name} run ({error}).") from error
+    dataset = recipe(stated).dataset(images, None, training=False)
+    return network.task.measure(network.model, dataset, stated.micro_batch)
 
 
 def _networks(run: Path, which: Literal["last", "best", "both"], console: Console) -> list[Network]:

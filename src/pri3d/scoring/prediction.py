@@ -157,16 +157,22 @@ def _predict_one(network: Network, picture: Picture, out: Path, facts: dict[str,
     names = network.task.class_names
     about: dict[str, Any] = {"image": picture.source, "width": color.shape[1], "height": color.shape[0]}
     about |= made_with
-    if isinstance(found, Detections):
+    if isinstance(found, Detections) and facts["threshold"] is not None:
         keep = found.scores >= facts["threshold"]
         found = Detections(found.masks[keep], found.boxes[keep], found.classes[keep], found.scores[keep])
         drawn = draw_detections(color, found, names)
         about["objects"] = list(_objects(found, names))
-    else:
+    elif isinstance(found, np.ndarray) and found.dtype == np.uint8 and found.shape == color.shape[:2]:
         drawn = draw_classes(color, found, names)
         shares = np.bincount(found.ravel(), minlength=len(names)) / found.size
         about["classes"] = {name: round(float(share), 6) for name, share in zip(names, shares, strict=False)}
         write_atomic(out / f"{picture.name}.png", _palette_png(found, names))
+    else:
+        task = facts["task"]
+        raise ConfigError(
+            f"{network.path}: what task {task} predicts is neither a class map nor objects, so it cannot be drawn. "
+            "Call predict() of pri3d.tasks.load_task(RUN).task in Python."
+        )
     write_atomic(_overlay(out, picture.name), encode(drawn, "JPEG"))
     write_json(record, about)
     return True

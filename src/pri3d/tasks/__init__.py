@@ -1,42 +1,92 @@
-"""Downstream tasks: how a network on a backbone is trained, what it predicts and how that is scored."""
+"""Downstream tasks: how a network on a backbone is trained, what it predicts and how that is scored.
+
+A task is one file: a dataclass of settings, a :class:`Recipe` that says what they mean, and a :class:`Task`. Its
+presets lie beside it in ``presets/NAME``. To add one, write such a file and one line in ``TASKS`` (or an entry point
+``pri3d.tasks``).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from pri3d import registry
+from pri3d import __version__, registry
+from pri3d.data.sampler import Draw
 from pri3d.datasets import LabelledImages
+from pri3d.datasets.checks import check_images
 from pri3d.errors import ConfigError, WeightsError
-from pri3d.models.weights import read_provenance
+from pri3d.models.encoders import encoder_of
+from pri3d.models.lora import merged_state
+from pri3d.models.weights import read_provenance, read_state, save_state
+from pri3d.tasks.settings import FinetuneSettings
 
 TASKS = {
     "semantic": "pri3d.tasks.semantic:SemanticTask",
     "instance": "pri3d.tasks.instance:InstanceTask",
 }
 N = TypeVar("N", bound=nn.Module)
+S = TypeVar("S", bound=FinetuneSettings)
 _LISTED = 5  # names that a message lists
+
+
+class Recipe(ABC, Generic[S]):
+    """What the settings of a fine-tuning run mean: its network, its loss, its batches."""
+
+    settings_type: ClassVar[type[FinetuneSettings]]
+    shown: ClassVar[tuple[str, ...]]  #: the scores, numbers of 0..1, that a comparison of runs shows
+
+    def __init__(self, settings: S) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def build(self, class_names: Sequence[str]) -> nn.Module:
+        """Untrained network. Its attribute ``encoder`` is the :class:`pri3d.models.encoders.Encoder` inside."""
+
+    @abstractmethod
+    def task(self, images: LabelledImages, rows: Sequence[int]) -> Task:
+        """The task over the classes of the training images; ``rows`` are those that are trained on."""
+
+    @abstractmethod
+    def dataset(self, images: LabelledImages, rows: Sequence[int] | None, training: bool) -> Dataset[Any]:
+        """Items of the images in ``rows`` (all for None), by :class:`pri3d.data.sampler.Draw`; augmented for training.
+
+        A random choice in an item must derive from the draw, so that a continued run repeats it.
+        """
+
+    @staticmethod
+    def collate(items: list[Any]) -> Any:
+        """Items of the dataset -> batch. Stacks tensors unless a recipe has another way."""
+        return default_collate(items)
+
+    def check(self, images: LabelledImages, rows: Sequence[int]) -> None:
+        """Look through the images before hours are spent on them; here at class maps. Raises DataError."""
+        check_images(images, rows, objects=False)
 
 
 class Task(ABC):
     """One downstream task over given classes; networks are passed in, the task holds none.
 
-    ``class_names`` are those that are predicted: of instance segmentation the countable ones alone.
+    ``class_names`` are those that are predicted: of instance segmentation the countable ones alone. ``settings`` are
+    needed by the :meth:`save` that stands here.
     """
 
     name: ClassVar[str]
-    key: ClassVar[str]  #: which of the scores says which network is best
+    key: ClassVar[str]  #: which of the scores says which network is best; the larger the better
+    recipe: ClassVar[type[Recipe[Any]]]  #: how it is trained
 
-    def __init__(self, class_names: Sequence[str]) -> None:
-        self.class_names = list(class_names)
+    def __init__(self, class_names: Sequence[str], settings: FinetuneSettings | None = None) -> None:
+        self.class_names, self.settings = list(class_names), settings
 
     @staticmethod
     @abstractmethod
@@ -49,23 +99,68 @@ class Task(ABC):
 
     @abstractmethod
     def measure(self, model: nn.Module, dataset: Dataset[Any], batch: int) -> dict[str, Any]:
-        """Scores of a model on a data set as it is trained on: name -> number or detail. Leaves the mode as it was."""
+        """Scores of a model on a data set as it is trained on: name -> number, or class name -> number.
+
+        Leaves the mode as it was.
+        """
 
     @abstractmethod
     def predict(self, model: nn.Module, color: NDArray[np.uint8]) -> Any:
         """Predict one RGB image (H, W, 3) with a model in eval mode, in pixels of that image.
 
-        Semantic: class ids (H, W) uint8. Instance: :class:`pri3d.types.Detections`.
+        Semantic: class ids (H, W) uint8. Instance: :class:`pri3d.types.Detections`. Another task may return anything;
+        ``pri3d predict`` draws class ids.
         """
 
-    @abstractmethod
     def save(self, model: nn.Module, path: Path, record: dict[str, Any]) -> None:
-        """Write the network as safetensors so that :func:`load_task` rebuilds it; ``record`` is its provenance."""
+        """Write the network as safetensors so that :func:`load_task` rebuilds it; ``record`` is its provenance.
+
+        Adapters are merged. Here the file states the settings, from which :meth:`load` builds the network again.
+        """
+        if self.settings is None:
+            raise TypeError(f"{type(self).__name__} was made without settings: hand them to Task.__init__().")
+        built = {"task": self.name, "encoder": encoder_of(model).name, "class_names": self.class_names}
+        stated = {"settings": dataclasses.asdict(self.settings), **built}
+        save_state(merged_state(model), path, {"version": __version__, **record, **stated})
 
     @classmethod
-    @abstractmethod
     def load(cls, path: Path, record: dict[str, Any]) -> tuple[Task, nn.Module]:
         """Rebuild what :meth:`save` wrote, on the CPU in eval mode. Raises WeightsError where it does not fit."""
+        try:
+            settings = cls.recipe.settings_type(**record["settings"])
+            task = cls([str(name) for name in record["class_names"]], settings)
+            problems = settings.problems()
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightsError(f"{path} does not say how its network is built ({error}): fine-tune again") from error
+        if problems:
+            raise WeightsError(f"{path} states impossible settings ({'; '.join(problems)}): it is damaged")
+        return task, rebuild(lambda: cls.recipe(settings).build(task.class_names), read_state(path), path)
+
+
+def find_task(name: str) -> type[Task]:
+    """Task of a name: a built-in one or that of an installed package. Raises ConfigError, listing the choices."""
+    found: type[Task] = registry.load("tasks", TASKS, name)
+    if found.name != name:
+        raise ConfigError(f"task {name!r}: its class {found.__name__} has the name {found.name!r}. Make them one.")
+    return found
+
+
+def batches(dataset: Dataset[Any], batch: int, collate: Callable[[list[Any]], Any]) -> Iterator[Any]:
+    """Every item of a data set once and in order, ``batch`` at a time, as :meth:`Task.measure` needs them."""
+    draws = [Draw(0, k) for k in range(len(dataset))]  # type: ignore[arg-type]
+    return iter(DataLoader(dataset, batch, sampler=draws, collate_fn=collate))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[torch.device]:
+    """A model in eval mode without gradients, and the device it is on. Leaves the mode as it was."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield next(model.parameters()).device
+    finally:
+        model.train(training)
 
 
 def rebuild(build: Callable[[], N], state: Mapping[str, Tensor], path: Path) -> N:
@@ -89,12 +184,12 @@ class Trained(NamedTuple):
 def load_task(path: Path) -> Trained:
     """Read the network of a fine-tuning run's folder, or of one of its weights files.
 
-    Raises WeightsError where the file holds something else.
+    Raises WeightsError where the file holds something else, ConfigError where its task is not installed.
     """
     record = read_provenance(path)
     if "task" not in record:
         raise WeightsError(f"{path}: not a fine-tuned network. Give the run folder of `pri3d finetune`.")
-    task, model = registry.load("tasks", TASKS, str(record["task"])).load(path, record)
+    task, model = find_task(str(record["task"])).load(path, record)
     return Trained(task, model, record)
 
 

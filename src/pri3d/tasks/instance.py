@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,16 +15,19 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pri3d import __version__
-from pri3d.data.augment import to_tensor
-from pri3d.data.instances import InstanceDataset
+from pri3d.data.augment import recipe, to_tensor
+from pri3d.data.instances import InstanceDataset, InstanceItem, collate_instances
 from pri3d.datasets import LabelledImages
+from pri3d.datasets.checks import check_images
 from pri3d.datasets.convert import to_coco
 from pri3d.errors import WeightsError
-from pri3d.models.detector import Detector, Sizes, build_detector
+from pri3d.models.detector import SIZES, Detector, Sizes, build_detector
+from pri3d.models.encoders import build_encoder
 from pri3d.models.lora import merged_state
 from pri3d.models.weights import read_state, save_state
-from pri3d.tasks import Task, rebuild
+from pri3d.tasks import Recipe, Task, evaluating, rebuild
 from pri3d.tasks.ap import average_precision, detections_to_results
+from pri3d.tasks.settings import FinetuneSettings
 from pri3d.types import Detections, InstanceBatch
 
 NETWORK = "maskrcnn"
@@ -30,11 +35,77 @@ LARGEST = 20_000  #: of a Mask R-CNN's numbers: channels, pixels, proposals
 ENCLOSING = "backbone."  #: what torchvision has before the names of encoder and pyramid; files do without
 
 
+@dataclasses.dataclass(frozen=True)
+class InstanceSettings(FinetuneSettings):
+    """A run of detection and instance segmentation."""
+
+    network: Literal["maskrcnn"]
+    detector: Literal["full", "coco", "lite"]
+    short_side: int | str
+    long_side: int
+    rois: int
+    min_area: int
+
+    least: ClassVar[Mapping[str, float]] = {**FinetuneSettings.least, "rois": 1, "min_area": 0}
+
+    @property
+    def short_sides(self) -> tuple[int, ...]:
+        """Short sides of the training images, one of which is drawn for each; in steps of 32 as Detectron2 has them."""
+        low, _, high = str(self.short_side).partition("-")
+        return tuple(range(int(low), int(high or low) + 1, 32))
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the numbers, each with its flag."""
+        found = super().problems()
+        if self.compile:
+            found.append("--compile: the images of a Mask R-CNN differ in size; leave it out")
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(self.short_side))
+        if match is None or not 32 <= int(match[1]) <= int(match[2] or match[1]):
+            found.append(f"--short-side {self.short_side}: give pixels of 32 or more, or a range as in 640-800")
+        elif self.long_side < int(match[2] or match[1]):
+            found.append(f"--long-side {self.long_side}: shorter than the short side {self.short_side}")
+        return found
+
+
+class InstanceRecipe(Recipe[InstanceSettings]):
+    """Detection and instance segmentation."""
+
+    settings_type = InstanceSettings
+    shown = ("box_AP50", "box_AP75", "box_AP", "AP50", "AP75", "AP")
+
+    @staticmethod
+    def collate(items: list[InstanceItem]) -> InstanceBatch:
+        """Lists of images and objects."""
+        return collate_instances(items)
+
+    def build(self, class_names: Sequence[str]) -> Detector:
+        """Mask R-CNN."""
+        s = self.settings
+        sizes = SIZES[s.detector]._replace(rois=s.rois, short_sides=s.short_sides, long_side=s.long_side)
+        return Detector(build_encoder(s.encoder), len(class_names), sizes)
+
+    def task(self, images: LabelledImages, rows: Sequence[int]) -> InstanceTask:
+        """Mask R-CNN's losses."""
+        return InstanceTask(InstanceTask.names_of(images))
+
+    def dataset(self, images: LabelledImages, rows: Sequence[int] | None, training: bool) -> InstanceDataset:
+        """Images and their objects."""
+        s = self.settings
+        if not training:
+            return InstanceDataset(images, rows, min_area=s.min_area)
+        return InstanceDataset(images, rows, s.seed, recipe(s.augment), s.mirror, s.min_area)
+
+    def check(self, images: LabelledImages, rows: Sequence[int]) -> None:
+        """Images and their objects. Raises DataError."""
+        check_images(images, rows, objects=True, min_area=self.settings.min_area)
+
+
 class InstanceTask(Task):
     """Boxes, masks and classes of countable objects. ``AP`` of the masks says which network is best."""
 
     name: ClassVar[str] = "instance"
     key: ClassVar[str] = "AP"
+    recipe = InstanceRecipe
 
     def __init__(self, class_names: Sequence[str]) -> None:
         super().__init__(class_names)
@@ -72,16 +143,14 @@ class InstanceTask(Task):
 
         Leaves the mode as it was.
         """
-        training = model.training
-        model.eval()
         numbers = range(1, len(self.class_names) + 1)
         results = []
-        for start in range(0, len(dataset.rows), batch):
-            rows = dataset.rows[start : start + batch]
-            found = _find(model, [dataset.images.color(row) for row in rows])
-            for row, detections in zip(rows, found, strict=True):
-                results += detections_to_results(detections, row + 1, numbers)
-        model.train(training)
+        with evaluating(model):
+            for start in range(0, len(dataset.rows), batch):
+                rows = dataset.rows[start : start + batch]
+                found = _find(model, [dataset.images.color(row) for row in rows])
+                for row, detections in zip(rows, found, strict=True):
+                    results += detections_to_results(detections, row + 1, numbers)
         return results
 
     def predict(self, model: nn.Module, color: NDArray[np.uint8]) -> Detections:

@@ -2,36 +2,91 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from pri3d.data.augment import to_tensor
-from pri3d.data.labelled import collate
-from pri3d.data.sampler import Draw
+from pri3d.data.augment import recipe, to_tensor
+from pri3d.data.labelled import LabelledDataset, LabelledItem, collate
 from pri3d.datasets import LabelledImages
 from pri3d.datasets.spaces import IGNORED
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.geometry.images import parse_size, resize_color
 from pri3d.models.encoders import build_encoder
 from pri3d.models.lora import merged_state
-from pri3d.models.segmentation import SegmentationNet, build_segmentation
+from pri3d.models.segmentation import SegmentationNet, build_segmentation, least_batch
 from pri3d.models.unet import UNet
 from pri3d.models.weights import read_provenance, read_state, save_state
-from pri3d.tasks import Task, rebuild
+from pri3d.tasks import Recipe, Task, batches, evaluating, rebuild
+from pri3d.tasks.settings import FinetuneSettings
 from pri3d.types import LabelledBatch
 
 AUXILIARY_WEIGHT = 0.4  #: of the auxiliary loss (PSPNet, arXiv 1612.01105, section 4.1)
 _HEADS = ("classifier.", "auxiliary.")  #: parts of the network that are not in its body
+
+
+@dataclasses.dataclass(frozen=True)
+class SemanticSettings(FinetuneSettings):
+    """A run of semantic segmentation."""
+
+    network: Literal["unet", "pspnet", "deeplabv3", "deeplabv3plus"]
+    decoder: Literal["paper", "slim"]
+    channels: int
+    size: str
+    class_weights: Literal["none", "balanced"]
+
+    least: ClassVar[Mapping[str, float]] = {**FinetuneSettings.least, "channels": 1}
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the numbers, each with its flag."""
+        found = super().problems()
+        least = least_batch(self.network)
+        if self.micro_batch < least:
+            found.append(f"--micro-batch {self.micro_batch}: {self.network} needs {least} images a pass for its norms")
+        return found
+
+
+class SemanticRecipe(Recipe[SemanticSettings]):
+    """Semantic segmentation."""
+
+    settings_type = SemanticSettings
+    shown = ("miou", "accuracy")
+
+    @staticmethod
+    def collate(items: list[LabelledItem]) -> LabelledBatch:
+        """Stacked images and class maps."""
+        return collate(items)
+
+    def build(self, class_names: Sequence[str]) -> SegmentationNet:
+        """U-Net, PSPNet, DeepLabV3 or DeepLabV3+."""
+        s = self.settings
+        return build_segmentation(s.network, build_encoder(s.encoder), len(class_names), s.decoder, s.channels)
+
+    def task(self, images: LabelledImages, rows: Sequence[int]) -> SemanticTask:
+        """Cross-entropy, with weights by frequency where the settings ask for them."""
+        names = SemanticTask.names_of(images)
+        weights = None
+        if self.settings.class_weights == "balanced":
+            weights = class_weights(count_classes(images, rows, len(names)))
+        return SemanticTask(names, parse_size(self.settings.size), weights)
+
+    def dataset(self, images: LabelledImages, rows: Sequence[int] | None, training: bool) -> LabelledDataset:
+        """Images and class maps of one size."""
+        s = self.settings
+        size = parse_size(s.size)
+        if not training:
+            return LabelledDataset(images, size, rows)
+        return LabelledDataset(images, size, rows, s.seed, recipe(s.augment), s.mirror)
 
 
 class SemanticTask(Task):
@@ -48,6 +103,7 @@ class SemanticTask(Task):
 
     name: ClassVar[str] = "semantic"
     key: ClassVar[str] = "miou"
+    recipe = SemanticRecipe
 
     def __init__(
         self,
@@ -84,19 +140,13 @@ class SemanticTask(Task):
         extra = torch.stack(auxiliary).sum()
         return main + AUXILIARY_WEIGHT * extra, {"main": main.detach(), "auxiliary": extra.detach()}
 
-    @torch.no_grad()
     def measure(self, model: nn.Module, dataset: Dataset[Any], batch: int) -> dict[str, Any]:
         """``miou``, ``accuracy`` and ``iou`` per class as :class:`SemanticScore`, over every item of a data set."""
-        was_training = model.training
-        model.eval()
-        device = next(model.parameters()).device
         confusion = Confusion(len(self.class_names))
-        draws = [Draw(0, k) for k in range(len(dataset))]  # type: ignore[arg-type]
-        loader: DataLoader[Any] = DataLoader(dataset, batch, sampler=draws, collate_fn=collate)
-        for images in loader:
-            predicted = model(images.color.to(device)).argmax(dim=1)
-            confusion.update(predicted, images.label.to(device))
-        model.train(was_training)
+        with evaluating(model) as device:
+            for images in batches(dataset, batch, collate):
+                predicted = model(images.color.to(device)).argmax(dim=1)
+                confusion.update(predicted, images.label.to(device))
         return confusion.score(self.class_names)._asdict()
 
     @torch.no_grad()

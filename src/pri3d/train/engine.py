@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from pri3d.data.sampler import Share, StreamSampler, derive
 from pri3d.machine import cpu_has_bf16
+from pri3d.settings import Precision, TrainSettings
 from pri3d.train import optim
 from pri3d.train.launch import InterruptedRunError, Launch, Options, on_stop, outlive_stopping
 from pri3d.train.recorder import Recorder
 from pri3d.train.runs import RunFolder
-from pri3d.train.settings import Precision, TrainSettings
 
 N = TypeVar("N", bound=torch.nn.Module)
 

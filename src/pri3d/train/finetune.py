@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pri3d.errors import ConfigError
+from pri3d.settings import Precision, Schedule
 from pri3d.train.comparison import compare, default_name, expand, folders_of
 from pri3d.train.finetuning import Call, FinetuneRun, Sets, check_all
 from pri3d.train.launch import Options, find_launch
-from pri3d.train.settings import Precision, Schedule
 
 
 def finetune(
-    task: Literal["semantic", "instance"],
+    task: str,
     data: Path,
     val: Path | None = None,
     weights: str = "scratch",
@@ -63,6 +63,7 @@ def finetune(
     sync_bn: bool | None = None,
     channels_last: bool | None = None,
     compile: bool | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> Path:
     """Fine-tune on labelled images and score on others (paper section 5).
 
@@ -71,7 +72,7 @@ def finetune(
     table compares them.
 
     Args:
-        task: semantic (segmentation), or instance (detection and instance segmentation).
+        task: semantic (segmentation), instance (detection and instance segmentation), or one of an installed package.
         data: labelled images: a prepared store, ScanNet frames, NYUv2, COCO json, Cityscapes, KITTI, image/mask pairs.
         val: labelled images to score on; without it the val split of data.
         weights: scratch, imagenet, timm:NAME, a pre-training run, or a weights file; of another project's file the
@@ -124,6 +125,7 @@ def finetune(
         sync_bn: batch norms over all processes (GPUs only).
         channels_last: memory layout of images and convolutions.
         compile: the network by torch.compile.
+        settings: of a task of another package: those that have no option here, as in '{max_depth: 8}'.
 
     Returns:
         The run folder: scores.json (last, best, history, per class), weights.safetensors, best.safetensors; or the
@@ -134,7 +136,7 @@ def finetune(
     """
     given = dict(locals())
     options = Options(workers, save_every, keep_checkpoints, find_launch(devices, nodes), wandb)
-    call = Call(task, data, val, dataset, labels, part, preset, epochs, resume, options, given, Sets())
+    call = Call(task, data, val, dataset, labels, part, preset, epochs, resume, options, given, settings or {}, Sets())
     jobs = expand(weights, network, fraction, seed)
     runs = [FinetuneRun(call, job) for job in jobs]
     if len(jobs) == 1:

@@ -12,16 +12,14 @@ from typing import Any, NamedTuple
 import lightning.pytorch as pl
 import torch
 from rich.console import Console
+from torch import nn
 
-from pri3d import registry
 from pri3d.data.mixture import hashes_of
 from pri3d.data.sampler import StreamSampler
 from pri3d.datasets import LabelledImages, Split, open_labelled
-from pri3d.datasets.checks import check_images
 from pri3d.errors import ConfigError, DataError, Problems
-from pri3d.models.detector import Detector
+from pri3d.models.encoders import encoder_of
 from pri3d.models.published import holds_decoder, load_published
-from pri3d.models.segmentation import SegmentationNet
 from pri3d.models.unet import UNet
 from pri3d.models.weights import (
     WeightsReport,
@@ -32,16 +30,14 @@ from pri3d.models.weights import (
     read_state,
 )
 from pri3d.runfiles import write_json
-from pri3d.tasks import differing
+from pri3d.settings import resolve
+from pri3d.tasks import TASKS, Recipe, differing, find_task
+from pri3d.tasks.settings import FinetuneSettings
 from pri3d.train.comparison import Job
-from pri3d.train.downstream import RECIPES, DownstreamModule, Recipe, Validator, limit_encoder
+from pri3d.train.downstream import DownstreamModule, Validator, limit_encoder
 from pri3d.train.engine import Feed, fit, synchronised
 from pri3d.train.launch import Options
 from pri3d.train.runs import RunFolder
-from pri3d.train.settings import resolve
-from pri3d.train.task_settings import FinetuneSettings
-
-Network = SegmentationNet | Detector
 
 
 class Sets:
@@ -58,11 +54,11 @@ class Sets:
             self._opened[key] = open_labelled(path, split, dataset, labels, whole)
         return self._opened[key]
 
-    def check(self, images: LabelledImages, rows: Sequence[int], objects: bool, min_area: int) -> None:
-        """As :func:`pri3d.datasets.checks.check_images`."""
+    def check(self, images: LabelledImages, rows: Sequence[int], recipe: Recipe[Any]) -> None:
+        """As the recipe does."""
         key = (id(images), len(rows))  # shares are nested: so many rows are these rows
         if key not in self._checked:
-            check_images(images, rows, objects, min_area)
+            recipe.check(images, rows)
             self._checked.add(key)
 
 
@@ -80,6 +76,7 @@ class Call(NamedTuple):
     resume: bool
     options: Options
     given: Mapping[str, Any]  #: settings by name, None where not given
+    own: Mapping[str, Any]  #: settings of the task that have no option
     sets: Sets
 
 
@@ -91,7 +88,8 @@ class FinetuneRun:
 
     def __init__(self, call: Call, job: Job) -> None:
         self.call, self.job = call, job
-        self.kind: type[Recipe[Any]] = registry.choice("task", RECIPES, call.task)
+        self.task_type = find_task(call.task)
+        self.kind: type[Recipe[Any]] = self.task_type.recipe
         problems, whole = Problems(), call.val is not None
         with problems.collect():
             self.train_set = call.sets.open(call.data, "train", call.dataset, call.labels, whole)
@@ -107,29 +105,29 @@ class FinetuneRun:
             steps = math.ceil(call.epochs * len(self.rows) / settings.batch)
             settings = dataclasses.replace(settings, steps=max(1, steps))
         self.settings = settings
+        self.recipe = self.kind(settings)
         with problems.collect():
             call.options.check(settings)
         with problems.collect():
             self._check_sets()
         problems.refuse()
 
-    def network(self) -> tuple[Network, WeightsReport | None]:
+    def network(self) -> tuple[nn.Module, WeightsReport | None]:
         """The network with its first weights, and what was loaded."""
         pl.seed_everything(self.settings.seed, verbose=False)
-        model = self.kind(self.settings).build(self.kind.task_type.names_of(self.train_set))
+        model = self.recipe.build(self.task_type.names_of(self.train_set))
         return model, self._load(model)
 
     def check_images(self) -> None:
         """Read the images' headers, and some of the images, before hours are spent. Raises DataError."""
-        objects, min_area = self.call.task == "instance", int(getattr(self.settings, "min_area", 0))
-        self.call.sets.check(self.train_set, self.rows, objects, min_area)
-        self.call.sets.check(self.val_set, range(len(self.val_set.names)), objects, min_area)
+        self.call.sets.check(self.train_set, self.rows, self.recipe)
+        self.call.sets.check(self.val_set, range(len(self.val_set.names)), self.recipe)
 
     def train(self, path: Path) -> Path:
         """Train, or continue in the run folder ``path``, and return it."""
         settings, call, folder = self.settings, self.call, RunFolder(path)
         folder.refuse_other(call.resume)
-        recipe = self.kind(settings)
+        recipe = self.recipe
         model, report = self.network()
         module_task = recipe.task(self.train_set, self.rows)
         module = DownstreamModule(settings, synchronised(model, settings, call.options.launch), module_task)
@@ -156,18 +154,30 @@ class FinetuneRun:
     def _resolve(self) -> FinetuneSettings:
         """Settings of the preset with what the user gave and what the weights say of their network."""
         call, job, kind = self.call, self.job, self.kind.settings_type
-        own = {field.name for field in dataclasses.fields(kind)}
-        foreign = [name for name in _ALL_SETTINGS - own if call.given.get(name) is not None]
-        if foreign:
-            flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
-            raise ConfigError(f"{flags}: no setting of task {call.task}. Leave it out.")
+        own = _names(kind)
+        self._refuse_foreign(own)
         if call.epochs is not None and (call.given["steps"] is not None or not call.epochs > 0):
             raise ConfigError(f"--epochs {call.epochs:g}: give a positive number, and no --steps beside it.")
         varied = {"network": job.network, "fraction": job.fraction, "seed": job.seed}
         stated = {name: _agreed(name, call.given[name], self.record) for name in _OF_NETWORK & own}
         if job.weights == "scratch":  # what a preset keeps as it was loaded would stay random
             stated |= {name: call.given[name] or value for name, value in _FROM_SCRATCH.items()}
-        return resolve(kind, call.task, call.preset, {**call.given, **stated, **varied})
+        return resolve(kind, call.task, call.preset, {**call.given, **stated, **varied, **call.own})
+
+    def _refuse_foreign(self, own: set[str]) -> None:
+        """Refuse options that are no setting of the task, and settings by name that are none or have an option."""
+        task, call = self.call.task, self.call
+        options = set().union(*(_names(find_task(name).recipe.settings_type) for name in TASKS))
+        foreign = [name for name in options - own if call.given.get(name) is not None]
+        if foreign:
+            listed = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
+            raise ConfigError(f"{listed}: no setting of task {task}. Leave it out.")
+        if strange := sorted(set(call.own) - (own - options)):
+            choices = ", ".join(sorted(own - options)) or "none"
+            raise ConfigError(
+                f"--settings {', '.join(strange)}: no setting of task {task} alone. Choices: {choices}; "
+                "others have an option of their name."
+            )
 
     def _say(self, name: str, facts: Mapping[str, Any]) -> None:
         """What the run begins with, and what a reader of its scores must know."""
@@ -183,7 +193,7 @@ class FinetuneRun:
 
     def _check_sets(self) -> None:
         """Refuse classes that differ and data that fill no batch."""
-        names_of = self.kind.task_type.names_of
+        names_of = self.task_type.names_of
         train, val = names_of(self.train_set), names_of(self.val_set)
         if train != val:
             text = f"{self.train_set.path} and {self.val_set.path} name other classes"
@@ -195,21 +205,21 @@ class FinetuneRun:
                 "Lower --micro-batch and --batch, or raise --fraction."
             )
 
-    def _load(self, model: SegmentationNet | Detector) -> WeightsReport | None:
+    def _load(self, model: nn.Module) -> WeightsReport | None:
         """Fill what the weights hold: the encoder, and a U-Net's decoder where that is asked for."""
-        path, body = Path(self.job.weights), getattr(model, "body", None)
+        path, encoder, body = Path(self.job.weights), encoder_of(model), getattr(model, "body", None)
         if not self.from_file:
-            return init_encoder(model.encoder, self.job.weights)
+            return init_encoder(encoder, self.job.weights)
         if not self.record:
             if self.call.part == "all" and isinstance(body, UNet) and holds_decoder(path):
                 return load_published(body, path)
-            return init_encoder(model.encoder, self.job.weights)
+            return init_encoder(encoder, self.job.weights)
         state = read_state(path)
         alone = holds_encoder_alone(state)
         if self.call.part == "all" and isinstance(body, UNet) and not alone and self._of_unet():
             whole = {key: value for key, value in state.items() if not key.startswith("classifier.")}
             return load_weights(body, whole, minimum=1.0)
-        return load_weights(model.encoder, state, prefix=None if alone else "encoder.")
+        return load_weights(encoder, state, prefix=None if alone else "encoder.")
 
     def _of_unet(self) -> bool:
         """Whether the weights are a U-Net's: the record of a pre-training run names no network."""
@@ -248,7 +258,7 @@ def check_all(runs: Sequence[FinetuneRun], folders: Sequence[Path]) -> None:
         if run.job[:2] not in tried:
             tried.add(run.job[:2])
             with problems.collect():
-                limit_encoder(run.network()[0].encoder, run.settings)
+                limit_encoder(encoder_of(run.network()[0]), run.settings)
     with problems.collect():
         runs[0].check_images()
     problems.refuse()
@@ -262,10 +272,13 @@ def _images(images: LabelledImages, rows: Sequence[int] | None = None) -> set[st
     return {f"{whole}:{name}" if file is None else os.path.abspath(file) for file, name in files}  # noqa: PTH100
 
 
-#: Settings of any task, and those that a model of ours states itself.
-_ALL_SETTINGS = {field.name for kind in RECIPES.values() for field in dataclasses.fields(kind.settings_type)}
+#: Settings that a model of ours states itself.
 _OF_NETWORK = {"encoder", "decoder", "channels"}
 _FROM_SCRATCH = {"tune": "full", "norm": "train"}
+
+
+def _names(kind: type[FinetuneSettings]) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
 
 
 def _agreed(name: str, given: Any, record: dict[str, Any]) -> Any:

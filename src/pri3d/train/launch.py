@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 
 from pri3d.errors import ConfigError, Pri3DError
-from pri3d.train.settings import TrainSettings
+from pri3d.settings import TrainSettings
 
 #: What asks a run to stop after its step: CTRL-C, `kill` and `scancel`, and Slurm before the time is up.
 STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")

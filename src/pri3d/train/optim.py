@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from pri3d.train.settings import TrainSettings
+from pri3d.settings import TrainSettings
 
 WARM_UP = 0.1  #: share of a one-cycle run in which the rate rises
 DETECTION_WARM_UP = 1000  #: steps, and at most a tenth of them

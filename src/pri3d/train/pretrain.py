@@ -17,12 +17,13 @@ from pri3d.models.encoders import build_encoder
 from pri3d.models.unet import UNet
 from pri3d.models.weights import check_init, init_encoder, save_model
 from pri3d.objectives.contrast import Negatives
+from pri3d.settings import Precision, Schedule, resolve
 from pri3d.train.engine import fit, synchronised
 from pri3d.train.launch import Options, find_launch
 from pri3d.train.plan import Plan
 from pri3d.train.pretraining import HeldOut, PretrainModule
 from pri3d.train.runs import RunFolder
-from pri3d.train.settings import Mix, Precision, PretrainSettings, Schedule, resolve
+from pri3d.train.settings import Mix, PretrainSettings
 
 
 def pretrain(

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pri3d.errors import DataError, Pri3DError
 from pri3d.machine import peak_memory
+from pri3d.settings import TrainSettings
 from pri3d.train.launch import Options, requeue
 from pri3d.train.runs import MetricsFile, RunFolder
-from pri3d.train.settings import TrainSettings
 
 #: Scores that the progress line shows.
 SHOWN = ("heldout/recall", "heldout/miou", "heldout/AP", "heldout/box_AP")

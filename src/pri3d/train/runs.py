@@ -15,7 +15,7 @@ import yaml
 import pri3d
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.runfiles import RunPaths, read_metrics, write_text
-from pri3d.train.settings import TrainSettings
+from pri3d.settings import TrainSettings
 
 
 class RunFolder(RunPaths):
