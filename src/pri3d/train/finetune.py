@@ -125,7 +125,7 @@ def finetune(
         sync_bn: batch norms over all processes (GPUs only).
         channels_last: memory layout of images and convolutions.
         compile: the network by torch.compile.
-        settings: of a task of another package: those that have no option here, as in '{max_depth: 8}'.
+        settings: of a task of another package: those that have no option here, as in '{dropout: 0.3}'.
 
     Returns:
         The run folder: scores.json (last, best, history, per class), weights.safetensors, best.safetensors; or the
