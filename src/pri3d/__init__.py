@@ -20,7 +20,7 @@ VERBS = {
     "check": "pri3d.preparation.check:check",
     "prepare": "pri3d.preparation.run:prepare",
     "pretrain": "pri3d.prepared:pretrain",
-    "probe": "pri3d.scoring.probe:probe",
+    "probe": "pri3d.probing:probe",
     "coco": "pri3d.datasets.convert:coco",
     "finetune": "pri3d.train.finetune:finetune",
     "evaluate": "pri3d.scoring.evaluation:evaluate",

@@ -1,176 +1,308 @@
-"""``pri3d probe``: do features find the same 3D point in another view? No labels, no training, held-out pairs."""
+"""``pri3d probe``: what frozen features know of the third dimension, and of what they knew before.
+
+Correspondences need no training and no labels; linear probes read depth, normals and classes off frozen features;
+retention compares a network with the one it began as.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
+from pri3d import registry
 from pri3d.data.mixture import hashes_of
-from pri3d.data.pairs import PairDataset, collate, split_pairs
-from pri3d.data.sampler import Draw, derive
+from pri3d.data.pairs import PairDataset, split_pairs
+from pri3d.data.sampler import derive
+from pri3d.datasets.prepared import PreparedImages
 from pri3d.errors import ConfigError, DataError
+from pri3d.files import usable
 from pri3d.geometry.images import parse_size
-from pri3d.geometry.matching import choose, match_pixels
-from pri3d.models.unet import UNet
-from pri3d.models.weights import load_model
-from pri3d.objectives.quality import cell_distance
-from pri3d.runfiles import RunPaths
+from pri3d.scoring.probe_linear import Frames, frame_table, probe_linear, read_frames
+from pri3d.scoring.probe_networks import Dense, Kind, check_source, name_sources, open_dense
+from pri3d.scoring.probe_pairs import Correspondences, Held, Matching, Measure, matching_recall, measure_pairs
+from pri3d.scoring.probe_retention import check_same, retention
+from pri3d.scoring.probe_tables import Scores, show, write_results
 from pri3d.store import Store
 
-#: Upper ends of the viewing-angle bins, degrees.
-ANGLES = (15.0, 30.0, 60.0, 180.0)
+__all__ = ["Scores", "matching_recall", "probe"]
+
+Split = Literal["heldout", "all"]
+
+PAIR_TASKS = ("matching", "correspondence")
+LINEAR_TASKS = ("depth", "normals", "segmentation")
+TASKS = (*PAIR_TASKS, *LINEAR_TASKS, "retention")
+_RETAINED = 64  # images that retention looks at
 
 
-class Recall(NamedTuple):
-    """Share 0..1 of points whose most similar cell in the other view lies within the distance of the true place."""
+class Frozen(NamedTuple):
+    """What is the same for every network."""
 
-    mean: float  #: over all points of all pairs
-    balanced: float  #: mean of the angle bins that hold points, so that the many near views do not drown the far ones
-    by_angle: dict[str, float]  #: bin such as "15-30" degrees between viewing directions -> recall; NaN where empty
-    points: int  #: counted
-    pairs: int  #: with at least one match
-
-
-@torch.no_grad()
-def matching_recall(
-    unet: UNet,
-    dataset: PairDataset,
-    angles: NDArray[np.float32],
-    pixels: float = 10.0,
-    distance: float = 0.02,
-    width: int = 320,
-    points: int = 1000,
-) -> Recall:
-    """Nearest-neighbour matching by cosine over all cells of the second view.
-
-    Args:
-        unet: network in eval mode.
-        dataset: held-out pairs.
-        angles: (P,) radians between the viewing directions of each pair.
-        pixels: a point is found when the chosen cell's centre lies within this distance of the true pixel,
-            in pixels of an image ``width`` wide.
-        distance: metres within which two measured points are the same.
-        width: of that image.
-        points: matches drawn a pair, the same for every network.
-    """
-    found, counted = np.zeros(len(dataset)), np.zeros(len(dataset))
-    device = next(unet.parameters()).device
-    for k in track(range(len(dataset)), description="matching", transient=True):
-        batch = collate([dataset[Draw(0, k)]])
-        features = unet(batch.color.flatten(0, 1).to(device)).float()
-        grid = (int(features.shape[-2]), int(features.shape[-1]))
-        matches = match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, grid, distance)
-        matches = choose(matches, points, batch.seeds)
-        keep = matches.valid[0]
-        gap = cell_distance(features, matches.first[0, keep].to(device), matches.second[0, keep].to(device))
-        found[k] = int((gap * (width / grid[1]) <= pixels).sum())
-        counted[k] = int(keep.sum())
-    return _summary(found, counted, np.degrees(angles))
-
-
-def _summary(found: NDArray[np.float64], counted: NDArray[np.float64], degrees: NDArray[np.float32]) -> Recall:
-    by_angle, low = {}, 0.0
-    for high in ANGLES:
-        inside = (degrees >= low) & (degrees < high)
-        total = counted[inside].sum()
-        by_angle[f"{low:g}-{high:g}"] = float(found[inside].sum() / total) if total else math.nan
-        low = high
-    total = counted.sum()
-    mean = float(found.sum() / total) if total else math.nan
-    filled = [value for value in by_angle.values() if not math.isnan(value)]
-    balanced = sum(filled) / len(filled) if filled else math.nan
-    return Recall(mean, balanced, by_angle, int(total), int((counted > 0).sum()))
+    pairs: Held | None
+    angles: NDArray[np.float32]  #: (P,) radians between the viewing directions of the pairs
+    distance: float  #: metres within which two measured points are the same
+    train: Frames | None
+    test: Frames | None
 
 
 def probe(
     data: Path,
     weights: list[Path],
+    tasks: str | None = None,
+    split: Split = "heldout",
     holdout: float = 0.1,
+    features: Kind = "unet",
+    encoder: str = "resnet18",
+    reference: Path | None = None,
+    labels: str | None = None,
     size: str = "160x120",
     pixels: float = 10.0,
     distance: float | None = None,
     pairs: int = 200,
+    frames: int = 200,
+    steps: int = 300,
     seed: int = 0,
-) -> dict[str, Recall]:
-    """Compare networks by how well their features find the same 3D point in another view.
+    out: Path = Path("probe.json"),
+) -> dict[str, Scores]:
+    """Compare networks by what their frozen features know, on frames that they were not trained on.
 
-    Uses pairs that pre-training with the same --holdout did not see. Prints one row per network: recall within
-    --pixels (of a 320-pixel-wide image) by angle between the views, the mean of these bins, and over all points.
+    Prints one table a task and writes OUT, OUT with .csv and .md, and a picture with .png. Tasks: matching (points
+    seen in both views, found again by their features), correspondence (recall of the best matches, the protocol of
+    probe3d), depth, normals and segmentation (linear probes, trained on the rest of the store), retention (features
+    and weights against those the run began with). docs/probe.md defines every number.
 
     Args:
-        data: prepared store.
-        weights: runs or weights files; of a run folder the state before training is shown too.
-        holdout: as given to pretrain.
+        data: prepared store; it needs no labels but for segmentation.
+        weights: runs, weights files (of other programs too), names on the hub, or scratch, imagenet, timm:NAME. Of a
+            run folder the state before training is shown too.
+        tasks: which, with commas between; all that are possible where it is not given.
+        split: heldout, or all pairs of a store that none of the networks has seen.
+        holdout: share of the store that was held out, as given to pretrain.
+        features: unet (the encoder's where there is no U-Net) or encoder (of every network).
+        encoder: network of scratch, imagenet and files that do not say it.
+        reference: weights that retention compares with; what a run began with where it is not given.
+        labels: label space, as fine-tuning takes it; the store's own classes where it is not given.
         size: of the images, width x height.
-        pixels: a point counts as found within this distance, in pixels of a 320-pixel-wide image.
-        distance: metres within which two measured points are the same; as prepared where it is not given.
-        pairs: at most so many held-out pairs, drawn with the seed.
-        seed: of the draw of pairs and points.
+        pixels: of matching: a point counts as found within this distance, in pixels of a 320-pixel-wide image.
+        distance: of matching: metres within which two measured points are the same; as prepared where it is not given.
+        pairs: at most so many pairs, drawn with the seed.
+        frames: at most so many frames to train linear probes on, and so many to score them on, evenly spaced.
+        steps: of training a linear probe, of 8 frames each.
+        seed: of the draw of pairs, points and batches, and of random weights.
+        out: .json file to write.
 
     Returns:
-        Name of the weights -> recall.
+        Name of the weights -> scores.
+
+    Raises:
+        ConfigError: an option is wrong, a network has seen what it would be scored on, or encoders do not fit.
+        DataError: the store cannot serve a task that was asked for, or a file is missing.
+        WeightsError: weights cannot be loaded, or give features that are not finite.
     """
+    parse_size(size)
+    _check(split, features, {"pairs": pairs, "frames": frames, "steps": steps}, out)
     store = Store(data)
-    rows = split_pairs(store, holdout)[1]
-    if holdout <= 0 or len(rows) == 0:
-        raise ConfigError(f"holdout = {holdout}: leaves no pair of {data} to probe on. Give a larger share.")
-    if len(rows) > pairs:
-        rows = np.sort(np.random.default_rng(derive(seed)).choice(rows, pairs, replace=False))
-    dataset = PairDataset(data, rows, parse_size(size), seed)
-    angles = store.pairs().angle[rows]
-    distance = float(store.manifest["settings"]["distance"]) if distance is None else distance
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sources = name_sources(weights)
+    chosen = _choose_tasks(tasks, store, sources, reference, labels)
+    _check_rest(store, split, holdout, chosen)
+    networks = _open_all(sources, store, split, holdout, features=features, encoder=encoder, seed=seed)
+    references = _references(networks, reference, encoder, seed, chosen)
+    drawn = _draw_pairs(store, split, holdout, pairs, seed) if set(chosen) & {*PAIR_TASKS} else None
+    frozen = _read(store, drawn, chosen, holdout=holdout, labels=labels, size=size, frames=frames, seed=seed)
+    if distance is not None:
+        frozen = frozen._replace(distance=distance)
     results = {}
-    for name, path in _states(weights).items():
-        unet, record = load_model(path)
-        _check_holdout(path, record, store, holdout)
-        results[name] = matching_recall(unet.to(device), dataset, angles, pixels, distance)
-        if not results[name].points:
-            raise DataError(f"{data}: no held-out pair has a match within {distance} m. Raise --distance.")
-    _show(results, pixels)
+    for name, dense in networks.items():
+        scores = _measure_pairs(Scores(str(sources[name]), dense.about), name, dense, frozen, chosen, pixels, store)
+        linear = [task for task in chosen if task in LINEAR_TASKS]
+        if linear and frozen.train and frozen.test:
+            scores = scores.with_linear(probe_linear(dense, frozen.train, frozen.test, linear, steps, seed, name))
+        if name in references and frozen.test:
+            images = frozen.test.color[:: -(-len(frozen.test.color) // _RETAINED)]
+            scores = scores._replace(retention=retention(dense.net, references[name].net, images, name))
+        results[name] = scores
+    show(results, pixels)
+    _note_unit(store)
+    settings: dict[str, Any] = {"tasks": chosen, "split": split, "holdout": holdout, "features": features, "size": size}
+    settings |= {"pixels": pixels, "distance": frozen.distance, "frames": frames, "steps": steps, "seed": seed}
+    settings |= {"pairs": 0 if frozen.pairs is None else len(frozen.pairs), "reference": reference and str(reference)}
+    with usable(f"--out {out}"):
+        write_results(out, results, {"data": str(data), "data_hash": store.hash, "settings": settings}, pixels)
     return results
 
 
-def _check_holdout(path: Path, record: dict[str, Any], store: Store, holdout: float) -> None:
+def _check(split: str, features: str, counts: dict[str, int], out: Path) -> None:
+    """Raise ConfigError for an option that no probe has."""
+    if split not in get_args(Split):
+        raise registry.unknown("--split", get_args(Split), split)
+    if features not in get_args(Kind):
+        raise registry.unknown("--features", get_args(Kind), features)
+    for name, count in counts.items():
+        if count < 1:
+            raise ConfigError(f"--{name} {count}: give 1 or more.")
+    if out.suffix != ".json":
+        raise ConfigError(f"--out {out}: name a file that ends in .json; .csv, .md and .png are written beside it.")
+
+
+def _choose_tasks(
+    asked: str | None, store: Store, sources: dict[str, Path], reference: Path | None, labels: str | None
+) -> list[str]:
+    """Tasks in their order: all that are possible, or those asked for.
+
+    Raises ConfigError for an unknown name or retention without a reference, DataError where the store cannot serve one.
+    """
+    reasons: dict[str, ConfigError | DataError] = {}
+    if not store.manifest["settings"]["pairs"]:
+        none = DataError(f"{store.path}: was prepared with --pairs false. Prepare it again with pairs, elsewhere.")
+        reasons |= dict.fromkeys(PAIR_TASKS, none)
+    if not _has_labels(store, labels):
+        fix = "Prepare a recording that has a label folder, or leave segmentation out of --tasks."
+        reasons["segmentation"] = DataError(f"{store.path}: this store has no labels, or no names of classes. {fix}")
+    if reference is None and not any(name.endswith(" after") for name in sources):
+        reasons["retention"] = ConfigError(
+            "--tasks retention: none of the weights is a run folder that holds what it began with. Give --reference."
+        )
+    if asked is None:
+        return [task for task in TASKS if task not in reasons]
+    words = [word.strip() for word in asked.split(",")]
+    for word in words:
+        if word not in TASKS:
+            raise registry.unknown("--tasks", TASKS, word)
+        if word in reasons:
+            raise reasons[word]
+    return [task for task in TASKS if task in words]
+
+
+def _has_labels(store: Store, labels: str | None) -> bool:
+    """Whether a frame has a label image whose classes have names."""
+    if not (labels or store.class_names):
+        return False
+    scenes = (store.scene(scene) for scene in store.scenes)
+    return any(scene.has_label(row) for scene in scenes for row in range(len(scene.frames.names)))
+
+
+def _check_rest(store: Store, split: Split, holdout: float, chosen: Sequence[str]) -> None:
+    """Raise ConfigError where --holdout leaves nothing to score on."""
+    if holdout <= 0 and (split == "heldout" or set(chosen) & {*LINEAR_TASKS}):
+        what = "pair" if set(chosen) & {*PAIR_TASKS} else "frame"
+        raise ConfigError(f"holdout = {holdout}: leaves no {what} of {store.path} to probe on. Give a larger share.")
+
+
+def _open_all(sources: dict[str, Path], store: Store, split: Split, holdout: float, **options: Any) -> dict[str, Dense]:
+    """Open every network before anything is measured. Raises ConfigError for one that has seen what is held out."""
+    networks = {}
+    for name, source in sources.items():
+        networks[name] = open_dense(source, **options)
+        _check_seen(source, networks[name].net.record, store, split, holdout)
+    return networks
+
+
+def _check_seen(path: Path, record: dict[str, Any], store: Store, split: Split, holdout: float) -> None:
     """Refuse to score a network on frames it was trained on. Raises ConfigError."""
     trained = record.get("holdout")
-    seen = hashes_of(str(record.get("data_hash") or ""))
-    if store.hash in seen and trained is not None and trained < holdout:
+    if store.hash not in hashes_of(str(record.get("data_hash") or "")):
+        return
+    if split == "all":
+        raise ConfigError(
+            f"{path}: was trained on {store.path}, so --split all would score frames it has seen. Probe other "
+            "recordings, or take --split heldout."
+        )
+    if trained is not None and trained < holdout:
         raise ConfigError(
             f"{path}: was trained with --holdout {trained:g}, so --holdout {holdout:g} would score frames it has seen. "
             "Probe on other recordings, or give the same share."
         )
 
 
-def _states(weights: list[Path]) -> dict[str, Path]:
-    """Name -> file; a run folder gives its network before and after training."""
-    states: dict[str, Path] = {}
-    for path in weights:
-        if not path.exists():
-            raise DataError(f"{path}: no such run or weights file.")
-        name = str(path) if [other.name for other in weights].count(path.name) > 1 else path.name
-        before = RunPaths(path).initial
-        if path.is_dir() and before.is_file():
-            states[f"{name} before"] = before
-            states[f"{name} after"] = path
-        else:
-            states[name] = path
-    return states
+def _references(
+    networks: dict[str, Dense], reference: Path | None, encoder: str, seed: int, chosen: Sequence[str]
+) -> dict[str, Dense]:
+    """Network -> what retention compares it with. Raises ConfigError where --reference fits none of them."""
+    if "retention" not in chosen:
+        return {}
+    if reference is None:
+        pairs = {name: f"{name.removesuffix(' after')} before" for name in networks if name.endswith(" after")}
+        return {name: networks[before] for name, before in pairs.items() if before in networks}
+    check_source(reference)
+    opened = open_dense(reference, "encoder", encoder, seed)
+    parameters = [{k: x.shape for k, x in d.net.encoder.named_parameters()} for d in (opened, *networks.values())]
+    fitting = [name for name, own in zip(networks, parameters[1:], strict=True) if own == parameters[0]]
+    if not fitting:
+        name = next(iter(networks))
+        check_same(networks[name].net.encoder, opened.net.encoder, name)
+    return dict.fromkeys(fitting, opened)
 
 
-def _show(results: dict[str, Recall], pixels: float) -> None:
-    table = Table(title=f"3D-correspondence recall within {pixels:g} px, by angle between the views")
-    for column in ("network", *(f"{name}°" for name in next(iter(results.values())).by_angle), "bins", "all", "pairs"):
-        table.add_column(column, justify="left" if column == "network" else "right")
-    for name, recall in results.items():
-        bins = ["-" if math.isnan(value) else f"{value:.3f}" for value in recall.by_angle.values()]
-        table.add_row(name, *bins, f"{recall.balanced:.3f}", f"{recall.mean:.3f}", str(recall.pairs))
-    Console().print(table)
+def _draw_pairs(store: Store, split: Split, holdout: float, most: int, seed: int) -> NDArray[np.int64]:
+    """Rows of the pair table to measure, ascending. Raises ConfigError where there is none."""
+    rows = np.arange(len(store.pairs().i)) if split == "all" else split_pairs(store, holdout)[1]
+    if len(rows) == 0:
+        raise ConfigError(f"holdout = {holdout}: leaves no pair of {store.path} to probe on. Give a larger share.")
+    if len(rows) > most:
+        rows = np.sort(np.random.default_rng(derive(seed)).choice(rows, most, replace=False))
+    return rows
+
+
+def _read(
+    store: Store,
+    drawn: NDArray[np.int64] | None,
+    chosen: Sequence[str],
+    *,
+    holdout: float,
+    labels: str | None,
+    size: str,
+    frames: int,
+    seed: int,
+) -> Frozen:
+    """Read all images once. Raises ConfigError or DataError where a side has no frame, or no labelled one."""
+    distance = float(store.manifest["settings"]["distance"])
+    frozen = Frozen(None, np.zeros(0, np.float32), distance, None, None)
+    if drawn is not None:
+        held = Held(PairDataset(store.path, drawn, parse_size(size), seed))
+        frozen = frozen._replace(pairs=held, angles=store.pairs().angle[drawn])
+    if not set(chosen) - {*PAIR_TASKS}:
+        return frozen
+    images = PreparedImages(store.path, "all", labels) if "segmentation" in chosen else None
+    table = frame_table(store)
+    sides = []
+    split = split_pairs(store, holdout, table)
+    if holdout == 0:  # only what trains nothing gets here: it looks at all frames
+        split = split[0], split[0]
+    for rows, what in zip(split, ("training", "held-out"), strict=True):
+        if len(rows) == 0:
+            raise ConfigError(f"holdout = {holdout}: leaves no {what} frame of {store.path}. Give another share.")
+        even = rows[np.unique(np.linspace(0, len(rows) - 1, min(frames, len(rows))).round().astype(np.int64))]
+        side = read_frames(store, table, even, parse_size(size), images)
+        if images is not None and not bool((side.label < side.classes).any()):
+            raise DataError(f"{store.path}: no {what} frame has a label. Give another --holdout, or more --frames.")
+        sides.append(side)
+    return frozen._replace(train=sides[0], test=sides[1])
+
+
+def _measure_pairs(
+    scores: Scores, name: str, dense: Dense, frozen: Frozen, chosen: Sequence[str], pixels: float, store: Store
+) -> Scores:
+    """Add the tasks that need pairs. Raises DataError where no pair has a match."""
+    if frozen.pairs is None:
+        return scores
+    matching = Matching(pixels, frozen.distance) if "matching" in chosen else None
+    found = Correspondences() if "correspondence" in chosen else None
+    measures: list[Measure] = [measure for measure in (matching, found) if measure is not None]
+    measure_pairs(dense, frozen.pairs, measures, name)
+    if matching:
+        scores = scores._replace(matching=matching.result(frozen.angles))
+        if scores.matching and not scores.matching.points:
+            raise DataError(f"{store.path}: no held-out pair has a match within {frozen.distance} m. Raise --distance.")
+    return scores._replace(correspondence=found.result(frozen.angles)) if found else scores
+
+
+def _note_unit(store: Store) -> None:
+    """Say that metres are no metres where the unit of a scene is not known."""
+    unknown = [scene for scene, record in store.manifest["scenes"].items() if record.get("scale") is not None]
+    if unknown:
+        say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+        say(f"{store.path}: the unit of {len(unknown)} scenes is not known; what is called m is that unit.")
