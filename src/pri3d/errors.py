@@ -44,6 +44,11 @@ class SeveralProblemsError(ConfigError):
         super().__init__(f"{len(errors)} things are in the way:{lines}")
 
 
+def first_line(error: BaseException) -> str:
+    """First line of an exception's text, its kind where it has none; libraries' texts run over many lines."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 class Problems:
     """Collects what is wrong, so that a user sees all of it at once and not one thing a try."""
 

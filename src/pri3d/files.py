@@ -17,6 +17,7 @@ from pri3d.errors import ConfigError, DataError
 _NO_PLACE = frozenset(
     (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 )
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))  #: no space, over the quota, over the largest file allowed
 _PART = re.compile(r"\..+\.(?P<host>[A-Za-z0-9_-]+)\.(?P<pid>[0-9]+)\.part")
 
 
@@ -34,6 +35,11 @@ def replacing(path: Path) -> Iterator[Path]:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error says that there is no room for a file: a full disk, a quota, a limit of the file's size."""
+    return isinstance(error, OSError) and error.errno in _FULL
 
 
 @contextmanager

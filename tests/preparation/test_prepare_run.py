@@ -221,9 +221,10 @@ def test_wrong_folders(recording: Path, out: Path) -> None:
     assert not out.exists()
 
 
-def test_full_disk_stops_the_run(recording: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_stops_the_run(recording: Path, out: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
         patch.setattr(store_module.np, "savez_compressed", full)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pri3d import registry
-from pri3d.errors import ConfigError, WeightsError
+from pri3d.errors import ConfigError, WeightsError, first_line
 from pri3d.models.resnet import build_trunk, trunk_channels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -126,7 +126,7 @@ def build_encoder(name: str, pretrained: bool = False) -> Encoder:
 
 def no_weights(name: str, error: Exception) -> WeightsError:
     """Build the error for weights that cannot be fetched."""
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    reason = first_line(error)
     return WeightsError(
         f"the ImageNet weights of {name!r} cannot be fetched ({reason}). Download them where there is a network and "
         "give the file with --init PATH, or start with --init scratch"

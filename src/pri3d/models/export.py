@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pri3d import registry
-from pri3d.errors import ConfigError, Pri3DError, WeightsError
+from pri3d.errors import ConfigError, Pri3DError, WeightsError, first_line
 from pri3d.files import remove_leftovers, temporary, usable
 from pri3d.models.formats import FORMATS
 from pri3d.models.formats.base import PARTS, Format, maps_of
@@ -145,7 +145,7 @@ def _refusals(to: str, name: str) -> Iterator[None]:
     except (Pri3DError, OSError):  # clear already; a full disk has its own message
         raise
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise WeightsError(f"{to} cannot hold {name} ({reason}); nothing was written. Use another --to") from error
 
 

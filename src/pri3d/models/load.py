@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from pri3d.errors import ConfigError, WeightsError
+from pri3d.errors import ConfigError, WeightsError, first_line
 from pri3d.models.encoders import Encoder
 from pri3d.models.unet import UNet
 from pri3d.models.weights import (
@@ -111,7 +111,7 @@ def _find(source: str | Path) -> Path:
         files = [HUB_FILE, MODEL_FILE, "config.json"]
         return Path(snapshot_download(name["repository"], revision=name["revision"], allow_patterns=files))
     except (OSError, ValueError, HfHubHTTPError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise WeightsError(
             f"no folder {source} here, and the hub does not give {name['repository']} ({reason}). Check the name and "
             "the network, or copy its folder here"

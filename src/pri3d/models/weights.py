@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pri3d import __version__
-from pri3d.errors import ConfigError, WeightsError
+from pri3d.errors import ConfigError, WeightsError, first_line
 from pri3d.files import replacing
 from pri3d.models.encoders import Encoder, build_encoder
 from pri3d.models.lora import merged_state
@@ -135,7 +135,7 @@ def build_timm_state(name: str) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
     except (OSError, RuntimeError) as error:
-        raise WeightsError(f"the weights of timm's {name} cannot be fetched: {_reason(error)}") from error
+        raise WeightsError(f"the weights of timm's {name} cannot be fetched: {first_line(error)}") from error
     return state
 
 
@@ -151,7 +151,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             with safe_open(path, framework="pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
         except Exception as error:  # whatever bytes may make the library raise
-            raise WeightsError(f"{path} is damaged ({_reason(error)}): copy or download it again") from error
+            raise WeightsError(f"{path} is damaged ({first_line(error)}): copy or download it again") from error
     return _unnest(_read_torch(path), path)
 
 
@@ -172,7 +172,7 @@ def _read_torch(path: Path) -> Any:
             f"code out of files. If it is damaged, fetch it again; if you trust it, re-save its tensors alone: {CLEAN}"
         ) from error
     except Exception as error:  # whatever bytes may make torch raise
-        raise WeightsError(f"{path} is damaged or no torch file ({_reason(error)}): fetch it again") from error
+        raise WeightsError(f"{path} is damaged or no torch file ({first_line(error)}): fetch it again") from error
 
 
 def _is_sound_archive(path: Path) -> bool:
@@ -196,7 +196,7 @@ def _is_sound_archive(path: Path) -> bool:
             else:
                 return True
     except (zipfile.BadZipFile, ValueError, OSError, RuntimeError, EOFError) as error:
-        what = _reason(error)
+        what = first_line(error)
     raise WeightsError(f"{path} is damaged or no torch file ({what}): fetch it again")
 
 
@@ -212,7 +212,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {}).get("pri3d", "{}"))
     except Exception as error:  # whatever bytes may make the library raise
-        raise WeightsError(f"{path} is damaged ({_reason(error)}): copy or download it again") from error
+        raise WeightsError(f"{path} is damaged ({first_line(error)}): copy or download it again") from error
     if not isinstance(record, dict):
         raise WeightsError(f"{path}: the header's pri3d record is no JSON object; the file is damaged")
     return record or _hub_record(path)
@@ -226,7 +226,7 @@ def _hub_record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{config} is damaged ({_reason(error)}): copy or download it again") from error
+        raise WeightsError(f"{config} is damaged ({first_line(error)}): copy or download it again") from error
     return record if isinstance(record, dict) else {}
 
 
@@ -353,11 +353,6 @@ def _optional(key: str) -> bool:
 
 def _elements(own: Mapping[str, Tensor], keys: Mapping[str, Tensor]) -> int:
     return sum(own[key].numel() for key in keys if not key.endswith("num_batches_tracked"))
-
-
-def _reason(error: Exception) -> str:
-    """First line of an exception's text, its kind where it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _shape(x: Tensor) -> str:

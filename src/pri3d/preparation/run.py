@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import platform
 import re
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pri3d.errors import ConfigError, DataError
-from pri3d.files import remove_leftovers
+from pri3d.files import is_full, remove_leftovers
 from pri3d.geometry.images import parse_size
 from pri3d.machine import cores
 from pri3d.preparation.cluster import check_cluster, run_on_cluster
@@ -299,7 +298,7 @@ def _disk(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if not is_full(error):
             raise
         raise DataError(f"{out}: the disk is full. Free some space and run the same command again.") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor
@@ -13,10 +12,10 @@ from queue import SimpleQueue
 from typing import Any
 
 from pri3d.errors import DataError, Pri3DError
+from pri3d.files import is_full
 from pri3d.preparation.scene import Job, Report, prepare_scene
 
 Outcome = tuple[Job, str | None]  #: a scene that is done, and why it failed, None where it is in the store
-_FULL = (errno.ENOSPC, errno.EDQUOT)  # no space, over the quota
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +62,7 @@ def run_on(pool: Executor, task: Callable[[Job], Any], jobs: Sequence[Job], most
 
 def reason(error: BaseException) -> str:
     """Why a scene failed, or raise what must stop the whole run: a full disk, a killed worker, an interruption."""
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if is_full(error):
         raise error
     if isinstance(error, BrokenProcessPool):
         raise DataError(
