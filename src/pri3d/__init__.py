@@ -28,6 +28,7 @@ VERBS = {
     "export": "pri3d.models.export:export",
     "embed": "pri3d.scoring.embed:embed",
     "import": "pri3d.models.importing:import_weights",  # `import` is no name in Python
+    "reproduce": "pri3d.reproduction.verb:reproduce",
     "models": "pri3d.models.catalog:list_models",  # pri3d.models is a package
 }
 

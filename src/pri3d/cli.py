@@ -72,6 +72,10 @@ ABOUT = {
         "a checkpoint of another program -> weights for pri3d",
         "pri3d import moco_v2_800ep_pretrain.pth.tar moco.safetensors",
     ),
+    "reproduce": (
+        "a table or figure of the paper from runs of your own, beside the paper's figures",
+        "pri3d reproduce table1 --fractions 0.2,1 --workers 2",
+    ),
     "models": ("what can be built, and what was measured with it", "pri3d models --encoder vit_small_patch16_dinov3"),
 }
 
