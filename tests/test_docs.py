@@ -46,13 +46,15 @@ PAGE_OF = {
         "finetune": "finetuning.md",
         "evaluate": "evaluation.md",
         "predict": "evaluation.md",
+        "report": "report.md",
         "coco": "labelled-data.md",
         "export": "weights.md",
         "embed": "weights.md",
+        "reproduce": "reproduce.md",
     }.items()
 }
 PACKAGE = "mylab"  #: what the pages call a package of somebody else's
-OTHER_COMMANDS = {"make", "python", "pip", "git", "source", "sbatch"}
+OTHER_COMMANDS = {"make", "python", "pip", "git", "source", "sbatch", "bash"}
 LAUNCHERS = {"srun", "torchrun"}  #: start a command of ours in several processes
 
 
