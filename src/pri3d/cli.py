@@ -6,7 +6,6 @@ needs no PyTorch.
 
 from __future__ import annotations
 
-import errno
 import inspect
 import re
 import sys
@@ -19,6 +18,7 @@ from jsonargparse import ArgumentParser
 import pri3d
 from pri3d import registry
 from pri3d.errors import Pri3DError
+from pri3d.files import is_full
 from pri3d.machine import limit_spinning
 
 #: verb -> what it does, example
@@ -96,10 +96,6 @@ class Parser(ArgumentParser):
         return re.sub(r"--\w+", lambda found: "--" + found[0][2:].replace("_", "-"), text)
 
 
-#: no space, over the quota, over the largest file allowed
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb. Exit code 0, 1 for an error that says what to do, 2 for a wrong option, 130 after CTRL-C."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -120,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 130 if error.__class__.__name__ == "InterruptedRunError" else 1
     except OSError as error:
-        if error.errno not in FULL:
+        if not is_full(error):
             raise
         print(f"error: {error}. The disk is full; make room, and the same command continues", file=sys.stderr)
         return 1
