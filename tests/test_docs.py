@@ -43,6 +43,7 @@ PAGE_OF = {
     for verb, page in {
         "check": "check.md",
         "pretrain": "pretraining.md",
+        "probe": "probe.md",
         "finetune": "finetuning.md",
         "evaluate": "evaluation.md",
         "predict": "evaluation.md",
