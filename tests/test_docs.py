@@ -51,6 +51,7 @@ PAGE_OF = {
         "coco": "labelled-data.md",
         "export": "weights.md",
         "embed": "weights.md",
+        "view": "view.md",
         "reproduce": "reproduce.md",
     }.items()
 }

@@ -25,6 +25,7 @@ VERBS = {
     "finetune": "pri3d.train.finetune:finetune",
     "evaluate": "pri3d.scoring.evaluation:evaluate",
     "predict": "pri3d.scoring.prediction:predict",
+    "view": "pri3d.report.view:view",
     "export": "pri3d.models.export:export",
     "embed": "pri3d.scoring.embed:embed",
     "import": "pri3d.models.importing:import_weights",  # `import` is no name in Python

@@ -64,6 +64,10 @@ ABOUT = {
         "images + any backbone -> their features, pooled or as maps",
         "pri3d embed runs/kitchen photos --out photos.npz",
     ),
+    "view": (
+        "look at a prepared store or a run: cameras, surface, matches, features",
+        "pri3d view out/kitchen --save kitchen.rrd",
+    ),
     "export": (
         "a run -> weights for other libraries",
         "pri3d export runs/kitchen --to torchvision --out kitchen_r18.safetensors",

@@ -103,6 +103,13 @@ class Page:
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
 
+    def widget(self, html: str) -> None:
+        """Add a piece of HTML of this package that brings its own style and script.
+
+        It is taken as it is: whoever makes it escapes its texts.
+        """
+        self.parts.append(html)
+
     def facts(self, title: str, values: Mapping[str, Any]) -> None:
         """Add a block of key and value that unfolds; nested mappings become dotted keys."""
         rows = "".join(
@@ -127,6 +134,12 @@ class Page:
     def write(self, path: Path) -> Path:
         """Write the page under a temporary name, rename it, and return ``path``."""
         return write_atomic(path, self.render().encode())
+
+
+def picture_address(picture: bytes) -> str:
+    """Address of a PNG or JPEG that holds the picture itself."""
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

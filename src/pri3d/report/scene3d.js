@@ -21,7 +21,7 @@
   const matches = shorts(scene.matches), matchColors = bytes(scene.matchColors);
 
   // The viewer orbits around `target`; z is up. Angles in radians.
-  const home = { target: [0, 0, (scene.low + scene.cut) / 2], yaw: scene.yaw, pitch: -0.66, distance: scene.radius * 2.1,
+  const home = { target: [0, 0, (scene.low + scene.cut) / 2], yaw: scene.yaw, pitch: -0.66, distance: scene.radius * 1.8,
     cut: scene.cut, focal: 1.1 }; // focal length in image heights
   const state = { cameras: true, matches: true, named: -1 };
   const reset = () => Object.assign(state, home, { target: [...home.target] });
@@ -58,7 +58,7 @@
       const scale = focal / far;
       const u = w / 2 + (x * right[0] + y * right[1]) * scale;
       const v = h / 2 - (x * above[0] + y * above[1] + z * above[2]) * scale;
-      const side = Math.min(Math.max(scene.spacing * 1.25 * scale, 1), 24);
+      const side = Math.min(Math.max(scene.spacing * 1.5 * scale, 1), 24);
       const left = Math.max(Math.round(u - side / 2), 0), end = Math.min(Math.round(u + side / 2), w);
       const low = Math.min(Math.round(v + side / 2), h);
       for (let row = Math.max(Math.round(v - side / 2), 0); row < low; row++)
