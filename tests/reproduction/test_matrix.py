@@ -97,6 +97,14 @@ def test_rows_that_cannot_be_had_are_left_out() -> None:
     }
 
 
+def test_an_experiment_without_any_row_is_refused() -> None:
+    study = find_study("rooms", "small")
+    starts = [str(row["start"]) for row in find_experiment("figure4").rows.values()]
+    bare = study._replace(settings={**study.settings, "without": starts})
+    with pytest.raises(ConfigError, match="none of its rows"):
+        build_matrix(find_experiment("figure4"), bare, [0], [1.0])
+
+
 def test_unknown_names_list_the_choices() -> None:
     with pytest.raises(ConfigError, match="table1"):
         find_experiment("tabel1")

@@ -118,6 +118,9 @@ def build_matrix(
         raise ConfigError(f"{experiment.name}: has no data in --on {study.on}. Choices: {', '.join(fitting)}.")
     left_out = {name: reason for name, row in experiment.rows.items() if (reason := _missing(study, row, folders))}
     rows = {name: row for name, row in experiment.rows.items() if name not in left_out}
+    if experiment.rows and not rows:
+        reasons = "; ".join(dict.fromkeys(left_out.values()))
+        raise ConfigError(f"{experiment.name}: none of its rows can be run: {reasons}.")
     rows = _with_base(study.base(experiment), rows)
     runs: dict[str, Run] = {}
     cells = []
