@@ -1,8 +1,10 @@
-"""An objective of another package: installed by pip, named in a YAML file, run by the command line."""
+"""Packages of somebody else: installed by pip, an objective named in a YAML file, a task by the command line."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,7 +13,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pri3d.cli import main
+from pri3d.errors import ConfigError
 from pri3d.runfiles import read_metrics
+from pri3d.tasks import load_task
 
 PYPROJECT = """
 [build-system]
@@ -62,8 +67,18 @@ def run(*words: object, path: Path) -> str:
     return done.stdout
 
 
+def install(package: Path, site: Path) -> None:
+    offline = ("--no-index", "--no-deps", "--no-build-isolation", "--no-compile", "--quiet")
+    run("pip", "install", *offline, "--target", site, package, path=site)
+
+
+builds = pytest.mark.skipif(
+    not (find_spec("pip") and find_spec("setuptools")), reason="pip and setuptools build the package"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not (find_spec("pip") and find_spec("setuptools")), reason="pip and setuptools build the package")
+@builds
 def test_objective_of_an_installed_package_works_from_yaml(rooms_store: Path, tmp_path: Path) -> None:
     package = tmp_path / "source" / "otherlab_twins"
     package.mkdir(parents=True)
@@ -71,8 +86,7 @@ def test_objective_of_an_installed_package_works_from_yaml(rooms_store: Path, tm
     (package / "loss.py").write_text(OBJECTIVE)
     (package.parent / "pyproject.toml").write_text(PYPROJECT)
     site = tmp_path / "site"
-    offline = ("--no-index", "--no-deps", "--no-build-isolation", "--no-compile", "--quiet")
-    run("pip", "install", *offline, "--target", site, package.parent, path=site)
+    install(package.parent, site)
     assert {path.name for path in site.iterdir()} == {"otherlab_twins", "otherlab_twins-0.3.dist-info"}
 
     settings = {
@@ -95,3 +109,37 @@ def test_objective_of_an_installed_package_works_from_yaml(rooms_store: Path, tm
     assert last["twins/steps"] > 0  # after_step was called
     assert last["twins/far"] > 0  # the copy is recoloured
     assert last["loss"] == pytest.approx(last["view/loss"] + 0.5 * last["twins/loss"], rel=1e-3)
+
+
+@pytest.mark.slow
+@builds
+def test_task_of_the_documentation_works_when_it_is_installed(
+    rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of the page, its preset among them; without the package the run's weights are refused by name."""
+    page = Path(__file__).parents[1] / "docs" / "extending" / "task.md"
+    for name, text in re.findall(r"```\w+\n# file: (\S+)\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        file = tmp_path / "source" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    site, finished = tmp_path / "site", tmp_path / "run"
+    install(tmp_path / "source", site)
+    assert (site / "mylab" / "presets" / "tags" / "quick.yaml").is_file()
+
+    small = "--size 64x48 --steps 2 --batch 2 --micro-batch 2 --workers 0"
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(site))
+        words = ["finetune", "tags", str(rooms_store), "--val", str(rooms_store), *small.split()]
+        assert main([*words, "--settings", "{dropout: 0.3}", "--run", str(finished)]) == 0
+        assert main(["evaluate", str(finished), "--which", "last"]) == 0
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mylab"]:
+        del sys.modules[name]
+    settings = yaml.safe_load((finished / "config.yaml").read_text())["settings"]
+    assert (settings["dropout"], settings["steps"], settings["network"]) == (0.3, 2, "pooled")
+    validated = json.loads((finished / "scores.json").read_text())["last"]
+    scored = json.loads((finished / "evaluation.json").read_text())["scores"]["last"]
+    assert 0 < scored["map"] <= 1
+    assert scored["map"] == pytest.approx(validated["map"], abs=0.02)  # validation is in the run's precision
+
+    with pytest.raises(ConfigError, match=r"unknown task 'tags'.* Choices: semantic, instance\."):
+        load_task(finished)
