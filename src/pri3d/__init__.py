@@ -1,8 +1,9 @@
 """pri3d: posed RGB-D recordings -> better image backbones (Pri3D, ICCV 2021).
 
 Every verb of the command line is a function of the same name: ``pri3d.prepare(...)``, ``pri3d.pretrain(...)``; only
-``pri3d import`` is ``pri3d.import_weights(...)`` and ``pri3d models`` is ``pri3d.list_models(...)``. ``pri3d.load``
-gives a trained backbone as a plain module. They are imported on first use, so ``import pri3d`` costs nothing.
+``pri3d import`` is ``pri3d.import_weights(...)``, ``pri3d models`` is ``pri3d.list_models(...)`` and ``pri3d report``
+is ``pri3d.make_report(...)``. ``pri3d.load`` gives a trained backbone as a plain module. They are imported on first
+use, so ``import pri3d`` costs nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ VERBS = {
     "embed": "pri3d.scoring.embed:embed",
     "import": "pri3d.models.importing:import_weights",  # `import` is no name in Python
     "reproduce": "pri3d.reproduction.verb:reproduce",
+    "report": "pri3d.report.make:make_report",  # so is pri3d.report
     "models": "pri3d.models.catalog:list_models",  # pri3d.models is a package
 }
 

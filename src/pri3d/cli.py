@@ -80,6 +80,10 @@ ABOUT = {
         "a table or figure of the paper from runs of your own, beside the paper's figures",
         "pri3d reproduce table1 --fractions 0.2,1 --workers 2",
     ),
+    "report": (
+        "runs -> one HTML page: curves, scores, features to click into, predictions, settings",
+        "pri3d report runs/kitchen --data out/kitchen --out kitchen.html",
+    ),
     "models": ("what can be built, and what was measured with it", "pri3d models --encoder vit_small_patch16_dinov3"),
 }
 

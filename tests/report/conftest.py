@@ -13,12 +13,13 @@ import pytest
 import torch
 import yaml
 
+from pri3d.datasets.prepared import PreparedImages
 from pri3d.geometry.fusion import voxelise_triangles
 from pri3d.models.encoders import build_encoder
 from pri3d.models.segmentation import build_segmentation
 from pri3d.models.unet import build_unet
 from pri3d.models.weights import save_model
-from pri3d.store import PairTable, SceneWriter, write_manifest, write_pairs
+from pri3d.store import PairTable, SceneWriter, Store, write_manifest, write_pairs
 from pri3d.tasks.semantic import save_semantic
 from pri3d.types import View
 from pri3d.worlds.render import render_room
@@ -27,7 +28,7 @@ from pri3d.worlds.scene import CLASS_NAMES, build_room
 SIZE = (64, 48)
 
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "link"}
 
 
 class PageReader(HTMLParser):
@@ -45,7 +46,8 @@ class PageReader(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        self.loads += [value for name, value in attrs if name in {"src", "href", "srcset", "data", "action"}]
+        asked = [value for name, value in attrs if name in {"src", "href", "srcset", "data", "action"}]
+        self.loads += [value for value in asked if value != "data:," and not value.startswith("#")]
         if tag not in VOID:
             self.open.append(tag)
 
@@ -94,9 +96,17 @@ def write_metrics(path: Path, columns: dict[str, Sequence[float]]) -> None:
     path.write_text("\n".join([",".join(columns), *(",".join(map(str, row)) for row in rows)]) + "\n")
 
 
-def write_finetune_run(path: Path, seed: int, miou: float) -> Path:
+def write_config(run: Path, verb: str, settings: dict[str, object], provenance: dict[str, object]) -> None:
+    stated = {"verb": verb, "settings": settings, "provenance": provenance}
+    (run / "config.yaml").write_text(yaml.safe_dump(stated))
+
+
+def write_finetune_run(path: Path, seed: int, miou: float, init: str, val: Path, fraction: float = 1.0) -> Path:
     path.mkdir()
-    torch.manual_seed(seed)
+    settings = {"seed": seed, "size": "64x48", "steps": 3, "batch": 4, "fraction": fraction}
+    hashed = f"x+{PreparedImages(val, 'all').hash}"
+    write_config(path, "finetune", settings, {"task": "semantic", "init": init, "val": val.name, "data_hash": hashed})
+    torch.manual_seed(round(1000 * miou))
     model = build_segmentation("unet", build_encoder("resnet18"), len(CLASS_NAMES), "slim", 8)
     save_semantic(model, path / "weights.safetensors", CLASS_NAMES, {"init": "scratch"})
     write_metrics(path / "metrics.csv", {"step": [1, 2, 3], "loss": [2.0, 1.5, 1.0]})
@@ -119,13 +129,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     chance = [5.0, 5.0, 5.0]
     columns = {"step": [1, 2, 3], "loss": [5, 4, 3], "view/loss": [5, 4, 3], "view/recall": [0.1, 0.2, 0.3]}
     write_metrics(pretrain / "metrics.csv", {**columns, "view/chance": chance, "lr": [1e-3, 1e-3, 0]})
+    store, val = write_store(root / "store", [0, 1]), write_store(root / "val", [2])
     settings = {"size": "64x48", "distance": 0.05, "voxel": 0.16, "objectives": {"view": 1.0}}
-    (pretrain / "config.yaml").write_text(yaml.safe_dump({"verb": "pretrain", "settings": settings}))
+    write_config(pretrain, "pretrain", settings, {"data": "store", "data_hash": Store(store).hash})
     finetune = {
-        "scratch": [write_finetune_run(root / f"scratch{k}", k, 0.2 + 0.02 * k) for k in range(2)],
-        "pri3d": [write_finetune_run(root / f"pri3d{k}", k + 5, 0.3 + 0.01 * k) for k in range(2)],
+        "scratch": [write_finetune_run(root / f"scratch{k}", k, 0.2 + 0.02 * k, "scratch", val) for k in range(2)],
+        "pri3d": [write_finetune_run(root / f"pri3d{k}", k, 0.3 + 0.01 * k, str(pretrain), val) for k in range(2)],
     }
-    return Runs(write_store(root / "store", [0, 1]), write_store(root / "val", [2]), pretrain, finetune)
+    return Runs(store, val, pretrain, finetune)
 
 
 @pytest.fixture

@@ -56,8 +56,8 @@ def test_fine_tuning_curves_show_every_method():
 
 def test_scores_show_every_method():
     for picture in (
-        charts.miou_figure({"scratch": [0.2, 0.22], "pri3d": [0.3]}),
-        charts.iou_figure({"scratch": {"wall": 0.5, "lamp": float("nan")}, "pri3d": {"wall": 0.7, "lamp": 0.1}}),
+        charts.bars_figure({"mIoU": {"scratch": [0.2, 0.22], "pri3d": [0.3]}}, "%"),
+        charts.classes_figure({"scratch": {"wall": 0.5, "lamp": float("nan")}, "pri3d": {"wall": 0.7, "lamp": 0.1}}),
     ):
         assert has_color(picture, COLORS["scratch"])
         assert has_color(picture, COLORS["pri3d"])
@@ -66,7 +66,7 @@ def test_scores_show_every_method():
 def test_a_class_without_a_score_leaves_no_dot():
     color = COLORS["pri3d"]
     none, one, two = (
-        count_color(charts.iou_figure({"pri3d": dict(zip(("wall", "lamp"), values, strict=True))}), color)
+        count_color(charts.classes_figure({"pri3d": dict(zip(("wall", "lamp"), values, strict=True))}), color)
         for values in ((np.nan, np.nan), (0.2, np.nan), (0.2, 0.4))
     )
     assert one - none == pytest.approx(two - one, rel=0.1)
@@ -111,3 +111,17 @@ def test_label_efficiency_shows_every_method_and_the_reference():
     both = charts.efficiency_figure({"pri3d": curves["pri3d"]}, "mIoU, %", {"scratch": {0.2: 0.4, 1.0: 0.5}})
     assert has_color(both, COLORS["scratch"])
     assert charts.efficiency_figure({"pri3d": {0.2: [float("nan")]}}, "mIoU, %")
+
+
+def test_several_pre_trainings_share_one_picture():
+    curves = {"pri3d": ROWS, "scratch": [{k: v for k, v in row.items() if "geometry" not in k} for row in ROWS]}
+    picture = charts.compared_training_figure(curves)
+    assert has_color(picture, COLORS["pri3d"])
+    assert has_color(picture, COLORS["scratch"])
+    assert charts.compared_training_figure({"pri3d": [{"step": 1.0}]})
+
+
+def test_measures_on_held_out_pairs_are_drawn_where_they_are_known():
+    history = [{"step": k, "recall": k / 9, "rank": 3.0 + k} for k in range(3)]
+    assert charts.heldout_figure(history) != charts.heldout_figure([{**row, "alignment": 0.1} for row in history])
+    assert charts.heldout_figure([{"step": 1.0}])

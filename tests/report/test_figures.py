@@ -113,9 +113,9 @@ class TestPca:
 
 class TestMethodColours:
     def test_known_methods_keep_their_colours(self):
-        assert style.series_color("scratch", 5) != style.series_color("pri3d", 5)
-        assert style.series_color("scratch", 0) == style.series_color("scratch", 3)
-        assert style.series_color("other", 0) != style.series_color("other", 1)
+        alone, beside = style.series_colors(["pri3d"]), style.series_colors(["scratch", "other", "pri3d"])
+        assert alone["pri3d"] == beside["pri3d"]
+        assert len(set(beside.values())) == 3
 
 
 class TestSegmentation:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pri3d.files import write_atomic
-from pri3d.report.html import Page, flatten
+from pri3d.report.html import Page, flatten, picture_address
 
 
 def tiny_png() -> bytes:
@@ -23,6 +24,8 @@ NASTY = "<script>alert('x')</script> & \"quoted\""
 def nasty_page() -> Page:
     page = Page(NASTY, NASTY)
     page.heading(NASTY, 3)
+    page.heading(NASTY)
+    page.heading(NASTY)
     page.paragraph(NASTY)
     page.note(NASTY)
     page.tiles({NASTY: NASTY})
@@ -35,7 +38,7 @@ def nasty_page() -> Page:
 def test_every_text_is_escaped(read_page):
     found = read_page(nasty_page().render())
     assert "script" not in {tag for tag, _ in found.tags}
-    assert found.texts.count(NASTY) == 15
+    assert found.texts.count(NASTY) == 19
     assert next(attrs["alt"] for tag, attrs in found.tags if tag == "img") == NASTY
 
 
@@ -81,3 +84,29 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch: pytest.Monkey
         write_atomic(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_scripts_of_widgets_may_run(read_page):
+    page = nasty_page()
+    assert "script-src 'none'" in page.render()
+    page.widget("<p>a widget</p><script>let x = 1;</script>")
+    digest = base64.b64encode(hashlib.sha256(b"let x = 1;").digest()).decode()
+    policy = next(a["content"] for tag, a in read_page(page.render()).tags if a.get("http-equiv"))
+    assert f"script-src 'sha256-{digest}';" in policy
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def test_sections_are_listed_where_there_are_several(read_page):
+    page = Page("t")
+    page.heading("One")
+    assert "<nav>" not in page.render()
+    page.heading("Two")
+    tags = read_page(page.render()).tags
+    targets = [attrs["href"] for tag, attrs in tags if tag == "a"]
+    assert targets == [f"#{attrs['id']}" for tag, attrs in tags if tag == "h2"]
+    assert len(targets) == 2
+
+
+def test_pictures_say_what_they_are():
+    assert picture_address(tiny_png()).startswith("data:image/png;")
+    assert picture_address(b"\xff\xd8\xff").startswith("data:image/jpeg;")

@@ -18,6 +18,7 @@ from pri3d.report import gather, style
 from pri3d.report.cutaway import drawable
 from pri3d.report.gather import Missing
 from pri3d.report.run import compare, write_overview, write_report
+from pri3d.report.scores import read_scores
 from pri3d.runfiles import write_json
 from pri3d.store import Store, read_manifest, write_manifest
 from pri3d.tasks.semantic import load_semantic
@@ -47,6 +48,11 @@ def write(out: Path, runs, **changes) -> str:
     return (out / "report.html").read_text()
 
 
+def drawn(page) -> list[str]:
+    """Pictures of matplotlib; those of widgets are JPEGs."""
+    return [load for load in page.loads if load.startswith("data:image/png")]
+
+
 def notes(page) -> list[str]:
     return [text for text in page.texts if "left out" in text]
 
@@ -54,8 +60,8 @@ def notes(page) -> list[str]:
 class TestReport:
     def test_everything_is_there(self, tmp_path, runs, report):
         page = report(tmp_path)
-        assert len(page.loads) == 8
-        for load in page.loads:
+        assert len(drawn(page)) == 8
+        for load in drawn(page):
             with Image.open(io.BytesIO(base64.b64decode(load.removeprefix("data:image/png;base64,")))) as image:
                 assert image.width == 400
         assert not notes(page)
@@ -76,14 +82,14 @@ class TestReport:
 
     def test_without_fine_tuning_the_rest_is_there_and_the_page_says_so(self, tmp_path, runs, report):
         page = report(tmp_path, finetune_runs={})
-        assert len(page.loads) == 4
+        assert len(drawn(page)) == 4
         assert any(note.startswith("Semantic segmentation is left out") for note in notes(page))
         assert any(note.startswith("Segmentations are left out") for note in notes(page))
 
     def test_scores_without_runs_are_shown(self, tmp_path, runs, report):
         page = report(tmp_path, finetune_runs={}, results={"semantic_miou": {"scratch": [0.25], "pri3d": [0.5]}})
         assert "+25.0" in page.texts
-        assert len(page.loads) == 5
+        assert len(drawn(page)) == 5
 
     def test_nothing_at_all_still_makes_a_page(self, tmp_path, runs, report):
         none = tmp_path / "none"
@@ -97,7 +103,7 @@ class TestReport:
         (cut / "weights.safetensors").unlink()
         both = {"scratch": runs.finetune["scratch"], "pri3d": [cut]}
         page = report(tmp_path, pretrain_run=cut, finetune_runs=both, val_store=runs.store)
-        assert len(page.loads) == 7
+        assert len(drawn(page)) == 7
         assert "Without scores, and left out: cut." in page.texts
         assert any("weights.safetensors" in note for note in notes(page))
         assert any("may have seen them" in text for text in page.texts)
@@ -180,21 +186,30 @@ class TestGather:
         assert gather.chunk(runs.store, tmp_path).voxel == pytest.approx(0.08)
 
     def test_segmentations_are_the_networks_own(self, runs):
-        frames, names = gather.segmentations(runs.val, runs.finetune, 2)
         images = PreparedImages(runs.val, "all")
+        found = gather.predictions(images, runs.finetune, 2, "semantic")
+        frames = found.segmented
         dataset = LabelledDataset(images, (64, 48))
         assert [frame.name for frame in frames] == [dataset[Draw(0, row)][2] for row in (1, 3)]
-        assert names == images.class_names
+        assert found.class_names == images.class_names
         model = load_semantic(runs.finetune["pri3d"][0])[0]
         with torch.no_grad():
             expected = model(dataset[Draw(0, 3)][0][None].float() / 255).argmax(1)[0]
         assert np.array_equal(frames[1].predicted["pri3d"], expected)
         assert np.array_equal(frames[1].label, dataset[Draw(0, 3)][1])
 
-    def test_a_store_without_labels_says_so(self, tmp_path, runs):
+    def test_a_store_without_labels_says_so(self, tmp_path, runs, report):
         shutil.copytree(runs.val, tmp_path / "bare")
         write_manifest(tmp_path / "bare", {**read_manifest(runs.val), "class_names": None})
-        assert gather.segmentations(tmp_path / "bare", runs.finetune, 2) == Missing("bare has no labels.")
+        page = report(tmp_path, val_store=tmp_path / "bare")
+        assert "Segmentations are left out: bare has no labels." in page.texts
+
+    def test_classes_that_differ_are_no_predictions(self, tmp_path, runs):
+        shutil.copytree(runs.val, tmp_path / "other")
+        names = read_manifest(runs.val)["class_names"]
+        write_manifest(tmp_path / "other", {**read_manifest(runs.val), "class_names": [*names[:-1], "thing"]})
+        images = PreparedImages(tmp_path / "other", "all")
+        assert "other classes" in gather.predictions(images, runs.finetune, 2, "semantic").reason
 
     def test_the_first_store_with_pairs_is_taken(self, tmp_path, runs):
         shutil.copytree(runs.val, tmp_path / "single")
@@ -204,9 +219,9 @@ class TestGather:
         assert isinstance(gather.store_with_pairs([tmp_path / "single", tmp_path]), Missing)
 
     def test_scores_of_unfinished_runs_are_skipped(self, tmp_path, runs):
-        scores = gather.read_scores({"pri3d": [tmp_path, *runs.finetune["pri3d"]], "scratch": [tmp_path]})
+        scores = read_scores({"pri3d": [tmp_path, *runs.finetune["pri3d"]], "scratch": [tmp_path]}, "semantic")
         assert list(scores) == ["pri3d"]
-        assert [score["last"]["miou"] for score in scores["pri3d"]] == [0.3, 0.31]
+        assert [score.last["miou"] for score in scores["pri3d"]] == [0.3, 0.31]
 
 
 class TestOverview:

@@ -18,6 +18,7 @@ from pri3d.intervals import mean_interval
 from pri3d.report.style import INK, MUTED, png, series_colors, series_label, style
 
 Rows = Sequence[Mapping[str, float]]
+_DASHES = ("-", "--", ":", "-.")
 
 
 def training_figure(rows: Rows, weights: Mapping[str, float]) -> bytes:
@@ -58,59 +59,82 @@ def training_figure(rows: Rows, weights: Mapping[str, float]) -> bytes:
         return png(figure)
 
 
-def validation_figure(histories: Mapping[str, Sequence[Rows]], losses: Mapping[str, Sequence[Rows]]) -> bytes:
-    """Return a PNG of fine-tuning runs by method: validation mIoU and training loss over the steps.
+def compared_training_figure(curves: Mapping[str, Rows]) -> bytes:
+    """Return a PNG of several pre-training runs: match recall of each objective over the steps, a colour a run.
 
-    ``histories`` have rows with ``step`` and ``miou``, ``losses`` rows with ``step`` and ``loss``; one list a seed.
-    Thin lines are seeds, the thick one is their mean.
+    ``curves``: run -> rows as of :func:`training_figure`. Of a run with several objectives each has a line style.
+    """
+    with style():
+        figure = _wide(3.6)
+        axes = figure.subplots()
+        _title(axes, "Match recall", "of each objective's own points; partner is the most similar one")
+        for name, color in series_colors(curves).items():
+            rows = curves[name]
+            keys = [key for key in dict.fromkeys(k for row in rows for k in row) if key.endswith("/recall")]
+            for key, dash in zip([key for key in keys if not key.startswith("heldout/")], _DASHES, strict=False):
+                values = running_mean(_column(rows, key), max(1, len(rows) // 20))
+                label = f"{series_label(name)}, {key.removesuffix('/recall')}"
+                axes.plot(_column(rows, "step"), values, color=color, linestyle=dash, label=label)
+        axes.set_xlabel("step")
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        handles = axes.get_legend_handles_labels()
+        if handles[0]:
+            figure.legend(*handles, loc="outside lower center", ncols=min(len(handles[0]), 4))
+        return png(figure)
+
+
+def heldout_figure(history: Rows) -> bytes:
+    """Return a PNG of what pre-training measures on held-out pairs: recall, alignment, uniformity and rank.
+
+    ``history`` has rows with ``step`` and these names; a name that no row has is left out.
+    """
+    names = [
+        name for name in ("recall", "alignment", "uniformity", "rank") if np.isfinite(_column(history, name)).any()
+    ]
+    with style():
+        figure = _wide(2.7)
+        panels = np.atleast_1d(figure.subplots(1, max(len(names), 1)))
+        for axes, name in zip(panels, names, strict=False):
+            axes.plot(_column(history, "step"), _column(history, name), color=INK, marker="o", markersize=4)
+            _title(axes, f"Held-out {name}", "")
+            axes.set_xlabel("step")
+            axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+            if name == "recall":
+                axes.set_ylim(bottom=0)
+                axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        return png(figure)
+
+
+def validation_figure(
+    histories: Mapping[str, Sequence[Rows]], losses: Mapping[str, Sequence[Rows]], key: str = "miou", name: str = "mIoU"
+) -> bytes:
+    """Return a PNG of fine-tuning runs by method: a validation score and the training loss over the steps.
+
+    ``histories`` have rows with ``step`` and ``key`` (0..1, called ``name``), ``losses`` rows with ``step`` and
+    ``loss``; one list a seed. Thin lines are seeds, the thick one is their mean.
     """
     with style():
         figure = _wide(3.4)
         panels = figure.subplots(1, 2)
-        for axes, runs, key in zip(panels, (histories, losses), ("miou", "loss"), strict=True):
+        for axes, runs, column in zip(panels, (histories, losses), (key, "loss"), strict=True):
             for method, color in series_colors(runs).items():
-                _seeds(axes, runs[method], key, color, series_label(method))
+                _seeds(axes, runs[method], column, color, series_label(method))
             axes.set_xlabel("fine-tuning step")
             axes.set_ylim(bottom=0)
             axes.set_xlim(left=0)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        _title(panels[0], "Validation mIoU", "on held-out frames")
-        _title(panels[1], "Training loss", "cross-entropy")
+        _title(panels[0], f"Validation {name}", "on held-out images")
+        _title(panels[1], "Training loss", "")
         handles = panels[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside lower center", ncols=len(handles[0]))
+        figure.legend(*handles, loc="outside lower center", ncols=min(len(handles[0]), 5))
         return png(figure)
 
 
-def miou_figure(scores: Mapping[str, Sequence[float]]) -> bytes:
-    """Return a PNG of mIoU by method: a bar to the mean, a dot a seed; ``scores`` are shares 0..1."""
-    with style():
-        figure = _wide(0.62 * len(scores) + 0.85)
-        axes = figure.subplots()
-        colors = series_colors(scores)
-        for k, (method, values) in enumerate(scores.items()):
-            color, mean = colors[method], float(np.mean(values))
-            axes.barh(k, mean, height=0.56, color=color, alpha=0.32)
-            axes.plot([mean, mean], [k - 0.28, k + 0.28], color=color, linewidth=3, solid_capstyle="butt")
-            shift = np.linspace(-0.14, 0.14, len(values)) if len(values) > 1 else np.zeros(1)
-            axes.scatter(values, k + shift, s=42, color=color, edgecolors="white", linewidths=1, zorder=3)
-            right = max(mean, *values)
-            axes.annotate(
-                f"{mean:.1%}", (right, k), (9, 0), textcoords="offset points", va="center", weight="bold", color=INK
-            )
-        axes.set_yticks(range(len(scores)), [series_label(method) for method in scores], color=INK)
-        axes.invert_yaxis()
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
-        axes.margins(x=0.12)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xlabel("mIoU on held-out frames (bar: mean, dots: seeds)")
-        return png(figure)
-
-
-def iou_figure(scores: Mapping[str, Mapping[str, float]]) -> bytes:
-    """Return a PNG of IoU by class: a dot a method, joined by a line; ``scores`` is method -> class -> share 0..1.
+def classes_figure(scores: Mapping[str, Mapping[str, float]], name: str = "IoU") -> bytes:
+    """Return a PNG of a score by class: a dot a method, joined by a line; ``scores`` is method -> class -> share 0..1.
 
     Classes stand in their own order; a NaN (the class neither occurs nor is predicted) leaves its dot out.
     """
@@ -131,8 +155,8 @@ def iou_figure(scores: Mapping[str, Mapping[str, float]]) -> bytes:
         axes.tick_params(axis="y", length=0)
         axes.set_xlim(-0.02, max(0.1, float(np.nanmax(table, initial=0.0))) * 1.06)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xlabel("IoU, mean over seeds")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=len(scores))
+        axes.set_xlabel(f"{name}, mean over seeds")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=min(len(scores), 5))
         return png(figure)
 
 
@@ -263,18 +287,16 @@ def _curve(axes: Axes, rows: Rows, key: str, color: str, label: str) -> None:
 
 def _seeds(axes: Axes, seeds: Sequence[Rows], key: str, color: str, label: str) -> None:
     """Thin line a seed, thick mean over the steps that all seeds have; loss is smoothed."""
-    smooth = 0 if key == "miou" else 2
+    smooth, marked = (2, False) if key == "loss" else (0, True)
     curves = []
     for rows in seeds:
         values = running_mean(_column(rows, key), smooth)
         steps = _column(rows, "step")
         curves.append(dict(zip(steps.tolist(), values.tolist(), strict=True)))
-        axes.plot(steps, values, color=color, linewidth=0.9, alpha=0.5, marker="." if key == "miou" else None)
+        axes.plot(steps, values, color=color, linewidth=0.9, alpha=0.5, marker="." if marked else None)
     common = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     mean = [float(np.mean([curve[step] for curve in curves])) for step in common]
-    axes.plot(
-        common, mean, color=color, linewidth=2.4, label=label, marker="o" if key == "miou" else None, markersize=4
-    )
+    axes.plot(common, mean, color=color, linewidth=2.4, label=label, marker="o" if marked else None, markersize=4)
 
 
 def _column(rows: Rows, key: str) -> NDArray[np.float64]:

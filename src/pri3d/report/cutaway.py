@@ -72,6 +72,15 @@ def drawable(chunk: Chunk) -> Voxels:
     return result
 
 
+def seen_cells(chunk: Chunk, surface: Voxels) -> NDArray[np.bool_]:
+    """Which cells (V,) of a surface the chunk holds: those in the box of the camera's frustum (paper section 3.2)."""
+    box = frustum_box(chunk.depth, chunk.intrinsics, chunk.world_from_camera)
+    if box is None:
+        return np.zeros(len(surface.cells), bool)
+    inside: NDArray[np.bool_] = np.isin(_keys(surface.cells), _keys(crop(surface, *box).cells))
+    return inside
+
+
 def draw_chunk(axes: Axes, chunk: Chunk) -> None:
     """Draw the room in grey, the chunk coloured by height, the camera with its frustum and the box of the chunk.
 
@@ -84,8 +93,8 @@ def draw_chunk(axes: Axes, chunk: Chunk) -> None:
     height = (surface.cells + 0.5) * surface.size @ chunk.up
     surface = surface._replace(cells=surface.cells[height < centre @ chunk.up + _HEADROOM], color=None)
     box = frustum_box(chunk.depth, chunk.intrinsics, chunk.world_from_camera)
-    seen = crop(surface, *box).cells if box is not None else surface.cells[:0]
-    rest = surface.cells[~np.isin(_keys(surface.cells), _keys(seen))]
+    inside = seen_cells(chunk, surface)
+    seen, rest = surface.cells[inside], surface.cells[~inside]
     _draw_cubes(axes, rest, surface.size, np.full((len(rest), 3), 0.96), looking, contrast=0.4)
     height = seen @ chunk.up
     lowest, highest = (height.min(), height.max()) if len(height) else (0.0, 0.0)

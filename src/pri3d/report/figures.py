@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from pri3d.overlay import draw_detections
 from pri3d.palette import color_labels, palette
 from pri3d.report.cutaway import Chunk, chunk_handles, draw_chunk
 from pri3d.report.style import image_grid, png, series_label, show, style
+from pri3d.types import Detections
 
 SHOWN_MATCHES = 32
 
@@ -40,6 +42,15 @@ class Segmented(NamedTuple):
     label: NDArray[np.integer]  #: (H, W) class ids, 255 = ignored
     predicted: Mapping[str, NDArray[np.integer]]  #: method -> (H, W) class ids
     name: str  #: scene/frame
+
+
+class Detected(NamedTuple):
+    """One image with its objects and what networks find."""
+
+    color: NDArray[np.uint8]  #: (H, W, 3) RGB
+    truth: Detections  #: with scores of 1
+    found: Mapping[str, Detections]  #: method -> objects
+    name: str
 
 
 def pair_figure(pair: MatchedPair) -> bytes:
@@ -178,6 +189,19 @@ def segmentation_figure(frames: Sequence[Segmented], class_names: Sequence[str])
             columnspacing=1.4,
             borderaxespad=0.2,
         )
+        return png(figure)
+
+
+def detection_figure(frames: Sequence[Detected], class_names: Sequence[str]) -> bytes:
+    """Return a PNG with a row an image: its objects, and what each method finds, with the scores in percent."""
+    methods = list(frames[0].found)
+    with style():
+        aspect = frames[0].color.shape[1] / frames[0].color.shape[0]
+        figure, axes = image_grid([""] * len(frames), ["ground truth", *map(series_label, methods)], aspect)
+        for row, frame in zip(axes, frames, strict=True):
+            show(row[0], draw_detections(frame.color, frame.truth, class_names, with_scores=False), smooth=True)
+            for cell, method in zip(row[1:], methods, strict=True):
+                show(cell, draw_detections(frame.color, frame.found[method], class_names), smooth=True)
         return png(figure)
 
 

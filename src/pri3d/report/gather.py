@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pri3d.data.labelled import LabelledDataset
+from pri3d import registry
 from pri3d.data.pairs import PairDataset
 from pri3d.data.sampler import Draw
-from pri3d.datasets.prepared import PreparedImages
-from pri3d.errors import DataError
+from pri3d.datasets import LabelledImages
 from pri3d.geometry.images import parse_size
 from pri3d.geometry.matching import match_pixels
 from pri3d.models.weights import load_model
 from pri3d.report.cutaway import Chunk, up_direction
-from pri3d.report.figures import MatchedPair, Segmented
-from pri3d.runfiles import RunPaths, read_json
+from pri3d.report.figures import Detected, MatchedPair, Segmented
+from pri3d.report.scores import Runs
+from pri3d.report.sources import read_config
+from pri3d.runfiles import RunPaths
 from pri3d.store import MANIFEST, Store
-from pri3d.tasks.semantic import load_semantic
+from pri3d.tasks import TASKS, load_task
+from pri3d.types import Detections
 
-Runs = Mapping[str, Sequence[Path]]
+SCORE = 0.5  #: from which on an object is drawn
 _DISTANCE = 0.02  # metres; of runs that do not say
 
 
@@ -39,34 +39,12 @@ class Missing(NamedTuple):
 
 def read_settings(run: Path) -> dict[str, Any]:
     """Return a run's resolved settings; empty where it has no config.yaml. Raises DataError where that is damaged."""
-    path = RunPaths(run).config
-    if not path.is_file():
-        return {}
-    try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8"))["settings"])
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not the settings of a run ({error}). Restore it, or make the run anew.") from error
+    return dict(read_config(run).get("settings", {}))
 
 
-def read_scores(runs: Runs) -> dict[str, list[dict[str, Any]]]:
-    """:func:`read_score` of the runs that have one, method by method; methods without any are left out."""
-    found = {method: [read_score(folder) for folder in folders] for method, folders in runs.items()}
-    present = {method: [score for score in of if score is not None] for method, of in found.items()}
-    return {method: of for method, of in present.items() if of}
-
-
-def read_score(run: Path) -> dict[str, Any] | None:
-    """scores.json of a run, unknown numbers as NaN; None where it has none or no mIoU. Raises DataError if damaged."""
-    path = RunPaths(run).scores
-    if not path.is_file():
-        return None
-    scores = _known(read_json(path))
-    try:
-        known = math.isfinite(scores["last"]["miou"])
-        dict(scores["last"]["iou"]), list(scores["history"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not the scores of a run ({error!r}). Delete it, or restore it.") from error
-    return dict(scores) if known else None
+def distance_of(settings: Mapping[str, Any]) -> float:
+    """Metres within which two measured points are one to a run of these settings."""
+    return float(settings.get("distance") or _DISTANCE)
 
 
 def open_store(folder: Path) -> Store | Missing:
@@ -110,7 +88,7 @@ def matched_pairs(folder: Path, count: int, run: Path) -> tuple[list[MatchedPair
             item.intrinsics[None],
             item.world_from_camera[None],
             grid,
-            float(settings.get("distance", _DISTANCE)),
+            distance_of(settings),
         )
         valid = matches.valid[0]
         ends = [_cell_centres(cells[0][valid], grid, size) for cells in (matches.first, matches.second)]
@@ -147,46 +125,79 @@ def chunk(folder: Path, run: Path) -> Chunk | Missing:
     )
 
 
+def network_files(runs: Mapping[str, Path]) -> dict[str, Path] | Missing:
+    """What to call a network -> its file: of one run before and after pre-training, of several the first one's start.
+
+    Runs without weights are left out; Missing where none has any.
+    """
+    found = {name: RunPaths(run) for name, run in runs.items() if RunPaths(run).weights.is_file()}
+    if not found:
+        names = ", ".join(run.name for run in runs.values())
+        return Missing(f"{names}: no {RunPaths(Path()).weights.name}; pre-training has not finished.")
+    first = next(iter(found.values()))
+    before = {"before": first.initial} if first.initial.is_file() else {}
+    if len(runs) == 1:
+        return {**before, "after": first.weights}
+    return {**before, **{name: paths.weights for name, paths in found.items()}}
+
+
 @torch.no_grad()
-def feature_maps(images: Tensor, run: Path) -> dict[str, Tensor] | Missing:
-    """Maps (K, C, h, w) of images (K, 3, H, W) by the run's network before and after pre-training."""
-    files = {"before": RunPaths(run).initial, "after": RunPaths(run).weights}
-    absent = [file.name for file in files.values() if not file.is_file()]
-    if absent:
-        return Missing(f"{run.name} has no {' and no '.join(absent)}; its pre-training has not finished.")
+def feature_maps(images: Tensor, files: Mapping[str, Path]) -> dict[str, Tensor]:
+    """Maps (K, C, h, w) of images (K, 3, H, W) by the network in each file, by the same names."""
     return {name: load_model(file)[0](images).float() for name, file in files.items()}
 
 
-@torch.no_grad()
-def segmentations(val_store: Path, runs: Runs, count: int) -> tuple[list[Segmented], list[str]] | Missing:
-    """Evenly spaced labelled frames of the store with the prediction of each method's first finished run.
+class Pictures(NamedTuple):
+    """Frames with what networks say of them."""
 
-    Also returns the class names.
-    """
-    store = open_store(val_store)
-    if isinstance(store, Missing):
-        return store
-    if not store.class_names:
-        return Missing(f"{val_store.name} has no labels.")
+    segmented: Sequence[Segmented]  #: of semantic segmentation
+    detected: Sequence[Detected]  #: of detection
+    class_names: Sequence[str]
+
+    @property
+    def frames(self) -> list[Segmented | Detected]:
+        """All of them."""
+        return [*self.segmented, *self.detected]
+
+
+@torch.no_grad()
+def predictions(images: LabelledImages, runs: Runs, count: int, task: str) -> Pictures | Missing:
+    """Evenly spaced labelled images with the prediction of each method's first finished run."""
     files = {
         method: next((file for file in (RunPaths(run).weights for run in folders) if file.is_file()), None)
         for method, folders in runs.items()
     }
-    models = {method: (load_semantic(file)[0], file.parent) for method, file in files.items() if file is not None}
+    models = {method: load_task(file) for method, file in files.items() if file is not None}
     if not models:
         return Missing("no fine-tuning run has finished.")
-    settings = read_settings(next(iter(models.values()))[1])
-    size = parse_size(settings["size"]) if "size" in settings else store.scene(store.scenes[0]).frames.size
-    images = PreparedImages(val_store, "all")
-    dataset = LabelledDataset(images, size)
-    rows = np.unique(((np.arange(count) + 0.5) / count * len(dataset)).astype(np.int64))
-    frames = []
-    for row in rows.tolist():
-        color, label, name = dataset[Draw(0, row)]
-        scores = {method: model(color[None].float() / 255)[0] for method, (model, _) in models.items()}
-        predicted = {method: score.argmax(0).numpy() for method, score in scores.items()}
-        frames.append(Segmented(color.permute(1, 2, 0).numpy(), label.numpy(), predicted, name))
-    return frames, list(images.class_names)
+    names = registry.load("tasks", TASKS, task).names_of(images)
+    for method, trained in models.items():
+        if trained.task.class_names != names:
+            return Missing(f"{method} and {images.path.name} have other classes.")
+    rows = np.unique(((np.arange(count) + 0.5) / count * len(images.names)).astype(np.int64)).tolist()
+    segmented, detected = [], []
+    for row in rows:
+        color, name = images.color(row), images.names[row]
+        found = {method: trained.task.predict(trained.model, color) for method, trained in models.items()}
+        if all(isinstance(one, Detections) for one in found.values()):
+            likely = {method: _kept(every, every.scores >= SCORE) for method, every in found.items()}
+            detected.append(Detected(color, _true_objects(images, row), likely, name))
+        elif all(isinstance(one, np.ndarray) and one.shape == color.shape[:2] for one in found.values()):
+            segmented.append(Segmented(color, images.label(row), found, name))
+        else:
+            return Missing(f"what task {task} predicts is neither class ids nor objects.")
+    return Pictures(segmented, detected, names)
+
+
+def _true_objects(images: LabelledImages, row: int) -> Detections:
+    """The objects of an image without crowds."""
+    truth = images.instances(row)
+    every = Detections(truth.masks, truth.boxes, truth.classes, np.ones(len(truth.classes), np.float32))
+    return _kept(every, ~truth.crowd)
+
+
+def _kept(found: Detections, which: NDArray[np.bool_]) -> Detections:
+    return Detections(found.masks[which], found.boxes[which], found.classes[which], found.scores[which])
 
 
 def shares_scenes(first: Store, second: Store) -> bool:
@@ -194,15 +205,6 @@ def shares_scenes(first: Store, second: Store) -> bool:
     ids = set(first.scenes) & set(second.scenes)
     hashes = [{scene["hash"] for scene in store.manifest["scenes"].values()} for store in (first, second)]
     return bool(ids or hashes[0] & hashes[1])
-
-
-def _known(value: Any) -> Any:
-    """What JSON held, null as NaN."""
-    if isinstance(value, dict):
-        return {key: _known(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_known(item) for item in value]
-    return math.nan if value is None else value
 
 
 def _cell_centres(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> NDArray[np.float64]:

@@ -1,8 +1,13 @@
-"""One self-contained HTML file: text, tables and pictures, without scripts and without a single request."""
+"""One self-contained HTML file: text, tables, pictures and widgets, without a single request.
+
+A page forbids itself to fetch anything, and to run any script but those of its own widgets.
+"""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -40,9 +45,13 @@ thead th{border-bottom:2px solid var(--line);font-weight:600}
 tbody th{font-weight:500}
 .n{text-align:right;font-variant-numeric:tabular-nums;padding-left:.9rem}
 .note{background:var(--warnsoft);border-left:4px solid var(--warn);padding:.6rem .9rem;border-radius:0 8px 8px 0}
+nav{margin:1rem 0 0;display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;font-size:.95rem}
+a{color:var(--mark)}
 .facts th{color:var(--muted);font-weight:400;white-space:nowrap}
 .facts td{font-family:ui-monospace,"DejaVu Sans Mono",monospace;font-size:.86rem;overflow-wrap:anywhere}
 summary{cursor:pointer;color:var(--mark);margin:.6rem 0}
+@media(prefers-color-scheme:dark){figure img{filter:brightness(.92)}}
+@media print{nav{display:none}}
 @media print{figure,table,.tile{break-inside:avoid}}
 """
 
@@ -51,14 +60,18 @@ class Page:
     """Collects parts in order; every text is escaped."""
 
     def __init__(self, title: str, lead: str = "") -> None:
-        self.title = title
-        self.parts = [f"<h1>{escape(title)}</h1>"]
-        if lead:
-            self.parts.append(f'<p class="lead">{escape(lead)}</p>')
+        self.title, self.lead = title, lead
+        self.parts: list[str] = []
+        self._sections: list[str] = []
+        self._scripts: dict[str, None] = {}
 
     def heading(self, text: str, level: int = 2) -> None:
-        """Add a heading of level 2 or 3."""
-        self.parts.append(f"<h{level}>{escape(text)}</h{level}>")
+        """Add a heading of level 2, which the page's list of sections names, or 3."""
+        number = ""
+        if level == 2:
+            self._sections.append(text)
+            number = f' id="s{len(self._sections)}"'
+        self.parts.append(f"<h{level}{number}>{escape(text)}</h{level}>")
 
     def paragraph(self, text: str) -> None:
         """Add a paragraph."""
@@ -95,19 +108,21 @@ class Page:
             f'<div class="wide"><table>{below}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
 
-    def figure(self, png: bytes, caption: str, alt: str) -> None:
-        """Add a picture with a caption; ``alt`` says what it shows to who cannot see it."""
-        data = base64.b64encode(png).decode("ascii")
+    def figure(self, picture: bytes, caption: str, alt: str) -> None:
+        """Add a PNG or JPEG with a caption; ``alt`` says what it shows to who cannot see it."""
         self.parts.append(
-            f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+            f'<figure><img alt="{escape(alt)}" src="{picture_address(picture)}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
 
     def widget(self, html: str) -> None:
-        """Add a piece of HTML of this package that brings its own style and script.
+        """Add a piece of HTML of this package that brings its own style and script; the page allows these scripts.
 
         It is taken as it is: whoever makes it escapes its texts.
         """
+        for script in re.findall(r"<script>(.*?)</script>", html, re.DOTALL):
+            digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+            self._scripts[f"'sha256-{digest}'"] = None
         self.parts.append(html)
 
     def facts(self, title: str, values: Mapping[str, Any]) -> None:
@@ -123,10 +138,20 @@ class Page:
 
     def render(self) -> str:
         """Return the whole page."""
+        scripts = " ".join(self._scripts) or "'none'"
+        policy = (
+            f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {scripts}; base-uri 'none'; "
+            "form-action 'none'"
+        )
+        links = "".join(f'<a href="#s{k}">{escape(text)}</a>' for k, text in enumerate(self._sections, 1))
+        top = f"<h1>{escape(self.title)}</h1>\n" + (f'<p class="lead">{escape(self.lead)}</p>\n' if self.lead else "")
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
             '<meta name="viewport" content="width=device-width,initial-scale=1">'
-            f"<title>{escape(self.title)}</title><style>{_CSS}</style></head>\n<body><main>\n"
+            '<link rel="icon" href="data:,">'  # or the browser asks for one where the page is served
+            f"<title>{escape(self.title)}</title><style>{_CSS}</style></head>\n<body><main>\n{top}"
+            + (f"<nav>{links}</nav>\n" if len(self._sections) > 1 else "")
             + "\n".join(self.parts)
             + "\n</main></body></html>\n"
         )

@@ -1,4 +1,4 @@
-"""Run folders -> one HTML page, and the picture that stands in the README."""
+"""The chain's runs -> one HTML page of it all, and the picture that stands in the README."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pri3d.datasets import LabelledImages
+from pri3d.datasets.prepared import PreparedImages
 from pri3d.errors import DataError
 from pri3d.files import write_atomic
 from pri3d.models.weights import read_provenance
-from pri3d.report import charts, figures, gather
-from pri3d.report.cutaway import drawable
-from pri3d.report.gather import Missing, Runs
+from pri3d.report import charts, gather
+from pri3d.report.finetuned import BASELINE, Scores, add_pictures, add_training, add_unfinished, in_words
+from pri3d.report.gather import Missing
 from pri3d.report.html import Page
 from pri3d.report.overview import overview_picture
+from pri3d.report.pretrained import add_curves, add_data, add_features
+from pri3d.report.scores import Runs, read_scores
 from pri3d.report.style import series_label
-from pri3d.runfiles import RunPaths, read_metrics
+from pri3d.runfiles import RunPaths
 from pri3d.store import Store
 
-#: methods whose difference the report states: of the first named to the second, where both were run
-BASELINE, OURS = "scratch", "pri3d"
+OURS = "pri3d"  #: the method whose difference to the baseline the report states, where both were run
+_TASK = "semantic"
 T = TypeVar("T")
 
 
@@ -60,12 +64,26 @@ def write_report(
     page = Page(
         title, "Pri3D: an image backbone pre-trained on the geometry of posed RGB-D recordings, without labels."
     )
-    scores = gather.read_scores(finetune_runs)
-    miou = _miou(scores, results)
+    miou = _miou(read_scores(finetune_runs, _TASK), results)
     _add_result(page, miou, results, _held_out(store, val_store))
-    _add_data(page, store, pretrain_run)
-    _add_pretraining(page, pretrain_run, [val_store, store])
-    _add_finetuning(page, scores, finetune_runs, val_store)
+    named = {pretrain_run.name: pretrain_run}
+    page.heading("What pre-training learns from")
+    learnt = gather.store_with_pairs([store])
+    if isinstance(learnt, Missing):
+        page.note(f"Pair and surface are left out: {learnt.reason}")
+    else:
+        add_data(page, learnt, pretrain_run)
+    page.heading("Pre-training")
+    add_curves(page, named)
+    folder = gather.store_with_pairs([val_store, store])
+    if isinstance(folder, Missing):
+        page.note(f"Features are left out: {folder.reason}")
+    else:
+        add_features(page, folder, named)
+    page.heading("Fine-tuning for semantic segmentation")
+    add_training(page, _TASK, finetune_runs)
+    add_unfinished(page, _TASK, finetune_runs)
+    add_pictures(page, _TASK, finetune_runs, _labelled(val_store))
     _add_settings(page, store, pretrain_run, val_store, finetune_runs, settings)
     return page.write(out)
 
@@ -78,9 +96,10 @@ def write_overview(path: Path, *, store: Path, pretrain_run: Path, val_store: Pa
     folder = _there(gather.store_with_pairs([val_store, store]))
     pairs, images = gather.matched_pairs(folder, 1, pretrain_run)
     chunk = _there(gather.chunk(folder, pretrain_run))
-    maps = _there(gather.feature_maps(images, pretrain_run))
-    frames, names = _there(gather.segmentations(val_store, finetune_runs, 2))
-    return write_atomic(path, overview_picture(pairs[0], chunk, maps, frames, names))
+    files = _there(gather.network_files({pretrain_run.name: pretrain_run}))
+    maps = gather.feature_maps(images, files)
+    found = _there(gather.predictions(_there(_labelled(val_store)), finetune_runs, 2, _TASK))
+    return write_atomic(path, overview_picture(pairs[0], chunk, maps, found.segmented, found.class_names))
 
 
 def compare(baseline: Sequence[float], ours: Sequence[float]) -> str:
@@ -132,110 +151,16 @@ def _add_result(page: Page, miou: Mapping[str, Sequence[float]], results: Mappin
         page.table(
             header, rows, "Mean intersection over union on the held-out frames, at the last step. Runs differ by seed."
         )
-        page.figure(charts.miou_figure(miou), "mIoU by method.", f"Bars of mIoU: {_in_words(miou)}.")
+        bars = {series_label(name): {name: values} for name, values in miou.items()}
+        page.figure(
+            charts.bars_figure(bars, "mIoU, %, on held-out frames"),
+            "mIoU by method. Bars: means; dots: seeds; whiskers: 95 % interval of the mean.",
+            f"Bars of mIoU: {in_words(miou)}.",
+        )
     rest = {name: value for name, value in results.items() if name not in {"semantic_miou", "minutes"}}
     if rest:
         page.heading("Further numbers", 3)
         page.table(["", "value"], [(name, _number(value)) for name, value in _leaves(rest).items()])
-
-
-def _add_data(page: Page, store: Path, run: Path) -> None:
-    page.heading("What pre-training learns from")
-    folder = gather.store_with_pairs([store])
-    if isinstance(folder, Missing):
-        page.note(f"Pair and surface are left out: {folder.reason}")
-        return
-    pair = gather.matched_pairs(folder, 1, run)[0][0]
-    page.figure(
-        figures.pair_figure(pair),
-        f"Pair {pair.name}: of all {len(Store(folder).pairs().i):,} pairs, the one of median overlap. Points of both "
-        f"frames that lie on one place of the surface are matches; at most {figures.SHOWN_MATCHES} are drawn. The View "
-        "objective makes the features of matched points alike and those of all others unlike.",
-        "Two frames of a room side by side, lines join the points that both see.",
-    )
-    chunk = gather.chunk(folder, run)
-    if isinstance(chunk, Missing):
-        page.note(f"The surface is left out: {chunk.reason}")
-        return
-    drawn = drawable(chunk).size
-    coarser = f", coarser than the {100 * chunk.voxel:.0f} cm of pre-training" if drawn > chunk.voxel * 1.01 else ""
-    page.figure(
-        figures.chunk_figure(chunk),
-        f"The surface in the view of frame {chunk.name}, in cubes of {100 * drawn:.0f} cm{coarser}: coloured by "
-        "height, the rest of the scene grey. Red: the camera and its view down to the farthest depth. Dashed: the box "
-        "around it, which cuts out the chunk. Cut open 45 cm above the camera. The Geometry objective matches pixels "
-        "with these voxels.",
-        "A frame, and the voxels of the room seen from above with the camera's view frustum.",
-    )
-
-
-def _add_pretraining(page: Page, run: Path, stores: Sequence[Path]) -> None:
-    page.heading("Pre-training")
-    rows = read_metrics(RunPaths(run).metrics)
-    if rows:
-        last = rows[-1]
-        weights = gather.read_settings(run).get("objectives", {})
-        page.figure(
-            charts.training_figure(rows, weights),
-            f"Pre-training to step {last['step']:.0f}. Dotted: the loss of a network that cannot tell points apart. "
-            "Recall: share of points whose true partner is the most similar of all. Thin: single batches; thick: "
-            "running mean.",
-            "Curves of loss, match recall and learning rate over the steps of pre-training.",
-        )
-    else:
-        page.note(f"The curves are left out: {run.name} has no {RunPaths(run).metrics.name}.")
-    folder = gather.store_with_pairs(stores)
-    if isinstance(folder, Missing):
-        page.note(f"Features are left out: {folder.reason}")
-        return
-    pairs, images = gather.matched_pairs(folder, 2, run)
-    maps = gather.feature_maps(images, run)
-    if isinstance(maps, Missing):
-        page.note(f"Features are left out: {maps.reason}")
-        return
-    page.figure(
-        figures.features_figure(pairs, maps),
-        "Features of two pairs before and after pre-training: the first three principal components as red, green and "
-        "blue. The two maps of a pair beside each other share one basis, so equal colours there mean equal features: a "
-        "thing that keeps its colour from one frame to the other is recognised. Pairs at the tertiles of the overlap, "
-        f"from {folder.name}.",
-        "Four frames with their features in false colours before and after pre-training.",
-    )
-
-
-def _add_finetuning(page: Page, scores: Mapping[str, list[dict[str, Any]]], runs: Runs, val_store: Path) -> None:
-    page.heading("Fine-tuning for semantic segmentation")
-    if scores:
-        histories = {method: [score["history"] for score in of] for method, of in scores.items()}
-        losses = {method: _losses(runs[method]) for method in scores}
-        page.figure(
-            charts.validation_figure(histories, losses),
-            "Fine-tuning from random weights and from the pre-trained ones, with the same settings and data. Thin: "
-            "seeds; thick: their mean.",
-            "Curves of validation mIoU and training loss by method.",
-        )
-        ious = {method: _mean_iou(of) for method, of in scores.items()}
-        page.figure(
-            charts.iou_figure(ious),
-            "Intersection over union by class, mean over seeds, at the last step.",
-            "Dots of IoU by class and method.",
-        )
-        rows = [(name, *(_percent(of.get(name)) for of in ious.values())) for name in next(iter(ious.values()))]
-        page.table(["IoU, %", *map(series_label, ious)], rows)
-    unfinished = [run.name for folders in runs.values() for run in folders if gather.read_score(run) is None]
-    if unfinished:
-        page.note(f"Without scores, and left out: {', '.join(unfinished)}.")
-    found = gather.segmentations(val_store, runs, 5)
-    if isinstance(found, Missing):
-        page.note(f"Segmentations are left out: {found.reason}")
-        return
-    frames, names = found
-    page.figure(
-        figures.segmentation_figure(frames, names),
-        f"Held-out frames, evenly spaced through {val_store.name}, not picked: {', '.join(f.name for f in frames)}. "
-        "Predictions are of each method's first seed at the last step.",
-        "Rows of image, ground truth and predicted classes.",
-    )
 
 
 def _add_settings(page: Page, store: Path, run: Path, val_store: Path, runs: Runs, settings: Mapping[str, Any]) -> None:
@@ -270,25 +195,21 @@ def _held_out(store: Path, val_store: Path) -> str:
     return f"{what}; pre-training did not see these scenes. Pre-training uses no labels."
 
 
-def _miou(scores: Mapping[str, list[dict[str, Any]]], results: Mapping[str, Any]) -> dict[str, list[float]]:
+def _labelled(folder: Path) -> LabelledImages | Missing:
+    """All labelled frames of a prepared store."""
+    store = gather.open_store(folder)
+    if isinstance(store, Missing):
+        return store
+    return PreparedImages(folder, "all") if store.class_names else Missing(f"{folder.name} has no labels.")
+
+
+def _miou(scores: Scores, results: Mapping[str, Any]) -> dict[str, list[float]]:
     if scores:
-        return {method: [float(score["last"]["miou"]) for score in of] for method, of in scores.items()}
+        return {method: [score.last["miou"] for score in of] for method, of in scores.items()}
     stated = results.get("semantic_miou", {})
     known = {method: [float(v) for v in values if v is not None] for method, values in stated.items()}
     finite = {method: [v for v in values if np.isfinite(v)] for method, values in known.items()}
     return {method: values for method, values in finite.items() if values}
-
-
-def _mean_iou(scores: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Class -> mean IoU over the runs that have one, NaN where none has."""
-    table = {name: [score["last"]["iou"][name] for score in scores] for name in scores[0]["last"]["iou"]}
-    known = {name: [value for value in values if np.isfinite(value)] for name, values in table.items()}
-    return {name: float(np.mean(values)) if values else float("nan") for name, values in known.items()}
-
-
-def _losses(folders: Sequence[Path]) -> list[list[dict[str, float]]]:
-    tables = (read_metrics(RunPaths(folder).metrics) for folder in folders)
-    return [[row for row in rows if "loss" in row] for rows in tables if rows]
 
 
 def _score_row(name: str, values: Sequence[float], seeds: int, signed: bool = False) -> list[str]:
@@ -304,18 +225,10 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def _in_words(miou: Mapping[str, Sequence[float]]) -> str:
-    return ", ".join(f"{series_label(name)} {np.mean(values):.1%}" for name, values in miou.items())
-
-
 def _number(value: Any) -> str:
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return "–"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None or not np.isfinite(value) else f"{100 * value:.1f}"
 
 
 def _signed(points: float) -> str:
