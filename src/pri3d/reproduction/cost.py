@@ -22,7 +22,7 @@ from pri3d.tasks import find_task
 from pri3d.train.settings import PretrainSettings
 from pri3d.worlds.write import rooms
 
-PASSES = 3  #: of a trial; the last is timed
+PASSES = 4  #: of a trial; the last but one is timed, for the last is followed by a validation
 LARGEST = 16  #: samples of such a pass; 2 for the paper's sizes without a GPU
 ROOM, FRAMES = "room", 24  #: what a trial trains on
 _KEPT = ("preset", "encoder", "task")  # what tells kinds of runs apart
@@ -95,8 +95,9 @@ def _try(place: Place, run: Run) -> Cost:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         pool.submit(do, place, tried).result()
     paths = RunPaths(place.folder(tried.name))
-    before, after = (row["step"] / row["samples_per_s"] for row in read_metrics(paths.metrics)[-2:])  # / batch: seconds
-    minutes = (after - before) * batch * full.steps * full.batch / batch / 60
+    timed = read_metrics(paths.metrics)[-3:-1]
+    before, after = (row["step"] * batch / row["samples_per_s"] for row in timed)  # seconds since the start
+    minutes = (after - before) * full.steps * full.batch / batch / 60
     return Cost(minutes, _gigabytes(paths), f"{PASSES} passes, tried now")
 
 

@@ -105,6 +105,11 @@ def _what(place: Place, experiment: Experiment, matrix: Matrix, entries: Sequenc
     mean = f"mean of {seeds} seeds and its 95 % interval (Student's t)" if seeds > 1 else "one seed"
     lost = f" {missing} of {runs} runs have no scores." if missing else ""
     call = f"pri3d reproduce {experiment.name} --on {study.on} --size {study.size}"
+    made = list(dict.fromkeys(run.options["seed"] for run in matrix.runs))
+    if made != list(study.settings["seeds"]):
+        call += f" --seeds {','.join(map(str, made))}"
+    if (encoder := matrix.runs[0].options["encoder"]) != study.settings["encoder"]:
+        call += f" --encoder {encoder}"
     fractions = list(dict.fromkeys(entry.fraction for entry in entries))
     if fractions != list(experiment.fractions):
         call += f" --fractions {','.join(f'{fraction:g}' for fraction in fractions)}"

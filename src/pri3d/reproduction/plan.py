@@ -29,9 +29,9 @@ def show(plan: Plan, workers: int) -> None:
     Raises ConfigError where a folder holds a run of other options.
     """
     place, matrix = plan.place, plan.matrix
-    console = Console()
+    console = Console(markup=False)
     if not console.is_terminal:
-        console = Console(width=WIDTH)
+        console = Console(markup=False, width=WIDTH)
     table = Table(title=plan.experiment.title)
     for column in ("group", "run", "state", "minutes", "GB", "from"):
         table.add_column(column, justify="right" if column in ("group", "minutes", "GB") else "left", overflow="fold")

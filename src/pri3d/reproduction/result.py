@@ -12,6 +12,7 @@ from pri3d.report.gather import Missing
 from pri3d.reproduction.layout import figure, markdown, table_csv
 from pri3d.reproduction.plan import Plan
 from pri3d.reproduction.scores import gather as gather_scores
+from pri3d.reproduction.work import finished
 from pri3d.runfiles import write_text
 
 IMAGES = 5  #: rows of figure 4
@@ -51,7 +52,8 @@ def _segmentations(plan: Plan) -> bytes:
     """Figure 4: held-out images, ground truth, and what each row's first finished run says."""
     place, data = plan.place, plan.experiment.data
     parts = place.study.settings["parts"]
-    runs = {cell.row: [place.folder(run) for run in cell.runs] for cell in plan.matrix.cells}
+    there = finished(place, plan.matrix.runs)
+    runs = {cell.row: [place.folder(run) for run in cell.runs if run in there] for cell in plan.matrix.cells}
     apart = f"{data}-val" in parts  # else the set has a val split of its own
     images = open_labelled(
         place.store(f"{data}-val" if apart else data), "val", labels=parts[data].get("labels"), whole=apart

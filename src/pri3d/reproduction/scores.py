@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from pri3d.errors import DataError
 from pri3d.intervals import mean_interval
-from pri3d.reproduction.matrix import Cell, Experiment, Matrix
-from pri3d.reproduction.work import Place
+from pri3d.reproduction.matrix import Experiment, Matrix
+from pri3d.reproduction.work import Place, finished
 from pri3d.runfiles import RunPaths, read_json
 
 
@@ -39,9 +39,13 @@ class Entry(NamedTuple):
 
 
 def gather(place: Place, experiment: Experiment, matrix: Matrix) -> list[Entry]:
-    """Entries of all rows, shares and scores, in the table's order. Raises DataError where scores are damaged."""
+    """Entries of all rows, shares and scores, in the table's order; runs that have not finished have none.
+
+    Raises ConfigError where a folder holds a run of other options, DataError where scores are damaged.
+    """
     base = place.study.base(experiment)
-    found = {cell: _last(place, cell) for cell in matrix.cells}
+    there = finished(place, matrix.runs)
+    found = {cell: _last(place, [run for run in cell.runs if run in there]) for cell in matrix.cells}
     bases = {(cell.network, cell.fraction): found[cell] for cell in matrix.cells if cell.start == base}
     entries = []
     for cell, runs in found.items():
@@ -97,13 +101,15 @@ def readings(experiment: Experiment, entries: Sequence[Entry]) -> list[Reading]:
     ]
 
 
-def _last(place: Place, cell: Cell) -> list[Mapping[str, float]]:
-    """Scores of the last step of the runs that have any."""
-    files = [RunPaths(place.folder(run)).scores for run in cell.runs]
-    try:
-        return [dict(read_json(file)["last"]) for file in files if file.is_file()]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{place.folder(cell.runs[0]).parent}: a scores.json is damaged ({error!r}).") from error
+def _last(place: Place, runs: Sequence[str]) -> list[Mapping[str, float]]:
+    """Scores of the last step of finished runs."""
+    scores = []
+    for file in (RunPaths(place.folder(run)).scores for run in runs):
+        try:
+            scores.append(dict(read_json(file)["last"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{file}: damaged ({error!r}). Delete its folder and make the run again.") from error
+    return scores
 
 
 def _values(runs: Sequence[Mapping[str, float | None]], key: str) -> tuple[float, ...]:

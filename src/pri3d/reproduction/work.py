@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing import get_context
 from pathlib import Path
@@ -81,7 +83,7 @@ def is_finished(place: Place, run: Run) -> bool:
     record = paths.path / RECORD
     if not record.is_file():
         return False
-    before, now = read_json(record), _asked(run)
+    before, now = read_json(record), asked(run)
     differ = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
         for key in {**before, **now}
@@ -89,7 +91,13 @@ def is_finished(place: Place, run: Run) -> bool:
     ]
     if differ:
         raise ConfigError(f"{paths.path}: was run with other options ({'; '.join(differ)}). Choose another --out.")
-    return (paths.weights if run.verb == "pretrain" else paths.scores).is_file()
+    # A fine-tuning run writes its scores every so often; its weights are there when it has ended.
+    return paths.weights.is_file() and (run.verb == "pretrain" or paths.scores.is_file())
+
+
+def finished(place: Place, runs: Sequence[Run]) -> set[str]:
+    """Names of the runs that are there. Raises ConfigError as :func:`is_finished`."""
+    return {run.name for run in runs if is_finished(place, run)}
 
 
 def work(place: Place, runs: Sequence[Run], workers: int, say: Callable[[str], None]) -> dict[str, str]:
@@ -99,18 +107,30 @@ def work(place: Place, runs: Sequence[Run], workers: int, say: Callable[[str], N
     failed: dict[str, str] = {}
     processes = max(1, min(workers, count))
     threads = max(1, cores() // processes)
-    with ProcessPoolExecutor(processes, get_context("spawn"), _begin, (threads,)) as pool:
-        started: dict[Future[str], str] = {}
+    started: dict[Future[str], tuple[str, ProcessPoolExecutor]] = {}
+    try:
         while todo or started:
-            for run in _ready(todo, failed, set(started.values()))[: processes - len(started)]:
-                started[pool.submit(do, place, todo.pop(run.name))] = run.name
+            for run in _ready(todo, failed, {name for name, _ in started.values()})[: processes - len(started)]:
+                # A process each: one that is killed takes no other run along, and its memory is one run's.
+                pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(threads,))
+                started[pool.submit(do, place, todo.pop(run.name))] = run.name, pool
             for future in wait(started, return_when=FIRST_COMPLETED).done:
-                name = started.pop(future)
+                name, pool = started.pop(future)
+                pool.shutdown()
                 error = future.exception()
                 if error is not None:
-                    failed[name] = f"{error} (see {place.folder(name) / LOG})"
+                    failed[name] = f"{_reason(error)} (see {place.folder(name) / LOG})"
                 say(f"[{count - len(todo) - len(started)}/{count}] {name}: {failed.get(name) or future.result()}")
+    finally:
+        for _, pool in started.values():
+            pool.shutdown()
     return failed
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, BrokenProcessPool):
+        return "its process was killed, as systems do when memory runs out: give fewer --workers"
+    return str(error)
 
 
 def _ready(todo: dict[str, Run], failed: dict[str, str], running: set[str]) -> list[Run]:
@@ -130,7 +150,7 @@ def do(place: Place, run: Run) -> str:
     began = time.perf_counter()
     folder = place.folder(run.name)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RECORD, _asked(run))
+    write_json(folder / RECORD, asked(run))
     with (folder / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         try:
             call(place, run)
@@ -160,7 +180,7 @@ def call(place: Place, run: Run) -> None:
 
 
 def command(place: Place, run: Run) -> str:
-    """The run as a command to type."""
+    """The run as a command to type, quoted for the shell."""
     options = dict(run.options)
     words = ["pri3d", run.verb]
     words += [options.pop("task")] if run.verb == "finetune" else []
@@ -170,10 +190,11 @@ def command(place: Place, run: Run) -> str:
     for key, value in options.items():
         shown = place.folders[value] if key == "images" else value
         words += [f"--{key.replace('_', '-')}", str(shown)]
-    return " ".join([*words, "--run", str(place.folder(run.name))])
+    return shlex.join([*words, "--run", str(place.folder(run.name))])
 
 
-def _asked(run: Run) -> dict[str, Any]:
+def asked(run: Run) -> dict[str, Any]:
+    """What ``reproduce.json`` says of a run."""
     return {"verb": run.verb, "after": run.after, "parts": list(run.parts), **run.options}
 
 
