@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pri3d.errors import DataError
+from pri3d.errors import ConfigError, DataError
 from pri3d.reproduction.layout import figure, markdown, table_csv
-from pri3d.reproduction.matrix import Experiment, Matrix, build_matrix, find_experiment, find_study
+from pri3d.reproduction.matrix import Experiment, Matrix, Run, build_matrix, find_experiment, find_study
 from pri3d.reproduction.scores import Entry, gather, printed_delta, readings
-from pri3d.reproduction.work import Place
+from pri3d.reproduction.work import RECORD, Place, asked
 from pri3d.runfiles import RunPaths, write_json, write_text
 
 #: row, share of the labels -> mIoU a seed
@@ -32,11 +32,20 @@ def table(tmp_path: Path) -> tuple[Place, Experiment, Matrix]:
     experiment = find_experiment("table1")
     place = Place(tmp_path, find_study("rooms", "small"))
     matrix = build_matrix(experiment, place.study, (0, 1), (0.2, 1.0))
+    runs = {run.name: run for run in matrix.runs}
     for cell in matrix.cells:
         for run, score in zip(cell.runs, SCORES.get((cell.row, cell.fraction), ()), strict=False):
-            place.folder(run).mkdir(parents=True)
-            write_json(RunPaths(place.folder(run)).scores, {"last": {"miou": score}})
+            finish(place, runs[run], score)
     return place, experiment, matrix
+
+
+def finish(place: Place, run: Run, score: float) -> RunPaths:
+    """What a finished run leaves."""
+    paths = RunPaths(place.folder(run.name))
+    write_json(paths.path / RECORD, asked(run))
+    write_json(paths.scores, {"last": {"miou": score}})
+    write_text(paths.weights, "")
+    return paths
 
 
 def entry(entries: list[Entry], row: str, fraction: float) -> Entry:
@@ -54,6 +63,22 @@ def test_means_intervals_and_deltas(table: tuple[Place, Experiment, Matrix]) -> 
     assert empty.values == ()
     assert math.isnan(empty.mean)
     assert math.isnan(empty.delta)
+
+
+def test_scores_of_a_run_that_has_not_ended_do_not_count(table: tuple[Place, Experiment, Matrix]) -> None:
+    """A validation on the way has written them."""
+    place, _, matrix = table
+    cell = next(cell for cell in matrix.cells if (cell.row, cell.fraction) == ("Scratch", 1.0))
+    RunPaths(place.folder(cell.runs[0])).weights.unlink()
+    assert entry(gather(*table), "Scratch", 1.0).values == pytest.approx((12,))
+
+
+def test_scores_of_other_options_do_not_count(table: tuple[Place, Experiment, Matrix]) -> None:
+    place, experiment, matrix = table
+    run = next(run for run in matrix.runs if run.name == matrix.cells[0].runs[0])
+    finish(place, run._replace(options={**run.options, "fraction": 0.5}), 0.1)
+    with pytest.raises(ConfigError, match=r"fraction was 0\.5"):
+        gather(place, experiment, matrix)
 
 
 def test_a_row_is_ahead_only_beyond_both_intervals() -> None:
@@ -100,7 +125,7 @@ def test_markdown_has_the_papers_rows_in_its_order(table: tuple[Place, Experimen
     assert cells["Pri3D (View+Geo)"][2] == "61.7 (+6.0)"
     assert cells["ImageNet"][:3] == ["–", "–", "55.7"]
     assert cells["Depth Prediction"][3].startswith("–")  # the paper has no ResNet-18 of it
-    assert "--fractions 0.2,1" in text
+    assert "pri3d reproduce table1 --on rooms --size small --seeds 0,1 --fractions 0.2,1`" in text
     assert "18 of 28 runs have no scores" in text
     assert "Not run: ImageNet, MoCoV2-IN+SN (combine)" in text
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.progress import track
 
+from pri3d.errors import ConfigError
 from pri3d.preparation.run import prepare
 from pri3d.reproduction.matrix import Run
 from pri3d.reproduction.work import LOG, Place, do, is_finished
@@ -92,8 +94,14 @@ def _try(place: Place, run: Run) -> Cost:
     else:
         options |= {"weights": "scratch", "fraction": 1.0, "eval_every": PASSES, "labels": None}
     tried = Run(f"trial/{run.name}", run.verb, options, (ROOM,) if run.verb == "pretrain" else (ROOM, ROOM))
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        pool.submit(do, place, tried).result()
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            pool.submit(do, place, tried).result()
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            f"{run.name}: its trial with {batch} samples was killed, as systems do when memory runs out. Ask for the "
+            "estimate on a machine with more."
+        ) from error
     paths = RunPaths(place.folder(tried.name))
     timed = read_metrics(paths.metrics)[-3:-1]
     before, after = (row["step"] * batch / row["samples_per_s"] for row in timed)  # seconds since the start

@@ -1,0 +1,56 @@
+"""Runs in processes of their own: one that is killed takes no other along; the command of a run can be typed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+from pathlib import Path
+
+import pytest
+
+from pri3d.reproduction import work as working
+from pri3d.reproduction.matrix import Run, find_study
+from pri3d.reproduction.work import Place, command, is_finished, work
+from pri3d.runfiles import RunPaths, write_json, write_text
+
+
+def do_or_die(place: Place, run: Run) -> str:
+    """Stand-in for a run, in its own process."""
+    if run.name == "killed":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return "0.0 min"
+
+
+@pytest.mark.slow
+def test_a_killed_process_takes_no_other_run_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(working, "do", do_or_die)
+    place = Place(tmp_path, find_study("rooms", "small"))
+    runs = [
+        Run("killed", "pretrain", {}, ("pretrain",)),
+        Run("after", "finetune", {}, ("labelled",), "killed"),
+        Run("other", "pretrain", {}, ("pretrain",)),
+    ]
+    said: list[str] = []
+    failed = work(place, runs, 1, said.append)
+    assert set(failed) == {"killed", "after"}
+    assert "killed" in failed["killed"] and "--workers" in failed["killed"]
+    assert failed["after"] == "killed failed"
+    assert said[-1] == "[3/3] other: 0.0 min"
+
+
+def test_fine_tuning_has_finished_when_its_weights_are_there(tmp_path: Path) -> None:
+    place, run = Place(tmp_path, find_study("rooms", "small")), Run("run", "finetune", {"seed": 0}, ("labelled",))
+    paths = RunPaths(place.folder("run"))
+    write_json(paths.path / working.RECORD, working.asked(run))
+    write_json(paths.scores, {"last": {"miou": 0.1}})  # of a validation on the way
+    assert not is_finished(place, run)
+    write_text(paths.weights, "")
+    assert is_finished(place, run)
+
+
+def test_a_command_is_quoted(tmp_path: Path) -> None:
+    place = Place(tmp_path / "my out", find_study("rooms", "small"))
+    words = shlex.split(command(place, Run("view", "pretrain", {"preset": "view,small"}, ("pretrain",))))
+    assert words[:5] == ["pri3d", "pretrain", str(place.store("pretrain")), "--preset", "view,small"]
+    assert words[-2:] == ["--run", str(place.folder("view"))]
