@@ -19,7 +19,7 @@ from pri3d.models.weights import save_model
 from pri3d.preparation.run import prepare
 from pri3d.probing import probe
 from pri3d.runfiles import RunPaths
-from pri3d.scoring.probe import TASKS, Scores
+from pri3d.scoring.probe import TASKS, Scores, _check_seen
 from pri3d.scoring.probe_networks import open_dense
 from pri3d.store import Store
 from pri3d.worlds.write import rooms
@@ -122,6 +122,25 @@ def test_frames_the_network_was_trained_on_are_refused(small: Probe, rooms_store
     save_model(build_unet("resnet18", "slim", 32), tmp_path / "net.safetensors", record)
     with pytest.raises(ConfigError, match="has seen"):
         small([tmp_path / "net.safetensors"])
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"data_hash": "{0}-01234567+{0}-89abcdef"}, "was fine-tuned on"),
+        ({"data_hash": "other+other", "init_data_hash": "{0}:1+more:2", "init_holdout": 0.1}, "--holdout 0.1"),
+        ({"data_hash": "other+other", "init_data_hash": "{0}"}, "--holdout 0,"),
+        ({"data_hash": "other+{0}-89abcdef", "init_data_hash": "{0}", "init_holdout": 0.4}, None),
+    ],
+)
+def test_what_fine_tuning_has_seen_is_refused(rooms_store: Path, record: dict[str, Any], message: str | None) -> None:
+    store = Store(rooms_store)
+    stated = {key: value.format(store.hash) if isinstance(value, str) else value for key, value in record.items()}
+    if message is None:
+        _check_seen(Path("net"), {"task": "semantic", **stated}, store, "heldout", 0.4)
+        return
+    with pytest.raises(ConfigError, match=message):
+        _check_seen(Path("net"), {"task": "semantic", **stated}, store, "heldout", 0.4)
 
 
 def test_networks_of_one_name_stay_apart(small: Probe, tmp_path: Path) -> None:

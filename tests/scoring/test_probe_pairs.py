@@ -63,7 +63,7 @@ def test_bins_and_mean() -> None:
 
 
 def test_a_bin_holds_its_lower_end() -> None:
-    bins = angle_bins(np.array([0, 14.9, 15, 30, 60, 179], np.float32))
+    bins = angle_bins(np.array([0, 14.9, 15, 30, 60, 180], np.float32))
     assert {name: np.flatnonzero(inside).tolist() for name, inside in bins.items()} == {
         "0-15": [0, 1],
         "15-30": [2],
@@ -208,3 +208,15 @@ def test_features_that_are_no_numbers_are_refused(pairs: Held) -> None:
         next(net.decoder.parameters()).fill_(torch.nan)
     with pytest.raises(WeightsError, match=r"bad\.pth: its features are not finite"):
         measure_pairs(net, pairs, [Correspondences()], "bad.pth")
+
+
+def test_features_that_are_not_finite_in_a_later_pair_are_refused(pairs: Held) -> None:
+    class Once(nn.Conv2d):
+        calls = 0
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return super().forward(images) * (math.nan if self.calls == 3 else 1.0)
+
+    with pytest.raises(WeightsError, match="later: its features are not finite"):
+        measure_pairs(Once(3, 4, 2, stride=2), pairs, [Correspondences()], "later")

@@ -251,12 +251,14 @@ def test_scores_on_images_that_were_seen_say_so(
     facts = yaml.safe_load((run / "config.yaml").read_text())["provenance"]
     assert facts["shared_images"] == len(PreparedImages(rooms_store, "all").names)
     assert "are training images" in capsys.readouterr().err
-    save_model(build_unet("resnet18", "slim", 32), tmp_path / "pre.safetensors", {"data_hash": Store(rooms_store).hash})
+    record = {"data_hash": Store(rooms_store).hash, "holdout": 0.2}
+    save_model(build_unet("resnet18", "slim", 32), tmp_path / "pre.safetensors", record)
     run = run_small(rooms_store, tmp_path / "apart", val=None, weights=str(tmp_path / "pre.safetensors"), steps=1)
     facts = yaml.safe_load((run / "config.yaml").read_text())["provenance"]
     assert (facts["shared_images"], facts["pretrained_on_val"]) == (0, True)
     assert "were pre-trained on the frames" in capsys.readouterr().err
     assert read_provenance(run)["pretrained_on_val"] is True
+    assert (read_provenance(run)["init_data_hash"], read_provenance(run)["init_holdout"]) == tuple(record.values())
 
 
 def test_what_was_not_loaded_is_not_kept(rooms_store: Path, tmp_path: Path) -> None:

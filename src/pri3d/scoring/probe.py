@@ -203,15 +203,22 @@ def _open_all(sources: dict[str, Path], store: Store, split: Split, holdout: flo
 
 def _check_seen(path: Path, record: dict[str, Any], store: Store, split: Split, holdout: float) -> None:
     """Refuse to score a network on frames it was trained on. Raises ConfigError."""
-    trained = record.get("holdout")
-    if store.hash not in hashes_of(str(record.get("data_hash") or "")):
+    tuned = "task" in record  # its data_hash is of the training images + those it was scored on
+    if tuned and hashes_of(str(record.get("data_hash")))[0].startswith(store.hash):
+        raise ConfigError(
+            f"{path}: was fine-tuned on {store.path}, whose split for that is not the one of --holdout: frames it has "
+            "seen would be scored. Probe other recordings, or the weights it began with."
+        )
+    before = str(record.get("init_data_hash" if tuned else "data_hash") or "")
+    if not any(one.startswith(store.hash) for one in hashes_of(before)):
         return
     if split == "all":
         raise ConfigError(
             f"{path}: was trained on {store.path}, so --split all would score frames it has seen. Probe other "
             "recordings, or take --split heldout."
         )
-    if trained is not None and trained < holdout:
+    trained = float(record.get("init_holdout" if tuned else "holdout") or 0)  # who does not say has seen everything
+    if trained < holdout:
         raise ConfigError(
             f"{path}: was trained with --holdout {trained:g}, so --holdout {holdout:g} would score frames it has seen. "
             "Probe on other recordings, or give the same share."

@@ -107,9 +107,9 @@ def extract(dense: Dense, color: Tensor, name: str = "network", scales: Sequence
     found: list[list[Tensor]] = []
     for part in track(torch.split(color, BATCH), description=f"features, {name}", transient=True):
         maps = dense.maps(part.to(device).float() / 255)
+        for x in maps:
+            check_finite(x, name)
         if not scales:
-            for x in maps:
-                check_finite(x, name)
             scales = [max(float(x.square().mean().sqrt()), _SPREAD) for x in maps]  # float16 ends at 65504
         found.append([(x / s).half().cpu() for x, s in zip(maps, scales, strict=True)])
     return Features([torch.cat(level) for level in zip(*found, strict=True)], list(scales))

@@ -91,7 +91,7 @@ def name_sources(weights: list[Path]) -> dict[str, Path]:
 
 def check_source(path: Path) -> None:
     """Raise DataError where ``path`` is no file, folder, start or possible name on the hub."""
-    text = str(path)
+    text = path.as_posix()  # names have slashes on every system
     on_hub = path.suffix not in _FILES and HUB_NAME.fullmatch(text)
     if not (path.exists() or text in STARTS or text.startswith("timm:") or on_hub):
         raise DataError(
@@ -117,7 +117,7 @@ def open_dense(source: Path, features: Kind = "unet", encoder: str = "resnet18",
 
 
 def _open(source: Path, features: Kind, encoder: str, seed: int) -> FeatureNet:
-    text = str(source)
+    text = source.as_posix()
     if text.startswith("timm:"):
         name = text.removeprefix("timm:")
         if name not in ENCODERS:  # else the package's own network, with timm's weights
@@ -126,7 +126,7 @@ def _open(source: Path, features: Kind, encoder: str, seed: int) -> FeatureNet:
     if text in STARTS:
         return FeatureNet(_start(encoder, text, seed), {}).eval()
     if not source.exists():
-        return load(source)
+        return load(text)
     record = read_provenance(source)
     if "encoder" not in record:
         return FeatureNet(_start(encoder, text, seed), record).eval()

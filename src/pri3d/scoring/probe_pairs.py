@@ -77,15 +77,19 @@ def measure_pairs(net: nn.Module, pairs: Dataset[PairItem], measures: Sequence[M
     """Run a network, RGB 0..1 (B, 3, H, W) -> (B, C, h, w), over all pairs once. Raises WeightsError for NaN."""
     device = next(net.parameters()).device
     count = len(pairs)  # type: ignore[arg-type]
+    largest: list[Tensor] = []
     for k in track(range(count), description=f"matching, {name}", transient=True):
         batch = collate([pairs[Draw(0, k)]])
         moved: dict[str, Any] = {key: x.to(device) for key, x in batch._asdict().items() if isinstance(x, Tensor)}
         batch = batch._replace(**moved)
         features = net(batch.color.flatten(0, 1)).float()
+        largest.append(features.abs().amax())
         if k == 0:
-            check_finite(features, name)
+            check_finite(largest[0], name)
         for measure in measures:
             measure.update(features, batch)
+    if largest:
+        check_finite(torch.stack(largest), name)  # of all at the end: every question waits for the device
 
 
 class Matching:
@@ -141,9 +145,9 @@ def _summary(found: NDArray[np.float64], counted: NDArray[np.float64], degrees: 
 
 
 def angle_bins(degrees: NDArray[np.float32]) -> dict[str, NDArray[np.bool_]]:
-    """Bin such as "15-30" (lower end included) -> which of the (P,) angles in degrees lie in it."""
+    """Bin such as "15-30" (its lower end included; of the last both) -> which of the (P,) degrees lie in it."""
     ends = zip((0.0, *ANGLES[:-1]), ANGLES, strict=True)
-    return {f"{low:g}-{high:g}": (degrees >= low) & (degrees < high) for low, high in ends}
+    return {f"{low:g}-{high:g}": (degrees >= low) & ((degrees < high) | (high == ANGLES[-1])) for low, high in ends}
 
 
 class Correspondences:

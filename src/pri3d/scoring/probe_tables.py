@@ -83,7 +83,7 @@ def flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 def show(results: Results, pixels: float) -> None:
     """Print all tables."""
-    console = Console()
+    console = Console(markup=False)  # names may hold brackets
     for sheet in build_sheets(results, pixels):
         table = Table(title=sheet.title)
         for k, column in enumerate(sheet.columns):

@@ -234,6 +234,7 @@ class FinetuneRun:
             "preset": call.preset,
             "init": self.job.weights,
             "init_data_hash": self.record.get("data_hash"),
+            "init_holdout": self.record.get("holdout"),
             "loaded": str(report) if report else "nothing: all weights are new",
             "part": call.part,
             **{name: None if value is None else str(value) for name, value in sources.items()},
