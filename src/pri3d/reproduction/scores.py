@@ -103,7 +103,7 @@ def readings(experiment: Experiment, entries: Sequence[Entry]) -> list[Reading]:
 
 def _last(place: Place, runs: Sequence[str]) -> list[Mapping[str, float]]:
     """Scores of the last step of finished runs."""
-    scores = []
+    scores: list[Mapping[str, float]] = []
     for file in (RunPaths(place.folder(run)).scores for run in runs):
         try:
             scores.append(dict(read_json(file)["last"]))
