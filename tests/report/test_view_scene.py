@@ -14,6 +14,7 @@ from view_cases import finetuned, pretrained, stated
 from pri3d.errors import DataError, WeightsError
 from pri3d.palette import color_labels
 from pri3d.report import view_scene
+from pri3d.report.locate import Labelled
 from pri3d.report.view_matches import MEASURED, Matched, ShownPair, legs, pairs_of_scene, show_pairs
 from pri3d.report.view_scene import show, spread_rows
 from pri3d.store import Store, write_manifest
@@ -217,7 +218,7 @@ def test_objects_of_images_without_a_scene(runs, tmp_path, monkeypatch):
             return Detections(masks, boxes, np.array((1, 0)), np.array((0.9, 0.1), np.float32))
 
     run = finetuned(runs, tmp_path / "run", task="instance")
-    monkeypatch.setattr(view_scene, "open_labelled", lambda *_, **__: Objects())
+    monkeypatch.setattr(view_scene, "labelled_of", lambda *_: Labelled(Objects(), ""))
     monkeypatch.setattr(view_scene, "load_task", lambda _: (Task(), object(), {}))
     shown = show(run, None, None, 5, 3)
     assert [frame.name for frame in shown.frames] == ["only"]
@@ -263,15 +264,15 @@ def broken(runs, tmp_path: Path, what: str) -> tuple[Path, Path | None, str | No
         ("scene", "no scene 'kitchen'. It has room-0000, room-0001"),
         ("nothing", "absent: no such folder"),
         ("neither", "neither a prepared store .* nor a run"),
-        ("moved", "gone: .*trained on it.* Say with --data"),
-        ("untold", "does not say what the run was trained on. Say with --data"),
-        ("untold images", "does not say what the run was trained on. Say with --data"),
-        ("moved images", "gone: the images of .* --data"),
-        ("no store", "no store is there. Say with --data"),
+        ("moved", "gone, which run was trained on, is not found.*--data"),
+        ("untold", "does not say what it was trained on.*--data"),
+        ("untold images", "does not say what it was trained on.*--data"),
+        ("moved images", "gone, which run was trained on, is not found.*--data"),
+        ("no store", "no store with pairs in .*--data"),
         ("scene of a run", "no scene 'room-0000'"),
         ("damaged", "config.yaml: not the settings of a run"),
         ("list", "config.yaml: not the settings of a run"),
-        ("verb", "a run of 'embed'; pretrain and finetune can be viewed"),
+        ("verb", "no run of pri3d pretrain or finetune"),
     ],
 )
 def test_what_cannot_be_shown_is_named(runs, tmp_path, what, message):

@@ -31,11 +31,14 @@ class Labelled(NamedTuple):
     remark: str  #: as of Pairs
 
 
-def pairs_of(run: Run, data: Path | None) -> Pairs | Missing:
-    """The store that a pre-training run learnt from, else what ``data`` names or holds that has pairs."""
+def pairs_of(run: Run, data: Path | None, scene: str | None = None) -> Pairs | Missing:
+    """The store that a pre-training run learnt from; where it has changed since, or ``data`` is another, a remark.
+
+    Of several the first that has the scene.
+    """
     stated = str(run.provenance.get("data", ""))
     seen = hashes_of(str(run.provenance.get("data_hash") or ""))
-    others = []
+    exact, others = [], []
     for folder in _places(stated, run.path, data):
         if not (folder / MANIFEST).is_file():
             continue
@@ -43,16 +46,17 @@ def pairs_of(run: Run, data: Path | None) -> Pairs | Missing:
         if not store.manifest["settings"]["pairs"] or not len(store.pairs().i):
             continue
         if store.hash in seen:
-            return Pairs(folder, "")
-        others.append(folder)
-    if data is not None and others:
-        return Pairs(others[0], f"{run.name} was not trained on these recordings as they are here.")
-    where = f"no store with pairs in {data}" if data is not None else f"{stated or 'its data'} is not found"
+            exact.append(Pairs(folder, ""))
+        else:
+            others.append(Pairs(folder, f"{run.name} was not trained on {folder.name} as it is now."))
+    if found := exact or others:
+        return next((pairs for pairs in found if scene in Store(pairs.folder).scenes), found[0])
+    where = f"no store with pairs in {data}" if data is not None else _not_found(stated, run)
     return Missing(f"{where}. Say where the prepared store is: --data.")
 
 
 def labelled_of(run: Run, data: Path | None) -> Labelled | Missing:
-    """The images that a fine-tuning run was scored on, else what ``data`` names or holds with the same format."""
+    """The images that a fine-tuning run was scored on, or others of the same format with a remark, as pairs_of."""
     facts = run.provenance
     stated = str(facts.get("val") or facts.get("data") or "")
     others, problem = [], ""
@@ -65,9 +69,15 @@ def labelled_of(run: Run, data: Path | None) -> Labelled | Missing:
         if str(facts.get("data_hash", "")).endswith(f"+{images.hash}"):
             return Labelled(images, "")
         others.append(images)
-    if data is not None and others:
+    if others:
         return Labelled(others[0], f"{run.name} was not scored on these images, or they have changed.")
-    return Missing(f"{problem or stated + ' is not found'} Say where the labelled images are: --data.".lstrip())
+    return Missing(f"{problem or _not_found(stated, run) + '.'} Say where the labelled images are: --data.")
+
+
+def _not_found(stated: str, run: Run) -> str:
+    if not stated:
+        return f"{run.path} does not say what it was trained on"
+    return f"{stated}, which {run.name} was trained on, is not found"
 
 
 def _places(stated: str, run: Path, data: Path | None) -> Iterator[Path]:

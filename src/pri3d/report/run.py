@@ -10,7 +10,6 @@ import numpy as np
 
 from pri3d.datasets import LabelledImages
 from pri3d.datasets.prepared import PreparedImages
-from pri3d.errors import DataError
 from pri3d.files import write_atomic
 from pri3d.models.weights import read_provenance
 from pri3d.report import charts, gather
@@ -93,12 +92,12 @@ def write_overview(path: Path, *, store: Path, pretrain_run: Path, val_store: Pa
 
     Arguments as :func:`write_report`. Raises DataError naming the first piece that is missing.
     """
-    folder = _there(gather.store_with_pairs([val_store, store]))
+    folder = gather.there(gather.store_with_pairs([val_store, store]))
     pairs, images = gather.matched_pairs(folder, 1, pretrain_run)
-    chunk = _there(gather.chunk(folder, pretrain_run))
-    files = _there(gather.network_files({pretrain_run.name: pretrain_run}))
+    chunk = gather.there(gather.chunk(folder, pretrain_run))
+    files = gather.there(gather.network_files({pretrain_run.name: pretrain_run}))
     maps = gather.feature_maps(images, files)
-    found = _there(gather.predictions(_there(_labelled(val_store)), finetune_runs, 2, _TASK))
+    found = gather.there(gather.predictions(gather.there(_labelled(val_store)), finetune_runs, 2, _TASK))
     return write_atomic(path, overview_picture(pairs[0], chunk, maps, found.segmented, found.class_names))
 
 
@@ -234,9 +233,3 @@ def _number(value: Any) -> str:
 def _signed(points: float) -> str:
     """One decimal with its sign; a true minus, and no sign at zero."""
     return f"{points:+.1f}".replace("-", "−") if round(points, 1) else "0.0"
-
-
-def _there(value: T | Missing) -> T:
-    if isinstance(value, Missing):
-        raise DataError(f"no overview picture: {value.reason}")
-    return value

@@ -76,7 +76,7 @@ def find_sources(paths: Sequence[Path]) -> Sources:
         folders |= dict.fromkeys(found)
         probes |= dict.fromkeys(beside)
     names = _unique_names(list(folders))
-    runs = [_read_run(path, names[path]) for path in folders]
+    runs = [read_run(path, names[path]) for path in folders]
     pretrained, finetuned = ([run for run in runs if run.verb == verb] for verb in _VERBS)
     return Sources(pretrained, finetuned, list(probes))
 
@@ -115,7 +115,8 @@ def _runs_in(root: Path) -> list[Path]:
     return sorted(inside)
 
 
-def _read_run(path: Path, name: str) -> Run:
+def read_run(path: Path, name: str) -> Run:
+    """A run folder under a name. Raises DataError where it is of another verb, or damaged."""
     stated = read_config(path)
     if stated.get("verb") not in _VERBS:
         raise DataError(f"{RunPaths(path).config}: of no run of pri3d pretrain or finetune. Give another folder.")

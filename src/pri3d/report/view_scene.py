@@ -9,15 +9,13 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pri3d.data.augment import to_tensor
-from pri3d.data.mixture import hashes_of, parse_mixture
-from pri3d.datasets import LabelledImages, open_labelled
+from pri3d.datasets import LabelledImages
 from pri3d.datasets.prepared import PreparedImages
 from pri3d.errors import DataError
 from pri3d.geometry.images import parse_size, resize_color
@@ -26,6 +24,9 @@ from pri3d.overlay import draw_detections
 from pri3d.palette import color_labels
 from pri3d.report.cutaway import up_direction
 from pri3d.report.figures import pca_colors
+from pri3d.report.gather import there
+from pri3d.report.locate import labelled_of, pairs_of
+from pri3d.report.sources import Run, read_run
 from pri3d.report.view_matches import ShownPair, pairs_of_scene, show_pairs
 from pri3d.runfiles import RunPaths
 from pri3d.store import MANIFEST, SceneStore, Store
@@ -61,14 +62,6 @@ class Shown(NamedTuple):
     notes: list[str]  #: what is not there, and why
 
 
-class RunConfig(NamedTuple):
-    """What a run's config.yaml says."""
-
-    verb: str
-    settings: Mapping[str, Any]
-    facts: Mapping[str, Any]  #: its provenance
-
-
 def show(source: Path, data: Path | None, scene: str | None, frames: int, pairs: int) -> Shown:
     """Gather a prepared store, or a run with the data it was trained on (``data`` says where they lie now).
 
@@ -78,13 +71,9 @@ def show(source: Path, data: Path | None, scene: str | None, frames: int, pairs:
     if (source / MANIFEST).is_file():
         return _show_scene(Store(source), scene, frames, pairs, f"Store {source.name}")
     if RunPaths(source).config.is_file():
-        config = _read_config(source)
-        how = {"pretrain": _show_pretraining, "finetune": _show_finetuning}
-        if config.verb not in how:
-            raise DataError(
-                f"{RunPaths(source).config}: a run of {config.verb!r}; pretrain and finetune can be viewed."
-            )
-        return how[config.verb](source, config, data, scene, frames, pairs)
+        run = read_run(source, source.name)
+        how = {"pretrain": _show_pretraining, "finetune": _show_finetuning}[run.verb]
+        return how(run, data, scene, frames, pairs)
     if not source.exists():
         raise DataError(f"{source}: no such folder. Give a prepared store or a run.")
     raise DataError(
@@ -142,23 +131,19 @@ def _show_scene(
     )
 
 
-def _show_pretraining(
-    run: Path, config: RunConfig, data: Path | None, scene: str | None, frames: int, pairs: int
-) -> Shown:
+def _show_pretraining(run: Run, data: Path | None, scene: str | None, frames: int, pairs: int) -> Shown:
     """The store with the features of the network before and after."""
-    store = _trained_on(run, config, data, scene)
-    paths = RunPaths(run)
+    found = there(pairs_of(run, data, scene))
+    store, paths = Store(found.folder), RunPaths(run.path)
     files = {"before": paths.initial, "after": paths.weights}
     networks = {name: load_model(file)[0] for name, file in files.items() if file.is_file()}
-    shown = _show_scene(store, scene, frames, pairs, f"Run {run.name}", config.settings, networks)
+    shown = _show_scene(store, scene, frames, pairs, f"Run {run.name}", run.settings, networks)
     shown.notes.extend(
         f"{run.name} has no {file.name}: no features {name}." for name, file in files.items() if name not in networks
     )
-    if store.hash not in hashes_of(str(config.facts.get("data_hash") or "")):
-        shown.notes.append(f"{run.name} was not trained on {store.path.name} as it is now.")
-    size = (
-        parse_size(config.settings["size"]) if "size" in config.settings else store.scene(store.scenes[0]).frames.size
-    )
+    shown.notes.extend([found.remark] if found.remark else [])
+    settings = run.settings
+    size = parse_size(settings["size"]) if "size" in settings else store.scene(store.scenes[0]).frames.size
     pictures = {
         f"features {name}": _components(shown.frames, net, size, f"features {name}") for name, net in networks.items()
     }
@@ -168,18 +153,16 @@ def _show_pretraining(
     return shown._replace(frames=with_pictures)
 
 
-def _show_finetuning(
-    run: Path, config: RunConfig, data: Path | None, scene: str | None, frames: int, pairs: int
-) -> Shown:
+def _show_finetuning(run: Run, data: Path | None, scene: str | None, frames: int, pairs: int) -> Shown:
     """Images the run was validated on, ground truth and predictions; in their scene where they are of a store."""
-    images = _validated_on(run, config, data)
-    weights = RunPaths(run).weights
+    images, remark = there(labelled_of(run, data))
+    weights = RunPaths(run.path).weights
     task, model, _ = load_task(weights) if weights.is_file() else (None, None, None)
     rows = _rows(images, scene)
     chosen = [rows[k] for k in spread_rows(len(rows), frames)]
     shown_frames = []
     for row in track(chosen, description="predicting", transient=True):
-        pictures = _truth(images, row, config)
+        pictures = _truth(images, row, run)
         if task is not None and model is not None:
             predicted = task.predict(model, images.color(row))
             pictures["prediction"] = _draw(images, images.color(row), predicted, task.class_names)
@@ -191,54 +174,11 @@ def _show_finetuning(
     else:
         none = np.zeros((0, 3))
         shown = Shown(title, {}, shown_frames, none, none, none.astype(np.uint8), [], [])
+    shown.notes.extend([remark] if remark else [])
     if task is None:
         shown.notes.append(f"{run.name} has no {weights.name}: no predictions. Its training has not finished.")
     facts = {**shown.facts, "frames": f"{len(chosen)} of {len(rows)} labelled", "data": str(images.path)}
     return shown._replace(facts=facts)
-
-
-def _read_config(run: Path) -> RunConfig:
-    path = RunPaths(run).config
-    try:
-        stated = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return RunConfig(str(stated["verb"]), dict(stated["settings"]), dict(stated.get("provenance") or {}))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: not the settings of a run ({error}). Restore it, or make the run anew.") from error
-
-
-def _trained_on(run: Path, config: RunConfig, data: Path | None, scene: str | None) -> Store:
-    """The run's store; of several the first that has the scene. Raises DataError where none is there."""
-    stated = str(config.facts.get("data") or "")
-    if data is not None:
-        folders = [data]
-    elif not stated:
-        raise DataError(f"{RunPaths(run).config}: does not say what the run was trained on. Say with --data.")
-    elif Path(stated).exists():
-        folders = [Path(stated)]
-    else:
-        folders = [entry.path for entry in parse_mixture([Path(word) for word in stated.split(" ")])]
-    for folder in folders:
-        if not (folder / MANIFEST).is_file():
-            raise DataError(
-                f"{folder}: {run} was trained on it, and no store is there. Say with --data where it lies now."
-            )
-    stores = [Store(folder) for folder in folders]
-    return next((store for store in stores if scene in store.scenes), stores[0])
-
-
-def _validated_on(run: Path, config: RunConfig, data: Path | None) -> LabelledImages:
-    """The images that the run is scored on, or ``data``. Raises DataError where they are not there."""
-    facts = config.facts
-    own = facts.get("val") or facts.get("data")
-    if data is None and not own:
-        raise DataError(f"{RunPaths(run).config}: does not say what the run was trained on. Say with --data.")
-    path = data or Path(str(own))
-    if not path.exists():
-        raise DataError(f"{path}: the images of {run} are not there. Say with --data where they lie now.")
-    labels = facts.get("labels")
-    return open_labelled(
-        path, "val", None if data else facts.get("dataset"), labels, whole=bool(data or facts.get("val"))
-    )
 
 
 def _rows(images: LabelledImages, scene: str | None) -> list[int]:
@@ -266,8 +206,8 @@ def _placed(images: LabelledImages, row: int) -> ShownFrame:
     return _frame(of, of.frames.names.tolist().index(name))
 
 
-def _truth(images: LabelledImages, row: int, config: RunConfig) -> dict[str, NDArray[np.uint8]]:
-    if config.facts.get("task") != "instance":
+def _truth(images: LabelledImages, row: int, run: Run) -> dict[str, NDArray[np.uint8]]:
+    if run.provenance.get("task") != "instance":
         return {"ground truth": color_labels(images.label(row), images.class_names)}
     objects = images.instances(row)
     scores = np.ones(len(objects.classes), np.float32)

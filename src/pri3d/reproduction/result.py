@@ -8,7 +8,6 @@ from pri3d.datasets import open_labelled
 from pri3d.errors import DataError
 from pri3d.files import write_atomic
 from pri3d.report import figures, gather
-from pri3d.report.gather import Missing
 from pri3d.reproduction.layout import figure, markdown, table_csv
 from pri3d.reproduction.plan import Plan
 from pri3d.reproduction.scores import gather as gather_scores
@@ -41,9 +40,7 @@ def write_result(plan: Plan) -> Path:
 
 def _matches(plan: Plan) -> bytes:
     """Figure 3: the pair of median overlap with its matches."""
-    folder = gather.store_with_pairs([plan.place.store("pretrain")])
-    if isinstance(folder, Missing):
-        raise DataError(f"{plan.experiment.name}: {folder.reason}")
+    folder = gather.there(gather.store_with_pairs([plan.place.store("pretrain")]))
     pairs, _ = gather.matched_pairs(folder, 1, plan.place.root)
     return figures.pair_figure(pairs[0])
 
@@ -58,7 +55,5 @@ def _segmentations(plan: Plan) -> bytes:
     images = open_labelled(
         place.store(f"{data}-val" if apart else data), "val", labels=parts[data].get("labels"), whole=apart
     )
-    found = gather.predictions(images, runs, IMAGES, plan.experiment.task)
-    if isinstance(found, Missing):
-        raise DataError(f"{plan.experiment.name}: {found.reason}")
+    found = gather.there(gather.predictions(images, runs, IMAGES, plan.experiment.task))
     return figures.segmentation_figure(found.segmented, found.class_names)
