@@ -142,7 +142,7 @@ def _paper(experiment: Experiment, row: str, encoder: str, fraction: float, k: i
 
 
 def _delta(points: float) -> str:
-    return "" if math.isnan(points) else f" ({points:+.1f})"
+    return "" if math.isnan(points) else f" ({round(points, 1) + 0.0:+.1f})"  # no -0.0
 
 
 def _number(value: float) -> str:
