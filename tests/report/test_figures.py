@@ -148,3 +148,14 @@ def test_making_a_picture_leaves_the_global_style_alone():
     before = dict(mpl.rcParams)
     figures.pair_figure(black_pair([]))
     assert dict(mpl.rcParams) == before
+
+
+def test_long_titles_of_columns_do_not_meet() -> None:
+    names = ["image", "runs/pretraining/a-long-name-of-a-run/view-seed0", "runs/pretraining/a-long-name/geo-seed0"]
+    _, axes = style.image_grid(["", ""], names, 4 / 3, width=6.0)
+    shown = [cell.get_title(loc="left") for cell in axes[0]]
+    assert shown[0] == "image"
+    assert [text[0] for text in shown[1:]] == ["…", "…"]
+    assert [text[-9:] for text in shown] == ["image", "iew-seed0", "geo-seed0"]
+    for cell in axes[0]:
+        assert cell._left_title.get_window_extent().x1 <= cell.get_window_extent().x1 + 1

@@ -112,5 +112,15 @@ def image_grid(
         middle = (y + tall / 2) / height
         figure.text(0.1 / width, middle, row, rotation=90, va="center", ha="center", weight="bold", size=9.5)
     for axes, column in zip(grid[0], columns, strict=True):
-        axes.set_title(column, loc="left", size=10, pad=5)
+        axes.set_title(_fit(figure, column, cell), loc="left", size=10, pad=5)
     return figure, grid
+
+
+def _fit(figure: Figure, title: str, wide: float) -> str:
+    """A column's title cut at its beginning to ``wide`` inches: of paths the end tells them apart."""
+    text = figure.text(0, 0, title, size=10, weight="bold")
+    while text.get_window_extent().width > wide * figure.dpi and len(title) > 2:
+        title = f"…{title[2:]}"
+        text.set_text(title)
+    text.remove()
+    return title
