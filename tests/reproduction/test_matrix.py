@@ -105,6 +105,13 @@ def test_an_experiment_without_any_row_is_refused() -> None:
         build_matrix(find_experiment("figure4"), bare, [0], [1.0])
 
 
+@pytest.mark.parametrize(("on", "size"), STUDIES)
+def test_notes_are_sentences_about_starts(on: str, size: str) -> None:
+    notes = find_study(on, size).settings.get("notes", {})
+    assert set(notes) <= set(stated("experiments")["starts"])
+    assert all(note.endswith(".") for note in notes.values())
+
+
 def test_unknown_names_list_the_choices() -> None:
     with pytest.raises(ConfigError, match="table1"):
         find_experiment("tabel1")

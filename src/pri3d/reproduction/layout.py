@@ -36,7 +36,8 @@ def markdown(place: Place, experiment: Experiment, matrix: Matrix, entries: Sequ
         lines.append(_line([row, *ours, *(_paper(experiment, row, *column) for column in printed)]))
     remarks = [reading.text() for reading in readings(experiment, entries)]
     remarks += [f"Not run: {', '.join(rows)} ({why})." for why, rows in _by_reason(matrix).items()]
-    remarks += [place.study.settings["note"]] if "note" in place.study.settings else []
+    notes = place.study.settings.get("notes", {})
+    remarks += [notes[start] for start in dict.fromkeys(cell.start for cell in matrix.cells) if start in notes]
     parts = [
         f"# {experiment.title}, on {place.study.on}",
         _what(place, experiment, matrix, entries),
