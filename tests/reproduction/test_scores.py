@@ -127,7 +127,7 @@ def test_markdown_has_the_papers_rows_in_its_order(table: tuple[Place, Experimen
     assert cells["Depth Prediction"][3].startswith("–")  # the paper has no ResNet-18 of it
     assert "pri3d reproduce table1 --on rooms --size small --seeds 0,1 --fractions 0.2,1`" in text
     assert "18 of 28 runs have no scores" in text
-    assert "Not run: ImageNet, MoCoV2-IN+SN (combine)" in text
+    assert "Not run: ImageNet; MoCoV2-IN+SN (combine)" in text
 
 
 def test_csv_has_every_number(table: tuple[Place, Experiment, Matrix]) -> None:

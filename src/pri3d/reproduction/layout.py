@@ -35,7 +35,7 @@ def markdown(place: Place, experiment: Experiment, matrix: Matrix, entries: Sequ
         ours = [_ours(found.get((row, *column))) for column in columns]
         lines.append(_line([row, *ours, *(_paper(experiment, row, *column) for column in printed)]))
     remarks = [reading.text() for reading in readings(experiment, entries)]
-    remarks += [f"Not run: {', '.join(rows)} ({why})." for why, rows in _by_reason(matrix).items()]
+    remarks += [f"Not run: {'; '.join(rows)} ({why})." for why, rows in _by_reason(matrix).items()]
     notes = place.study.settings.get("notes", {})
     remarks += [notes[start] for start in dict.fromkeys(cell.start for cell in matrix.cells) if start in notes]
     parts = [
