@@ -81,7 +81,7 @@ def presets(kind: type[TrainSettings], verb: str) -> dict[str, Path]:
     They lie in ``presets/VERB`` beside the file that defines ``kind``.
     """
     folder = Path(inspect.getfile(kind)).parent / "presets" / verb
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def resolve(kind: type[S], verb: str, preset: str, given: Mapping[str, Any]) -> S:
