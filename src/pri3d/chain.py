@@ -92,7 +92,7 @@ def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, work
         "seed": seed,
         **plan._asdict(),
     }
-    results = {"semantic_miou": scores, "minutes": (time.perf_counter() - began) / 60, "settings": settings}
+    results = {"semantic_miou": scores, "minutes": (time.perf_counter() - began) / 60}
     pictures: dict[str, Any] = {
         "store": stores["pretrain"],
         "pretrain_run": run,
@@ -104,7 +104,7 @@ def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, work
         out / "report.html", title="Pri3D on rendered rooms", results=results, settings=settings, **pictures
     )
     minutes = round((time.perf_counter() - began) / 60, 2)
-    write_json(out / "results.json", {**results, "minutes": minutes})
+    write_json(out / "results.json", {**results, "minutes": minutes, "settings": settings})
     _show(scores, minutes, exported, report)
     return report
 
