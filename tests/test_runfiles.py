@@ -11,7 +11,7 @@ import pytest
 
 from pri3d.errors import DataError
 from pri3d.files import remove_leftovers, replacing, temporary
-from pri3d.runfiles import RunPaths, read_json, read_metrics, write_json, write_text
+from pri3d.runfiles import RunPaths, leaves, read_json, read_metrics, write_json, write_text
 
 
 def test_names_of_a_run(tmp_path):
@@ -81,3 +81,8 @@ def test_leftovers_of_dead_processes_of_this_host_go(tmp_path):
     remove_leftovers(tmp_path)
     remove_leftovers(tmp_path / "missing")
     assert {p.name for p in tmp_path.iterdir()} == {alive.name, elsewhere.name, "a", ".a.part"}
+
+
+def test_leaves_of_nested_mappings():
+    found = list(leaves({"a": {"b": 1, "c": {"d": [2]}}, "e": None, "f": {}}))
+    assert found == [(("a", "b"), 1), (("a", "c", "d"), [2]), (("e",), None)]

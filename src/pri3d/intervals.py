@@ -9,6 +9,11 @@ import numpy as np
 from scipy import stats
 
 
+def interval_text(mean: float, half: float) -> str:
+    """A known mean to one decimal, and its interval where that is known too."""
+    return f"{mean:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+
+
 def mean_interval(values: Sequence[float | None]) -> tuple[float, float]:
     """Mean of one value a seed, and the half width of its 95 % interval by Student's t.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}). Delete it, or restore it.") from error
+
+
+def leaves(value: Any, way: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """What nested mappings hold, each with the keys that lead to it."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from leaves(item, (*way, str(key)))
+    else:
+        yield way, value
 
 
 def _finite(value: Any) -> Any:

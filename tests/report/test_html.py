@@ -3,13 +3,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pri3d.files import write_atomic
-from pri3d.report.html import Page, flatten, picture_address
+from pri3d.report.html import Page, picture_address
 
 
 def tiny_png() -> bytes:
@@ -62,7 +63,10 @@ def test_numbers_are_flush_right_and_names_are_not(read_page):
 
 
 def test_nested_settings_become_dotted_keys():
-    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {"a.b": "1", "a.c.d": "[2]", "e": "None"}
+    page = Page("t")
+    page.facts("facts", {"a": {"b": 1, "c": {"d": [2]}}, "e": None})
+    rows = re.findall(r'<th scope="row">(.*?)</th><td>(.*?)</td>', page.render())
+    assert rows == [("a.b", "1"), ("a.c.d", "[2]"), ("e", "None")]
 
 
 def test_writing_replaces_whole_files(tmp_path):

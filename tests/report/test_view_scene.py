@@ -14,9 +14,10 @@ from view_cases import finetuned, pretrained, stated
 from pri3d.errors import DataError, WeightsError
 from pri3d.palette import color_labels
 from pri3d.report import view_scene
+from pri3d.report.gather import spread_rows
 from pri3d.report.locate import Labelled
 from pri3d.report.view_matches import MEASURED, Matched, ShownPair, legs, pairs_of_scene, show_pairs
-from pri3d.report.view_scene import show, spread_rows
+from pri3d.report.view_scene import show
 from pri3d.store import Store, write_manifest
 from pri3d.types import Detections, Instances
 

@@ -12,7 +12,7 @@ import pytest
 from pri3d.errors import ConfigError, DataError
 from pri3d.reproduction.layout import figure, markdown, table_csv
 from pri3d.reproduction.matrix import Experiment, Matrix, Run, build_matrix, find_experiment, find_study
-from pri3d.reproduction.scores import Entry, gather, printed_delta, readings
+from pri3d.reproduction.scores import Entry, printed_delta, read_entries, readings
 from pri3d.reproduction.work import RECORD, Place, asked
 from pri3d.runfiles import RunPaths, write_json, write_text
 
@@ -53,7 +53,7 @@ def entry(entries: list[Entry], row: str, fraction: float) -> Entry:
 
 
 def test_means_intervals_and_deltas(table: tuple[Place, Experiment, Matrix]) -> None:
-    entries = gather(*table)
+    entries = read_entries(*table)
     ours = entry(entries, "Pri3D (View+Geo)", 0.2)
     assert ours.values == pytest.approx((15, 19))
     assert (ours.mean, ours.delta) == pytest.approx((17, 11))
@@ -70,7 +70,7 @@ def test_scores_of_a_run_that_has_not_ended_do_not_count(table: tuple[Place, Exp
     place, _, matrix = table
     cell = next(cell for cell in matrix.cells if (cell.row, cell.fraction) == ("Scratch", 1.0))
     RunPaths(place.folder(cell.runs[0])).weights.unlink()
-    assert entry(gather(*table), "Scratch", 1.0).values == pytest.approx((12,))
+    assert entry(read_entries(*table), "Scratch", 1.0).values == pytest.approx((12,))
 
 
 def test_scores_of_other_options_do_not_count(table: tuple[Place, Experiment, Matrix]) -> None:
@@ -78,7 +78,7 @@ def test_scores_of_other_options_do_not_count(table: tuple[Place, Experiment, Ma
     run = next(run for run in matrix.runs if run.name == matrix.cells[0].runs[0])
     finish(place, run._replace(options={**run.options, "fraction": 0.5}), 0.1)
     with pytest.raises(ConfigError, match=r"fraction was 0\.5"):
-        gather(place, experiment, matrix)
+        read_entries(place, experiment, matrix)
 
 
 def test_a_row_is_ahead_only_beyond_both_intervals() -> None:
@@ -98,7 +98,7 @@ def test_a_row_is_ahead_only_beyond_both_intervals() -> None:
 
 
 def test_rows_without_runs_are_not_compared(table: tuple[Place, Experiment, Matrix]) -> None:
-    said = readings(table[1], gather(*table))
+    said = readings(table[1], read_entries(*table))
     assert [(reading.fraction, round(reading.gap, 6)) for reading in said] == [(1.0, 9.0)]
 
 
@@ -117,7 +117,7 @@ def test_the_papers_slips_are_not_repeated() -> None:
 
 def test_markdown_has_the_papers_rows_in_its_order(table: tuple[Place, Experiment, Matrix]) -> None:
     place, experiment, matrix = table
-    text = markdown(place, experiment, matrix, gather(place, experiment, matrix))
+    text = markdown(place, experiment, matrix, read_entries(place, experiment, matrix))
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
     assert [row[0].removeprefix("| ") for row in rows] == list(experiment.rows)
     cells = {row[0].removeprefix("| "): row[1:] for row in rows}
@@ -131,7 +131,7 @@ def test_markdown_has_the_papers_rows_in_its_order(table: tuple[Place, Experimen
 
 
 def test_csv_has_every_number(table: tuple[Place, Experiment, Matrix]) -> None:
-    rows = list(csv.DictReader(io.StringIO(table_csv(table[1], gather(*table)))))
+    rows = list(csv.DictReader(io.StringIO(table_csv(table[1], read_entries(*table)))))
     found = {(row["row"], row["fraction"]): row for row in rows}
     ours = found["Pri3D (View+Geo)", "1.0"]
     assert (ours["mean"], ours["delta"], ours["runs"], ours["values"]) == ("21.000", "10.000", "2", "20.000 22.000")
@@ -157,4 +157,4 @@ def test_damaged_scores_name_the_folder(table: tuple[Place, Experiment, Matrix])
     run = next(cell.runs[0] for cell in matrix.cells if (cell.row, cell.fraction) in SCORES)
     write_text(RunPaths(place.folder(run)).scores, '{"best": 1}')
     with pytest.raises(DataError, match=r"scores\.json"):
-        gather(place, experiment, matrix)
+        read_entries(place, experiment, matrix)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pri3d.datasets import LabelledImages
 from pri3d.errors import DataError
-from pri3d.intervals import mean_interval
+from pri3d.intervals import interval_text, mean_interval
 from pri3d.report import charts, figures, gather
 from pri3d.report.gather import Missing
 from pri3d.report.html import Page
@@ -102,11 +102,10 @@ def add_pictures(page: Page, task: str, runs: Runs, images: LabelledImages | Mis
     what = "Detections" if task == "instance" else "Segmentations"
     shown = dict(list(runs.items())[:MOST_PICTURES])
     try:
-        found = images if isinstance(images, Missing) else gather.predictions(images, shown, _FRAMES, task)
+        images = gather.there(images)
+        found = gather.there(gather.predictions(images, shown, _FRAMES, task))
     except DataError as error:
-        found = Missing(str(error))
-    if isinstance(images, Missing) or isinstance(found, Missing):
-        page.note(f"{what} are left out: {found.reason}" if isinstance(found, Missing) else "")
+        page.note(f"{what} are left out: {error}")
         return
     if remark:
         page.note(remark)
@@ -195,5 +194,5 @@ def _range(counts: set[int]) -> str:
 def _percent(mean: float | None, half: float, signed: bool = False) -> str:
     if mean is None or not math.isfinite(mean):
         return "–"
-    text = f"{100 * mean:+.1f}".replace("-", "−") if signed else f"{100 * mean:.1f}"
-    return text + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
+    text = interval_text(100 * mean, 100 * half)
+    return f"{'+' if mean >= 0 else ''}{text}".replace("-", "−") if signed else text

@@ -156,6 +156,12 @@ def feature_maps(images: Tensor, files: Mapping[str, Path]) -> dict[str, Tensor]
     return {name: load_model(file)[0](images).float() for name, file in files.items()}
 
 
+def spread_rows(count: int, most: int) -> list[int]:
+    """At most ``most`` of the numbers 0..count-1, evenly, each from the middle of its share."""
+    most = min(count, most)
+    return [int((k + 0.5) / most * count) for k in range(most)]
+
+
 class Pictures(NamedTuple):
     """Frames with what networks say of them."""
 
@@ -183,14 +189,14 @@ def predictions(images: LabelledImages, runs: Runs, count: int, task: str) -> Pi
     for method, trained in models.items():
         if trained.task.class_names != names:
             return Missing(f"{method} and {images.path.name} have other classes.")
-    rows = np.unique(((np.arange(count) + 0.5) / count * len(images.names)).astype(np.int64)).tolist()
+    rows = spread_rows(len(images.names), count)
     segmented, detected = [], []
     for row in rows:
         color, name = images.color(row), images.names[row]
         found = {method: trained.task.predict(trained.model, color) for method, trained in models.items()}
         if all(isinstance(one, Detections) for one in found.values()):
-            likely = {method: _kept(every, every.scores >= SCORE) for method, every in found.items()}
-            detected.append(Detected(color, _true_objects(images, row), likely, name))
+            likely = {method: likely_objects(every) for method, every in found.items()}
+            detected.append(Detected(color, true_objects(images, row), likely, name))
         elif all(isinstance(one, np.ndarray) and one.shape == color.shape[:2] for one in found.values()):
             segmented.append(Segmented(color, images.label(row), found, name))
         else:
@@ -198,7 +204,12 @@ def predictions(images: LabelledImages, runs: Runs, count: int, task: str) -> Pi
     return Pictures(segmented, detected, names)
 
 
-def _true_objects(images: LabelledImages, row: int) -> Detections:
+def likely_objects(found: Detections) -> Detections:
+    """Predicted objects that are drawn."""
+    return _kept(found, found.scores >= SCORE)
+
+
+def true_objects(images: LabelledImages, row: int) -> Detections:
     """The objects of an image without crowds."""
     truth = images.instances(row)
     every = Detections(truth.masks, truth.boxes, truth.classes, np.ones(len(truth.classes), np.float32))

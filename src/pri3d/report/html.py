@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pri3d.files import write_atomic
+from pri3d.runfiles import leaves
 
 _CSS = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1d2330;--muted:#5f6675;--line:#dfe3ea;--soft:#f4f6f9;--mark:#0072b2;
@@ -128,8 +129,8 @@ class Page:
     def facts(self, title: str, values: Mapping[str, Any]) -> None:
         """Add a block of key and value that unfolds; nested mappings become dotted keys."""
         rows = "".join(
-            f'<tr><th scope="row">{escape(key)}</th><td>{escape(value)}</td></tr>'
-            for key, value in flatten(values).items()
+            f'<tr><th scope="row">{escape(".".join(way))}</th><td>{escape(str(value))}</td></tr>'
+            for way, value in leaves(values)
         )
         self.parts.append(
             f"<details><summary>{escape(title)}</summary>"
@@ -165,17 +166,6 @@ def picture_address(picture: bytes) -> str:
     """Address of a PNG or JPEG that holds the picture itself."""
     kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings -> dotted keys with text values."""
-    result: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            result |= flatten(value, f"{prefix}{key}.")
-        else:
-            result[f"{prefix}{key}"] = str(value)
-    return result
 
 
 def _cell(tag: str, value: str | int | float, flush: bool, scope: str = "") -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pri3d.errors import DataError
 from pri3d.report.html import Page
 from pri3d.report.probe_figure import recall_figure
-from pri3d.runfiles import read_json
+from pri3d.runfiles import leaves, read_json
 
 _COLUMNS = 9  #: numbers of a table; what has more is told by the file alone
 
@@ -30,7 +30,7 @@ def add_probe(page: Page, path: Path) -> None:
             "Curves of recall by viewing angle and network.",
         )
     for part in dict.fromkeys(name for scores in networks.values() for name in scores):
-        rows = {name: dict(_leaves(scores[part])) for name, scores in networks.items() if _is_table(scores.get(part))}
+        rows = {name: _numbers(scores[part]) for name, scores in networks.items() if _is_table(scores.get(part))}
         columns = [name for name in dict.fromkeys(name for row in rows.values() for name in row)][:_COLUMNS]
         if columns:
             page.heading(part.capitalize(), 3)
@@ -50,12 +50,10 @@ def _is_table(value: Any) -> bool:
     return isinstance(value, dict) and bool(value)
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float | None]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key} ")
-        elif value is None or isinstance(value, int | float):
-            yield f"{prefix}{key}".replace("_", " "), value
+def _numbers(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    """Numbers of a task with the way to them in words."""
+    found = ((" ".join(way).replace("_", " "), value) for way, value in leaves(scores))
+    return {name: value for name, value in found if value is None or isinstance(value, int | float)}
 
 
 def _number(value: float | None) -> str:

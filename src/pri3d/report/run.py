@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +20,11 @@ from pri3d.report.overview import overview_picture
 from pri3d.report.pretrained import add_curves, add_data, add_features
 from pri3d.report.scores import Runs, read_scores
 from pri3d.report.style import series_label
-from pri3d.runfiles import RunPaths
+from pri3d.runfiles import RunPaths, leaves
 from pri3d.store import Store
 
 OURS = "pri3d"  #: the method whose difference to the baseline the report states, where both were run
 _TASK = "semantic"
-T = TypeVar("T")
 
 
 def write_report(
@@ -159,7 +158,7 @@ def _add_result(page: Page, miou: Mapping[str, Sequence[float]], results: Mappin
     rest = {name: value for name, value in results.items() if name not in {"semantic_miou", "minutes"}}
     if rest:
         page.heading("Further numbers", 3)
-        page.table(["", "value"], [(name, _number(value)) for name, value in _leaves(rest).items()])
+        page.table(["", "value"], [(".".join(way), _number(value)) for way, value in leaves(rest)])
 
 
 def _add_settings(page: Page, store: Path, run: Path, val_store: Path, runs: Runs, settings: Mapping[str, Any]) -> None:
@@ -214,14 +213,6 @@ def _miou(scores: Scores, results: Mapping[str, Any]) -> dict[str, list[float]]:
 def _score_row(name: str, values: Sequence[float], seeds: int, signed: bool = False) -> list[str]:
     text = [_signed(100 * v) if signed else f"{100 * v:.1f}" for v in (float(np.mean(values)), *values)]
     return [name, *text, *["–"] * (seeds - len(values))]
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-        result |= inner
-    return result
 
 
 def _number(value: Any) -> str:

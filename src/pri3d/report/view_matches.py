@@ -24,6 +24,10 @@ TOLERANCE, _WIDTH = 10.0, 320
 MEASURED = "measured"
 
 
+#: colours of right and of wrong matches
+RIGHT, WRONG = (0, 158, 115), (213, 94, 0)
+
+
 class Matched(NamedTuple):
     """M points of the first frame and their places in the second."""
 
@@ -92,6 +96,11 @@ def legs(pair: ShownPair, matched: Matched) -> tuple[NDArray[np.float64], NDArra
         [np.stack(ends, axis=1) for ends in ((eyes[0], first), (first, second), (second, eyes[1]))], axis=1
     )
     return lines.reshape(-1, 2, 3), np.repeat(matched.right[known], 3)
+
+
+def paint(right: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Colours (K, 3) of right and wrong matches."""
+    return np.where(right[:, None], RIGHT, WRONG).astype(np.uint8)
 
 
 def all_legs(pairs: Sequence[ShownPair], name: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

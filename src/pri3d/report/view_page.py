@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -11,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pri3d.archive import encode
 from pri3d.report.html import Page, picture_address
 from pri3d.report.scene3d import scene_widget
-from pri3d.report.view_matches import MEASURED, Matched, ShownPair, all_legs
+from pri3d.report.view_matches import MEASURED, RIGHT, WRONG, Matched, ShownPair, all_legs, paint
 from pri3d.report.view_scene import Shown, ShownFrame
 
 _THUMB = 200  #: pixels
-_RIGHT, _WRONG = (0, 158, 115), (213, 94, 0)
 _STYLE = """<style>
 .thumbs{display:flex;flex-wrap:wrap;gap:.7rem;margin:1rem 0}
 .thumbs figure{margin:0;width:12.5rem}
@@ -80,7 +79,7 @@ def _scene(shown: Shown, name: str) -> str:
         title=f"Surface, way of the camera (blue) and its shown frames (red), {kind}. It begins cut open above the "
         "cameras.",
         alt=f"The scene from above with its cameras, {kind}.",
-        match_colors=_paint(right),
+        match_colors=paint(right),
         path=shown.path,
     )
 
@@ -95,7 +94,7 @@ def _thumb(name: str, color: NDArray[np.uint8]) -> str:
     height, width = color.shape[:2]
     small = Image.fromarray(color)
     small = small.resize((_THUMB, max(1, round(_THUMB * height / width))), Image.Resampling.BILINEAR)
-    source = picture_address(_jpeg(np.asarray(small)))
+    source = picture_address(encode(np.asarray(small), "JPEG"))
     return f'<img alt="{escape(name)}" src="{source}" loading="lazy"><figcaption>{escape(name)}</figcaption>'
 
 
@@ -117,9 +116,9 @@ def _explain(pairs: Sequence[ShownPair]) -> str:
 def _drawn(pair: ShownPair, name: str, matched: Matched) -> str:
     """The two frames side by side with lines over them, sharp at any size."""
     height, width = pair.colors.shape[1:3]
-    source = picture_address(_jpeg(np.concatenate(list(pair.colors), axis=1)))
+    source = picture_address(encode(np.concatenate(list(pair.colors), axis=1), "JPEG"))
     lines = "".join(
-        f'<line x1="{a:.1f}" y1="{b:.1f}" x2="{c + width:.1f}" y2="{d:.1f}" stroke="rgb{_RIGHT if right else _WRONG}"/>'
+        f'<line x1="{a:.1f}" y1="{b:.1f}" x2="{c + width:.1f}" y2="{d:.1f}" stroke="rgb{RIGHT if right else WRONG}"/>'
         for (a, b, c, d), right in zip(matched.pixels.tolist(), matched.right.tolist(), strict=True)
     )
     share = f"{int(matched.right.sum())} of {len(matched.right)} right"
@@ -130,13 +129,3 @@ def _drawn(pair: ShownPair, name: str, matched: Matched) -> str:
         f'height="{height}"/><g stroke-width="{width / 320:.2f}">{lines}</g></svg>'
         f"<figcaption>{escape(said)}</figcaption></figure>"
     )
-
-
-def _paint(right: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    return np.where(right[:, None], _RIGHT, _WRONG).astype(np.uint8)
-
-
-def _jpeg(color: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(color).save(buffer, "JPEG", quality=85)
-    return buffer.getvalue()

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from pri3d.archive import encode
 from pri3d.files import replacing
-from pri3d.report.view_matches import Matched, ShownPair, legs
+from pri3d.report.view_matches import Matched, ShownPair, legs, paint
 from pri3d.report.view_scene import Shown, ShownFrame
 from pri3d.store import millimetres
 
 TIMELINE = "frame"
-_RIGHT, _WRONG, _PATH = (0, 158, 115), (213, 94, 0), (86, 180, 233)
+_PATH = (86, 180, 233)
 _MILLIMETRES = 1000.0
 
 
@@ -67,7 +67,7 @@ def _standing(shown: Shown) -> Iterator[tuple[str, Any]]:
         for name, matched in pair.matches.items():
             lines, right = legs(pair, matched)
             if len(lines):
-                yield f"world/pairs/{k}/{name}", rr.LineStrips3D(lines.astype(np.float32), colors=_paint(right))
+                yield f"world/pairs/{k}/{name}", rr.LineStrips3D(lines.astype(np.float32), colors=paint(right))
 
 
 def _moving(frame: ShownFrame) -> Iterator[tuple[str, Any]]:
@@ -106,11 +106,7 @@ def _paired(at: str, pair: ShownPair) -> Iterator[tuple[str, Any]]:
 
 def _flat_lines(matched: Matched, width: int) -> Any:
     ends = matched.pixels.reshape(-1, 2, 2) + np.array(((0, 0), (width, 0)))
-    return rr.LineStrips2D(ends.astype(np.float32), colors=_paint(matched.right))
-
-
-def _paint(right: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    return np.where(right[:, None], _RIGHT, _WRONG).astype(np.uint8)
+    return rr.LineStrips2D(ends.astype(np.float32), colors=paint(matched.right))
 
 
 def _picture(color: NDArray[np.uint8], kind: str = "JPEG") -> Any:

@@ -24,7 +24,7 @@ from pri3d.overlay import draw_detections
 from pri3d.palette import color_labels
 from pri3d.report.cutaway import up_direction
 from pri3d.report.figures import pca_colors
-from pri3d.report.gather import there
+from pri3d.report.gather import distance_of, likely_objects, spread_rows, there, true_objects
 from pri3d.report.locate import labelled_of, pairs_of
 from pri3d.report.sources import Run, read_run
 from pri3d.report.view_matches import ShownPair, pairs_of_scene, show_pairs
@@ -34,8 +34,6 @@ from pri3d.tasks import load_task
 from pri3d.types import Detections
 
 _CELLS = 80  #: feature cells along the width of a picture of principal components; finer ones are averaged
-_SCORE = 0.5  #: under which a predicted object is left out
-_DISTANCE = 0.02  #: metres; of settings that do not say
 
 
 class ShownFrame(NamedTuple):
@@ -82,12 +80,6 @@ def show(source: Path, data: Path | None, scene: str | None, frames: int, pairs:
     )
 
 
-def spread_rows(count: int, most: int) -> list[int]:
-    """At most ``most`` of the numbers 0..count-1, evenly, each from the middle of its share."""
-    most = min(count, most)
-    return [int((k + 0.5) / most * count) for k in range(most)]
-
-
 def _show_scene(
     store: Store,
     scene_id: str | None,
@@ -106,7 +98,7 @@ def _show_scene(
     shown = [_frame(scene, int(valid[k])) for k in spread_rows(len(valid), frames)]
     found: list[ShownPair] = []
     if pairs and made["pairs"]:
-        distance = float(settings.get("distance") or made.get("distance") or _DISTANCE)
+        distance = distance_of({**made, **settings})
         found = show_pairs(store.path, pairs_of_scene(store, scene.id, pairs), size, distance, networks or {})
     if pairs and not found:
         notes.append(f"Scene {scene.id} has no overlapping pairs.")
@@ -209,21 +201,14 @@ def _placed(images: LabelledImages, row: int) -> ShownFrame:
 def _truth(images: LabelledImages, row: int, run: Run) -> dict[str, NDArray[np.uint8]]:
     if run.provenance.get("task") != "instance":
         return {"ground truth": color_labels(images.label(row), images.class_names)}
-    objects = images.instances(row)
-    scores = np.ones(len(objects.classes), np.float32)
-    found = Detections(objects.masks, objects.boxes, objects.classes, scores)
+    found = true_objects(images, row)
     return {"ground truth": draw_detections(images.color(row), found, images.thing_names, with_scores=False)}
 
 
 def _draw(images: LabelledImages, color: NDArray[np.uint8], predicted: Any, names: list[str]) -> NDArray[np.uint8]:
     """Class ids as colours, objects over the image. Raises DataError for what another task predicts."""
     if isinstance(predicted, Detections):
-        sure = predicted.scores >= _SCORE
-        return draw_detections(
-            color,
-            Detections(predicted.masks[sure], predicted.boxes[sure], predicted.classes[sure], predicted.scores[sure]),
-            names,
-        )
+        return draw_detections(color, likely_objects(predicted), names)
     if isinstance(predicted, np.ndarray) and predicted.ndim == 2:
         return color_labels(predicted, names)
     raise DataError(f"{images.path}: a {type(predicted).__name__} is predicted, which has no picture: class ids do.")

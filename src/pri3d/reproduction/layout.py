@@ -7,6 +7,7 @@ import io
 import math
 from collections.abc import Sequence
 
+from pri3d.intervals import interval_text
 from pri3d.report.charts import bars_figure, efficiency_figure
 from pri3d.reproduction.matrix import Experiment, Matrix
 from pri3d.reproduction.scores import Entry, printed_delta, readings
@@ -133,8 +134,7 @@ def _head(name: str, fraction: float, with_share: bool) -> str:
 def _ours(entry: Entry | None) -> str:
     if entry is None or not entry.values:
         return "–"
-    half = "" if math.isnan(entry.half) else f" ± {entry.half:.1f}"
-    return f"{entry.mean:.1f}{half}{_delta(entry.delta)}"
+    return f"{interval_text(entry.mean, entry.half)}{_delta(entry.delta)}"
 
 
 def _paper(experiment: Experiment, row: str, encoder: str, fraction: float, k: int) -> str:

@@ -10,7 +10,7 @@ from pri3d.files import write_atomic
 from pri3d.report import figures, gather
 from pri3d.reproduction.layout import figure, markdown, table_csv
 from pri3d.reproduction.plan import Plan
-from pri3d.reproduction.scores import gather as gather_scores
+from pri3d.reproduction.scores import read_entries
 from pri3d.reproduction.work import finished
 from pri3d.runfiles import write_text
 
@@ -29,7 +29,7 @@ def write_result(plan: Plan) -> Path:
     if experiment.kind != "table":
         write_atomic(picture, _matches(plan) if experiment.kind == "matches" else _segmentations(plan))
         return picture
-    entries = gather_scores(place, experiment, matrix)
+    entries = read_entries(place, experiment, matrix)
     if not any(entry.values for entry in entries):
         raise DataError(f"{place.root}: no run of {experiment.name} has scores. Run it without --only first.")
     write_text(path.with_suffix(".csv"), table_csv(experiment, entries))

@@ -38,7 +38,7 @@ class Entry(NamedTuple):
         return self.mean - mean_interval(self.base)[0]
 
 
-def gather(place: Place, experiment: Experiment, matrix: Matrix) -> list[Entry]:
+def read_entries(place: Place, experiment: Experiment, matrix: Matrix) -> list[Entry]:
     """Entries of all rows, shares and scores, in the table's order; runs that have not finished have none.
 
     Raises ConfigError where a folder holds a run of other options, DataError where scores are damaged.

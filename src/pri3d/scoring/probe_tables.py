@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
-from pri3d.runfiles import write_json, write_text
+from pri3d.runfiles import leaves, write_json, write_text
 from pri3d.scoring.probe_linear import LinearScores
 from pri3d.scoring.probe_pairs import Correspondence, Recall
 from pri3d.scoring.probe_retention import Retention
@@ -64,21 +64,11 @@ def write_results(out: Path, results: Results, facts: Mapping[str, Any], pixels:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("network", "task", "measure", "value"))
     for name, scores in networks.items():
-        for key, value in flatten(scores):
+        for (task, *measure), value in leaves(scores):
             if not isinstance(value, str):
-                task, _, measure = key.partition(" / ")
-                table.writerow((name, task, measure, "" if _is_nan(value) else value))
+                table.writerow((name, task, " / ".join(measure), "" if _is_nan(value) else value))
     write_text(out.with_suffix(".csv"), text.getvalue())
     write_text(out.with_suffix(".md"), "\n\n".join(map(markdown, build_sheets(results, pixels))) + "\n")
-
-
-def flatten(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested dictionaries with the way to them, as in ``correspondence / recall / 5 px``."""
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from flatten(item, f"{key} / {name}" if key else str(name))
-    else:
-        yield key, value
 
 
 def show(results: Results, pixels: float) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pri3d.errors import ConfigError
-from pri3d.intervals import mean_interval
+from pri3d.intervals import interval_text, mean_interval
 from pri3d.runfiles import RunPaths, read_json, short_names, write_json
 
 WIDTH = 140  #: characters of the table where it goes to a file
@@ -129,4 +129,4 @@ def _table(rows: Sequence[Row], shown: Sequence[str]) -> Table:
 def _percent(mean: float, half: float) -> str:
     if math.isnan(mean):
         return "-"
-    return f"{100 * mean:.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
+    return interval_text(100 * mean, 100 * half)
