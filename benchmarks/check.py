@@ -27,9 +27,9 @@ from benchmarks.faults import (
 )
 from benchmarks.machine import describe_machine
 
-from pri3d.preparation.judge import Judgement, judge
-from pri3d.readers import Scene
-from pri3d.readers.sevenscenes import SevenScenesReader
+from pri3d.checking.judge import Judgement, judge
+from pri3d.recordings import Scene
+from pri3d.recordings.sevenscenes import SevenScenesReader
 
 #: 7-Scenes RedKitchen as published: docs/own-data.md
 AS_PUBLISHED = """

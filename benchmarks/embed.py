@@ -20,12 +20,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pri3d.datasets.images import read_rgb
+from pri3d.evaluation.embed import Precision, embed
+from pri3d.labelled._shared.images import read_rgb
 from pri3d.machine import cpu_has_bf16
-from pri3d.models.load import load
-from pri3d.models.unet import build_unet
-from pri3d.models.weights import save_model
-from pri3d.scoring.embed import Precision, embed
+from pri3d.networks.load import load
+from pri3d.networks.unet import build_unet
+from pri3d.networks.weights import save_model
 
 IMAGES, SIZE, ROUNDS = 128, (320, 240), 3
 

@@ -14,7 +14,7 @@ from scipy import ndimage
 from pri3d.errors import FrameError
 from pri3d.geometry.images import resize_nearest
 from pri3d.geometry.pose import OPENGL_FLIP, invert_array
-from pri3d.readers import Scene
+from pri3d.recordings import Scene
 from pri3d.types import Camera, Frame
 from pri3d.worlds.rays import caster
 from pri3d.worlds.render import _frame, render_room, room_camera

@@ -29,17 +29,17 @@ from benchmarks.machine import describe_machine
 from benchmarks.timing import Cut, CutNetwork, Stopwatch, choose_device, precision, seconds, synchronise
 from torch import Tensor
 
-from pri3d.files import write_atomic
+from pri3d.files.atomic import write_atomic
 from pri3d.machine import peak_memory
-from pri3d.models.encoders import build_encoder
-from pri3d.models.resunet3d import SIZES, ResUNet3d
-from pri3d.models.sparse import Geometry
-from pri3d.models.unet import UNet
+from pri3d.networks.encoders import build_encoder
+from pri3d.networks.resunet3d import SIZES, ResUNet3d
+from pri3d.networks.sparse import Geometry
+from pri3d.networks.unet import UNet
 from pri3d.objectives import geometry as geometry_objective
 from pri3d.objectives import view as view_objective
 from pri3d.settings import resolve
-from pri3d.train.pretraining import PretrainModule
-from pri3d.train.settings import PretrainSettings
+from pri3d.training.pretraining import PretrainModule
+from pri3d.training.settings import PretrainSettings
 from pri3d.types import PairBatch
 
 #: Rows of the table; matching and loss are the step's own work, the others the networks'.

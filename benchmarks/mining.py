@@ -24,7 +24,7 @@ from scipy.spatial import cKDTree
 
 from pri3d.preparation.overlap import DepthStack
 from pri3d.preparation.pairs import HOPELESS, estimate, measure, mine
-from pri3d.readers import open_recording
+from pri3d.recordings import open_recording
 from pri3d.store import millimetres
 from pri3d.worlds.render import render_room
 from pri3d.worlds.scene import build_room

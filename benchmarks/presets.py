@@ -27,9 +27,8 @@ import yaml
 from benchmarks.machine import describe_machine
 
 from pri3d.cli import main as run_verb
-from pri3d.files import write_atomic
-from pri3d.runfiles import RunPaths, read_metrics
-from pri3d.train import pretrain as _warm  # noqa: F401 (so that no run's seconds hold the imports)
+from pri3d.files.atomic import write_atomic
+from pri3d.runs import RunPaths, read_metrics
 
 MEAN_OF = 5  #: steps at either end
 STEPS = 50

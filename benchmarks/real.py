@@ -22,10 +22,10 @@ from benchmarks.machine import describe_machine
 from PIL import Image
 
 import pri3d
-from pri3d.datasets import open_labelled
-from pri3d.datasets.convert import to_coco
-from pri3d.datasets.spaces import load_space
-from pri3d.runfiles import read_json
+from pri3d.labelled import open_labelled
+from pri3d.labelled.convert import to_coco
+from pri3d.labelled.spaces import load_space
+from pri3d.runs import read_json
 
 COCO_IMAGES, LEAST = 8, 1000  # pixels of an object
 LW_CORNER = (7, 6)  # column and row where the inner part of an NYUv2 image begins

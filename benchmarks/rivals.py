@@ -3,8 +3,8 @@
     pip install spconv-triton   (GPU only; spconv itself has the same interface)      pip install ocnn
 
 Everything but the convolutions stays as it is: norms, shortcuts, concatenations. A library brings a geometry, which
-:meth:`pri3d.models.resunet3d.ResUNet3d.features` is called with, and a layer for each of ours. ocnn has no 5^3 kernel:
-build the network with ``stem_kernel=3`` to compare. Rows lie in the library's own order.
+:meth:`pri3d.networks.resunet3d.ResUNet3d.features` is called with, and a layer for each of ours. ocnn has no 5^3
+kernel: build the network with ``stem_kernel=3`` to compare. Rows lie in the library's own order.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pri3d.models.resunet3d import ResUNet3d
-from pri3d.models.sparse import Down, SparseConv, SubmConv
+from pri3d.networks.resunet3d import ResUNet3d
+from pri3d.networks.sparse import Down, SparseConv, SubmConv
 
 LIBRARIES = ("spconv-triton", "ocnn")
 _MODULES = {"spconv-triton": "spconv_triton.pytorch", "spconv": "spconv.pytorch", "ocnn": "ocnn"}

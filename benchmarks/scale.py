@@ -36,7 +36,7 @@ from PIL import Image
 from pri3d.preparation.ending import finish
 from pri3d.preparation.run import prepare
 from pri3d.preparation.scene import Job, Settings, open_cached
-from pri3d.readers.scannet import official_split
+from pri3d.recordings.scannet import official_split
 from pri3d.store import PairTable, read_manifest
 from pri3d.types import Frame
 from pri3d.worlds.render import render_room

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pri3d.readers.sens import SensFile
+from pri3d.recordings._shared.sens import SensFile
 
 FRAMES, STEP, ROUNDS = 300, 25, 3
 COLOR, DEPTH = (1296, 968), (640, 480)

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pri3d.models.resunet3d import ResUNet3d, build_resunet3d
-from pri3d.models.sparse import Geometry, Pairs, SparseConv
+from pri3d.networks.resunet3d import ResUNet3d, build_resunet3d
+from pri3d.networks.sparse import Geometry, Pairs, SparseConv
 
 RUNS = 3
 STEM = 5

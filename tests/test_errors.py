@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from pri3d.errors import first_line
-from pri3d.files import is_full
+from pri3d.files.atomic import is_full
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

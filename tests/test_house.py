@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "src" / "pri3d").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 FILES = [*SOURCES, *TESTS, *sorted((ROOT / "benchmarks").rglob("*.py"))]
-FUNCTION_LINES = 50
-FILE_LINES = 400
+FUNCTION_LINES = 80  # most are under 50; straight-line code may be longer
+FILE_LINES = 450
 MODULES = sorted(info.name for info in pkgutil.walk_packages(pri3d.__path__, "pri3d."))
 
 
 def long_functions(text: str, verb: str | None = None) -> list[tuple[str, int]]:
-    """Functions of more than 50 lines, docstring not counted; nor is the parameter list of ``verb``.
+    """Functions of more than FUNCTION_LINES lines, docstring not counted; nor is the parameter list of ``verb``.
 
     A verb's parameters are the options of its command, one a line.
     """
@@ -133,12 +133,12 @@ def test_half_a_line_of_test_for_a_line_of_code() -> None:
 
 
 def test_the_limits_find_what_they_look_for() -> None:
-    body = "    x = 1\n" * 50
-    assert long_functions(f"def f():\n{body}") == [("f", 51)]
-    assert long_functions(f"async def f():\n{body}") == [("f", 51)]
+    body = "    x = 1\n" * FUNCTION_LINES
+    assert long_functions(f"def f():\n{body}") == [("f", FUNCTION_LINES + 1)]
+    assert long_functions(f"async def f():\n{body}") == [("f", FUNCTION_LINES + 1)]
     assert long_functions(f'def f():\n    """Text.\n\n    More.\n    """\n{body[10:]}') == []
     assert long_functions(f"def f(\n    a,\n    b,\n):\n{body[:-10]}", "f") == []
-    assert long_functions(f"def f(\n    a,\n    b,\n):\n{body[:-10]}", "g") == [("f", 53)]
+    assert long_functions(f"def f(\n    a,\n    b,\n):\n{body[:-10]}", "g") == [("f", FUNCTION_LINES + 3)]
     assert loose_devices('a = torch.device("cuda:0")\nb = x.cuda()') == [1, 2]
     assert loose_devices('a = "cuda" if torch.cuda.is_available() else "cpu"') == []
     assert loose_devices('a = "cuda" if wanted else "cpu"') == [1]

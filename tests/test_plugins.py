@@ -15,7 +15,7 @@ import yaml
 
 from pri3d.cli import main
 from pri3d.errors import ConfigError
-from pri3d.runfiles import read_metrics
+from pri3d.runs import read_metrics
 from pri3d.tasks import load_task
 
 PYPROJECT = """

@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from pri3d.errors import DataError
-from pri3d.files import remove_leftovers, replacing, temporary
-from pri3d.runfiles import RunPaths, leaves, read_json, read_metrics, write_json, write_text
+from pri3d.files.atomic import remove_leftovers, replacing, temporary
+from pri3d.runs import RunPaths, leaves, read_json, read_metrics, write_json, write_text
 
 
 def test_names_of_a_run(tmp_path):
@@ -70,7 +70,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_leftovers_of_dead_processes_of_this_host_go(tmp_path):
-    code = "import sys, pathlib; from pri3d.files import temporary; print(temporary(pathlib.Path(sys.argv[1])).name)"
+    code = "import sys, pathlib, pri3d.files.atomic as a; print(a.temporary(pathlib.Path(sys.argv[1])).name)"
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "a"], capture_output=True, text=True, check=True)
     dead, alive = tmp_path / done.stdout.strip(), temporary(tmp_path / "a")
     elsewhere = tmp_path / f".a.another-host.{dead.name.split('.')[-2]}.part"

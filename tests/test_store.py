@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pri3d.errors import DataError
-from pri3d.files import put_folder, temporary
+from pri3d.files.atomic import put_folder, temporary
 from pri3d.store import (
     PairTable,
     SceneWriter,

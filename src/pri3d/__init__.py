@@ -12,31 +12,31 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 #: verb -> module:function
 VERBS = {
     "demo": "pri3d.chain:demo",
     "rooms": "pri3d.worlds.write:rooms",
-    "check": "pri3d.preparation.check:check",
+    "check": "pri3d.checking.check:check",
     "prepare": "pri3d.preparation.run:prepare",
-    "pretrain": "pri3d.prepared:pretrain",
-    "probe": "pri3d.probing:probe",
-    "coco": "pri3d.datasets.convert:coco",
-    "finetune": "pri3d.train.finetune:finetune",
-    "evaluate": "pri3d.scoring.evaluation:evaluate",
-    "predict": "pri3d.scoring.prediction:predict",
-    "view": "pri3d.report.view:view",
-    "export": "pri3d.models.export:export",
-    "embed": "pri3d.scoring.embed:embed",
-    "import": "pri3d.models.importing:import_weights",  # `import` is no name in Python
+    "pretrain": "pri3d.training.recordings:pretrain",
+    "probe": "pri3d.probing.verb:probe",
+    "coco": "pri3d.labelled.convert:coco",
+    "finetune": "pri3d.training.finetune:finetune",
+    "evaluate": "pri3d.evaluation.evaluate:evaluate",
+    "predict": "pri3d.evaluation.predict:predict",
+    "view": "pri3d.reporting.view:view",
+    "export": "pri3d.exporting.export:export",
+    "embed": "pri3d.evaluation.embed:embed",
+    "import": "pri3d.networks.importing:import_weights",  # `import` is no name in Python
     "reproduce": "pri3d.reproduction.verb:reproduce",
-    "report": "pri3d.report.make:make_report",  # so is pri3d.report
-    "models": "pri3d.models.catalog:list_models",  # pri3d.models is a package
+    "report": "pri3d.reporting.report:make_report",  # so is pri3d.reporting
+    "models": "pri3d.networks.catalog:list_models",  # pri3d.networks is a package
 }
 
 #: what the package offers beside its verbs, module:function
-OTHERS = ("pri3d.models.load:load",)
+OTHERS = ("pri3d.networks.load:load",)
 
 _FUNCTIONS = {where.partition(":")[2]: where for where in (*VERBS.values(), *OTHERS)}
 

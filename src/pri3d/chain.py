@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from pri3d.errors import ConfigError
+from pri3d.exporting.export import export
 from pri3d.machine import cores, limit_spinning
-from pri3d.models.export import export
 from pri3d.preparation.run import prepare
-from pri3d.report.run import write_overview, write_report
-from pri3d.runfiles import read_json, read_metrics, write_json
-from pri3d.train.finetune import finetune
-from pri3d.train.pretrain import pretrain
+from pri3d.reporting.run import write_overview, write_report
+from pri3d.runs import read_json, read_metrics, write_json
+from pri3d.training.finetune import finetune
+from pri3d.training.pretrain import pretrain
 from pri3d.worlds.write import rooms
 
 MARK = ".pri3d-demo"  #: file by which a demo knows its own folder

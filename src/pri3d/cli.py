@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser
 import pri3d
 from pri3d import registry
 from pri3d.errors import Pri3DError
-from pri3d.files import is_full
+from pri3d.files.atomic import is_full
 from pri3d.machine import limit_spinning
 
 #: verb -> what it does, example

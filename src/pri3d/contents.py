@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pri3d.archive import Column
 from pri3d.errors import DataError
+from pri3d.files.archive import Column
 
 MODES = {"color": "RGB", "depth": "I;16", "label": "L", "instance": "I;16"}  #: pillow's, of the images of a scene
 FRAMES: dict[str, Column] = {

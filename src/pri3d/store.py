@@ -9,8 +9,8 @@
     OUT/scenes/ID/surface.npz       cells of the voxelised surface, sorted, and their colour where there is one
 
 The settings stand once, in the manifest: all scenes of a store are made with the same.
-Everything is written to a temporary name (:func:`pri3d.files.temporary`) and renamed: a killed run leaves nothing
-half-written, and two that write to one store do not meet.
+Everything is written to a temporary name (:func:`pri3d.files.atomic.temporary`) and renamed: a killed run leaves
+nothing half-written, and two that write to one store do not meet.
 The same input gives the same bytes: archives carry no time stamps.
 """
 
@@ -30,10 +30,10 @@ from typing import Any, NamedTuple, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pri3d.archive import ImageArchive, encode, read_arrays
 from pri3d.contents import FRAMES, MODES, PAIRS, SURFACE, check_manifest, check_record, read_json
 from pri3d.errors import DataError
-from pri3d.files import put_folder, temporary, write_atomic
+from pri3d.files.archive import ImageArchive, encode, read_arrays
+from pri3d.files.atomic import put_folder, temporary, write_atomic
 from pri3d.types import View, Voxels
 
 FORMAT = 1

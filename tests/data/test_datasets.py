@@ -15,10 +15,10 @@ from pri3d.data.labelled import LabelledDataset
 from pri3d.data.labelled import collate as collate_labelled
 from pri3d.data.pairs import PairDataset, check_pairs, collate, split_pairs
 from pri3d.data.sampler import Draw, StreamSampler
-from pri3d.datasets.prepared import PreparedImages
 from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.matching import cell_points, match_pixels, match_voxels
 from pri3d.geometry.pose import transform
+from pri3d.labelled.prepared import PreparedImages
 from pri3d.store import PairTable, SceneWriter, Store, write_manifest, write_pairs
 from pri3d.types import View, Voxels
 

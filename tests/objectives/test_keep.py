@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pri3d.errors import ConfigError
-from pri3d.models.encoders import Encoder
+from pri3d.networks.encoders import Encoder
 from pri3d.objectives import Features
 from pri3d.objectives.keep import KeepObjective, drift
 from pri3d.types import PairBatch

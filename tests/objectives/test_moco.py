@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from pri3d.errors import ConfigError
-from pri3d.models.encoders import build_encoder
+from pri3d.networks.encoders import build_encoder
 from pri3d.objectives import WeightedSum
 from pri3d.objectives.moco import MocoObjective
 from pri3d.types import CropBatch

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from pri3d.data.pairs import PairDataset, collate
 from pri3d.data.sampler import Draw
 from pri3d.geometry.matching import choose, match_pixels
-from pri3d.models.unet import build_unet
+from pri3d.networks.unet import build_unet
 from pri3d.objectives import Features
 from pri3d.objectives.quality import PairQuality, alignment, feature_rank, uniformity
-from pri3d.scoring.probe import matching_recall
+from pri3d.probing.probe import matching_recall
 from pri3d.store import Store
 from pri3d.types import PairBatch
 

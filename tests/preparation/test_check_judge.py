@@ -25,12 +25,12 @@ from benchmarks.faults import (
     slow_room_scene,
 )
 
+from pri3d.checking.judge import judge
+from pri3d.checking.recamera import RecameredScene
 from pri3d.errors import DataError, FrameError
-from pri3d.preparation.judge import judge
-from pri3d.preparation.recamera import RecameredScene
-from pri3d.readers import Scene
-from pri3d.readers.cameras import read_cameras
-from pri3d.readers.correction import CorrectedScene, parse_correction
+from pri3d.recordings import Scene
+from pri3d.recordings._shared.cameras import read_cameras
+from pri3d.recordings._shared.correction import CorrectedScene, parse_correction
 from pri3d.types import Camera
 
 FRAMES, PAIRS = 16, 24

@@ -25,7 +25,7 @@ from stores import FLAGS, files
 
 from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError
-from pri3d.files import write_atomic
+from pri3d.files.atomic import write_atomic
 from pri3d.preparation import cluster as cluster_module
 from pri3d.preparation.cluster import attempt, check_cluster
 from pri3d.preparation.run import prepare

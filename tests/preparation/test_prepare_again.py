@@ -15,8 +15,8 @@ from pri3d.preparation import run
 from pri3d.preparation import scene as scene_module
 from pri3d.preparation.run import prepare
 from pri3d.preparation.scene import Job, Opened, open_cached, stated_cameras
-from pri3d.readers.correction import CorrectedReader, parse_correction
-from pri3d.readers.scenes import FrameList, LazyScene
+from pri3d.recordings._shared.correction import CorrectedReader, parse_correction
+from pri3d.recordings._shared.scenes import FrameList, LazyScene
 from pri3d.store import SceneWriter, Store
 
 

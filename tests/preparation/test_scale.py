@@ -13,7 +13,7 @@ from pri3d.errors import DataError, FrameError
 from pri3d.preparation import scene as scene_module
 from pri3d.preparation.run import prepare
 from pri3d.preparation.scale import MEDIAN, ScaledScene
-from pri3d.readers import open_recording
+from pri3d.recordings import open_recording
 from pri3d.store import Store
 from pri3d.types import Frame
 

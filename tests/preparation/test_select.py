@@ -13,9 +13,9 @@ from stores import files
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.preparation.run import prepare
 from pri3d.preparation.select import LOOKED_AT, MOVED, TURNED, sharpness, stretches
-from pri3d.readers import open_recording
-from pri3d.readers.correction import CorrectedScene, Correction
-from pri3d.readers.scenes import FrameList, LazyScene, pose_of
+from pri3d.recordings import open_recording
+from pri3d.recordings._shared.correction import CorrectedScene, Correction
+from pri3d.recordings._shared.scenes import FrameList, LazyScene, pose_of
 from pri3d.store import Store
 from pri3d.types import Frame, View
 

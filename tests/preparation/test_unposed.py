@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "readers"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "recordings"))
 
 from sample_frames import FRAMES, Sample, rendered
 from samples_single import write_images, write_nyu_mat, write_sunrgbd
@@ -19,7 +19,7 @@ from pri3d.data.pairs import split_pairs
 from pri3d.errors import DataError
 from pri3d.preparation.run import prepare
 from pri3d.store import Store
-from pri3d.train.pretrain import pretrain
+from pri3d.training.pretrain import pretrain
 
 FLAGS = {"size": "48x36", "workers": 1}
 

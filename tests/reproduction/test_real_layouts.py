@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pri3d.readers.scannet import official_split
+from pri3d.recordings.scannet import official_split
 from pri3d.reproduction import matrix
 from pri3d.reproduction.verb import reproduce
 
@@ -27,8 +27,8 @@ STUDY: dict[str, Any] = {
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     """Option -> folder of real data in small; the small studies of real data are made smaller."""
-    monkeypatch.syspath_prepend(str(TESTS / "readers"))
-    monkeypatch.syspath_prepend(str(TESTS / "datasets"))
+    monkeypatch.syspath_prepend(str(TESTS / "recordings"))
+    monkeypatch.syspath_prepend(str(TESTS / "labelled"))
     import_module("samples").write_scannet_sens(tmp_path / "scannet")
     split = official_split()
     for part in ("train", "val"):

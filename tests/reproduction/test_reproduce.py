@@ -12,7 +12,7 @@ import pytest
 from pri3d.errors import ConfigError, DataError
 from pri3d.reproduction import matrix
 from pri3d.reproduction.verb import reproduce
-from pri3d.runfiles import read_json
+from pri3d.runs import read_json
 
 PRETRAIN = {"steps": 2, "batch": 2, "micro_batch": 2, "holdout": 0.0, "eval_every": 0, "distance": 0.1, "voxel": 0.16}
 FINETUNE = {"steps": 2, "batch": 2, "micro_batch": 2, "eval_every": 2}

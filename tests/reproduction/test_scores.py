@@ -14,7 +14,7 @@ from pri3d.reproduction.layout import figure, markdown, table_csv
 from pri3d.reproduction.matrix import Experiment, Matrix, Run, build_matrix, find_experiment, find_study
 from pri3d.reproduction.scores import Entry, printed_delta, read_entries, readings
 from pri3d.reproduction.work import RECORD, Place, asked
-from pri3d.runfiles import RunPaths, write_json, write_text
+from pri3d.runs import RunPaths, write_json, write_text
 
 #: row, share of the labels -> mIoU a seed
 SCORES = {

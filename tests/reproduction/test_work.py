@@ -12,7 +12,7 @@ import pytest
 from pri3d.reproduction import work as working
 from pri3d.reproduction.matrix import Run, find_study
 from pri3d.reproduction.work import Place, command, is_finished, work
-from pri3d.runfiles import RunPaths, write_json, write_text
+from pri3d.runs import RunPaths, write_json, write_text
 
 
 def do_or_die(place: Place, run: Run) -> str:

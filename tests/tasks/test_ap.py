@@ -11,8 +11,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pri3d.datasets.convert import encode_mask
 from pri3d.errors import DataError
+from pri3d.labelled.convert import encode_mask
 from pri3d.tasks.ap import average_precision, detections_to_results
 from pri3d.types import Detections
 

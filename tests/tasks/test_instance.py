@@ -9,14 +9,14 @@ import torch
 
 from pri3d.data.instances import InstanceDataset, collate_instances
 from pri3d.data.sampler import Draw
-from pri3d.datasets import open_labelled
-from pri3d.datasets.convert import to_coco
-from pri3d.datasets.prepared import PreparedImages
 from pri3d.errors import DataError, WeightsError
-from pri3d.models.detector import LITE, build_detector
-from pri3d.models.encoders import build_encoder
-from pri3d.models.lora import add_lora
-from pri3d.models.weights import init_encoder, read_provenance, read_state, save_state
+from pri3d.labelled import open_labelled
+from pri3d.labelled.convert import to_coco
+from pri3d.labelled.prepared import PreparedImages
+from pri3d.networks.detector import LITE, build_detector
+from pri3d.networks.encoders import build_encoder
+from pri3d.networks.lora import add_lora
+from pri3d.networks.weights import init_encoder, read_provenance, read_state, save_state
 from pri3d.tasks import load_task
 from pri3d.tasks.ap import average_precision
 from pri3d.tasks.instance import InstanceTask

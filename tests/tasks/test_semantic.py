@@ -15,14 +15,14 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from pri3d.data.labelled import LabelledDataset
-from pri3d.datasets import LabelledImages
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.geometry.images import resize_color
-from pri3d.models.encoders import build_encoder
-from pri3d.models.lora import add_lora
-from pri3d.models.segmentation import NETWORKS, SegmentationNet, build_segmentation
-from pri3d.models.unet import build_unet
-from pri3d.models.weights import load_model, load_weights, read_provenance, read_state, save_state
+from pri3d.labelled import LabelledImages
+from pri3d.networks.encoders import build_encoder
+from pri3d.networks.lora import add_lora
+from pri3d.networks.segmentation import NETWORKS, SegmentationNet, build_segmentation
+from pri3d.networks.unet import build_unet
+from pri3d.networks.weights import load_model, load_weights, read_provenance, read_state, save_state
 from pri3d.tasks import load_task
 from pri3d.tasks.semantic import (
     IGNORED,

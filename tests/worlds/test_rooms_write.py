@@ -12,7 +12,7 @@ import pytest
 import trimesh
 
 from pri3d.errors import ConfigError, DataError
-from pri3d.files import temporary
+from pri3d.files.atomic import temporary
 from pri3d.worlds import write
 from pri3d.worlds.render import render_room
 from pri3d.worlds.scene import CLASS_NAMES, build_room

@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import functional as F
 
 from pri3d.data.augment import ColorRecipe, augment_color, to_tensor, uniform
 from pri3d.data.sampler import Draw, derive
-from pri3d.datasets import LabelledImages
 from pri3d.errors import DataError
+from pri3d.labelled import LabelledImages
 from pri3d.types import InstanceBatch
 
 

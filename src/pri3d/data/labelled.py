@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 
 from pri3d.data.augment import ColorRecipe, augment_color, to_tensor
 from pri3d.data.sampler import Draw, derive
-from pri3d.datasets import LabelledImages
 from pri3d.geometry.images import resize_color, resize_nearest
+from pri3d.labelled import LabelledImages
 from pri3d.types import LabelledBatch
 
 LabelledItem = tuple[Tensor, Tensor, str]

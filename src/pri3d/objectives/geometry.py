@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pri3d.geometry.matching import cell_pixels, choose, match_voxels
-from pri3d.models.resunet3d import build_resunet3d
+from pri3d.networks.resunet3d import build_resunet3d
 from pri3d.objectives import VIEWS, Features, Terms
 from pri3d.objectives.contrast import Negatives
 from pri3d.objectives.view import PointContrast, pick_views
@@ -21,7 +21,7 @@ class GeometryObjective(PointContrast):
     Args:
         channels: of the 2D feature maps.
         chunks: frames of a pair that have a chunk in the batch; the paper contrasts both, with weights one half.
-        net3d: size of the sparse 3D network, see :class:`pri3d.models.resunet3d.build_resunet3d`.
+        net3d: size of the sparse 3D network, see :class:`pri3d.networks.resunet3d.build_resunet3d`.
         voxel_input: ``occupancy`` (a one per voxel, the paper) or ``color`` (RGB, the released code).
         projection: dimensions of the common space.
         points, temperature, negatives, exclude_px, exclude_cm: see :class:`PointContrast`; a sample is a frame, the

@@ -19,7 +19,7 @@ from pri3d.objectives import Features, Terms
 from pri3d.types import CropBatch, PairBatch
 
 if TYPE_CHECKING:
-    from pri3d.models.encoders import Encoder
+    from pri3d.networks.encoders import Encoder
 
 
 class MocoObjective(nn.Module):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pri3d.errors import ConfigError, DataError
-from pri3d.files import remove_leftovers
+from pri3d.files.atomic import remove_leftovers
 from pri3d.preparation.scene import Job, prepare_scene
 from pri3d.preparation.workers import Outcome, run_on
 from pri3d.store import MANIFEST, read_scene_record

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from pri3d.preparation.scene import Job, open_job, open_scene, prepare_scene
-from pri3d.readers import Scene
+from pri3d.recordings import Scene
 from pri3d.store import scene_folder
 from pri3d.types import Frame
 

@@ -14,7 +14,7 @@ from pri3d.geometry.pose import check_rigid
 from pri3d.geometry.registration import register_depth
 from pri3d.preparation.overlap import DepthStack
 from pri3d.preparation.select import Select, Stretch, sharpness, stretches
-from pri3d.readers import Scene
+from pri3d.recordings import Scene
 from pri3d.store import SceneWriter, millimetres
 from pri3d.types import Camera, Frame, View
 

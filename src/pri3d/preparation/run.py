@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pri3d.errors import ConfigError, DataError
-from pri3d.files import is_full, remove_leftovers
+from pri3d.files.atomic import is_full, remove_leftovers
 from pri3d.geometry.images import parse_size
 from pri3d.machine import cores
 from pri3d.preparation.cluster import check_cluster, run_on_cluster
@@ -25,8 +25,8 @@ from pri3d.preparation.estimate import estimate
 from pri3d.preparation.scene import Job, Report, Settings, open_cached, open_scene, stated_cameras
 from pri3d.preparation.select import Select
 from pri3d.preparation.workers import Outcome, run_here, run_in_processes
-from pri3d.readers import find_reader
-from pri3d.readers.correction import parse_correction
+from pri3d.recordings import find_reader
+from pri3d.recordings._shared.correction import parse_correction
 from pri3d.store import MANIFEST, read_manifest, read_scene_record, scene_folder, write_manifest
 
 _PACKAGES = ("pri3d", "numpy", "numba", "pillow", "scipy")

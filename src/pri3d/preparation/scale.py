@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
-from pri3d.readers import Scene
-from pri3d.readers.scenes import pose_of
+from pri3d.recordings import Scene
+from pri3d.recordings._shared.scenes import pose_of
 from pri3d.types import Frame
 
 MEDIAN = 2.0  #: metres; the median depth of a scaled scene, about that of a room

@@ -21,8 +21,8 @@ from pri3d.preparation.pairs import mine, pair_table
 from pri3d.preparation.scale import ScaledScene
 from pri3d.preparation.select import Select
 from pri3d.preparation.surface import scene_surface
-from pri3d.readers import Recording, Scene, find_reader, open_recording
-from pri3d.readers.files import clean_id
+from pri3d.recordings import Recording, Scene, find_reader, open_recording
+from pri3d.recordings._shared.files import clean_id
 from pri3d.store import PairTable, SceneWriter
 from pri3d.types import Voxels
 
@@ -44,7 +44,7 @@ class Settings(NamedTuple):
     surface: bool
     cameras: str | None  #: digest of the file of cameras, None where none is given
     split: str = "train"  #: which scenes of a data set with an official split; what older stores were made with
-    correct: str = ""  #: mistakes of the recording, see pri3d.readers.correction
+    correct: str = ""  #: mistakes of the recording, see pri3d.recordings._shared.correction
     min_confidence: int = 50  #: percent; depth that its device trusts less is invalid
     match: Match = "point"  #: whether the distance is in metres or a share of the depth
     select: Select = "every"  #: frames in steps, or as the camera's motion has it
@@ -80,7 +80,7 @@ class Opened(NamedTuple):
 def open_cached(
     recording: Path, reader: str | None, cameras: Path | None, split: str = "train", correct: str = ""
 ) -> Opened:
-    """:func:`pri3d.readers.open_recording` and its scenes by id; a worker opens a recording once for all its scenes."""
+    """A recording and its scenes by id; a worker opens a recording once for all its scenes."""
     name = reader or find_reader(recording)
     opened = open_recording(recording, name, cameras, split, correct)
     files = {} if cameras is not None else _camera_files(recording)  # --cameras stands for them

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pri3d.errors import DataError, FrameError
-from pri3d.readers import Scene
-from pri3d.readers.scenes import pose_of
+from pri3d.recordings import Scene
+from pri3d.recordings._shared.scenes import pose_of
 from pri3d.types import View
 
 Select = Literal["every", "motion"]

@@ -12,7 +12,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from pri3d.errors import DataError, Pri3DError
-from pri3d.files import is_full
+from pri3d.files.atomic import is_full
 from pri3d.preparation.scene import Job, Report, prepare_scene
 
 Outcome = tuple[Job, str | None]  #: a scene that is done, and why it failed, None where it is in the store

@@ -18,10 +18,10 @@ from pri3d.errors import ConfigError
 from pri3d.preparation.run import prepare
 from pri3d.reproduction.matrix import Run
 from pri3d.reproduction.work import LOG, Place, do, is_finished
-from pri3d.runfiles import RunPaths, read_metrics
+from pri3d.runs import RunPaths, read_metrics
 from pri3d.settings import resolve
 from pri3d.tasks import find_task
-from pri3d.train.settings import PretrainSettings
+from pri3d.training.settings import PretrainSettings
 from pri3d.worlds.write import rooms
 
 PASSES = 4  #: of a trial; the last but one is timed, for the last is followed by a validation

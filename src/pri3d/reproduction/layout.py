@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from pri3d.intervals import interval_text
-from pri3d.report.charts import bars_figure, efficiency_figure
+from pri3d.reporting.charts import bars_figure, efficiency_figure
 from pri3d.reproduction.matrix import Experiment, Matrix
 from pri3d.reproduction.scores import Entry, printed_delta, readings
 from pri3d.reproduction.work import Place

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pri3d.datasets import open_labelled
 from pri3d.errors import DataError
-from pri3d.files import write_atomic
-from pri3d.report import figures, gather
+from pri3d.files.atomic import write_atomic
+from pri3d.labelled import open_labelled
+from pri3d.reporting import figures, gather
 from pri3d.reproduction.layout import figure, markdown, table_csv
 from pri3d.reproduction.plan import Plan
 from pri3d.reproduction.scores import read_entries
 from pri3d.reproduction.work import finished
-from pri3d.runfiles import write_text
+from pri3d.runs import write_text
 
 IMAGES = 5  #: rows of figure 4
 

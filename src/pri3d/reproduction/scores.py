@@ -10,7 +10,7 @@ from pri3d.errors import DataError
 from pri3d.intervals import mean_interval
 from pri3d.reproduction.matrix import Experiment, Matrix
 from pri3d.reproduction.work import Place, finished
-from pri3d.runfiles import RunPaths, read_json
+from pri3d.runs import RunPaths, read_json
 
 
 class Entry(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pri3d.errors import ConfigError
-from pri3d.files import write_atomic
+from pri3d.files.atomic import write_atomic
 from pri3d.reproduction.matrix import groups
 from pri3d.reproduction.plan import Plan
 

@@ -19,9 +19,9 @@ from pri3d.errors import ConfigError, Pri3DError
 from pri3d.machine import cores, limit_spinning
 from pri3d.preparation.run import prepare
 from pri3d.reproduction.matrix import Run, Study
-from pri3d.runfiles import RunPaths, read_json, write_json
-from pri3d.train.finetune import finetune
-from pri3d.train.pretrain import pretrain
+from pri3d.runs import RunPaths, read_json, write_json
+from pri3d.training.finetune import finetune
+from pri3d.training.pretrain import pretrain
 from pri3d.worlds.write import rooms
 
 RECORD = "reproduce.json"  #: what a run was asked for; another request for the same folder is refused

@@ -23,12 +23,12 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pri3d import __version__, registry
 from pri3d.data.sampler import Draw
-from pri3d.datasets import LabelledImages
-from pri3d.datasets.checks import check_images
 from pri3d.errors import ConfigError, WeightsError
-from pri3d.models.encoders import encoder_of
-from pri3d.models.lora import merged_state
-from pri3d.models.weights import read_provenance, read_state, save_state
+from pri3d.labelled import LabelledImages
+from pri3d.labelled._shared.checks import check_images
+from pri3d.networks.encoders import encoder_of
+from pri3d.networks.lora import merged_state
+from pri3d.networks.weights import read_provenance, read_state, save_state
 from pri3d.tasks.settings import FinetuneSettings
 
 TASKS = {
@@ -51,7 +51,7 @@ class Recipe(ABC, Generic[S]):
 
     @abstractmethod
     def build(self, class_names: Sequence[str]) -> nn.Module:
-        """Untrained network. Its attribute ``encoder`` is the :class:`pri3d.models.encoders.Encoder` inside."""
+        """Untrained network. Its attribute ``encoder`` is the :class:`pri3d.networks.encoders.Encoder` inside."""
 
     @abstractmethod
     def task(self, images: LabelledImages, rows: Sequence[int]) -> Task:

@@ -10,8 +10,8 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
-from pri3d.datasets.convert import encode_mask
 from pri3d.errors import DataError
+from pri3d.labelled.convert import encode_mask
 from pri3d.types import Detections
 
 #: prefix of the scores -> what faster-coco-eval calls it

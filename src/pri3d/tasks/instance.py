@@ -17,14 +17,14 @@ from torch.utils.data import Dataset
 from pri3d import __version__
 from pri3d.data.augment import recipe, to_tensor
 from pri3d.data.instances import InstanceDataset, InstanceItem, collate_instances
-from pri3d.datasets import LabelledImages
-from pri3d.datasets.checks import check_images
-from pri3d.datasets.convert import to_coco
 from pri3d.errors import WeightsError
-from pri3d.models.detector import SIZES, Detector, Sizes, build_detector
-from pri3d.models.encoders import build_encoder
-from pri3d.models.lora import merged_state
-from pri3d.models.weights import read_state, save_state
+from pri3d.labelled import LabelledImages
+from pri3d.labelled._shared.checks import check_images
+from pri3d.labelled.convert import to_coco
+from pri3d.networks.detector import SIZES, Detector, Sizes, build_detector
+from pri3d.networks.encoders import build_encoder
+from pri3d.networks.lora import merged_state
+from pri3d.networks.weights import read_state, save_state
 from pri3d.tasks import Recipe, Task, evaluating, rebuild
 from pri3d.tasks.ap import average_precision, detections_to_results
 from pri3d.tasks.settings import FinetuneSettings

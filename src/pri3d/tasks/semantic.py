@@ -18,15 +18,15 @@ from torch.utils.data import Dataset
 
 from pri3d.data.augment import recipe, to_tensor
 from pri3d.data.labelled import LabelledDataset, LabelledItem, collate
-from pri3d.datasets import LabelledImages
-from pri3d.datasets.spaces import IGNORED
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.geometry.images import parse_size, resize_color
-from pri3d.models.encoders import build_encoder
-from pri3d.models.lora import merged_state
-from pri3d.models.segmentation import SegmentationNet, build_segmentation, least_batch
-from pri3d.models.unet import UNet
-from pri3d.models.weights import read_provenance, read_state, save_state
+from pri3d.labelled import LabelledImages
+from pri3d.labelled.spaces import IGNORED
+from pri3d.networks.encoders import build_encoder
+from pri3d.networks.lora import merged_state
+from pri3d.networks.segmentation import SegmentationNet, build_segmentation, least_batch
+from pri3d.networks.unet import UNet
+from pri3d.networks.weights import read_provenance, read_state, save_state
 from pri3d.tasks import Recipe, Task, batches, evaluating, rebuild
 from pri3d.tasks.settings import FinetuneSettings
 from pri3d.types import LabelledBatch

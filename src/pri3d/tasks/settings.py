@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from pri3d.data.augment import RECIPES
-from pri3d.models.tuning import check_tuning
+from pri3d.networks.tuning import check_tuning
 from pri3d.settings import TrainSettings
 
 
 @dataclasses.dataclass(frozen=True)
 class FinetuneSettings(TrainSettings):
-    """What every fine-tuning run has; see :func:`pri3d.train.finetune.finetune` for each field."""
+    """What every fine-tuning run has; see :func:`pri3d.training.finetune.finetune` for each field."""
 
     network: str
     encoder: str

@@ -17,7 +17,7 @@ from PIL import Image
 from rich.progress import track
 
 from pri3d.errors import ConfigError
-from pri3d.files import put_folder, remove_leftovers, temporary, write_atomic
+from pri3d.files.atomic import put_folder, remove_leftovers, temporary, write_atomic
 from pri3d.geometry.images import parse_size
 from pri3d.machine import cores
 from pri3d.types import Camera, Frame

@@ -1,0 +1,1 @@
+"""Is a recording right? Evidence, hypotheses, a verdict."""

@@ -1,0 +1,240 @@
+"""Small copies of a scene's frames for `check`: which frames and pairs are looked at, and stacks of their arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pri3d.errors import DataError, FrameError, IntrinsicsError
+from pri3d.geometry.images import resize_color, resize_nearest
+from pri3d.geometry.pose import check_rigid
+from pri3d.preparation.frames import stored_size
+from pri3d.recordings import Scene
+from pri3d.types import Camera, Frame
+
+LARGEST = (160, 120)  #: width and height, pixels, that a frame is reduced to
+POINTS = 800  # pixels of a frame that are carried into others
+_STEPS = (0, 1, 4, 12, 24)  # frames of a group, from its first: pairs of neighbours and pairs half a second apart
+_EDGE = 0.08  # relative; a depth pixel whose neighbours differ by more lies beside an edge
+_SHARP = (640, 480)  # width and height, pixels, at which sharpness is measured
+_MOST_TURN = np.radians(40.0)  # views that turn by more seldom overlap
+
+
+class Shot(NamedTuple):
+    """One frame, reduced."""
+
+    name: str
+    color: NDArray[np.uint8]  #: (H, W, 3) RGB
+    depth: NDArray[np.float32]  #: (h, w) metres in the depth camera, 0 = invalid
+    color_camera: Camera  #: of ``color``
+    depth_camera: Camera  #: of ``depth``
+    color_from_depth: NDArray[np.float64]  #: (4, 4)
+    world_from_camera: NDArray[np.float64]  #: (4, 4) of the colour camera
+    valid: float  #: share of the depth pixels that are measured
+    blur: float  #: 0 sharp .. 1 blurred
+
+
+class Shots:
+    """The frames of a scene by index, loaded when asked for and kept; what cannot be used is kept as its reason."""
+
+    def __init__(self, scene: Scene) -> None:
+        """Raises DataError where the scene cannot be opened."""
+        self.scene = scene
+        self.count = len(scene.names)
+        self.asked: set[int] = set()
+        self.reasons: dict[int, FrameError] = {}
+        self._kept: dict[int, Shot] = {}
+        self._sizes: tuple[tuple[int, int], tuple[int, int]] | None = None  # of the colour and the depth images
+        self._cameras: tuple[Camera, Camera] | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether any frame could be used so far."""
+        return bool(self._kept)
+
+    @property
+    def cameras(self) -> tuple[Camera, Camera]:
+        """Colour and depth camera of the first usable frame, not reduced. Raises DataError where there is none."""
+        if self._cameras is None:
+            raise DataError(f"{self.scene.id}: no frame can be used.")
+        return self._cameras
+
+    def get(self, index: int) -> Shot | None:
+        """Frame ``index`` reduced, None where there is none or it cannot be used; :attr:`reasons` tells why."""
+        if index in self._kept or index in self.reasons or not 0 <= index < self.count:
+            return self._kept.get(index)
+        self.asked.add(index)
+        try:
+            self._kept[index] = self._load(index)
+        except FrameError as error:
+            self.reasons[index] = error
+        return self._kept.get(index)
+
+    def kept(self, index: int) -> Shot | None:
+        """Frame ``index`` where it has been loaded, else None."""
+        return self._kept.get(index)
+
+    def _load(self, index: int) -> Shot:
+        frame = self.scene.frame(index)
+        shot = reduced(frame)
+        sizes = (shot.color_camera[:2], shot.depth_camera[:2])
+        if self._sizes is None:
+            self._sizes, self._cameras = sizes, (frame.color_camera, frame.depth_camera)
+        if sizes != self._sizes:
+            raise FrameError(f"{frame.name}: its size differs from the first frame's; a scene has one camera size.")
+        return shot
+
+
+def reduced(frame: Frame) -> Shot:
+    """Reduce a frame to :data:`LARGEST`. Raises FrameError where it is inconsistent or its pose not rigid."""
+    for what, image, camera in (
+        ("colour", frame.color, frame.color_camera),
+        ("depth", frame.depth, frame.depth_camera),
+    ):
+        if image.shape[:2] != (camera.height, camera.width):
+            size = f"{image.shape[1]}x{image.shape[0]}"
+            raise IntrinsicsError(f"{frame.name}: {what} is {size}, its camera {camera.width}x{camera.height}.")
+    pose = check_rigid(frame.world_from_camera, frame.name)
+    color_camera = frame.color_camera.resized(*stored_size(frame.color_camera, LARGEST))
+    depth_camera = frame.depth_camera.resized(*stored_size(frame.depth_camera, LARGEST))
+    depth = np.where(np.isfinite(frame.depth) & (frame.depth > 0), frame.depth, 0).astype(np.float32)
+    return Shot(
+        frame.name,
+        resize_color(frame.color, color_camera[:2]),
+        resize_nearest(depth, depth_camera[:2]),
+        color_camera,
+        depth_camera,
+        frame.color_from_depth,
+        pose,
+        float((depth > 0).mean()),
+        blur_of(frame.color),
+    )
+
+
+def blur_of(color: NDArray[np.uint8]) -> float:
+    """How blurred RGB (H, W, 3) is, 0..1: the share of its gradients that blurring it again leaves.
+
+    After Crete et al., "The blur effect" (2007): a sharp image loses its gradients to a blur, a blurred one keeps them.
+    """
+    camera = Camera(color.shape[1], color.shape[0], 1, 1, 0, 0)
+    gray = resize_color(color, stored_size(camera, _SHARP)).astype(np.float32).mean(axis=2)
+    shares = []
+    for axis in (0, 1):
+        before = np.abs(np.diff(gray, axis=axis))
+        after = np.abs(np.diff(ndimage.uniform_filter1d(gray, 9, axis=axis), axis=axis))
+        shares.append(1 - float(np.maximum(before - after, 0).sum() / max(float(before.sum()), 1e-6)))
+    return max(shares)
+
+
+def choose_frames(count: int, frames: int) -> list[int]:
+    """Indices of about ``frames`` of ``count`` frames: groups spread over the whole, each of several distances."""
+    if count <= frames:
+        return list(range(count))
+    groups = max(1, frames // len(_STEPS))
+    span = min(_STEPS[-1] + 1, count)
+    starts = np.linspace(0, count - span, groups).astype(int)
+    chosen = sorted({int(start) + step for start in starts for step in _STEPS if start + step < count})
+    rest = [k for k in np.linspace(0, count - 1, frames).astype(int).tolist() if k not in chosen]
+    return sorted({*chosen, *rest[: max(0, frames - len(chosen))]})
+
+
+class Stack(NamedTuple):
+    """Arrays of N reduced frames, rows in the order of their indices."""
+
+    indices: NDArray[np.int64]  #: (N,) frame indices, ascending
+    inverse: NDArray[np.float32]  #: (N, h, w) 1/m, 0 where nothing was measured or beside a depth edge
+    texture: NDArray[np.float32]  #: (N, H, W) grey levels less their local mean, over their local spread
+    depth_k: NDArray[np.float64]  #: (N, 4) fx, fy, cx, cy of the depth camera, pixels of (h, w)
+    color_k: NDArray[np.float64]  #: (N, 4) of the colour camera, pixels of (H, W)
+    color_from_depth: NDArray[np.float64]  #: (N, 4, 4)
+    world_from_camera: NDArray[np.float64]  #: (N, 4, 4) of the colour camera
+    points: NDArray[np.int64]  #: (N, POINTS) flat pixel numbers of ``inverse`` that are carried, -1 for none
+
+    def rows(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the frame indices, -1 for those that are not there."""
+        at = np.searchsorted(self.indices, indices).clip(max=len(self.indices) - 1)
+        return np.where(self.indices[at] == indices, at, -1)
+
+
+def stack_shots(shots: Shots, indices: Iterable[int], seed: int) -> Stack:
+    """Load and stack the frames that can be used. Raises FrameError where there is none."""
+    found = [(index, shot) for index in sorted(set(indices)) if (shot := shots.get(index)) is not None]
+    if not found:
+        raise FrameError("no frame can be used.")
+    inverse = np.stack([smooth_inverse(shot.depth) for _, shot in found])
+    return Stack(
+        indices=np.array([index for index, _ in found]),
+        inverse=inverse,
+        texture=np.stack([local_texture(shot.color) for _, shot in found]),
+        depth_k=np.array([shot.depth_camera[2:] for _, shot in found]),
+        color_k=np.array([shot.color_camera[2:] for _, shot in found]),
+        color_from_depth=np.stack([shot.color_from_depth for _, shot in found]),
+        world_from_camera=np.stack([shot.world_from_camera for _, shot in found]),
+        points=np.stack([_draw(image, (seed, index)) for (index, _), image in zip(found, inverse, strict=True)]),
+    )
+
+
+def _draw(inverse: NDArray[np.float32], seed: tuple[int, int]) -> NDArray[np.int64]:
+    valid = np.flatnonzero(inverse)
+    if len(valid) == 0:
+        return np.full(POINTS, -1)
+    return np.sort(np.random.default_rng(seed).choice(valid, POINTS, replace=len(valid) < POINTS))
+
+
+def smooth_inverse(depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Inverse depth (h, w) of depth (h, w), 0 where it is invalid or jumps: affine on planes, so it interpolates."""
+    valid = depth > 0
+    inverse = np.where(valid, 1 / np.where(valid, depth, 1), 0).astype(np.float32)
+    high = ndimage.maximum_filter(inverse, 3)
+    low = ndimage.minimum_filter(np.where(valid, inverse, np.inf), 3)
+    return np.where(valid & (high - low < 2 * _EDGE * inverse), inverse, 0).astype(np.float32)
+
+
+def local_texture(color: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Grey levels (H, W) of RGB (H, W, 3) less their local mean, over their local spread: exposure drops out."""
+    gray = ndimage.gaussian_filter(color.astype(np.float32).mean(axis=2), 0.7)
+    mean = ndimage.gaussian_filter(gray, 5.0)
+    spread = np.sqrt(ndimage.gaussian_filter((gray - mean) ** 2, 5.0))
+    return np.asarray((gray - mean) / (spread + 4.0), np.float32)
+
+
+def turns(poses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Angles (N, N) in radians between the rotations of poses (N, 4, 4): the same for inverted poses and other axes."""
+    rotation = poses[:, :3, :3]
+    trace = np.einsum("aij,bij->ab", rotation, rotation)
+    return np.asarray(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
+
+
+def choose_pairs(stack: Stack, pairs: int, seed: int) -> NDArray[np.int64]:
+    """Frame indices (P, 2) of up to ``pairs`` pairs: half near in time, half farther apart, that turn little.
+
+    Nothing but rotation angles and time is used: neither changes with the mistakes that are to be told apart.
+    """
+    turn = turns(stack.world_from_camera)
+    a, b = np.triu_indices(len(stack.indices), 1)
+    gap = stack.indices[b] - stack.indices[a]
+    usable = (turn[a, b] < _MOST_TURN) & (stack.points[a, 0] >= 0) & (stack.points[b, 0] >= 0)
+    a, b, gap = a[usable], b[usable], gap[usable]
+    near = gap <= max(_STEPS[-1], 2)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(a))
+    first = _spread(order[near[order]], gap, pairs // 2)
+    rest = np.setdiff1d(order, first)
+    chosen = np.concatenate((first, rng.permutation(rest)[: pairs - len(first)]))
+    return np.stack((stack.indices[a[chosen]], stack.indices[b[chosen]]), axis=1)
+
+
+def _spread(candidates: NDArray[np.int64], gap: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+    """Up to ``wanted`` of the candidates, taken in turn from each distance in time."""
+    turn: dict[int, int] = {}
+    place = []
+    for candidate in candidates:
+        key = int(gap[candidate])
+        turn[key] = turn.get(key, 0) + 1
+        place.append((turn[key], -key))
+    order = sorted(range(len(candidates)), key=place.__getitem__)
+    return candidates[np.array(order[:wanted], dtype=np.int64)]

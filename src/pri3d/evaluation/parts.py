@@ -1,0 +1,240 @@
+"""Features computed part by part: what is done outlives a kill, and the joined file is the same as without one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional as F
+
+from pri3d.errors import ConfigError, DataError, WeightsError
+from pri3d.evaluation.arrays import DAMAGED, Table, read_record, write_entry, write_features
+from pri3d.evaluation.media import Media, Picture, until_damaged
+from pri3d.files.atomic import remove_leftovers, replacing, usable
+from pri3d.geometry.images import parse_size, resize_color
+from pri3d.runs import read_json, write_json
+
+PIXELS = 8_000_000  #: of the images in a batch, at most; an image alone may have more
+BATCHES = 4  #: of pictures in a part, the work that a kill costs at most
+RECORD = "record.json"  #: of the folder: what the parts are made with
+CONTENT = "content.json"  #: of a part: its pictures
+
+Maps = Callable[[NDArray[np.uint8]], Tensor]  #: RGB (B, H, W, 3) -> (B, C, h, w) float32
+Loading = tuple[Picture, Future[NDArray[np.uint8]]]
+Placed = tuple[int, str, NDArray[np.uint8]]  #: place in the part, name, RGB (H, W, 3)
+
+
+class Row(NamedTuple):
+    """A picture of a part."""
+
+    place: int  #: in the part, the name of its array
+    name: str
+    height: int  #: of its map, cells
+    width: int
+
+
+class Parts:
+    """The folder OUT.parts beside a file of features until that is written.
+
+    Pictures come in a fixed order; every so many are a part, a .npz written whole or not at all. A part's pictures are
+    computed together by size, so that its values do not depend on whether the run was stopped before.
+    """
+
+    def __init__(self, out: Path, facts: dict[str, Any]) -> None:
+        """``facts``: everything that the features depend on, as JSON keeps it; see :func:`~.embed.embed`."""
+        self.out, self.facts = out, facts
+        self.folder = out.with_name(f"{out.name}.parts")
+        self.cells: tuple[int, int] | None = None  #: of the maps, where all must have one size
+
+    def are_joined(self) -> bool:
+        """Whether the file is there and made of the same pictures in the same way."""
+        record = read_record(self.out) or {}
+        return {name: record.get(name) for name in self.facts} == self.facts
+
+    def outcome(self) -> tuple[int, list[str]]:
+        """Number of rows of the file, and why other pictures are not in it."""
+        record = read_record(self.out) or {}
+        return int(record["rows"]), list(record["failed"])
+
+    def claim(self, overwrite: bool) -> None:
+        """Make the folder, or continue in it. Raises ConfigError where it or the file was made otherwise."""
+        with usable(f"--out {self.out}"):
+            if overwrite and self.folder.is_dir():
+                shutil.rmtree(self.folder)
+            if (self.folder / RECORD).is_file():
+                self._refuse_other(read_json(self.folder / RECORD), self.folder)
+                remove_leftovers(self.folder)
+            elif self.out.exists() and not overwrite:
+                self._refuse_other(read_record(self.out), self.out)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / RECORD, self.facts)
+
+    def _refuse_other(self, record: Any, where: Path) -> None:
+        record = record if isinstance(record, dict) else {}
+        follow = ("stride", "channels")  # from others
+        differ = [name for name, value in self.facts.items() if record.get(name) != value and name not in follow]
+        if differ:
+            made = f"was made with other {', '.join(differ)}" if record else "is not from this command"
+            raise ConfigError(f"{where}: {made}. Choose another --out, or begin anew with --overwrite.")
+
+    def fill(self, media: Media, maps: Maps, workers: int, console: Console) -> list[str]:
+        """Compute the parts that are not there. Returns why a video ended too early, if one did."""
+        failed: list[str] = []
+        for path in self._paths()[:1]:
+            self.cells = next((Row(*row)[2:] for row in _content(path)["rows"]), None)
+        shown = track(media.pictures, "embedding", media.total, console=console, transient=True)
+        loaded = self._loaded(until_damaged(shown, failed), workers)
+        for number, items in groupby(loaded, key=lambda item: item[0]):
+            self._compute(number, (item[1:] for item in items), maps, console)
+        return failed
+
+    def _paths(self) -> list[Path]:
+        """The parts that are there, in order."""
+        return sorted(self.folder.glob("[0-9]*.npz"))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:07d}.npz"
+
+    def _loaded(self, pictures: Iterable[Picture], workers: int) -> Iterator[tuple[int, Picture, Future[Any]]]:
+        """Pictures of parts that are not there, with their part's number, read ahead by threads."""
+        load = partial(_load, size=self.facts["size"])
+        waiting: deque[tuple[int, Picture, Future[Any]]] = deque()
+        with ThreadPoolExecutor(workers) as pool:
+            for k, picture in enumerate(pictures):
+                number = k // (BATCHES * self.facts["batch"])
+                if self._path(number).exists():
+                    continue
+                waiting.append((number, picture, pool.submit(load, picture)))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+
+    def _compute(self, number: int, items: Iterable[Loading], maps: Maps, console: Console) -> None:
+        """Write one part."""
+        rows: list[Row] = []
+        failed: list[str] = []
+        with replacing(self._path(number)) as part, zipfile.ZipFile(part, "w") as archive:
+            for group in _batches(_read(items, failed, console), self.facts["batch"]):
+                found = maps(np.stack([image for _, _, image in group]))
+                height, width = found.shape[-2:]
+                for (place, name, _), features in zip(group, self._features(found), strict=True):
+                    self._check(name, features, (height, width))
+                    write_entry(archive, str(place), features)
+                    rows.append(Row(place, name, height, width))
+            archive.writestr(CONTENT, json.dumps({"rows": sorted(rows), "failed": failed}))
+
+    def _features(self, maps: Tensor) -> NDArray[Any]:
+        """Maps (B, C, h, w) -> what is kept of them: (B, h, w, C), or the mean over the cells (B, C)."""
+        kept = maps.permute(0, 2, 3, 1) if self.facts["kind"] == "dense" else maps.mean((2, 3))
+        kept = F.normalize(kept, dim=-1) if self.facts["normalised"] else kept
+        dtype = torch.float16 if self.facts["dtype"] == "float16" else torch.float32
+        array: NDArray[Any] = kept.to(dtype).cpu().numpy()
+        return array
+
+    def _check(self, name: str, features: NDArray[Any], cells: tuple[int, int]) -> None:
+        """Refuse what would be useless in the file, as soon as it shows."""
+        if not np.isfinite(features).all():
+            half = " or too large for --half, which ends at 65504" if self.facts["dtype"] == "float16" else ""
+            raise WeightsError(f"the network's features of {name} are not finite{half}. Has its training diverged?")
+        if self.out.suffix != ".npy" or self.facts["kind"] != "dense":
+            return
+        self.cells = self.cells or cells
+        if self.cells != cells:
+            raise DataError(
+                f"{name}: its map has {cells[0]} x {cells[1]} cells, those before {self.cells[0]} x {self.cells[1]}; "
+                ".npy holds maps of one size. Give one --size, or write .npz or .parquet."
+            )
+
+    def join(self, failed: list[str]) -> None:
+        """Write the file from the parts and remove these. ``failed``: what is to be reported beside their own.
+
+        Raises DataError where there is no picture at all, or a part is damaged.
+        """
+        rows: list[tuple[Path, Row]] = []
+        listed: list[str] = []
+        for path in self._paths():
+            content = _content(path)
+            rows += [(path, Row(*row)) for row in content["rows"]]
+            listed += content["failed"]
+        listed += failed
+        if rows:
+            write_features(self.out, self._table(rows, listed))
+        shutil.rmtree(self.folder)
+        if not rows:
+            raise DataError("no image could be read:" + "".join(f"\n  {reason}" for reason in listed))
+
+    def _table(self, rows: list[tuple[Path, Row]], failed: list[str]) -> Table:
+        return Table(
+            names=[row.name for _, row in rows],
+            cells=np.array([(row.height, row.width) for _, row in rows], np.int64),
+            channels=self.facts["channels"],
+            dense=self.facts["kind"] == "dense",
+            dtype=self.facts["dtype"],
+            record={**self.facts, "rows": len(rows), "failed": failed},
+            rows=partial(_arrays, rows),
+        )
+
+
+def _load(picture: Picture, size: str | None) -> NDArray[np.uint8]:
+    return picture.load() if size is None else resize_color(picture.load(), parse_size(size))
+
+
+def _read(items: Iterable[Loading], failed: list[str], console: Console) -> Iterator[Placed]:
+    """The images of a part with their places; those that cannot be read are said and added to ``failed``."""
+    for place, (picture, loading) in enumerate(items):
+        try:
+            yield place, picture.name, loading.result()
+        except DataError as error:
+            console.print(f"skipped {escape(str(error))}")
+            failed.append(str(error))
+
+
+def _batches(images: Iterable[Placed], batch: int) -> Iterator[list[Placed]]:
+    """Images of one size together, as many as go into a batch; what is left at the end goes by itself."""
+    waiting: dict[tuple[int, ...], list[Placed]] = {}
+    for placed in images:
+        shape = placed[2].shape
+        group = waiting.setdefault(shape, [])
+        group.append(placed)
+        if len(group) >= min(batch, PIXELS // (shape[0] * shape[1])):
+            yield waiting.pop(shape)
+    yield from waiting.values()
+
+
+def _content(path: Path) -> Any:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read(CONTENT))
+    except DAMAGED as error:
+        raise _damaged(path, error) from error
+
+
+def _arrays(rows: list[tuple[Path, Row]]) -> Iterator[NDArray[Any]]:
+    """Features of the rows, one at a time."""
+    for path, some in groupby(rows, key=lambda row: row[0]):
+        try:
+            with np.load(path, allow_pickle=False) as part:
+                for _, row in some:
+                    yield part[str(row.place)]
+        except DAMAGED as error:
+            raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: is damaged ({error}). Delete it, and the same command makes it again.")

@@ -1,0 +1,180 @@
+"""The model card: what the weights are, how they are loaded, where they come from, what was measured of the file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pri3d import __version__
+from pri3d.errors import DataError, WeightsError
+from pri3d.exporting.base import Format
+from pri3d.networks.weights import read_provenance
+from pri3d.store import Store
+
+UNKNOWN = "not recorded"
+
+#: entries of a record that are worth a line, and what they are called
+FACTS = {
+    "preset": "preset",
+    "objectives": "objectives and their weights",
+    "steps": "steps",
+    "size": "image size, width x height",
+    "tune": "trained of the encoder",
+    "seed": "seed",
+    "init": "initial weights",
+    "data": "data",
+    "data_hash": "hash of the data",
+    "version": "written by pri3d",
+}
+
+CARD = """\
+---
+{front}---
+# {title}
+
+{what}
+
+Input: RGB in 0..1, {normalisation}. Any image size.
+
+## Load
+
+```python
+{snippet}
+```
+{note}
+## Provenance
+
+{stages}
+
+| | |
+|---|---|
+| licence of the initial weights | {licence} |
+| official validation or test scans in the pre-training data | {leak} |
+| licence of these weights | not chosen: add `license:` at the top, as those of the data and the initial weights allow |
+
+## Checked
+
+The file was read again by {library} and compared with the run's own network on {probes} of random images: the largest
+absolute difference of a feature was {difference:.1e}; up to {limit:.1e} is let through. Exported by pri3d {version}.
+"""
+
+#: format -> who reads it in the comparison
+LIBRARIES = {
+    "detectron2": "PyTorch, its names compared with Detectron2's and its tensors put into torchvision's network,",
+    "mmseg": "PyTorch, its names compared with MMSegmentation's and its tensors put into torchvision's network,",
+    "safetensors": "pri3d",
+    "onnx": "onnxruntime",
+    "torchscript": "torch.jit",
+    "hf": "huggingface_hub",
+    "smp": "segmentation-models-pytorch",
+}
+
+
+def build_card(form: Format, path: Path, difference: float, limit: float) -> str:
+    """Markdown with a YAML head as the Hugging Face hub reads it, for the weights that end up at ``path``."""
+    stages = list(read_stages(form.record))
+    inside = form.to in ("onnx", "torchscript", "safetensors", "hf")
+    tags = ["pri3d", "rgb-d", "self-supervised", form.record["encoder"], form.to]
+    front = {"library_name": "pri3d", "pipeline_tag": "image-feature-extraction", "tags": tags}
+    return CARD.format(
+        front=yaml.safe_dump(front, sort_keys=False),
+        title=path.name if not form.inside else path.parent.name,
+        what=_what(form),
+        normalisation="normalised inside" if inside else f"then normalised with mean {form.mean}, deviation {form.std}",
+        snippet=form.snippet(path),
+        note=f"\n{form.note}\n" if form.note else "",
+        stages="\n\n".join(_table(stage) for stage in stages),
+        licence=describe_licence(stages[-1]),
+        leak=describe_leak(stages[-1]),
+        library=LIBRARIES.get(form.to, form.to),
+        probes=" and ".join(f"{n} x {h} x {w}" for n, h, w in form.probes()),
+        difference=difference,
+        limit=limit,
+        version=__version__,
+    )
+
+
+def read_stages(record: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the record, and that of the run it began with, and so on, as far as the files are still there."""
+    for _ in range(8):  # runs that began with each other's weights would go on for ever
+        yield record
+        init = Path(str(record.get("init") or ""))
+        try:
+            found = read_provenance(init) if init.name and init.exists() else {}
+        except WeightsError:
+            found = {}  # gone or overwritten since: what is left is what the record says
+        if not found:
+            return
+        record = found
+
+
+def describe_leak(record: Mapping[str, Any]) -> str:
+    """Say how many scenes of a pre-training run are in an official validation or test list, or that it is not known.
+
+    From ``splits`` of the record (official list -> scenes), else from the prepared folder if it is still the same.
+    """
+    splits = record.get("splits")
+    if not isinstance(splits, Mapping):
+        splits = _splits_of_data(record)
+    if not splits:
+        return UNKNOWN
+    held = {name: count for name, count in splits.items() if name in ("val", "test") and count}
+    total = sum(splits.values())
+    if held:
+        return f"yes: {', '.join(f'{count} {name}' for name, count in sorted(held.items()))} of {total} scenes"
+    if set(splits) == {"none"}:
+        return f"none: its {total} scenes are of no data set with an official split"
+    return f"none of {total} scenes"
+
+
+def describe_licence(record: Mapping[str, Any]) -> str:
+    """Say under which terms the first weights of a run stand, as far as they are known."""
+    init = str(record.get("init") or "")
+    name = init.removeprefix("timm:") if init.startswith("timm:") else str(record.get("encoder", ""))
+    if init == "scratch":
+        return "none: it began with random weights"
+    if init == "imagenet" and name.startswith("resnet"):
+        return "torchvision's ImageNet weights (library BSD-3-Clause; ImageNet's images: non-commercial research)"
+    if init == "imagenet" or init.startswith("timm:"):
+        import timm  # noqa: PLC0415 (only here)
+
+        config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+        return f"timm states for {name}: {getattr(config, 'license', None) or 'no licence'}"
+    return f"those of {init}" if init else UNKNOWN
+
+
+def _what(form: Format) -> str:
+    """One sentence on what the file holds."""
+    if form.part == "all":
+        return f"U-Net with encoder {form.record['encoder']}: features at half the image's resolution."
+    channels = ", ".join(map(str, form.channels))
+    return f"Image encoder {form.record['encoder']}: maps of strides {form.strides} with {channels} channels."
+
+
+def _table(record: Mapping[str, Any]) -> str:
+    """One stage of training as a table."""
+    task = record.get("tuned_for") or record.get("task")
+    head = f"| {'fine-tuned: ' + str(task) if task else 'pre-trained'} | |\n|---|---|"
+    return "\n".join([head, *(f"| {name} | {_text(record.get(key))} |" for key, name in FACTS.items())])
+
+
+def _text(value: Any) -> str:
+    return UNKNOWN if value in (None, "") else str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _splits_of_data(record: Mapping[str, Any]) -> dict[str, int]:
+    """Scenes by official list of the prepared folder that a record names; empty where it is gone or another by now."""
+    data = Path(str(record.get("data") or ""))
+    if not data.name or not data.is_dir():
+        return {}
+    try:
+        store = Store(data)
+        same = store.hash == record.get("data_hash")
+    except (DataError, KeyError):  # no store any more
+        return {}
+    scenes = store.manifest["scenes"].values() if same else []
+    return dict(Counter(str(scene.get("split") or "none").lower() for scene in scenes))

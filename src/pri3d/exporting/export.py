@@ -1,0 +1,170 @@
+"""Turn a run's weights into a file other programs load, and prove it before saying so."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pri3d import registry
+from pri3d.errors import ConfigError, Pri3DError, WeightsError, first_line
+from pri3d.exporting import FORMATS
+from pri3d.exporting.base import PARTS, Format, maps_of
+from pri3d.exporting.card import build_card
+from pri3d.files.atomic import remove_leftovers, temporary, usable
+from pri3d.networks.load import load
+from pri3d.networks.weights import MODEL_FILE
+
+#: entries of a fine-tuned run's record that speak of its head, which is not exported
+OF_TASK = ("task", "network", "class_names", "sizes", "loaded", "part")
+
+
+def export(
+    run: Path,
+    to: Literal[
+        "torchvision", "timm", "smp", "detectron2", "mmseg", "safetensors", "onnx", "torchscript", "hf"
+    ] = "torchvision",
+    out: Path | None = None,
+    part: Literal["encoder", "all"] = "encoder",
+) -> Path:
+    """Write a run's weights for use elsewhere, compare the reloaded file with the run's network, print how to load it.
+
+    Beside the file lies its model card, NAME.md (in a folder README.md). Adapters are merged. A fine-tuned run gives
+    its backbone: the head stays with `pri3d predict`.
+
+    Args:
+        run: folder of a pre-training or fine-tuning run, or a weights file of pri3d.
+        to: format. torchvision (ResNet, ConvNeXt), timm, smp (ResNets, timm networks with maps of stride 4 to 32),
+            detectron2 and mmseg (ResNets, with a configuration beside the weights), safetensors (pri3d's names, for
+            pri3d.load), onnx and torchscript (any image size, normalisation inside), hf (a folder for the hub).
+        out: file, or of hf folder; default encoder_NAME or model_NAME in the run's folder.
+        part: `encoder`, or `all` for the whole U-Net: safetensors, onnx, torchscript, hf.
+
+    Returns:
+        The file or folder.
+
+    Raises:
+        ConfigError: for a combination that does not exist, naming those that do, where a package is missing, or for an
+            `out` that cannot be written or where something else than an earlier export would be replaced.
+        WeightsError: for a damaged run, or where a feature of the reloaded file differs by more than the format's
+            bound, 1e-5 (onnx, torchscript: 1e-4) of the largest feature or of 1; then nothing is left at `out`.
+    """
+    if to not in FORMATS:
+        raise registry.unknown("--to", list(FORMATS), to)
+    if part not in PARTS:
+        raise registry.unknown("--part", PARTS, part)
+    source = load(run, part)
+    source.record = _record(source.record, part)
+    form: Format = registry.load("formats", FORMATS, to)(source, to)
+    out = out or (run if run.is_dir() else run.parent) / form.file.format(
+        part="encoder" if part == "encoder" else "model"
+    )
+    final = out / form.inside if form.inside else out
+    card = final.with_name("README.md" if form.inside else f"{out.name}.md")
+    _check_out(out, form, run)
+    _keep_others(final, card, form)
+    with _staged(out) as stage:
+        written = stage / final.name
+        with torch.no_grad(), _refusals(to, form.name):
+            images = [_probe(n, height, width) for n, height, width in form.probes()]
+            expected = [maps_of(source(x)) for x in images]
+            form.write(source, written)
+            del source  # two networks at a time are enough
+            for name, text in form.companions(final).items():
+                (stage / name).write_text(text, encoding="utf-8")
+            found = [form.features(written, x) for x in images]
+        difference, limit = _compare(expected, found, form.bound)
+        if not difference <= limit:
+            raise WeightsError(
+                f"{out}: the reloaded features differ from the run's by {difference:.1e}, more than {limit:.1e}; "
+                f"not written. Use another --to: this network does not survive {to}"
+            )
+        (stage / card.name).write_text(build_card(form, final, difference, limit), encoding="utf-8")
+        _put(stage, final)
+    said = f"largest difference to the run's features {difference:.1e} (bound {limit:.1e})"
+    sys.stdout.write(f"{out}: checked, {said}; model card {card}\n\n{form.snippet(final)}\n")
+    return out
+
+
+def _record(record: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """What travels with the export: the run's record without what speaks of a task's head."""
+    kept = {key: value for key, value in record.items() if key not in OF_TASK}
+    if task := record.get("task", record.get("tuned_for")):
+        kept["tuned_for"] = task
+    return {**kept, "part": part}
+
+
+def _check_out(out: Path, form: Format, run: Path) -> None:
+    """Refuse a place that is something else. Raises ConfigError."""
+    if out.resolve() in {run.resolve(), (run / MODEL_FILE).resolve()}:
+        raise ConfigError(f"--out {out} is the run's own: choose another name")
+    suffix = Path(form.file).suffix
+    if form.inside and out.is_file():
+        raise ConfigError(f"--out {out} is a file: {form.to} makes a folder, give another name")
+    if not form.inside and (out.is_dir() or out.suffix != suffix):
+        raise ConfigError(f"--out {out}: {form.to} makes one file, whose name must end in {suffix}")
+
+
+def _keep_others(final: Path, card: Path, form: Format) -> None:
+    """Refuse to replace what is no export: one is told by its model card. Raises ConfigError."""
+    there = [path for path in (final, card, *map(final.with_name, form.companions(final))) if path.exists()]
+    if there and not {final, card} <= set(there):
+        names = ", ".join(map(str, there))
+        raise ConfigError(f"--out: {names} would be replaced, and no export is there: choose another name or delete it")
+
+
+def _probe(number: int, height: int, width: int) -> Tensor:
+    """Random RGB 0..1 (number, 3, height, width), the same every time."""
+    return torch.rand(number, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def _compare(expected: list[list[Tensor]], found: list[list[Tensor]], bound: float) -> tuple[float, float]:
+    """Largest absolute difference over all probes and maps, and what is let through; infinite for another shape."""
+    gaps, largest = [0.0], 1.0
+    for ours, theirs in zip(expected, found, strict=True):
+        if not 0 < len(theirs) <= len(ours):
+            return math.inf, bound
+        for a, b in zip(ours[-len(theirs) :], theirs, strict=True):
+            gaps.append(float((a - b).abs().max()) if a.shape == b.shape else math.inf)
+            largest = max(largest, float(a.abs().max()))
+    return (math.nan if any(map(math.isnan, gaps)) else max(gaps)), bound * largest
+
+
+@contextmanager
+def _refusals(to: str, name: str) -> Iterator[None]:
+    """Context that turns whatever a target library raises into a WeightsError that names it."""
+    try:
+        yield
+    except (Pri3DError, OSError):  # clear already; a full disk has its own message
+        raise
+    except Exception as error:
+        reason = first_line(error)
+        raise WeightsError(f"{to} cannot hold {name} ({reason}); nothing was written. Use another --to") from error
+
+
+@contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """Context with a hidden folder beside ``out``, which is gone afterwards, as are those of killed processes."""
+    stage = temporary(out)
+    shutil.rmtree(stage, ignore_errors=True)  # left by a killed process of the same number
+    with usable(f"--out {out}"):
+        remove_leftovers(out.parent)
+        stage.mkdir(parents=True)
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _put(stage: Path, final: Path) -> None:
+    """Move everything to where it belongs, the weights last: they are there only with what explains them."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for file in sorted(stage.iterdir(), key=lambda file: file.name == final.name):
+        file.replace(final.with_name(file.name))

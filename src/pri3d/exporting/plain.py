@@ -1,0 +1,36 @@
+"""pri3d's own names: for pri3d.load, and for anything that reads safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from pri3d.exporting.base import PARTS, Format, maps_of
+from pri3d.networks.load import FeatureNet, load
+from pri3d.networks.weights import save_state
+
+SNIPPET = """\
+import pri3d
+net = pri3d.load({path!r})
+# outputs = net(images), images RGB 0..1 (B, 3, H, W) -> {outputs}"""
+
+
+class SafetensorsFormat(Format):
+    """Encoder or U-Net as a state dict whose header holds the record."""
+
+    file = "{part}.safetensors"
+    parts: ClassVar[tuple[str, ...]] = PARTS
+
+    def write(self, source: FeatureNet, path: Path) -> None:
+        """Write the state dict and the record."""
+        save_state(source.net.state_dict(), path, self.record)
+
+    def features(self, path: Path, images: Tensor) -> list[Tensor]:
+        """Outputs of what :func:`pri3d.load` makes of the file."""
+        return maps_of(load(path)(images))
+
+    def snippet(self, path: Path) -> str:
+        """Load the file."""
+        return SNIPPET.format(path=str(path), outputs=self.outputs)

@@ -1,0 +1,119 @@
+"""torchvision's names: its ResNets have them already, timm's ConvNeXt is renamed to torchvision's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torchvision
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pri3d.exporting.base import Format, fill
+from pri3d.networks.encoders import Encoder, ResNetEncoder
+from pri3d.networks.load import FeatureNet
+from pri3d.networks.weights import save_state
+
+SNIPPET = """\
+import torchvision
+from safetensors.torch import load_file
+net = torchvision.models.{name}()
+print(net.load_state_dict(load_file({path!r}), strict=False))  # missing: {missing} and nothing else
+# input: RGB 0..1, then torchvision.transforms.v2.Normalize({mean}, {std})"""
+
+CONVNEXTS = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")
+
+#: a ConvNeXt block's parts in timm -> their places in torchvision's sequence
+BLOCK = {
+    "conv_dw": "block.0",
+    "norm": "block.2",
+    "mlp.fc1": "block.3",
+    "mlp.fc2": "block.5",
+}
+STEM = re.compile(r"net\.stem_(?P<part>[01])\.(?P<leaf>weight|bias)")
+DOWN = re.compile(r"net\.stages_(?P<stage>[123])\.downsample\.(?P<part>[01])\.(?P<leaf>weight|bias)")
+INNER = re.compile(
+    r"net\.stages_(?P<stage>[0-3])\.blocks\.(?P<block>\d+)\.(?:(?P<part>[\w.]+)\.)?(?P<leaf>weight|bias|gamma)"
+)
+
+
+class TorchvisionFormat(Format):
+    """The encoder of a ResNet or of a ConvNeXt that torchvision has too."""
+
+    file = "encoder_torchvision.safetensors"
+
+    def __init__(self, source: FeatureNet, to: str) -> None:
+        super().__init__(source, to)
+        if not isinstance(source.encoder, ResNetEncoder) and base_name(self.name) not in CONVNEXTS:
+            raise self.refuse(f"ResNets and {', '.join(CONVNEXTS)}")
+        self.name = base_name(self.name)
+        self.head = "fc." if isinstance(source.encoder, ResNetEncoder) else "classifier."
+
+    def write(self, source: FeatureNet, path: Path) -> None:
+        """Write the encoder under torchvision's names."""
+        save_state(torchvision_state(source.encoder), path, self.record)
+
+    def features(self, path: Path, images: Tensor) -> list[Tensor]:
+        """Maps of torchvision's own network, stage by stage."""
+        net = torchvision.models.get_model(self.name, weights=None)
+        fill(net, load_file(path), "torchvision", [self.head])
+        return (
+            resnet_maps(net, self.normalise(images))
+            if self.head == "fc."
+            else _convnext_maps(net, self.normalise(images))
+        )
+
+    def snippet(self, path: Path) -> str:
+        """Build torchvision's network and load the file."""
+        missing = "fc.weight, fc.bias" if self.head == "fc." else "those of classifier"
+        return SNIPPET.format(name=self.name, path=str(path), missing=missing, mean=self.mean, std=self.std)
+
+
+def base_name(name: str) -> str:
+    """Name of an encoder without timm's tag of the weights: convnext_tiny.fb_in1k -> convnext_tiny."""
+    return name.partition(".")[0]
+
+
+def torchvision_state(encoder: Encoder) -> dict[str, Tensor]:
+    """State dict of a ResNet or ConvNeXt under torchvision's names, without classifier."""
+    if isinstance(encoder, ResNetEncoder):
+        return encoder.state_dict()
+    state = {}
+    for key, value in encoder.state_dict().items():
+        name = _convnext_key(key)
+        state[name] = value.view(-1, 1, 1) if name.endswith("layer_scale") else value
+    return state
+
+
+def resnet_maps(net: nn.Module, images: Tensor) -> list[Tensor]:
+    """Normalised images (B, 3, H, W) -> five maps of torchvision's ResNet, finest first."""
+    parts = dict(net.named_children())
+    x = parts["relu"](parts["bn1"](parts["conv1"](images)))
+    maps = [x]
+    x = parts["maxpool"](x)
+    for number in range(1, 5):
+        x = parts[f"layer{number}"](x)
+        maps.append(x)
+    return maps
+
+
+def _convnext_maps(net: nn.Module, images: Tensor) -> list[Tensor]:
+    """Normalised images (B, 3, H, W) -> four maps of torchvision's ConvNeXt: stages stand at odd places."""
+    maps, x = [], images
+    for number, part in enumerate(dict(net.named_children())["features"].children()):
+        x = part(x)
+        if number % 2:
+            maps.append(x)
+    return maps
+
+
+def _convnext_key(key: str) -> str:
+    """Key of a timm ConvNeXt encoder -> torchvision's. Raises KeyError for one that it has not."""
+    if m := STEM.fullmatch(key):
+        return f"features.0.{m['part']}.{m['leaf']}"
+    if m := DOWN.fullmatch(key):
+        return f"features.{2 * int(m['stage'])}.{m['part']}.{m['leaf']}"
+    if m := INNER.fullmatch(key):
+        where = f"features.{2 * int(m['stage']) + 1}.{m['block']}"
+        return f"{where}.layer_scale" if m["leaf"] == "gamma" else f"{where}.{BLOCK[m['part']]}.{m['leaf']}"
+    raise KeyError(key)

@@ -1,0 +1,1 @@
+"""What labelled sets build on."""

@@ -1,0 +1,112 @@
+"""What training would meet hours later, found before it: unreadable, wrong or empty labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from pri3d.errors import DataError, Problems
+from pri3d.labelled import LabelledImages
+from pri3d.labelled._shared.images import check_size
+from pri3d.labelled.spaces import IGNORED
+from pri3d.types import Instances
+
+SAMPLE = 200  #: images that are read in full
+_SHOWN = 5  # problems that are named at once
+_MANY = 500  # images from which on progress is shown
+
+
+def check_images(images: LabelledImages, rows: Sequence[int], objects: bool, min_area: int = 0) -> None:
+    """Look through images of a labelled set before a network is trained or scored on them.
+
+    The files of every row must state one size in their headers; up to 200 evenly spaced rows are read in full, colours
+    and class maps, or colours and objects. If these hold nothing to be learnt, the others are read up to the first that
+    does.
+
+    Args:
+        images: the labelled set.
+        rows: images of the set that will be used.
+        objects: whether objects are needed instead of class maps.
+        min_area: objects of fewer pixels do not count, as in training.
+
+    Raises the first few DataErrors of images (as SeveralProblemsError where there is more than one), or DataError where
+    no pixel has a class, or no object is large enough.
+    """
+    rows = list(rows)
+    spaced = np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).round().astype(int).tolist()
+    sample = {rows[k] for k in spaced}
+    found = _Found(images, objects, min_area)
+    with Progress(console=Console(stderr=True), transient=True, disable=len(rows) < _MANY) as progress:
+        problems = Problems()
+        for row in progress.track(rows, description="checking labels"):
+            with problems.collect():
+                images.check_size(row)
+                if row in sample:
+                    found.read(row)
+            if len(problems.found) >= _SHOWN:
+                break
+        problems.refuse()
+        rest = [] if found.is_useful() else [row for row in rows if row not in sample]
+        for row in progress.track(rest, description="looking for a label"):
+            found.read(row)
+            if found.is_useful():
+                break
+    if not found.is_useful():
+        raise found.nothing()
+
+
+class _Found:
+    """What the images that were read hold."""
+
+    def __init__(self, images: LabelledImages, objects: bool, min_area: int) -> None:
+        self.images, self.objects, self.min_area = images, objects, min_area
+        self._labelled = False  # whether a pixel has a class
+        self._read = self._objects = self._crowds = 0
+        self._largest = 0  # pixels of the largest object
+
+    def is_useful(self) -> bool:
+        """Whether there was something to learn."""
+        return self._largest >= max(self.min_area, 1) if self.objects else self._labelled
+
+    def read(self, row: int) -> None:
+        """Read an image with its labels. Raises DataError where it is damaged, or both have different sizes."""
+        height, width, _ = self.images.color(row).shape
+        if self.objects:
+            found = self.images.instances(row)
+            shape: tuple[int, ...] = found.masks.shape[1:]
+            self._count(found)
+        else:
+            label = self.images.label(row)
+            shape = label.shape
+            self._labelled = self._labelled or bool((label != IGNORED).any())
+        name = self.images.names[row]
+        check_size(shape, f"{self.images.path}: the labels of {name}", (height, width), name)
+        self._read += 1
+
+    def _count(self, found: Instances) -> None:
+        areas = found.masks[~found.crowd].sum((1, 2))
+        self._crowds += int(found.crowd.sum())
+        self._objects += len(areas)
+        self._largest = max(self._largest, int(areas.max(initial=0)))
+
+    def nothing(self) -> DataError:
+        """Why there is nothing to learn."""
+        where = f"{self.images.path}: nothing to learn in {self._read} images:"
+        if not self.objects:
+            return DataError(
+                f"{where} every pixel is ignored (255). Check the masks, and whether the ids of the label space are "
+                "theirs (--labels)."
+            )
+        if self._objects:
+            return DataError(
+                f"{where} --min-area {self.min_area} leaves out all {self._objects} objects, the largest of which has "
+                f"{self._largest} pixels. Give a smaller one."
+            )
+        crowds = f" but {self._crowds} crowds" if self._crowds else ""
+        return DataError(
+            f"{where} they have no objects{crowds}. Check the instance maps, and which classes are countable (`things` "
+            "of --labels)."
+        )

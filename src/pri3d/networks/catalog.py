@@ -1,0 +1,106 @@
+"""``pri3d models``: what can be built, and where to read what was measured with it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+
+from pri3d import registry
+from pri3d.networks.encoders import ENCODERS, build_encoder
+from pri3d.networks.unet import DECODERS
+
+#: networks of timm that stand for their families; any other name of timm's is built in the same way
+EXAMPLES = (
+    *("convnext_tiny", "convnextv2_tiny", "efficientvit_b1", "mobilenetv4_conv_medium"),
+    *("swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "hiera_tiny_224", "sam2_hiera_tiny"),
+    *("vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "vit_base_patch16_224"),
+)
+
+#: encoder -> pages of the project's docs with figures measured with it; the figures stand there alone
+MEASURED = {
+    "resnet18": (
+        *("docs/results/demo.md", "docs/results/kitchen.md", "docs/results/presets.md"),
+        "docs/results/downstream.md",
+    )
+}
+
+
+class Facts(NamedTuple):
+    """What an encoder states of itself."""
+
+    name: str
+    channels: tuple[int, ...]  #: of each map
+    strides: tuple[int, ...]  #: pixels a cell of each map
+    parameters: int  #: numbers that are trained, without a classifier
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]  #: mean and deviation of the images it takes
+    measured: tuple[str, ...]  #: pages with figures
+
+
+def list_models(encoder: str | None = None) -> list[Facts]:
+    """Show the encoders that can be built: channels and strides of their maps, parameters, and what was measured.
+
+    Nothing is downloaded, and no memory is taken for weights.
+
+    Args:
+        encoder: one encoder to show, by any name that --encoder of the other verbs takes; without it those built in,
+            those of installed packages and an example of each family of timm.
+
+    Returns:
+        What is shown.
+
+    Raises:
+        ConfigError: an unknown name; the message has the closest ones.
+    """
+    rows = [describe(name) for name in ([encoder] if encoder else _names())]
+    sys.stdout.write(_detail(rows[0]) if encoder else _table(rows))
+    return rows
+
+
+def describe(name: str) -> Facts:
+    """State an encoder's facts without making its weights. Raises ConfigError for an unknown name."""
+    with torch.device("meta"):
+        net = build_encoder(name)
+    parameters = sum(p.numel() for p in net.parameters())
+    return Facts(name, net.channels, net.strides, parameters, net.statistics, MEASURED.get(name, ()))
+
+
+def _names() -> list[str]:
+    own = registry.names("encoders", ENCODERS)
+    if not find_spec("timm"):
+        return own
+    import timm  # noqa: PLC0415 (ResNets do without it)
+
+    return [*own, *(name for name in EXAMPLES if timm.is_model(name))]
+
+
+def _table(rows: Sequence[Facts]) -> str:
+    cells: list[tuple[str, ...]] = [("encoder", "channels", "strides", "parameters", "measured in")]
+    cells += [_cells(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    more = "any other network of timm with feature maps by its name" if find_spec("timm") else "more where timm is"
+    ask = "pri3d models --encoder NAME shows one"
+    return "\n".join([*lines, "", f"And {more}; {ask}. Decoders of the U-Net: {', '.join(DECODERS)}.", ""])
+
+
+def _detail(row: Facts) -> str:
+    maps = [
+        f"  stride {stride}: {channels} channels" for stride, channels in zip(row.strides, row.channels, strict=True)
+    ]
+    mean, std = row.statistics
+    images = f"  images: RGB 0..1, normalised inside with mean {mean} and deviation {std}"
+    measured = f"  measured in: {', '.join(row.measured) or 'nothing yet'}"
+    return "\n".join([f"{row.name}: {_millions(row)} parameters", *maps, images, measured, ""])
+
+
+def _cells(row: Facts) -> tuple[str, ...]:
+    channels, strides = (" ".join(map(str, numbers)) for numbers in (row.channels, row.strides))
+    return row.name, channels, strides, _millions(row), ", ".join(row.measured)
+
+
+def _millions(row: Facts) -> str:
+    return f"{row.parameters / 1e6:.1f} M"

@@ -1,0 +1,145 @@
+"""Image encoders behind one contract: they state their channels and strides, the decoder asks.
+
+The ResNets (paper, "Architecture for Pre-training") have torchvision's parameter names and need PyTorch alone; any
+other name goes to timm. An encoder of one's own is a line in ``ENCODERS`` or an entry point ``pri3d.encoders``: a
+callable ``(name, pretrained) -> Encoder``. Its tests are inherited from ``tests/networks/encoder_contract.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pri3d import registry
+from pri3d.errors import ConfigError, WeightsError, first_line
+from pri3d.networks.resnet import build_trunk, trunk_channels
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+ENCODERS = {
+    "resnet18": "pri3d.networks.encoders:ResNetEncoder",
+    "resnet34": "pri3d.networks.encoders:ResNetEncoder",
+    "resnet50": "pri3d.networks.encoders:ResNetEncoder",
+    "resnet101": "pri3d.networks.encoders:ResNetEncoder",
+}
+
+
+class Encoder(nn.Module):
+    """Images -> feature maps. A subclass sets the three fields and writes ``forward``.
+
+    ``forward`` takes normalised images (B, 3, H, W) of any H, W and returns one map (B, channels[k],
+    ceil(H / strides[k]), ceil(W / strides[k])) per entry of ``strides``, finest first. A network of a single scale
+    may state one stride several times; none has to have a stride of 2.
+    """
+
+    name: str  #: what :func:`build_encoder` was asked for
+    channels: tuple[int, ...]  #: channels of each map
+    strides: tuple[int, ...]  #: pixels per cell of each map, ascending
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]  #: mean and deviation of the images' three channels
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
+        super().__init__()
+        self.statistics = tuple(mean), tuple(std)
+        # Not persistent: the state dict stays key-identical to the library's own.
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """RGB 0..1 (B, 3, H, W) -> what the network was made for: ImageNet's mean and deviation, or timm's own."""
+        return (images - self.mean) / self.std
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images (B, 3, H, W) -> maps, see the class."""
+        raise NotImplementedError
+
+
+def encoder_of(model: nn.Module) -> Encoder:
+    """The encoder inside a network, which is its attribute ``encoder``. Raises TypeError where there is none."""
+    encoder = getattr(model, "encoder", None)
+    if not isinstance(encoder, Encoder):
+        raise TypeError(f"a {type(model).__name__} has no attribute `encoder` that is an Encoder: give it one.")
+    return encoder
+
+
+def head_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Every parameter of a network that is not its encoder's, for a learning rate of its own."""
+    inside = {id(p) for p in encoder_of(model).parameters()}
+    return [p for p in model.parameters() if id(p) not in inside]
+
+
+class ResNetEncoder(Encoder):
+    """torchvision's ResNet without its classifier: same parameter names, maps of strides 2, 4, 8, 16 and 32."""
+
+    strides = (2, 4, 8, 16, 32)
+    conv1: nn.Module
+    bn1: nn.Module
+    relu: nn.Module
+    maxpool: nn.Module
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
+    def __init__(self, name: str, pretrained: bool = False) -> None:
+        super().__init__()
+        self.name = name
+        for part, module in build_trunk(name).items():
+            self.add_module(part, module)
+        self.channels = trunk_channels(name)
+        if pretrained:
+            self.load_state_dict(_imagenet_state(name))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images (B, 3, H, W) -> five maps, see :class:`Encoder`."""
+        x = self.relu(self.bn1(self.conv1(images)))
+        maps = [x]
+        x = self.maxpool(x)
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            maps.append(x)
+        return maps
+
+
+def build_encoder(name: str, pretrained: bool = False) -> Encoder:
+    """Build an encoder by name: a key of ``ENCODERS``, an entry point ``pri3d.encoders``, or any timm name.
+
+    ``pretrained`` fetches the library's ImageNet weights. Raises ConfigError for an unknown name, with the closest
+    ones, and for a network of one image size only; WeightsError where the weights cannot be fetched.
+    """
+    own = registry.names("encoders", ENCODERS)
+    if name in own:
+        encoder: Encoder = registry.load("encoders", ENCODERS, name)(name, pretrained)
+        return encoder
+    try:
+        from pri3d.networks.timm_encoders import build_timm_encoder  # noqa: PLC0415 (ResNets do without timm)
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"encoder {name!r}: {', '.join(own)} are built in, any other needs timm ({error}): pip install timm"
+        ) from error
+    return build_timm_encoder(name, pretrained, own)
+
+
+def no_weights(name: str, error: Exception) -> WeightsError:
+    """Build the error for weights that cannot be fetched."""
+    reason = first_line(error)
+    return WeightsError(
+        f"the ImageNet weights of {name!r} cannot be fetched ({reason}). Download them where there is a network and "
+        "give the file with --init PATH, or start with --init scratch"
+    )
+
+
+def _imagenet_state(name: str) -> dict[str, Tensor]:
+    """ImageNet weights of torchvision's ResNet without its classifier. Raises WeightsError without them."""
+    try:
+        import torchvision  # noqa: PLC0415 (only who asks for these weights needs it)
+
+        weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+        state = weights.get_state_dict(progress=True, check_hash=True)
+    except (OSError, ModuleNotFoundError) as error:
+        raise no_weights(name, error) from error
+    return {key: value for key, value in state.items() if not key.startswith("fc.")}

@@ -1,0 +1,246 @@
+"""``pri3d import``: a checkpoint of another program -> a weights file of pri3d, whole or not at all.
+
+Which network a file is of is told by names and shapes: of each candidate that could be, the tensors are compared.
+Detectron2's names are torchvision's under a mapping (its tools/convert-torchvision-to-d2.py), turned round here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pri3d import __version__, registry
+from pri3d.errors import ConfigError, WeightsError
+from pri3d.files.atomic import usable
+from pri3d.networks.encoders import ENCODERS, Encoder, build_encoder
+from pri3d.networks.published import WRAPPERS, fill_unet, read_published
+from pri3d.networks.resnet import SIZES
+from pri3d.networks.unet import UNet
+from pri3d.networks.weights import (
+    PREFIXES,
+    WeightsReport,
+    find_file,
+    load_weights,
+    plain_names,
+    read_provenance,
+    read_state,
+    save_model,
+    save_state,
+)
+
+PATCHES = "patch_embed.proj.weight"
+
+#: a tensor without wrappers and its shape -> the common networks that have it; of any other the name is asked for
+FAMILIES: dict[tuple[str, tuple[int, ...]], tuple[str, ...]] = {
+    ("conv1.weight", (64, 3, 7, 7)): tuple(SIZES),
+    (PATCHES, (192, 3, 16, 16)): ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", "deit_tiny_patch16_224.fb_in1k"),
+    (PATCHES, (384, 3, 16, 16)): (
+        *("vit_small_patch16_224.augreg_in21k_ft_in1k", "vit_small_patch16_224.dino"),
+        *("vit_small_patch16_dinov3.lvd1689m", "vit_small_plus_patch16_dinov3.lvd1689m"),
+    ),
+    (PATCHES, (768, 3, 16, 16)): (
+        *("vit_base_patch16_224.augreg_in21k_ft_in1k", "vit_base_patch16_224.mae", "vit_base_patch16_dinov3.lvd1689m"),
+    ),
+    (PATCHES, (1024, 3, 16, 16)): (
+        *("vit_large_patch16_224.augreg_in21k_ft_in1k", "vit_large_patch16_224.mae"),
+        "vit_large_patch16_dinov3.lvd1689m",
+    ),
+    (PATCHES, (384, 3, 8, 8)): ("vit_small_patch8_224.dino",),
+    (PATCHES, (768, 3, 8, 8)): ("vit_base_patch8_224.dino",),
+    (PATCHES, (1280, 3, 14, 14)): ("vit_huge_patch14_224.mae",),
+    **{
+        (PATCHES, (width, 3, 14, 14)): (f"vit_{size}_patch14_dinov2.lvd142m", f"vit_{size}_patch14_reg4_dinov2.lvd142m")
+        for size, width in {"small": 384, "base": 768, "large": 1024, "giant": 1536}.items()
+    },
+    (PATCHES, (96, 3, 4, 4)): tuple(f"swin_{size}_patch4_window7_224.ms_in1k" for size in ("tiny", "small")),
+    (PATCHES, (128, 3, 4, 4)): ("swin_base_patch4_window7_224.ms_in1k",),
+    **{
+        (stem, (width, 3, 4, 4)): tuple(f"convnext_{size}.fb_in1k" for size in sizes)
+        for stem in ("stem_0.weight", "downsample_layers.0.0.weight")  # timm's name and that of the release
+        for width, sizes in {96: ("tiny", "small"), 128: ("base",), 192: ("large",)}.items()
+    },
+}
+
+DETECTRON2 = re.compile(
+    r"(?:(?:module|model|backbone|bottom_up)\.)*"
+    r"(?:stem|res(?P<stage>[2-5])\.(?P<block>\d+))\.(?P<part>conv[123]|shortcut)\.(?P<norm>norm\.)?(?P<leaf>\w+)"
+)
+
+DETECTRON2_NOTE = (
+    "These are Detectron2's names. pri3d gives the network RGB with ImageNet's mean and deviation and has the stride "
+    "in the 3 x 3 convolutions. Weights trained otherwise (Detectron2's defaults are BGR, a deviation of 1 and the "
+    "stride in the 1 x 1 convolutions) load, but their features are wrong."
+)
+
+
+def import_weights(file: Path, out: Path, encoder: str | None = None) -> Path:
+    """Turn a checkpoint of another program into a weights file of pri3d, and say which tensors found their place.
+
+    Nothing in the file is executed. The written file's header names the file it came from, and that one's SHA-256.
+
+    Args:
+        file: safetensors or torch file of torchvision, timm, MoCo, SimCLR, SwAV, DINO, MAE or Detectron2, or a
+            published Pri3D checkpoint, of which the U-Net is taken.
+        out: .safetensors file to write, for pri3d.load, --init and --weights.
+        encoder: name of the network, where the file's tensors do not tell it.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ConfigError: the network has to be named, the message lists those that fit; or ``out`` cannot be written.
+        WeightsError: the file cannot be read safely, or does not fill the network; nothing is written.
+    """
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"{out}: name a file that ends in .safetensors")
+    file = find_file(file)
+    if out.exists() and out.samefile(file):
+        raise ConfigError(f"{out} is the file to read: choose another name")
+    if read_provenance(file):
+        raise ConfigError(f"{file} is a file of pri3d already: pri3d.load, --init and --weights take it as it is")
+    state = read_state(file)
+    plain = {PREFIXES.sub("", key): value for key, value in from_detectron2(state).items()}
+    if len(plain) < len(state):
+        plain_names(state, str(file))  # says which two are meant
+    name = encoder or guess_encoder(plain, file)
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    record = {"version": __version__, "imported_from": file.name, "imported_hash": digest}
+    with usable(str(out)):
+        if any(WRAPPERS.sub("", key) == "decoder.conv0.weight" for key in state):
+            report = _import_unet(file, name, out, record)
+        else:
+            net = build_encoder(name)
+            report = _fill(net, plain, file)
+            save_state(net.state_dict(), out, {**record, "encoder": name, "part": "encoder"})
+    lines = [f"{file}: {name}, {report}", *_left_out(report)]
+    if any(DETECTRON2.fullmatch(key) for key in state):
+        lines.append(DETECTRON2_NOTE)
+    lines.append(f"{out}: written. In Python: pri3d.load({str(out)!r}); in pri3d: --init or --weights {out}")
+    sys.stdout.write("\n".join(lines) + "\n")
+    return out
+
+
+def from_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename Detectron2's ResNet to torchvision's names: ``res2.0.conv1.norm`` is ``layer1.0.bn1``; others stay."""
+    renamed = {}
+    for key, value in state.items():
+        match = DETECTRON2.fullmatch(key)
+        renamed[key if match is None else _torchvision_name(match)] = value
+    return renamed
+
+
+def _torchvision_name(match: re.Match[str]) -> str:
+    stage, block, part, norm, leaf = match["stage"], match["block"], match["part"], match["norm"], match["leaf"]
+    if part == "shortcut":
+        module = "downsample.1" if norm else "downsample.0"
+    else:
+        module = part.replace("conv", "bn") if norm else part
+    return f"{module}.{leaf}" if stage is None else f"layer{int(stage) - 1}.{block}.{module}.{leaf}"
+
+
+class _Fit(NamedTuple):
+    """A network that a file fills completely."""
+
+    name: str
+    elements: int  #: of the network
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]  #: mean and deviation of the images it takes
+
+
+def guess_encoder(state: Mapping[str, Tensor], file: Path) -> str:
+    """Name the encoder that ``state``, without wrappers, is of: the largest that it fills.
+
+    Raises ConfigError where none of the common ones is filled, or where several are that differ in what their images
+    are normalised with, which no file tells.
+    """
+    fits = sorted(_fits(state), key=lambda fit: -fit.elements)
+    fits = [fit for fit in fits if fit.elements == fits[0].elements]
+    if not fits:
+        known = ", ".join(dict.fromkeys(name for names in FAMILIES.values() for name in names))
+        raise ConfigError(
+            f"{file} is of no network that is known by its tensors (it has {', '.join(list(state)[:3])}, ...). If it "
+            f"is one that `pri3d models` shows, name it with --encoder. Known are {known}"
+        )
+    if len({fit.statistics for fit in fits}) > 1:
+        listed = "; ".join(f"{fit.name} (mean {fit.statistics[0]}, deviation {fit.statistics[1]})" for fit in fits)
+        raise ConfigError(
+            f"{file} could be of networks that take differently normalised images, and does not say which: pass "
+            f"--encoder with one of {listed}"
+        )
+    return fits[0].name
+
+
+def _fits(state: Mapping[str, Tensor]) -> list[_Fit]:
+    """The common networks that ``state`` fills: as it is or, where it fills none, under timm's names."""
+    plain = plain_names(state, "the file")
+    nets = []
+    for (marker, shape), names in FAMILIES.items():
+        for name in names if marker in plain and state[plain[marker]].shape == shape else ():
+            with suppress(ConfigError), torch.device("meta"):  # timm is not there, or older than the network
+                nets.append(build_encoder(name))
+    whole = [net for net in nets if _is_whole(net.state_dict(), state)]
+    whole = whole or [net for net in nets if _is_whole(net.state_dict(), _renamed(net.name, state))]
+    return [_Fit(net.name, sum(v.numel() for v in net.state_dict().values()), net.statistics) for net in whole]
+
+
+def _renamed(name: str, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """``state`` of a network's original release under the names that timm gave it; else as it is."""
+    if name in registry.names("encoders", ENCODERS):
+        return state
+    from pri3d.networks.timm_encoders import timm_names  # noqa: PLC0415 (ResNets do without timm)
+
+    return timm_names(name, state) or state
+
+
+def _is_whole(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
+    """Whether every tensor of a network is there in its shape, and no other of the same modules: a deeper one's."""
+    given = {plain: state[key].shape for plain, key in plain_names(state, "the file").items()}
+    wanted = {plain: own[key].shape for plain, key in plain_names(own, "the network").items()}
+    counters = {key for key in given.keys() | wanted.keys() if key.endswith("num_batches_tracked")}
+    modules = {_module(key) for key in wanted}
+    more = any(_module(key) in modules for key in given.keys() - wanted.keys() - counters)
+    return not more and all(given.get(key) == shape for key, shape in wanted.items() if key not in counters)
+
+
+def _module(plain: str) -> str:
+    """First part of a name without its numbers: of ``layer1.0.conv1.weight`` and ``layer4.2.bn1.bias`` the same."""
+    return re.split(r"[._]?\d|\.", plain, maxsplit=1)[0]
+
+
+def _fill(net: Encoder, state: Mapping[str, Tensor], file: Path) -> WeightsReport:
+    """Load ``state`` into an encoder completely, under its own names or those of the network's release."""
+    taken = state if _is_whole(net.state_dict(), state) else _renamed(net.name, state)
+    try:
+        return load_weights(net, taken, minimum=1.0)
+    except WeightsError as error:
+        raise WeightsError(f"{file} is no {net.name}: {error}") from error
+
+
+def _import_unet(file: Path, name: str, out: Path, record: Mapping[str, Any]) -> WeightsReport:
+    """Write the U-Net of a published checkpoint."""
+    parts = read_published(file)
+    last = parts.unet["decoder.conv0.weight"]
+    if last.ndim != 4 or not last.numel():  # looked up before anything of that size is made
+        shape = tuple(last.shape)
+        raise WeightsError(f"{file}: decoder.conv0.weight has the shape {shape}, no convolution's: fetch it again")
+    unet = UNet(build_encoder(name), "paper", int(last.shape[0]))
+    report = fill_unet(unet, parts, file)
+    save_model(unet, out, {**record, "part": "all"})
+    return report._replace(unexpected=[*report.unexpected, *(f"3D network.{k}" for k in parts.net3d)])
+
+
+def _left_out(report: WeightsReport) -> list[str]:
+    """What of the file was not taken, by the module it belongs to."""
+    counts = Counter(PREFIXES.sub("", key).split(".")[0] for key in report.unexpected)
+    listed = ", ".join(f"{module} ({count})" for module, count in counts.most_common(12))
+    more = f" and {len(counts) - 12} more" if len(counts) > 12 else ""
+    return [f"not taken: {listed}{more}"] if counts else []

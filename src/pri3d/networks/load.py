@@ -1,0 +1,118 @@
+"""``pri3d.load``: a trained backbone as a plain module. With a ResNet inside it needs PyTorch and safetensors alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from pri3d.errors import ConfigError, WeightsError, first_line
+from pri3d.networks.encoders import Encoder
+from pri3d.networks.unet import UNet
+from pri3d.networks.weights import (
+    HUB_FILE,
+    MODEL_FILE,
+    build_stated_encoder,
+    holds_encoder_alone,
+    load_model,
+    load_weights,
+    read_provenance,
+    read_state,
+)
+
+Part = Literal["encoder", "all"]
+
+#: a model's name on the hub, with or without a revision
+HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+
+
+class FeatureNet(nn.Module):
+    """RGB 0..1 (B, 3, H, W) of any size -> features; images are normalised inside.
+
+    An encoder gives a list of maps (B, channels[k], ceil(H / strides[k]), ceil(W / strides[k])), finest first; a
+    whole U-Net its feature map alone, (B, channels[0], ceil(H / 2), ceil(W / 2)).
+    """
+
+    channels: tuple[int, ...]  #: of each map
+    strides: tuple[int, ...]  #: pixels a cell of each map
+    record: dict[str, Any]  #: what the file says of its origin: preset, steps, init, data hash, ...
+
+    def __init__(self, net: Encoder | UNet, record: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.net = net
+        self.record = dict(record)
+        self.channels = (net.channels,) if isinstance(net, UNet) else net.channels
+        self.strides = (2,) if isinstance(net, UNet) else net.strides
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder inside, which takes normalised images."""
+        return self.net.encoder if isinstance(self.net, UNet) else self.net
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """RGB 0..1 (B, 3, H, W) -> what :attr:`encoder` takes. The call does it itself."""
+        return self.encoder.normalise(images)
+
+    def forward(self, images: Tensor) -> Any:
+        """RGB 0..1 (B, 3, H, W) -> list of maps, or of a whole U-Net one map; see the class."""
+        return self.net(images) if isinstance(self.net, UNet) else self.net(self.net.normalise(images))
+
+
+def load(source: str | Path, part: Part | None = None) -> FeatureNet:
+    """Load a trained backbone: on the CPU, in eval mode.
+
+    ``source`` is the folder of a pre-training or fine-tuning run (semantic or instance), one of its files, a file or
+    folder of ``pri3d export --to safetensors`` or ``hf`` or of ``pri3d import``, or a name on the hub, ``user/name`` or
+    ``user/name@revision`` (needs huggingface_hub; cached after the first time). ``part`` "encoder" takes the encoder,
+    at its own strides whatever network it was fine-tuned in; "all" the whole U-Net; None what an export was made of,
+    of everything else the encoder.
+
+    Returns a :class:`FeatureNet`, whose call takes RGB 0..1. Raises WeightsError where there is no such file or name,
+    or it does not hold the part, is damaged or unsafe; ConfigError for another ``part``.
+    """
+    if part not in (None, "encoder", "all"):
+        raise ConfigError(f"part {part!r}. Choices: encoder, all.")
+    path = _find(source)
+    record = read_provenance(path)
+    state = read_state(path)
+    if part is None:
+        whole = record.get("part") == "all" and all(key.startswith(("encoder.", "decoder.")) for key in state)
+        part = "all" if whole else "encoder"
+    if part == "all":
+        if record.get("network", "unet") != "unet":
+            raise WeightsError(f"{path} holds a {record['network']}, no U-Net: load its encoder with part='encoder'")
+        return FeatureNet(load_model(path)[0], record).eval()
+    encoder = build_stated_encoder(path, record)
+    load_weights(encoder, path, prefix=None if holds_encoder_alone(state) else "encoder.", minimum=1.0)
+    return FeatureNet(encoder, record).eval()
+
+
+def _find(source: str | Path) -> Path:
+    """File or folder of ``source``, fetched where it is a name on the hub."""
+    path = Path(source)
+    if path.exists():
+        return path
+    name = HUB_NAME.fullmatch(str(source))
+    if name is None or path.suffix in (".safetensors", ".pth", ".pt"):
+        raise WeightsError(
+            f"no weights at {source}: give a run folder, a weights file, or a name on the hub, user/name"
+        )
+    try:
+        from huggingface_hub import snapshot_download  # noqa: PLC0415 (optional)
+        from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise WeightsError(
+            f"no folder {source} here; to fetch it from the hub, pip install huggingface_hub ({error})"
+        ) from error
+    try:
+        files = [HUB_FILE, MODEL_FILE, "config.json"]
+        return Path(snapshot_download(name["repository"], revision=name["revision"], allow_patterns=files))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        reason = first_line(error)
+        raise WeightsError(
+            f"no folder {source} here, and the hub does not give {name['repository']} ({reason}). Check the name and "
+            "the network, or copy its folder here"
+        ) from error

@@ -1,0 +1,84 @@
+"""How much of an encoder is trained: all of it, nothing, its last stages or blocks, or low-rank adapters."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+from pri3d.errors import ConfigError
+from pri3d.networks.lora import add_lora
+
+CHOICES = "full, frozen, last-K (K stages or blocks), lora-R (rank R)"
+SPEC = re.compile(r"(full|frozen|(?P<kind>last|lora)-(?P<number>[1-9]\d*))")
+
+#: a child that holds a network's stages or blocks in order, and the names of stages that stand side by side
+CONTAINERS = ("blocks", "stages", "layers")
+STAGE = re.compile(r"(blocks|stages|stage|layers|layer|s)_?\d+")
+
+
+def check_tuning(spec: str) -> str | None:
+    """Check the spelling alone: None, or what is wrong with ``spec`` and the choices."""
+    return None if SPEC.fullmatch(spec) else f"unknown tuning {spec!r}. Choices: {CHOICES}"
+
+
+def limit(encoder: nn.Module, spec: str) -> list[nn.Module]:
+    """Set in place which parameters of ``encoder`` are trained, and return the modules that must stay as they are.
+
+    ``spec`` is ``full``; ``frozen``; ``last-K``, the last K stages (ResNet's layer4, layer3, ...; a timm network's own)
+    or, of a ViT, the last K blocks, with whatever follows them such as the final norm; or ``lora-R``, adapters of rank
+    R on the attention (:func:`pri3d.networks.lora.add_lora`). The caller puts the returned modules in ``eval()`` before
+    every forward pass: their batch-norm statistics stay and they drop nothing.
+
+    Raises ConfigError for another spec, too large a K, a network whose stages are not known, or one without attention.
+    """
+    match = SPEC.fullmatch(spec)
+    if match is None:
+        raise ConfigError(str(check_tuning(spec)))
+    if match["kind"] == "lora":
+        add_lora(encoder, int(match["number"]))
+        return [encoder]
+    encoder.requires_grad_(spec == "full")
+    if match["kind"] is None:
+        return [] if spec == "full" else [encoder]
+    before, stages, after = _parts(encoder)
+    count = int(match["number"])
+    if count > len(stages):
+        what = f"{_name(encoder)} has {len(stages)} stages or blocks"
+        raise ConfigError(f"{spec}: {what}, take last-1 to last-{len(stages)}, or full")
+    for module in (*stages[-count:], *after):
+        module.requires_grad_(True)
+    return [*before, *stages[:-count]]
+
+
+def fix_norms(encoder: nn.Module) -> list[nn.Module]:
+    """Fix the batch norms of ``encoder`` in place and return them, to be put in ``eval()`` before every forward pass.
+
+    Their statistics and weights stay as they were loaded, which is what detection calls frozen norms; their names in
+    the state dict stay too.
+    """
+    norms: list[nn.Module] = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.requires_grad_(False)
+    return norms
+
+
+def _parts(encoder: nn.Module) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
+    """Children before the stages, the stages or blocks in order, children after them."""
+    net = encoder
+    while [name for name, _ in net.named_children()] in (["net"], ["model"]):  # wrappers round timm's network
+        net = next(net.children())
+    children = list(net.named_children())
+    at = [k for k, (name, _) in enumerate(children) if name in CONTAINERS]
+    if at:
+        stages = list(children[at[0]][1].children())
+    else:
+        at = [k for k, (name, _) in enumerate(children) if STAGE.fullmatch(name)]
+        stages = [children[k][1] for k in at]
+    if not stages:
+        raise ConfigError(f"the stages of {_name(encoder)} are not known, so last-K cannot be: take full or frozen")
+    return [m for _, m in children[: at[0]]], stages, [m for _, m in children[at[-1] + 1 :]]
+
+
+def _name(encoder: nn.Module) -> str:
+    return str(getattr(encoder, "name", type(encoder).__name__))

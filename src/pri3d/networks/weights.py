@@ -1,0 +1,363 @@
+"""The one place that reads and writes weights: loud about what matched, and never running what a file contains.
+
+A run's model is ``RUN/weights.safetensors``: the U-Net's state dict (keys ``encoder.*``, ``decoder.*``) with one JSON
+record under the header key ``pri3d``: encoder, decoder, channels, preset, steps, init, data_hash, version.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pri3d import __version__
+from pri3d.errors import ConfigError, WeightsError, first_line
+from pri3d.files.atomic import replacing
+from pri3d.networks.encoders import Encoder, build_encoder
+from pri3d.networks.lora import merged_state
+from pri3d.networks.unet import UNet
+
+MODEL_FILE = "weights.safetensors"
+HUB_FILE = "model.safetensors"  #: what a model's folder on a hub has in its place
+INITIAL_FILE = "initial.safetensors"  #: the network before a run's training, never what a folder stands for
+
+#: what re-saves the tensors of a file that needs code, for who trusts it; names of one folder
+CLEAN = "torch.save(torch.load(PATH, weights_only=False)['state_dict'], 'clean.pth')"
+CLEAN_PICKLE = (
+    "import pickle, torch; d = pickle.load(open(PATH, 'rb')); "
+    "torch.save({k: torch.as_tensor(v) for k, v in d.get('model', d).items()}, 'clean.pth')"
+)
+
+#: dictionaries that checkpoints are nested in, outermost first; of DINO's two the teacher is the one to use
+NESTS = ("state_dict", "model", "model_state_dict", "network", "net", "teacher")
+
+#: wrappers around a backbone's own names: data parallel, compiled, Lightning; MoCo v1 to v3 (not their momentum
+#: copies ``encoder_k`` and ``momentum_encoder``), SimCLR, DINO; timm features; ours
+PREFIXES = re.compile(
+    r"^(?:(?:module|_forward_module|_orig_mod|state_dict|model|net|network|unet|student|backbone|encoder"
+    r"|encoder_q|base_encoder|convnet)\.)+"
+)
+
+
+class WeightsReport(NamedTuple):
+    """What a load did; ``str()`` of it is the line to show."""
+
+    matched: list[str]  #: keys of the module that were filled
+    missing: list[str]  #: keys of the module the file lacks: they keep their values
+    unexpected: list[str]  #: keys of the file the module has no use for
+    coverage: float  #: share of the module's elements that were filled, 0..1
+
+    def __str__(self) -> str:
+        counts = f"{len(self.matched)} matched, {len(self.missing)} missing, {len(self.unexpected)} unexpected tensors"
+        return f"{counts}; {self.coverage:.1%} of the elements filled"
+
+
+def load_weights(
+    module: nn.Module, source: Path | str | Mapping[str, Tensor], *, prefix: str | None = None, minimum: float = 0.9
+) -> WeightsReport:
+    """Fill ``module`` in place from a file, a run folder or a state dict, whatever its keys are wrapped in.
+
+    Wrapper prefixes (``module.``, ``backbone.``, ``encoder_q.``, ...) are dropped on both sides before names are
+    compared: files of MoCo, SimCLR, SwAV, DINO, MAE and of the paper's authors load as they are (paper, "Stage I").
+    ``prefix`` takes only the keys that start with it. To load an encoder's file into a U-Net pass
+    ``unet.encoder``. Raises WeightsError, with the module unchanged, where less than ``minimum`` of the module's
+    elements are matched, a shape differs, two keys mean the same parameter, or the file cannot be read safely.
+    """
+    what = "the given state dict" if isinstance(source, Mapping) else str(source)
+    state = dict(source) if isinstance(source, Mapping) else read_state(Path(source))
+    if prefix is not None:
+        state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    given = plain_names(state, what)
+    own = module.state_dict()
+    wanted = plain_names(own, "the module")
+    taken = {key: state[given[plain]] for plain, key in wanted.items() if plain in given}
+    wrong = [f"{k}: file {_shape(v)}, module {_shape(own[k])}" for k, v in taken.items() if v.shape != own[k].shape]
+    report = WeightsReport(
+        matched=list(taken),
+        missing=[key for plain, key in wanted.items() if plain not in given and not _optional(key)],
+        unexpected=[key for plain, key in given.items() if plain not in wanted and not _optional(key)],
+        coverage=_elements(own, taken) / max(_elements(own, own), 1),
+    )
+    if wrong:
+        raise WeightsError(f"{what}: {len(wrong)} shapes differ ({_some(wrong)}). Is it another network or size?")
+    if report.coverage < minimum:
+        raise WeightsError(
+            f"{what} does not fit: {report} (at least {minimum:.0%} asked). Missing: {_some(report.missing)}. "
+            f"Unexpected: {_some(report.unexpected)}. Check that the file is of the same network"
+        )
+    module.load_state_dict(taken, strict=False)
+    return report
+
+
+def init_encoder(encoder: Encoder, init: str) -> WeightsReport | None:
+    """Give an encoder its first weights, in place (paper, "Stage I: Pri3D encoder initialization").
+
+    ``init`` is ``scratch`` (leaves it as built, returns None), ``imagenet`` (the library's weights), ``timm:NAME``
+    (weights of a timm model), or a file or run folder. Raises ConfigError for anything else, WeightsError where the
+    weights cannot be had or do not fit.
+    """
+    if init == "scratch":
+        return None
+    if init == "imagenet":
+        return load_weights(encoder, build_encoder(encoder.name, pretrained=True).state_dict(), minimum=1.0)
+    if init.startswith("timm:"):
+        return load_weights(encoder, build_timm_state(init.removeprefix("timm:")))
+    check_init(init)
+    path = Path(init)
+    made_for = read_provenance(path).get("encoder")
+    if made_for is not None and made_for != encoder.name:
+        raise WeightsError(f"{path} holds a {made_for}, the run asks for {encoder.name}: pass --encoder {made_for}")
+    return load_weights(encoder, path)
+
+
+def check_init(init: str) -> None:
+    """Refuse what ``--init`` cannot be, before a network is built. Raises ConfigError with the choices."""
+    if init in {"scratch", "imagenet"} or init.startswith("timm:") or Path(init).exists():
+        return
+    raise ConfigError(f"--init {init!r}: no such file. Choices: scratch, imagenet, timm:NAME, or a weights file")
+
+
+def build_timm_state(name: str) -> dict[str, Tensor]:
+    """State dict of timm's pretrained ``name`` with its own keys. Raises ConfigError or WeightsError."""
+    import timm  # noqa: PLC0415 (weights are read where there is none)
+
+    if not timm.is_model(name):
+        raise ConfigError(f"--init timm:{name}: timm has no such model; see timm.list_models(pretrained=True)")
+    try:
+        state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(f"the weights of timm's {name} cannot be fetched: {first_line(error)}") from error
+    return state
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """State dict of a .safetensors or torch file, or of a run's or export's folder; nothing in the file is executed.
+
+    The tensors lie in the file until they are used: it is mapped, not read (but for torch files from before 1.6).
+    Raises WeightsError for a missing, damaged or unsafe file, or one without tensors.
+    """
+    path = find_file(path)
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+        except Exception as error:  # whatever bytes may make the library raise
+            raise WeightsError(f"{path} is damaged ({first_line(error)}): copy or download it again") from error
+    return _unnest(_read_torch(path), path)
+
+
+def _read_torch(path: Path) -> Any:
+    """Content of a torch file, made of tensors and plain values alone. Raises WeightsError for anything else."""
+    archive = _is_sound_archive(path)
+    if not archive and path.suffix in (".pkl", ".pickle"):
+        raise WeightsError(
+            f"{path} is a pickle, which can hold any program, and pri3d runs no code out of files. If you trust it, "
+            f'write its tensors to a file of tensors alone: python -c "{CLEAN_PICKLE}"'
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"GLOBAL (\S+)", str(error))
+        raise WeightsError(
+            f"{path} is not a plain file of tensors{f' but asks for {wanted[1]}' if wanted else ''}, and pri3d runs no "
+            f"code out of files. If it is damaged, fetch it again; if you trust it, re-save its tensors alone: {CLEAN}"
+        ) from error
+    except Exception as error:  # whatever bytes may make torch raise
+        raise WeightsError(f"{path} is damaged or no torch file ({first_line(error)}): fetch it again") from error
+
+
+def _is_sound_archive(path: Path) -> bool:
+    """Whether a file is a zip archive, as torch's are since 1.6; if so, its checksums, which torch leaves out, hold.
+
+    Raises WeightsError where they do not, and for one that would unpack to more than its size: torch compresses
+    nothing.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            packed = [member.filename for member in members if member.compress_type != zipfile.ZIP_STORED]
+            if packed:
+                what = f"{packed[0]} is compressed"
+            elif sum(member.file_size for member in members) > path.stat().st_size:
+                what = "its parts are larger than the whole"
+            elif wrong := archive.testzip():
+                what = f"the checksum of {wrong} is wrong"
+            else:
+                return True
+    except (zipfile.BadZipFile, ValueError, OSError, RuntimeError, EOFError) as error:
+        what = first_line(error)
+    raise WeightsError(f"{path} is damaged or no torch file ({what}): fetch it again")
+
+
+def read_provenance(path: Path) -> dict[str, Any]:
+    """Read the ``pri3d`` record of a weights file, run folder or export; empty for a file that pri3d did not write.
+
+    Raises WeightsError for a missing or damaged file.
+    """
+    path = find_file(path)
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {}).get("pri3d", "{}"))
+    except Exception as error:  # whatever bytes may make the library raise
+        raise WeightsError(f"{path} is damaged ({first_line(error)}): copy or download it again") from error
+    if not isinstance(record, dict):
+        raise WeightsError(f"{path}: the header's pri3d record is no JSON object; the file is damaged")
+    return record or _hub_record(path)
+
+
+def _hub_record(path: Path) -> dict[str, Any]:
+    """The record that a hub's folder has in its ``config.json``: the hub's library writes no header of ours."""
+    config = path.with_name("config.json")
+    if path.name != HUB_FILE or not config.is_file():
+        return {}
+    try:
+        record = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{config} is damaged ({first_line(error)}): copy or download it again") from error
+    return record if isinstance(record, dict) else {}
+
+
+def holds_encoder_alone(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict of pri3d is an encoder's own: in a run's, its keys lie under ``encoder.``."""
+    return not any(key.startswith("encoder.") for key in state)
+
+
+def build_stated_encoder(path: Path, record: Mapping[str, Any]) -> Encoder:
+    """Build the encoder that a file's record names, untrained. Raises WeightsError where it names none that exists."""
+    name = record.get("encoder")
+    if not isinstance(name, str):
+        raise WeightsError(
+            f"{path} does not say its encoder: it is no model of a pri3d run. `pri3d import` makes one of a file of "
+            "another program; --init takes it as it is"
+        )
+    try:
+        return build_encoder(name)
+    except ConfigError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def save_state(state: Mapping[str, Tensor], path: Path, provenance: Mapping[str, Any]) -> None:
+    """Write tensors and their ``pri3d`` record as safetensors, under a temporary name that is then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    header = {"format": "pt", "pri3d": json.dumps(dict(provenance), sort_keys=True)}
+    with replacing(path) as part:
+        part.touch()
+        mode = part.stat().st_mode
+        save_file(tensors, part, metadata=header)
+        part.chmod(mode)  # the library makes it readable by its owner alone
+
+
+def save_model(unet: UNet, path: Path, provenance: Mapping[str, Any]) -> None:
+    """Write a U-Net so that :func:`load_model` rebuilds it; encoder, decoder, channels and version are filled in.
+
+    Low-rank adapters are merged into the weights, so the file is a plain network's.
+    """
+    built = {"encoder": unet.encoder.name, "decoder": unet.decoder_name, "channels": unet.channels}
+    save_state(merged_state(unet), path, {"version": __version__, **provenance, **built})
+
+
+def load_model(path: Path) -> tuple[UNet, dict[str, Any]]:
+    """Rebuild the U-Net of a weights file or run folder, on the CPU in eval mode, and return it with its record.
+
+    Raises WeightsError where the file is not one of :func:`save_model` or is damaged.
+    """
+    record = read_provenance(path)
+    absent = [key for key in ("encoder", "decoder", "channels") if key not in record]
+    if absent:
+        raise WeightsError(f"{path} does not say its {', '.join(absent)}: it is no model of a pri3d run")
+    # A fine-tuned network's classifier is the task's; its backbone loads like any other.
+    state = {key: value for key, value in read_state(path).items() if not key.startswith("classifier.")}
+    if holds_encoder_alone(state):
+        raise WeightsError(f"{path} holds an encoder alone, not a whole model: pass it as --init")
+    encoder, channels = build_stated_encoder(path, record), record["channels"]
+    # Looked up before anything of that size is made: a damaged header may claim any number.
+    if not isinstance(channels, int) or channels not in {
+        int(v.shape[0]) for k, v in state.items() if k.startswith("decoder.") and v.ndim
+    }:
+        raise WeightsError(f"{path} does not fit the network its header names: no decoder of {channels} channels")
+    try:
+        unet = UNet(encoder, str(record["decoder"]), channels)
+        unet.load_state_dict(state)
+    except (RuntimeError, ConfigError) as error:
+        raise WeightsError(f"{path} does not fit the network its header names: {error}") from error
+    return unet.eval(), record
+
+
+def find_file(path: Path) -> Path:
+    """The weights file that a path stands for. Raises WeightsError where there is none, or no telling which."""
+    if not path.is_dir():
+        if path.is_file():
+            return path
+        raise WeightsError(f"no weights at {path}: give a weights file or the folder of a finished run")
+    for name in (MODEL_FILE, HUB_FILE):
+        if (path / name).is_file():
+            return path / name
+    others = [file for file in sorted(path.glob("*.safetensors")) if file.name != INITIAL_FILE]
+    if len(others) == 1 and not (path / INITIAL_FILE).exists():
+        return others[0]
+    found = f" (there are {', '.join(file.name for file in others)}: name one)" if others else ""
+    raise WeightsError(f"no weights at {path / MODEL_FILE}{found}: give a weights file or the folder of a finished run")
+
+
+def _unnest(content: Any, path: Path) -> dict[str, Tensor]:
+    """Find the dictionary of tensors inside a checkpoint's content."""
+    for _ in NESTS:  # so often at most: a hostile one contains itself
+        if isinstance(content, Mapping):
+            content = next((content[key] for key in NESTS if isinstance(content.get(key), Mapping)), content)
+    items = content.items() if isinstance(content, Mapping) else ()
+    state = {key: value for key, value in items if isinstance(key, str) and _is_plain(value)}
+    if not state:
+        raise WeightsError(f"{path} holds no tensors by name (looked in {', '.join(NESTS)}): give a state dict")
+    return state
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor that has all its numbers in memory: a file may state one a thousand million times."""
+    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
+        return False
+    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+
+
+def plain_names(state: Mapping[str, Tensor], what: str) -> dict[str, str]:
+    """Key without wrappers -> key, for comparing names. timm's flattened 'stages_0' and plain 'stages.0' become one.
+
+    ``what`` names the state dict in the WeightsError that is raised where two keys become the same.
+    """
+    plain: dict[str, str] = {}
+    for key in state:
+        name = re.sub(r"^([a-z]+)\.(\d+)\.", r"\1_\2.", PREFIXES.sub("", key))
+        if name in plain:
+            raise WeightsError(f"{what} holds {name!r} twice, as {plain[name]!r} and {key!r}: choose one with a prefix")
+        plain[name] = key
+    return plain
+
+
+def _optional(key: str) -> bool:
+    """Whether a key may be absent on either side: counters of batch norm, the classifier."""
+    return key.endswith("num_batches_tracked") or re.search(r"(^|\.)(fc|classifier)\.", key) is not None
+
+
+def _elements(own: Mapping[str, Tensor], keys: Mapping[str, Tensor]) -> int:
+    return sum(own[key].numel() for key in keys if not key.endswith("num_batches_tracked"))
+
+
+def _shape(x: Tensor) -> str:
+    return "x".join(str(n) for n in x.shape) or "scalar"
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:5]) + (f" and {len(items) - 5} more" if len(items) > 5 else "") if items else "none"

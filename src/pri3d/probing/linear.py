@@ -1,0 +1,264 @@
+"""Linear probes: how much of depth, normals and classes a linear map reads off frozen features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pri3d.data.augment import to_tensor
+from pri3d.geometry.images import resize_color, resize_nearest
+from pri3d.labelled import LabelledImages
+from pri3d.labelled.spaces import IGNORED
+from pri3d.probing.networks import Dense, check_finite, enlarge
+from pri3d.probing.targets import (
+    DepthErrors,
+    DepthScore,
+    NormalErrors,
+    NormalScore,
+    SegmentationScore,
+    surface_normals,
+)
+from pri3d.store import PairTable, Store
+from pri3d.tasks.semantic import Confusion
+
+BATCH = 8  #: images a step
+LEARNING_RATE = 1e-2  #: at the first step; falls to 0 along half a cosine
+WEIGHT_DECAY = 1e-2
+_SPREAD = 1e-6  # smallest deviation of a channel that is scaled to 1
+
+
+class Frames(NamedTuple):
+    """N images in memory with what probes predict."""
+
+    color: Tensor  #: (N, 3, H, W) uint8
+    depth: Tensor  #: (N, H, W) metres, 0 = invalid
+    normal: Tensor  #: (N, 3, H, W) of length 1, 0 = none
+    label: Tensor  #: (N, H, W) uint8, 255 = ignored
+    classes: int  #: that labels count, 0 where there are none
+
+
+class LinearScores(NamedTuple):
+    """Scores on held-out frames; None where it was not asked for."""
+
+    depth: DepthScore | None = None
+    normals: NormalScore | None = None
+    segmentation: SegmentationScore | None = None
+
+
+class Features(NamedTuple):
+    """Maps of a network over N images, of each level (N, C, h, w) float16 divided by its ``scale``."""
+
+    levels: list[Tensor]
+    scales: list[float]
+
+
+def frame_table(store: Store) -> PairTable:
+    """Every valid frame of a store as the pair of itself with itself, so that pairs and frames are split alike."""
+    parts = []
+    for scene in store.scenes:
+        rows = np.flatnonzero(store.scene(scene).frames.valid).astype(np.int32)
+        zeros = np.zeros(len(rows), np.float32)
+        parts.append(PairTable(np.full(len(rows), scene), rows, rows, zeros, zeros, zeros))
+    return PairTable.concatenate(parts)
+
+
+def read_frames(
+    store: Store, table: PairTable, rows: NDArray[np.int64], size: tuple[int, int], labels: LabelledImages | None
+) -> Frames:
+    """Read the frames of ``rows`` of a :func:`frame_table` at ``size`` (width, height); normals are made of depth.
+
+    Raises DataError where the store is damaged or a label has a class without a name.
+    """
+    at = {name: k for k, name in enumerate(labels.names)} if labels else {}
+    color, depth, cameras, label = [], [], [], []
+    for row in track(rows.tolist(), description="reading frames", transient=True):
+        scene = store.scene(str(table.scene[row]))
+        view = scene.view(int(table.i[row]))
+        height, width = view.depth.shape
+        color.append(to_tensor(resize_color(view.color, size)))
+        depth.append(torch.from_numpy(resize_nearest(view.depth, size)))
+        cameras.append(torch.from_numpy(view.intrinsics * np.tile((size[0] / width, size[1] / height), 2)).float())
+        k = at.get(f"{scene.id}/{view.name}")
+        found = np.full((size[1], size[0]), IGNORED, np.uint8)
+        if labels and k is not None:
+            found = resize_nearest(labels.label(k), size)
+        label.append(torch.from_numpy(found))
+    stacked = torch.stack(depth)
+    few = torch.split(stacked, 4), torch.split(torch.stack(cameras), 4)
+    normal = torch.cat([surface_normals(*part) for part in zip(*few, strict=True)])
+    classes = len(labels.class_names) if labels else 0
+    return Frames(torch.stack(color), stacked, normal, torch.stack(label), classes)
+
+
+@torch.no_grad()
+def extract(dense: Dense, color: Tensor, name: str = "network", scales: Sequence[float] = ()) -> Features:
+    """Maps of images (N, 3, H, W) uint8, on the CPU; ``scales`` are those of other images of the same probe.
+
+    Raises WeightsError where they are not finite.
+    """
+    device = next(dense.parameters()).device
+    found: list[list[Tensor]] = []
+    for part in track(torch.split(color, BATCH), description=f"features, {name}", transient=True):
+        maps = dense.maps(part.to(device).float() / 255)
+        for x in maps:
+            check_finite(x, name)
+        if not scales:
+            scales = [max(float(x.square().mean().sqrt()), _SPREAD) for x in maps]  # float16 ends at 65504
+        found.append([(x / s).half().cpu() for x, s in zip(maps, scales, strict=True)])
+    return Features([torch.cat(level) for level in zip(*found, strict=True)], list(scales))
+
+
+class LinearProbe(nn.Module):
+    """A linear map of all levels' features at every pixel.
+
+    Each level has a 1 x 1 convolution of its own, whose results are enlarged bilinearly to the image and summed:
+    exactly one linear map of the enlarged features put behind each other, since both are linear, at a fraction of the
+    cost. Channels are brought to mean 0 and deviation 1 by ``features``, those it is trained on. It begins at 0.
+    """
+
+    def __init__(self, features: Features, strides: Sequence[int], outputs: int) -> None:
+        super().__init__()
+        self.strides = tuple(strides)
+        self.heads = nn.ModuleList()
+        for k, level in enumerate(features.levels):
+            deviation, mean = _moments(level)
+            self.register_buffer(f"mean{k}", mean[:, None, None])
+            self.register_buffer(f"factor{k}", 1 / deviation.clamp(min=_SPREAD)[:, None, None])
+            head = nn.Conv2d(level.shape[1], outputs, 1, bias=k == 0)
+            for parameter in head.parameters():
+                nn.init.zeros_(parameter)
+            self.heads.append(head)
+
+    def forward(self, levels: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """Features of each level (B, C, h, w) -> (B, outputs, *size)."""
+        parts = []
+        for k, (level, stride) in enumerate(zip(levels, self.strides, strict=True)):
+            x = (level.float() - self.get_buffer(f"mean{k}")) * self.get_buffer(f"factor{k}")
+            parts.append(enlarge(self.heads[k](x), stride, size))
+        return torch.stack(parts).sum(dim=0)
+
+
+def _moments(level: Tensor) -> tuple[Tensor, Tensor]:
+    """Deviation and mean of each channel of (N, C, h, w)."""
+    count = level.numel() // level.shape[1]
+    mean = sum((x.double().sum(dim=(0, 2, 3)) for x in torch.split(level, BATCH)), torch.zeros(())) / count
+    square = sum(
+        ((x.double() - mean[:, None, None]).square().sum(dim=(0, 2, 3)) for x in torch.split(level, BATCH)),
+        torch.zeros(()),
+    )
+    return (square / count).sqrt().float(), mean.float()
+
+
+class Outputs:
+    """Which channels of a probe are what, its losses, and its predictions."""
+
+    def __init__(self, tasks: Sequence[str], train: Frames) -> None:
+        self.tasks = [task for task in ("depth", "normals", "segmentation") if task in tasks]
+        sizes = {"depth": 1, "normals": 3, "segmentation": train.classes}
+        self.sizes = [sizes[task] for task in self.tasks]
+        measured = train.depth[train.depth > 0]
+        self.centre = float(measured.mean()) if len(measured) else 0.0
+        self.spread = max(float(measured.std()), 0.01) if len(measured) > 1 else 1.0
+
+    def split(self, predicted: Tensor) -> dict[str, Tensor]:
+        """(B, outputs, H, W) -> task -> its part: depth (B, 1, H, W) in metres, normals, scores of classes."""
+        parts = dict(zip(self.tasks, torch.split(predicted, self.sizes, dim=1), strict=True))
+        if "depth" in parts:
+            parts["depth"] = self.centre + self.spread * parts["depth"]
+        if "normals" in parts:  # from facing the camera on: the direction of 0 has no gradient
+            parts["normals"] = parts["normals"] - parts["normals"].new_tensor([0, 0, 1])[:, None, None]
+        return parts
+
+    def loss(self, predicted: Tensor, frames: Frames) -> Tensor:
+        """Sum over tasks, each with weights of its own: none changes what another learns."""
+        losses = []
+        for task, x in self.split(predicted).items():
+            if task == "depth":
+                valid = frames.depth > 0
+                gap = (x[:, 0] - frames.depth).abs() / self.spread
+                losses.append(torch.where(valid, gap, 0.0).sum() / valid.sum().clamp(min=1))
+            elif task == "normals":
+                valid = frames.normal.square().sum(dim=1) > 0.5
+                gap = 1 - F.cosine_similarity(x, frames.normal, dim=1, eps=1e-4)
+                losses.append(torch.where(valid, gap, 0.0).sum() / valid.sum().clamp(min=1))
+            else:
+                labels = frames.label.long()
+                total = F.cross_entropy(x, labels, ignore_index=IGNORED, reduction="sum")
+                losses.append(total / (labels != IGNORED).sum().clamp(min=1))
+        return torch.stack(losses).sum()
+
+
+def probe_linear(
+    dense: Dense, train: Frames, test: Frames, tasks: Sequence[str], steps: int, seed: int, name: str = "network"
+) -> LinearScores:
+    """Train a linear probe for each task on frozen features and score it on the held-out frames.
+
+    AdamW over ``steps`` batches of 8 frames, drawn by ``seed`` alike for every network: absolute error of the depth,
+    1 - cosine of normals, cross-entropy of classes. Raises WeightsError where features are not finite.
+    """
+    device = next(dense.parameters()).device
+    features = extract(dense, train.color, name)
+    outputs = Outputs(tasks, train)
+    probe = LinearProbe(features, dense.strides, sum(outputs.sizes)).to(device)
+    _train(probe, features, train, outputs, steps, seed, name)
+    return _score(probe, extract(dense, test.color, name, features.scales), test, outputs)
+
+
+def _train(
+    probe: LinearProbe, features: Features, frames: Frames, outputs: Outputs, steps: int, seed: int, name: str
+) -> None:
+    device = next(probe.parameters()).device
+    size = (int(frames.depth.shape[-2]), int(frames.depth.shape[-1]))
+    optimizer = torch.optim.AdamW(probe.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    generator = torch.Generator().manual_seed(seed)
+    count = len(frames.depth)
+    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-steps * BATCH // count))])
+    for k in track(range(steps), description=f"linear probes, {name}", transient=True):
+        rows = order[k * BATCH : (k + 1) * BATCH]
+        batch = _take(frames, rows, device)
+        predicted = probe([level[rows].to(device) for level in features.levels], size)
+        optimizer.zero_grad()
+        outputs.loss(predicted, batch).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+
+
+@torch.no_grad()
+def _score(probe: LinearProbe, features: Features, frames: Frames, outputs: Outputs) -> LinearScores:
+    device = next(probe.parameters()).device
+    size = (int(frames.depth.shape[-2]), int(frames.depth.shape[-1]))
+    depth, normals, confusion = DepthErrors(), NormalErrors(), Confusion(frames.classes)
+    for rows in torch.split(torch.arange(len(frames.depth)), BATCH):
+        batch = _take(frames, rows, device)
+        parts = outputs.split(probe([level[rows].to(device) for level in features.levels], size))
+        if "depth" in parts:
+            depth.update(parts["depth"][:, 0], batch.depth)
+        if "normals" in parts:
+            normals.update(parts["normals"], batch.normal)
+        if "segmentation" in parts:
+            confusion.update(parts["segmentation"].argmax(dim=1), batch.label)
+    return LinearScores(
+        depth.result() if "depth" in outputs.tasks else None,
+        normals.result() if "normals" in outputs.tasks else None,
+        _classes(confusion) if "segmentation" in outputs.tasks else None,
+    )
+
+
+def _classes(confusion: Confusion) -> SegmentationScore:
+    found = confusion.score([str(k) for k in range(confusion.classes)])
+    occurs = 0 if confusion.matrix is None else int((confusion.matrix.sum(1) > 0).sum())
+    return SegmentationScore(found.miou, found.accuracy, occurs)
+
+
+def _take(frames: Frames, rows: Tensor, device: torch.device) -> Frames:
+    """Targets of some frames on the device; their images stay behind."""
+    depth, normal, label = (x[rows].to(device) for x in (frames.depth, frames.normal, frames.label))
+    return Frames(frames.color[:0], depth, normal, label, frames.classes)

@@ -1,0 +1,315 @@
+"""``pri3d probe``: what frozen features know of the third dimension, and of what they knew before.
+
+Correspondences need no training and no labels; linear probes read depth, normals and classes off frozen features;
+retention compares a network with the one it began as.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from pri3d import registry
+from pri3d.data.mixture import hashes_of
+from pri3d.data.pairs import PairDataset, split_pairs
+from pri3d.data.sampler import derive
+from pri3d.errors import ConfigError, DataError
+from pri3d.files.atomic import usable
+from pri3d.geometry.images import parse_size
+from pri3d.labelled.prepared import PreparedImages
+from pri3d.probing.linear import Frames, frame_table, probe_linear, read_frames
+from pri3d.probing.networks import Dense, Kind, check_source, name_sources, open_dense
+from pri3d.probing.pairs import Correspondences, Held, Matching, Measure, matching_recall, measure_pairs
+from pri3d.probing.retention import check_same, retention
+from pri3d.probing.tables import Scores, show, write_results
+from pri3d.store import Store
+
+__all__ = ["Scores", "matching_recall", "probe"]
+
+Split = Literal["heldout", "all"]
+
+PAIR_TASKS = ("matching", "correspondence")
+LINEAR_TASKS = ("depth", "normals", "segmentation")
+TASKS = (*PAIR_TASKS, *LINEAR_TASKS, "retention")
+_RETAINED = 64  # images that retention looks at
+
+
+class Frozen(NamedTuple):
+    """What is the same for every network."""
+
+    pairs: Held | None
+    angles: NDArray[np.float32]  #: (P,) radians between the viewing directions of the pairs
+    distance: float  #: metres within which two measured points are the same
+    train: Frames | None
+    test: Frames | None
+
+
+def probe(
+    data: Path,
+    weights: list[Path],
+    tasks: str | None = None,
+    split: Split = "heldout",
+    holdout: float = 0.1,
+    features: Kind = "unet",
+    encoder: str = "resnet18",
+    reference: Path | None = None,
+    labels: str | None = None,
+    size: str = "160x120",
+    pixels: float = 10.0,
+    distance: float | None = None,
+    pairs: int = 200,
+    frames: int = 200,
+    steps: int = 300,
+    seed: int = 0,
+    out: Path = Path("probe.json"),
+) -> dict[str, Scores]:
+    """Compare networks by what their frozen features know, on frames that they were not trained on.
+
+    Prints one table a task and writes OUT, OUT with .csv and .md, and a picture with .png. Tasks: matching (points
+    seen in both views, found again by their features), correspondence (recall of the best matches, the protocol of
+    probe3d), depth, normals and segmentation (linear probes, trained on the rest of the store), retention (features
+    and weights against those the run began with). docs/probe.md defines every number.
+
+    Args:
+        data: prepared store; it needs no labels but for segmentation.
+        weights: runs, weights files (of other programs too), names on the hub, or scratch, imagenet, timm:NAME. Of a
+            run folder the state before training is shown too.
+        tasks: which, with commas between; all that are possible where it is not given.
+        split: heldout, or all pairs of a store that none of the networks has seen.
+        holdout: share of the store that was held out, as given to pretrain.
+        features: unet (the encoder's where there is no U-Net) or encoder (of every network).
+        encoder: network of scratch, imagenet and files that do not say it.
+        reference: weights that retention compares with; what a run began with where it is not given.
+        labels: label space, as fine-tuning takes it; the store's own classes where it is not given.
+        size: of the images, width x height.
+        pixels: of matching: a point counts as found within this distance, in pixels of a 320-pixel-wide image.
+        distance: of matching: metres within which two measured points are the same; as prepared where it is not given.
+        pairs: at most so many pairs, drawn with the seed.
+        frames: at most so many frames to train linear probes on, and so many to score them on, evenly spaced.
+        steps: of training a linear probe, of 8 frames each.
+        seed: of the draw of pairs, points and batches, and of random weights.
+        out: .json file to write.
+
+    Returns:
+        Name of the weights -> scores.
+
+    Raises:
+        ConfigError: an option is wrong, a network has seen what it would be scored on, or encoders do not fit.
+        DataError: the store cannot serve a task that was asked for, or a file is missing.
+        WeightsError: weights cannot be loaded, or give features that are not finite.
+    """
+    parse_size(size)
+    _check(split, features, {"pairs": pairs, "frames": frames, "steps": steps}, out)
+    store = Store(data)
+    sources = name_sources(weights)
+    chosen = _choose_tasks(tasks, store, sources, reference, labels)
+    _check_rest(store, split, holdout, chosen)
+    networks = _open_all(sources, store, split, holdout, features=features, encoder=encoder, seed=seed)
+    references = _references(networks, reference, encoder, seed, chosen)
+    drawn = _draw_pairs(store, split, holdout, pairs, seed) if set(chosen) & {*PAIR_TASKS} else None
+    frozen = _read(store, drawn, chosen, holdout=holdout, labels=labels, size=size, frames=frames, seed=seed)
+    if distance is not None:
+        frozen = frozen._replace(distance=distance)
+    results = {}
+    for name, dense in networks.items():
+        scores = _measure_pairs(Scores(str(sources[name]), dense.about), name, dense, frozen, chosen, pixels, store)
+        linear = [task for task in chosen if task in LINEAR_TASKS]
+        if linear and frozen.train and frozen.test:
+            scores = scores.with_linear(probe_linear(dense, frozen.train, frozen.test, linear, steps, seed, name))
+        if name in references and frozen.test:
+            images = frozen.test.color[:: -(-len(frozen.test.color) // _RETAINED)]
+            scores = scores._replace(retention=retention(dense.net, references[name].net, images, name))
+        results[name] = scores
+    show(results, pixels)
+    _note_unit(store)
+    settings: dict[str, Any] = {"tasks": chosen, "split": split, "holdout": holdout, "features": features, "size": size}
+    settings |= {"pixels": pixels, "distance": frozen.distance, "frames": frames, "steps": steps, "seed": seed}
+    settings |= {"pairs": 0 if frozen.pairs is None else len(frozen.pairs), "reference": reference and str(reference)}
+    with usable(f"--out {out}"):
+        write_results(out, results, {"data": str(data), "data_hash": store.hash, "settings": settings}, pixels)
+    return results
+
+
+def _check(split: str, features: str, counts: dict[str, int], out: Path) -> None:
+    """Raise ConfigError for an option that no probe has."""
+    if split not in get_args(Split):
+        raise registry.unknown("--split", get_args(Split), split)
+    if features not in get_args(Kind):
+        raise registry.unknown("--features", get_args(Kind), features)
+    for name, count in counts.items():
+        if count < 1:
+            raise ConfigError(f"--{name} {count}: give 1 or more.")
+    if out.suffix != ".json":
+        raise ConfigError(f"--out {out}: name a file that ends in .json; .csv, .md and .png are written beside it.")
+
+
+def _choose_tasks(
+    asked: str | None, store: Store, sources: dict[str, Path], reference: Path | None, labels: str | None
+) -> list[str]:
+    """Tasks in their order: all that are possible, or those asked for.
+
+    Raises ConfigError for an unknown name or retention without a reference, DataError where the store cannot serve one.
+    """
+    reasons: dict[str, ConfigError | DataError] = {}
+    if not store.manifest["settings"]["pairs"]:
+        none = DataError(f"{store.path}: was prepared with --pairs false. Prepare it again with pairs, elsewhere.")
+        reasons |= dict.fromkeys(PAIR_TASKS, none)
+    if not _has_labels(store, labels):
+        fix = "Prepare a recording that has a label folder, or leave segmentation out of --tasks."
+        reasons["segmentation"] = DataError(f"{store.path}: this store has no labels, or no names of classes. {fix}")
+    if reference is None and not any(name.endswith(" after") for name in sources):
+        reasons["retention"] = ConfigError(
+            "--tasks retention: none of the weights is a run folder that holds what it began with. Give --reference."
+        )
+    if asked is None:
+        return [task for task in TASKS if task not in reasons]
+    words = [word.strip() for word in asked.split(",")]
+    for word in words:
+        if word not in TASKS:
+            raise registry.unknown("--tasks", TASKS, word)
+        if word in reasons:
+            raise reasons[word]
+    return [task for task in TASKS if task in words]
+
+
+def _has_labels(store: Store, labels: str | None) -> bool:
+    """Whether a frame has a label image whose classes have names."""
+    if not (labels or store.class_names):
+        return False
+    scenes = (store.scene(scene) for scene in store.scenes)
+    return any(scene.has_label(row) for scene in scenes for row in range(len(scene.frames.names)))
+
+
+def _check_rest(store: Store, split: Split, holdout: float, chosen: Sequence[str]) -> None:
+    """Raise ConfigError where --holdout leaves nothing to score on."""
+    if holdout <= 0 and (split == "heldout" or set(chosen) & {*LINEAR_TASKS}):
+        what = "pair" if set(chosen) & {*PAIR_TASKS} else "frame"
+        raise ConfigError(f"holdout = {holdout}: leaves no {what} of {store.path} to probe on. Give a larger share.")
+
+
+def _open_all(sources: dict[str, Path], store: Store, split: Split, holdout: float, **options: Any) -> dict[str, Dense]:
+    """Open every network before anything is measured. Raises ConfigError for one that has seen what is held out."""
+    networks = {}
+    for name, source in sources.items():
+        networks[name] = open_dense(source, **options)
+        _check_seen(source, networks[name].net.record, store, split, holdout)
+    return networks
+
+
+def _check_seen(path: Path, record: dict[str, Any], store: Store, split: Split, holdout: float) -> None:
+    """Refuse to score a network on frames it was trained on. Raises ConfigError."""
+    tuned = "task" in record  # its data_hash is of the training images + those it was scored on
+    if tuned and hashes_of(str(record.get("data_hash")))[0].startswith(store.hash):
+        raise ConfigError(
+            f"{path}: was fine-tuned on {store.path}, whose split for that is not the one of --holdout: frames it has "
+            "seen would be scored. Probe other recordings, or the weights it began with."
+        )
+    before = str(record.get("init_data_hash" if tuned else "data_hash") or "")
+    if not any(one.startswith(store.hash) for one in hashes_of(before)):
+        return
+    if split == "all":
+        raise ConfigError(
+            f"{path}: was trained on {store.path}, so --split all would score frames it has seen. Probe other "
+            "recordings, or take --split heldout."
+        )
+    trained = float(record.get("init_holdout" if tuned else "holdout") or 0)  # who does not say has seen everything
+    if trained < holdout:
+        raise ConfigError(
+            f"{path}: was trained with --holdout {trained:g}, so --holdout {holdout:g} would score frames it has seen. "
+            "Probe on other recordings, or give the same share."
+        )
+
+
+def _references(
+    networks: dict[str, Dense], reference: Path | None, encoder: str, seed: int, chosen: Sequence[str]
+) -> dict[str, Dense]:
+    """Network -> what retention compares it with. Raises ConfigError where --reference fits none of them."""
+    if "retention" not in chosen:
+        return {}
+    if reference is None:
+        pairs = {name: f"{name.removesuffix(' after')} before" for name in networks if name.endswith(" after")}
+        return {name: networks[before] for name, before in pairs.items() if before in networks}
+    check_source(reference)
+    opened = open_dense(reference, "encoder", encoder, seed)
+    parameters = [{k: x.shape for k, x in d.net.encoder.named_parameters()} for d in (opened, *networks.values())]
+    fitting = [name for name, own in zip(networks, parameters[1:], strict=True) if own == parameters[0]]
+    if not fitting:
+        name = next(iter(networks))
+        check_same(networks[name].net.encoder, opened.net.encoder, name)
+    return dict.fromkeys(fitting, opened)
+
+
+def _draw_pairs(store: Store, split: Split, holdout: float, most: int, seed: int) -> NDArray[np.int64]:
+    """Rows of the pair table to measure, ascending. Raises ConfigError where there is none."""
+    rows = np.arange(len(store.pairs().i)) if split == "all" else split_pairs(store, holdout)[1]
+    if len(rows) == 0:
+        raise ConfigError(f"holdout = {holdout}: leaves no pair of {store.path} to probe on. Give a larger share.")
+    if len(rows) > most:
+        rows = np.sort(np.random.default_rng(derive(seed)).choice(rows, most, replace=False))
+    return rows
+
+
+def _read(
+    store: Store,
+    drawn: NDArray[np.int64] | None,
+    chosen: Sequence[str],
+    *,
+    holdout: float,
+    labels: str | None,
+    size: str,
+    frames: int,
+    seed: int,
+) -> Frozen:
+    """Read all images once. Raises ConfigError or DataError where a side has no frame, or no labelled one."""
+    distance = float(store.manifest["settings"]["distance"])
+    frozen = Frozen(None, np.zeros(0, np.float32), distance, None, None)
+    if drawn is not None:
+        held = Held(PairDataset(store.path, drawn, parse_size(size), seed))
+        frozen = frozen._replace(pairs=held, angles=store.pairs().angle[drawn])
+    if not set(chosen) - {*PAIR_TASKS}:
+        return frozen
+    images = PreparedImages(store.path, "all", labels) if "segmentation" in chosen else None
+    table = frame_table(store)
+    sides = []
+    split = split_pairs(store, holdout, table)
+    if holdout == 0:  # only what trains nothing gets here: it looks at all frames
+        split = split[0], split[0]
+    for rows, what in zip(split, ("training", "held-out"), strict=True):
+        if len(rows) == 0:
+            raise ConfigError(f"holdout = {holdout}: leaves no {what} frame of {store.path}. Give another share.")
+        even = rows[np.unique(np.linspace(0, len(rows) - 1, min(frames, len(rows))).round().astype(np.int64))]
+        side = read_frames(store, table, even, parse_size(size), images)
+        if images is not None and not bool((side.label < side.classes).any()):
+            raise DataError(f"{store.path}: no {what} frame has a label. Give another --holdout, or more --frames.")
+        sides.append(side)
+    return frozen._replace(train=sides[0], test=sides[1])
+
+
+def _measure_pairs(
+    scores: Scores, name: str, dense: Dense, frozen: Frozen, chosen: Sequence[str], pixels: float, store: Store
+) -> Scores:
+    """Add the tasks that need pairs. Raises DataError where no pair has a match."""
+    if frozen.pairs is None:
+        return scores
+    matching = Matching(pixels, frozen.distance) if "matching" in chosen else None
+    found = Correspondences() if "correspondence" in chosen else None
+    measures: list[Measure] = [measure for measure in (matching, found) if measure is not None]
+    measure_pairs(dense, frozen.pairs, measures, name)
+    if matching:
+        scores = scores._replace(matching=matching.result(frozen.angles))
+        if scores.matching and not scores.matching.points:
+            raise DataError(f"{store.path}: no held-out pair has a match within {frozen.distance} m. Raise --distance.")
+    return scores._replace(correspondence=found.result(frozen.angles)) if found else scores
+
+
+def _note_unit(store: Store) -> None:
+    """Say that metres are no metres where the unit of a scene is not known."""
+    unknown = [scene for scene, record in store.manifest["scenes"].items() if record.get("scale") is not None]
+    if unknown:
+        say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+        say(f"{store.path}: the unit of {len(unknown)} scenes is not known; what is called m is that unit.")

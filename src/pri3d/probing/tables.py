@@ -1,0 +1,159 @@
+"""What ``pri3d probe`` found, as tables of the terminal and of markdown, as CSV, and as JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from pri3d.probing.linear import LinearScores
+from pri3d.probing.pairs import Correspondence, Recall
+from pri3d.probing.retention import Retention
+from pri3d.probing.targets import DepthScore, NormalScore, SegmentationScore
+from pri3d.runs import leaves, write_json, write_text
+
+
+class Scores(NamedTuple):
+    """What was measured of one network; None where it was not."""
+
+    weights: str  #: file, folder or name it came from
+    features: str  #: which of its features, and their channels
+    matching: Recall | None = None
+    correspondence: Correspondence | None = None
+    depth: DepthScore | None = None
+    normals: NormalScore | None = None
+    segmentation: SegmentationScore | None = None
+    retention: Retention | None = None
+
+    def with_linear(self, found: LinearScores) -> Scores:
+        """Return the same with the scores of linear probes."""
+        return self._replace(**found._asdict())
+
+
+class Sheet(NamedTuple):
+    """One table; a row's first cell is the network's name."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
+Results = Mapping[str, Scores]
+
+
+def plain(value: Any) -> Any:
+    """Named tuples as dictionaries, all the way down, without what was not measured."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def write_results(out: Path, results: Results, facts: Mapping[str, Any], pixels: float) -> None:
+    """Write OUT (.json), and .csv and .md of the same name: everything, one number a line, the tables."""
+    networks = {name: plain(scores) for name, scores in results.items()}
+    write_json(out, {**facts, "networks": networks})
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("network", "task", "measure", "value"))
+    for name, scores in networks.items():
+        for (task, *measure), value in leaves(scores):
+            if not isinstance(value, str):
+                table.writerow((name, task, " / ".join(measure), "" if _is_nan(value) else value))
+    write_text(out.with_suffix(".csv"), text.getvalue())
+    write_text(out.with_suffix(".md"), "\n\n".join(map(markdown, build_sheets(results, pixels))) + "\n")
+
+
+def show(results: Results, pixels: float) -> None:
+    """Print all tables."""
+    console = Console(markup=False)  # names may hold brackets
+    for sheet in build_sheets(results, pixels):
+        table = Table(title=sheet.title)
+        for k, column in enumerate(sheet.columns):
+            table.add_column(column, justify="right" if k else "left", overflow="fold")
+        for row in sheet.rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+def markdown(sheet: Sheet) -> str:
+    """Return a table as markdown under its title."""
+    lines = [sheet.columns, ["---", *["---:"] * (len(sheet.columns) - 1)], *sheet.rows]
+    return "\n".join([f"**{sheet.title}**", "", *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def build_sheets(results: Results, pixels: float) -> list[Sheet]:
+    """Tables of what was measured, in the order of the tasks."""
+    sheets = [
+        _matching({k: s.matching for k, s in results.items() if s.matching}, pixels),
+        _correspondence({k: s.correspondence for k, s in results.items() if s.correspondence}),
+        _rows(
+            "Linear probe: depth",
+            ["RMSE, m", "δ < 1.25", "δ < 1.25²", "δ < 1.25³"],
+            {k: s.depth[:4] for k, s in results.items() if s.depth},
+        ),
+        _rows(
+            "Linear probe: surface normals",
+            ["mean °", "median °", "< 11.25°", "< 22.5°", "< 30°"],
+            {k: s.normals[:5] for k, s in results.items() if s.normals},
+        ),
+        _rows(
+            "Linear probe: segmentation",
+            ["mIoU", "pixel accuracy"],
+            {k: s.segmentation[:2] for k, s in results.items() if s.segmentation},
+        ),
+        _retention({k: s.retention for k, s in results.items() if s.retention}),
+    ]
+    return [sheet for sheet in sheets if sheet.rows]
+
+
+def _rows(title: str, columns: list[str], values: Mapping[str, tuple[float, ...]]) -> Sheet:
+    return Sheet(title, ["network", *columns], [[k, *map(_number, row)] for k, row in values.items()])
+
+
+def _matching(found: Mapping[str, Recall], pixels: float) -> Sheet:
+    bins = [f"{name}°" for recall in list(found.values())[:1] for name in recall.by_angle]
+    rows = [
+        [name, *map(_number, [*recall.by_angle.values(), recall.balanced, recall.mean]), str(recall.pairs)]
+        for name, recall in found.items()
+    ]
+    title = f"Recall of true points within {pixels:g} px, by angle between the views"
+    return Sheet(title, ["network", *bins, "bins", "all", "pairs"], rows)
+
+
+def _correspondence(found: Mapping[str, Correspondence]) -> Sheet:
+    ends = [name for recall in list(found.values())[:1] for name in recall.recall]
+    rows = []
+    for name, score in found.items():
+        rows.append([name, "all", *map(_number, score.recall.values()), str(score.pairs)])
+        for angle, values in score.by_angle.items():
+            if score.pairs_by_angle[angle]:
+                pairs = str(score.pairs_by_angle[angle])
+                rows.append([name, f"{angle}°", *map(_number, values.values()), pairs])
+    return Sheet("Recall of the best matches of a pair (probe3d)", ["network", "angle", *ends, "pairs"], rows)
+
+
+def _retention(found: Mapping[str, Retention]) -> Sheet:
+    longest = max((list(score.cosine) for score in found.values()), key=len, default=[])
+    rows = []
+    for name, score in found.items():
+        for measure, values in (("cosine", score.cosine), ("CKA", score.cka)):
+            cells = [*map(_number, values.values())] + ["-"] * (len(longest) - len(values))
+            rows.append([name, measure, *cells, _number(score.weight_change)])
+    short = [name.partition(",")[0] for name in longest]
+    return Sheet("Retention: encoder against its reference", ["network", "", *short, "weight change"], rows)
+
+
+def _number(value: float) -> str:
+    return "-" if _is_nan(value) else f"{value:.3f}"
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)

@@ -1,0 +1,201 @@
+"""KITTI (Geiger et al. 2012 and 2013): raw drives and odometry sequences of a car, with depth of its LiDAR."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pri3d.errors import DataError, FrameError
+from pri3d.geometry.pose import check_rigid, invert_array
+from pri3d.recordings._shared.base import SceneReader, entries
+from pri3d.recordings._shared.cameras import Cameras, Intrinsics, registered
+from pri3d.recordings._shared.files import clean_id, read_color, read_depth
+from pri3d.recordings._shared.kitti_calibration import Rig, odometry_rig, project, raw_rig, read_scan
+from pri3d.recordings._shared.scenes import LazyScene, Origin, build_frame
+from pri3d.recordings._shared.tables import framed, numbers, read_rows, read_text
+from pri3d.recordings._shared.trajectory import PosedList
+from pri3d.types import Frame
+
+_DATE = re.compile(r"[0-9]{4}_[0-9]{2}_[0-9]{2}")
+_ANNOTATED = "proj_depth/groundtruth/image_02"
+_ANNOTATED_UNITS = 256  # per metre
+_EARTH = 6378137.0  # metres, its radius as the data set's description has it
+_OXTS = 6  # numbers of a measurement that make its pose: latitude, longitude, altitude, roll, pitch, yaw
+
+Pose = Callable[[str], NDArray[np.float64]]
+
+
+class KittiReader(SceneReader):
+    """Raw: DATE/DATE_drive_NNNN_sync; odometry: sequences/NN. The left colour camera, 2, with LiDAR depth.
+
+        DATE/calib_cam_to_cam.txt, calib_velo_to_cam.txt, calib_imu_to_velo.txt
+        DATE/DRIVE/image_02/data/*.png, velodyne_points/data/*.bin, oxts/data/*.txt
+        DATE/DRIVE/proj_depth/groundtruth/image_02/*.png     of the depth completion benchmark; may be missing
+
+        sequences/NN/image_2/*.png, velodyne/*.bin, calib.txt     of which P2 and Tr are used
+        poses/NN.txt                                              beside sequences; missing for sequences 11 to 21
+
+    The recording is one drive or sequence, a DATE, a ``sequences``, or what holds these (``dataset/sequences`` too).
+
+    Raw poses are those of the inertial unit: latitude and longitude by a Mercator projection at the first frame's
+    latitude, altitude in metres, and roll, pitch, yaw, all relative to the first frame. Odometry poses are those of the
+    rectified camera 0. Both are carried to camera 2 by the calibration. A sequence without poses has none, and its
+    frames are single images.
+
+    Depth is z of the LiDAR's points in the pixels they fall into, the nearest where several do; it is sparse, and
+    points behind an edge of a near object show between its own. Annotated depth goes before it, frame by frame:
+    16 bits, 256 units a metre (``depth_scale`` of a cameras.yaml changes neither). Images are rectified. What the
+    pixels' centres are is not said; we take integers, so cx and cy get 0.5 more on our grid.
+    """
+
+    looks_for: ClassVar[str] = "DATE_drive_NNNN_sync with image_02/data and oxts/data, or sequences/NN (KITTI)"
+    frame_step: ClassVar[int] = 5  # 10 frames a second of a car: half a second, some 5 m in town
+
+    @classmethod
+    def find(cls, path: Path) -> Iterator[Path]:
+        """The recording itself where it is a drive or sequence, else those in it."""
+        if cls.is_scene(path):
+            yield path
+            return
+        for folder in (path, path / "sequences", path / "dataset" / "sequences"):
+            yield from filter(cls.is_scene, entries(folder))
+        for folder in entries(path):
+            if _DATE.fullmatch(folder.name):
+                yield from filter(cls.is_scene, entries(folder))
+
+    @staticmethod
+    def is_scene(path: Path) -> bool:
+        """Whether a folder is a raw drive or an odometry sequence."""
+        raw = (path / "image_02" / "data").is_dir() and (path / "oxts" / "data").is_dir()
+        return raw or _is_sequence(path)
+
+    def scene(self, source: Path) -> LazyScene:
+        """The scene of a drive or sequence, opened when it is first used."""
+        posed = not _is_sequence(source) or _poses_file(source).is_file()
+        return LazyScene(clean_id(source.resolve().name), lambda: self.open(source, self.stated(source)), posed=posed)
+
+    def open(self, source: Path, given: Cameras | None) -> PosedList:
+        """Open a drive or sequence. Raises DataError where its calibration or trajectory is missing or damaged."""
+        sequence = _is_sequence(source)
+        images, scans = (
+            (source / "image_2", source / "velodyne")
+            if sequence
+            else (source / "image_02" / "data", source / "velodyne_points" / "data")
+        )
+        files = {
+            path.stem: path for path in entries(images) if path.suffix in (".png", ".jpg") and path.stem.isdecimal()
+        }
+        if not files:
+            raise DataError(f"{images}: holds no image.")
+        rig = odometry_rig(source / "calib.txt") if sequence else raw_rig(source.resolve().parent)
+        digits = max(map(len, files))
+        images_of = {name.zfill(digits): path for name, path in files.items()}
+        pose, what = _sequence_poses(source, rig) if sequence else _drive_poses(source, rig, images_of)
+        camera = given.color if given else rig.camera
+        annotated = source / _ANNOTATED
+
+        def load(name: str) -> Frame:
+            stem = images_of[name].stem
+            depths = annotated / f"{stem}.png", scans / f"{stem}.bin"
+            return _load(name, images_of[name], depths, pose(name), camera, rig, what)
+
+        return PosedList(list(images_of), load, pose, None, what)
+
+
+def _load(
+    name: str,
+    image: Path,
+    depths: tuple[Path, Path],
+    pose: NDArray[np.float64],
+    camera: Intrinsics,
+    rig: Rig,
+    what: str,
+) -> Frame:
+    """A frame of annotated depth, else of a scan. Raises FrameError naming the file that is missing or damaged."""
+    color = read_color(image)
+    annotated, scan = depths
+    flat = camera._replace(lens=None)  # depth is of the pinhole camera: rectified, or projected into it
+    origin = Origin(str(image), str(annotated if annotated.is_file() else scan), f"{what}: frame {name}")
+    cameras = Cameras(camera, flat, np.eye(4))
+    if annotated.is_file():
+        depth = read_depth(annotated, 1 / _ANNOTATED_UNITS)
+        cameras = registered(cameras, color.shape, depth.shape, str(annotated))
+    else:
+        height, width = color.shape[:2]
+        depth = project(read_scan(scan), rig.camera_from_lidar, flat.of_image(width, height, str(image)))
+    return build_frame(name, color, depth, pose, cameras, origin)
+
+
+def _is_sequence(path: Path) -> bool:
+    return (path / "image_2").is_dir() and (path / "calib.txt").is_file()
+
+
+def _poses_file(sequence: Path) -> Path:
+    place = sequence.resolve()
+    return place.parent.parent / "poses" / f"{place.name}.txt"
+
+
+def _sequence_poses(sequence: Path, rig: Rig) -> tuple[Pose, str]:
+    """Poses of camera 2 by line, and their file; the identity for a sequence that has none."""
+    path = _poses_file(sequence)
+    if not path.is_file():
+        return lambda _: np.eye(4), str(path)
+    rows = read_rows(path, 12)
+
+    def pose(name: str) -> NDArray[np.float64]:
+        if int(name) >= len(rows):
+            raise FrameError(f"{path}: has {len(rows)} poses, none for frame {name}.")
+        world_from_body = np.eye(4)
+        world_from_body[:3] = rows[int(name)].reshape(3, 4)
+        return check_rigid(world_from_body, f"{path}: frame {name}") @ invert_array(rig.camera_from_body)
+
+    return pose, str(path)
+
+
+def _drive_poses(drive: Path, rig: Rig, images: dict[str, Path]) -> tuple[Pose, str]:
+    """Poses of camera 2 by a drive's measurements, and their folder; the first frame's inertial unit is the world."""
+    folder = drive / "oxts" / "data"
+    first = _measurement(folder / f"{images[min(images)].stem}.txt")
+    origin = _earth_from_body(first, first)
+
+    def pose(name: str) -> NDArray[np.float64]:
+        path = folder / f"{images[name].stem}.txt"
+        measured: NDArray[np.float64] = framed(lambda: _measurement(path))
+        body = invert_array(origin) @ _earth_from_body(measured, first)
+        return check_rigid(body, str(path)) @ invert_array(rig.camera_from_body)
+
+    return pose, str(folder)
+
+
+def _measurement(path: Path) -> NDArray[np.float64]:
+    """Latitude and longitude in degrees, altitude in metres, roll, pitch and yaw in radians (6,)."""
+    values = numbers(read_text(path).split()[:_OXTS], (_OXTS,), str(path))
+    if not (abs(values[0]) < 89 and abs(values[1]) <= 360 and (np.abs(values[2:]) < 1e5).all()):
+        raise DataError(f"{path}: {' '.join(f'{x:g}' for x in values)} is no place and direction; it is damaged.")
+    return values
+
+
+def _earth_from_body(measured: NDArray[np.float64], first: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pose (4, 4) of the inertial unit: metres east, north and up of the first one, x forward, y left, z up.
+
+    The projection is Mercator's, scaled to be true at the latitude of the first.
+    """
+    scale = np.cos(np.radians(first[0]))
+
+    def place(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        north = np.log(np.tan(np.radians(90 + values[0]) / 2))
+        return np.array((scale * _EARTH * np.radians(values[1]), scale * _EARTH * north, values[2]))
+
+    (sr, sp, sy), (cr, cp, cy) = np.sin(measured[3:]), np.cos(measured[3:])
+    roll = np.array(((1, 0, 0), (0, cr, -sr), (0, sr, cr)))
+    pitch = np.array(((cp, 0, sp), (0, 1, 0), (-sp, 0, cp)))
+    yaw = np.array(((cy, -sy, 0), (sy, cy, 0), (0, 0, 1)))
+    result = np.eye(4)
+    result[:3, :3] = yaw @ pitch @ roll
+    result[:3, 3] = place(measured) - place(first)
+    return result

@@ -1,0 +1,78 @@
+"""7-Scenes and recordings named like it (Shotton et al. 2013; also the TSDF demo's RedKitchen)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from pri3d.errors import ConfigError, FrameError
+from pri3d.recordings._shared.cameras import Cameras, Intrinsics, cameras_for, from_matrix, same_camera
+from pri3d.recordings._shared.files import FileScene, FrameFiles, check_scenes, clean_id, read_matrix
+
+_COLOR = ".color."
+_PATTERN = "frame-*.color.*"
+
+
+class SevenScenesReader:
+    """frame-NNNNNN.color.png|jpg, .depth.png (mm, 65535 = invalid), .pose.txt; flat, in seq-XX or in SCENE/seq-XX.
+
+    Every folder with frames is a scene. Cameras: ``cameras.yaml``, else ``camera-intrinsics.txt`` (3 x 3) of the
+    scene's folder or above it, else f = 585, centre (320, 240) of 640 x 480, for colour and depth alike. The
+    intrinsics of this format count pixel centres at integers, so cx and cy get 0.5 more on our grid; those of a
+    cameras.yaml do not.
+
+    As published, colour is NOT registered to depth and poses are the depth camera's: state both cameras and
+    ``pose_of: depth`` in cameras.yaml (docs/own-data.md has the numbers).
+    """
+
+    looks_for: ClassVar[str] = "frame-000000.color.png (or .jpg), .depth.png and .pose.txt, flat or in seq-XX"
+    class_names: Sequence[str] | None = None
+
+    def __init__(self, path: Path, cameras: Path | None = None) -> None:
+        """Raises ConfigError where cameras.yaml or camera-intrinsics.txt cannot be understood."""
+        self._path = path
+        self._scenes = [(folder, _cameras(path, folder, cameras)) for folder in _scene_folders(path)]
+
+    @classmethod
+    def detect(cls, path: Path) -> bool:
+        """Whether the folder, or one up to two levels down, holds frame-*.color.* files."""
+        return bool(_scene_folders(path))
+
+    def scenes(self) -> Sequence[FileScene]:
+        """Return every folder of frames as a scene, sorted by id. Raises DataError for two equal ids."""
+        scenes = []
+        for folder, cameras in self._scenes:
+            parts = folder.relative_to(self._path).parts or (folder.resolve().name,)
+            files = {}
+            for color in folder.glob(_PATTERN):
+                stem = color.name.split(_COLOR)[0]
+                files[stem] = FrameFiles(color, folder / f"{stem}.depth.png", folder / f"{stem}.pose.txt")
+            scenes.append(FileScene(clean_id("-".join(parts)), files, cameras))
+        return check_scenes(self._path, scenes, self.looks_for)
+
+
+def _scene_folders(path: Path) -> list[Path]:
+    """Folders with frames: the recording's own, or those up to two levels down."""
+    if next(path.glob(_PATTERN), None) is not None:
+        return [path]
+    below = [p for level in ("*", "*/*") for p in sorted(path.glob(level)) if p.is_dir() and not p.name.startswith(".")]
+    return [folder for folder in below if next(folder.glob(_PATTERN), None) is not None]
+
+
+def _cameras(path: Path, folder: Path, given: Path | None) -> Cameras:
+    folders = [f for f in (folder, *folder.parents) if f == path or path in f.parents]
+    stated = cameras_for(given, *folders)
+    if stated is not None:
+        return stated
+    for candidate in folders:
+        if (candidate / "camera-intrinsics.txt").is_file():
+            return same_camera(_intrinsics(candidate / "camera-intrinsics.txt"))
+    return same_camera(Intrinsics(585.0, 585.0, 320.5, 240.5, 640, 480))
+
+
+def _intrinsics(path: Path) -> Intrinsics:
+    try:
+        return from_matrix(read_matrix(path, (3, 3)), str(path))
+    except FrameError as error:
+        raise ConfigError(str(error)) from error

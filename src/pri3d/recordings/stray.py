@@ -1,0 +1,172 @@
+"""Stray Scanner: RGB-D videos of phones with LiDAR."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pri3d.errors import DataError, FrameError
+from pri3d.geometry.pose import check_rigid, pose_of_quaternion
+from pri3d.recordings._shared.arkit import MILLIMETRES, intrinsics, read_levels
+from pri3d.recordings._shared.base import SceneReader
+from pri3d.recordings._shared.cameras import Cameras, Intrinsics, registered, same_camera
+from pri3d.recordings._shared.files import LARGEST, in_metres, read_depth
+from pri3d.recordings._shared.scenes import Origin, build_frame
+from pri3d.recordings._shared.tables import framed, numbers, read_text
+from pri3d.recordings._shared.trajectory import PosedList
+from pri3d.recordings._shared.video import VideoFrames
+from pri3d.types import Frame
+
+_POSE = ("x", "y", "z", "qx", "qy", "qz", "qw")
+_CAMERA = ("fx", "fy", "cx", "cy")
+
+
+class StrayReader(SceneReader):
+    """SCENE with rgb.mp4, odometry.csv, camera_matrix.csv, depth, confidence, as the app's folders are.
+
+        odometry.csv               a head line that names the columns: timestamp, frame, x, y, z, qx, qy, qz, qw,
+                                   in newer versions fx, fy, cx, cy of the frame too
+        camera_matrix.csv          3 x 3, of the video's images; where the odometry does not say it
+        rgb.mp4                    frame N of the odometry is frame N of the video (needs PyAV: the extra ``video``)
+        depth/000000.png or .npy   16 bits, millimetres, of the same view as the video, smaller
+        confidence/000000.png      0, 1, 2: becomes percent; may be missing
+
+    Poses are camera to world in metres. The app turns ARKit's camera by half a turn about x when it writes them, so
+    that the camera axes are OpenCV's; y of the world points up. Intrinsics count pixels from the image's corner.
+    Known from the app's data specification and its published source; tested on written files.
+    """
+
+    looks_for: ClassVar[str] = "odometry.csv and rgb.mp4, or folders that hold them (Stray Scanner)"
+    frame_step: ClassVar[int] = 25  # of 30 or 60 a second
+
+    @staticmethod
+    def is_scene(path: Path) -> bool:
+        """Whether a folder is a recording of the app."""
+        return (path / "odometry.csv").is_file() and any(
+            (path / name).is_file() for name in ("rgb.mp4", "camera_matrix.csv")
+        )
+
+    def open(self, source: Path, given: Cameras | None) -> PosedList:
+        """Open a recording. Raises DataError where odometry, calibration or video are missing or damaged."""
+        odometry = _Odometry(source / "odometry.csv")
+        matrix = None
+        if given is None and not odometry.has(_CAMERA):
+            matrix = _matrix(source / "camera_matrix.csv")
+        scene = _Scene(source, VideoFrames(source / "rgb.mp4"), odometry, matrix, given)
+        return PosedList(list(odometry.rows), scene.frame, odometry.pose, given)
+
+
+class _Odometry:
+    """The table of poses: rows by frame name; a last line that was not written whole is left out."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises DataError where it is missing or has no columns of poses, no row, or two of one frame."""
+        self.path = path
+        lines = [line.split(",") for line in read_text(path).splitlines() if line.strip()]
+        self._columns = [word.strip() for word in lines[0]] if lines else []
+        if not self.has(("frame", *_POSE)):
+            raise DataError(f"{path}: its first line should name the columns frame, {', '.join(_POSE)}.")
+        rows = lines[1:]
+        if rows and len(rows[-1]) < len(self._columns):
+            rows.pop()  # the recording was cut off
+        self.rows: dict[str, list[str]] = {}
+        frame = self._columns.index("frame")
+        for row in rows:
+            name = row[frame].strip() if len(row) == len(self._columns) else ""
+            if not (name.isdecimal() and name.isascii() and len(name) <= 9):
+                raise DataError(f"{path}: the line {','.join(row)[:80]!r} has no frame number or another length.")
+            self.rows[name.zfill(6)] = row
+        if not rows or len(self.rows) != len(rows):
+            raise DataError(f"{path}: holds {len(rows)} lines of {len(self.rows)} frames; it is damaged.")
+        width = max(len(name) for name in self.rows)
+        self.rows = {name.zfill(width): row for name, row in self.rows.items()}
+
+    def has(self, columns: tuple[str, ...]) -> bool:
+        """Whether it has all of these columns."""
+        return all(name in self._columns for name in columns)
+
+    def values(self, name: str, columns: tuple[str, ...]) -> NDArray[np.float64]:
+        """Numbers of some columns of a frame. Raises FrameError where they are none."""
+        row = [self.rows[name][self._columns.index(column)] for column in columns]
+        found: NDArray[np.float64] = framed(lambda: numbers(row, (len(columns),), f"{self.path}: frame {name}"))
+        return found
+
+    def pose(self, name: str) -> NDArray[np.float64]:
+        """Camera to world (4, 4), OpenCV axes. Raises FrameError where tracking was lost."""
+        values, what = self.values(name, _POSE), f"{self.path}: frame {name}"
+        return check_rigid(pose_of_quaternion(values[:3], values[3:], what), what)
+
+
+class _Scene(NamedTuple):
+    """What a frame is made of."""
+
+    folder: Path
+    video: VideoFrames
+    odometry: _Odometry
+    matrix: Intrinsics | None
+    given: Cameras | None
+
+    def frame(self, name: str) -> Frame:
+        """Load a frame. Raises FrameError naming the file that is missing or damaged."""
+        pose = self.odometry.pose(name)
+        color = self.video.read(int(name))
+        stem = str(int(name)).zfill(6)
+        depth_path = next(
+            (path for end in ("npy", "png") if (path := self.folder / "depth" / f"{stem}.{end}").is_file()),
+            self.folder / "depth" / f"{stem}.png",
+        )
+        scale = MILLIMETRES if self.given is None else self.given.depth_scale
+        depth = (
+            in_metres(_read_npy(depth_path), scale) if depth_path.suffix == ".npy" else read_depth(depth_path, scale)
+        )
+        what = f"{self.odometry.path}: frame {name}"
+        origin = Origin(f"{self.video.path}: frame {name}", str(depth_path), what)
+        cameras = self.given
+        if cameras is None:
+            stated = self.matrix or intrinsics(self.odometry.values(name, _CAMERA), what)
+            cameras = registered(same_camera(stated), color.shape, depth.shape, origin.depth)
+        return build_frame(
+            name,
+            color,
+            depth,
+            pose,
+            cameras,
+            origin,
+            confidence=read_levels(self.folder / "confidence" / f"{stem}.png"),
+        )
+
+
+def _matrix(path: Path) -> Intrinsics:
+    """Camera of a 3 x 3 matrix with commas. Raises DataError where it is missing or damaged."""
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file, and odometry.csv has no columns fx, fy, cx, cy. State the camera in a cameras.yaml."
+        )
+    rows = [line.split(",") for line in read_text(path).splitlines() if line.strip()]
+    values = numbers([word for row in rows for word in row], (9,), str(path))
+    return intrinsics(values[[0, 4, 2, 5]], str(path))
+
+
+def _read_npy(path: Path) -> NDArray[np.uint16]:
+    """Read 16-bit depth (h, w) of numpy's file format. Raises FrameError where it is damaged or is none."""
+    try:
+        with path.open("rb") as file:
+            return _npy_content(file)
+    except Exception as error:  # numpy's parser of headers raises what it likes on damaged bytes
+        raise FrameError(f"{path}: is not readable depth of 16 bits ({error}).") from error
+
+
+def _npy_content(file: IO[bytes]) -> NDArray[np.uint16]:
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, by_columns, dtype = read_header(file)
+    if dtype.kind != "u" or dtype.itemsize != 2 or len(shape) != 2 or not 0 < shape[0] * shape[1] <= LARGEST:
+        raise ValueError(f"{dtype} of shape {shape}")
+    data = file.read(2 * shape[0] * shape[1] + 1)
+    if len(data) != 2 * shape[0] * shape[1]:
+        raise ValueError(f"{len(data)} bytes of shape {shape}")
+    depth = np.frombuffer(data, dtype).reshape(shape, order="F" if by_columns else "C")
+    return depth.astype(np.uint16)

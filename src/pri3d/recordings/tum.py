@@ -1,0 +1,118 @@
+"""TUM RGB-D benchmark (Sturm et al. 2012), and what is written like it, as ETH3D's SLAM benchmark (Schöps 2019)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pri3d.errors import DataError
+from pri3d.geometry.lens import Lens
+from pri3d.recordings._shared.base import SceneReader
+from pri3d.recordings._shared.cameras import Cameras, Intrinsics, from_matrix, same_camera
+from pri3d.recordings._shared.tables import inside, numbers, read_rows, read_words
+from pri3d.recordings._shared.trajectory import PosedList, associate, has_images, interpolate, load_files
+
+UNITS = 5000  #: of the depth images, per metre
+_DEPTH_WITHIN = 0.02  # seconds between a colour image and its depth
+_POSE_WITHIN = 0.1  # seconds to the poses before and after; motion capture gives a hundred a second
+_LATEST = 1e11  # seconds; larger stamps are of another unit
+_KINECTS = re.compile(r"(?:^|_)(?:freiburg|fr)([123])(?![0-9])")
+# The published calibration of the colour cameras, centres at integers: fx, fy, cx, cy and k1, k2, p1, p2, k3. The
+# images of the third are published undistorted.
+_CALIBRATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "1": ((517.3, 516.5, 318.6, 255.3), (0.2624, -0.9531, -0.0054, 0.0026, 1.1633)),
+    "2": ((520.9, 521.0, 325.1, 249.7), (0.2312, -0.7849, -0.0033, -0.0001, 0.9172)),
+    "3": ((535.4, 539.2, 320.1, 247.6), ()),
+    "": ((525.0, 525.0, 319.5, 239.5), ()),  # what ROS assumes of any Kinect
+}
+
+
+class TumReader(SceneReader):
+    """SEQUENCE/rgb/TIME.png and depth/TIME.png, listed in rgb.txt and depth.txt, with groundtruth.txt.
+
+    The recording is a sequence or a folder of some. A line of rgb.txt is a time in seconds and a file; without the
+    lists the files' names are the times. groundtruth.txt has lines ``time tx ty tz qx qy qz qw``: metres, camera to
+    world, OpenCV axes, of the colour camera; '#' starts a comment. Depth is registered to colour, 16 bits, 5000 units
+    a metre, 0 where there is none.
+
+    Colour images get the depth image nearest in time, closer than 0.02 s, one to one and best first, and the pose
+    interpolated between the one before and the one after, at most 0.1 s away each; those without either are left out.
+
+    Cameras: a cameras.yaml, else ``calibration.txt`` (fx fy cx cy, as in ETH3D's SLAM benchmark), else the published
+    ones of freiburg1, 2 and 3 (or fr1, fr2, fr3) by the folder's name, whose distortion is undone, else ROS's default.
+    These count pixel centres at integers, so cx and cy get 0.5 more on our grid; those of a cameras.yaml do not.
+    """
+
+    looks_for: ClassVar[str] = "folders rgb and depth with groundtruth.txt (TUM RGB-D), or such sequences"
+    frame_step: ClassVar[int] = 25  # 30 frames a second
+
+    @staticmethod
+    def is_scene(path: Path) -> bool:
+        """Whether the folder is a sequence."""
+        return has_images(path) and (path / "groundtruth.txt").is_file()
+
+    def open(self, source: Path, given: Cameras | None) -> PosedList:
+        """Raises DataError where a list is missing or damaged, or no image has both a depth and a pose."""
+        truth = source / "groundtruth.txt"
+        cameras = given or _cameras(source)
+        (times, colors), (depth_times, depths) = _images(source, "rgb"), _images(source, "depth")
+        pairs = associate(times, depth_times, _DEPTH_WITHIN)
+        times = times[pairs[:, 0]]
+        poses, known = interpolate(read_rows(truth, 8), times, _POSE_WITHIN)
+        if not known.any():
+            raise DataError(
+                f"{source}: no frame is left. Of {len(colors)} colour images {len(pairs)} have a depth image within "
+                f"{_DEPTH_WITHIN} s, and none of these has poses of {truth.name} within {_POSE_WITHIN} s before and "
+                "after."
+            )
+        width = len(f"{times.max():.6f}")
+        names = [f"{time:0{width}.6f}" for time in times]
+        files = {names[k]: (colors[pairs[k, 0]], depths[pairs[k, 1]]) for k in np.flatnonzero(known)}
+        by_name = {names[k]: poses[k] for k in np.flatnonzero(known)}
+        return PosedList(
+            list(files),
+            lambda name: load_files(name, *files[name], by_name[name], cameras, truth),
+            by_name.__getitem__,
+            cameras,
+            str(truth),
+        )
+
+
+def _images(folder: Path, part: str) -> tuple[NDArray[np.float64], list[Path]]:
+    """Times (N,), sorted and unique, and files of the images that PART.txt lists, else of those in the folder."""
+    listed = folder / f"{part}.txt"
+    if listed.is_file():
+        rows = read_words(listed)
+        if any(len(words) < 2 for words in rows):
+            raise DataError(f"{listed}: a line has no file name; expected a time in seconds and a file.")
+        files = [inside(folder, words[1], listed) for words in rows]
+        stamps = [words[0] for words in rows]
+    else:
+        files = [p for p in (folder / part).iterdir() if p.suffix.lower() in (".png", ".jpg") and p.name[0] != "."]
+        stamps = [p.stem for p in files]
+    times = numbers(stamps, (len(files),), f"{listed if listed.is_file() else folder / part}: the times")
+    if not ((times >= 0) & (times < _LATEST)).all():
+        raise DataError(f"{listed if listed.is_file() else folder / part}: the times are not all seconds.")
+    times, first = np.unique(times, return_index=True)
+    return times, [files[k] for k in first]
+
+
+def _cameras(folder: Path) -> Cameras:
+    """Cameras of calibration.txt, else the published ones. Raises DataError where calibration.txt holds none."""
+    stated = folder / "calibration.txt"
+    lens: tuple[float, ...]
+    if stated.is_file():
+        (fx, fy, cx, cy), lens = numbers(read_words(stated), (4,), str(stated)).tolist(), ()
+    else:
+        match = _KINECTS.search(folder.resolve().name.lower())
+        (fx, fy, cx, cy), lens = _CALIBRATION[match[1] if match else ""]
+    camera = from_matrix(np.array(((fx, 0, cx), (0, fy, cy), (0, 0, 1))), str(stated))
+    return same_camera(_bent(camera, lens))._replace(depth_scale=1 / UNITS)
+
+
+def _bent(camera: Intrinsics, coefficients: tuple[float, ...]) -> Intrinsics:
+    return camera._replace(lens=Lens("radial", coefficients)) if coefficients else camera

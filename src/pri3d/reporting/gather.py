@@ -1,0 +1,234 @@
+"""Stores and run folders -> what the pictures need. What is not there is stated, what is damaged raises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pri3d import registry
+from pri3d.data.pairs import PairDataset
+from pri3d.data.sampler import Draw
+from pri3d.errors import DataError
+from pri3d.geometry.images import parse_size
+from pri3d.geometry.matching import match_pixels
+from pri3d.labelled import LabelledImages
+from pri3d.networks.weights import load_model
+from pri3d.reporting.cutaway import Chunk, up_direction
+from pri3d.reporting.figures import Detected, MatchedPair, Segmented
+from pri3d.reporting.scores import Runs
+from pri3d.reporting.sources import read_config
+from pri3d.runs import RunPaths
+from pri3d.store import MANIFEST, Store
+from pri3d.tasks import TASKS, load_task
+from pri3d.types import Detections
+
+SCORE = 0.5  #: from which on an object is drawn
+_DISTANCE = 0.02  # metres; of runs that do not say
+T = TypeVar("T")
+
+
+class Missing(NamedTuple):
+    """Why a part of the report cannot be made; not an error: runs are cut short, stores made without labels."""
+
+    reason: str
+
+
+def there(found: T | Missing) -> T:
+    """What was looked for. Raises DataError with the reason where it is missing."""
+    if isinstance(found, Missing):
+        raise DataError(found.reason)
+    return found
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """Return a run's resolved settings; empty where it has no config.yaml. Raises DataError where that is damaged."""
+    return dict(read_config(run).get("settings", {}))
+
+
+def distance_of(settings: Mapping[str, Any]) -> float:
+    """Metres within which two measured points are one to a run of these settings."""
+    return float(settings.get("distance") or _DISTANCE)
+
+
+def open_store(folder: Path) -> Store | Missing:
+    """Return the store, or say that there is none."""
+    if not (folder / MANIFEST).is_file():
+        return Missing(f"{folder.name} is no prepared store.")
+    return Store(folder)
+
+
+def store_with_pairs(stores: Sequence[Path]) -> Path | Missing:
+    """First of the stores that holds pairs."""
+    for folder in stores:
+        store = open_store(folder)
+        if isinstance(store, Store) and store.manifest["settings"]["pairs"] and len(store.pairs().i):
+            return folder
+    return Missing(f"no overlapping pairs in {', '.join(folder.name for folder in stores)}.")
+
+
+def typical_pairs(store: Store, count: int) -> NDArray[np.int64]:
+    """Rows of ``count`` pairs at even ranks of the overlap, so that nobody picks: 1 is the median, 2 the tertiles."""
+    order = np.argsort(store.pairs().overlap, kind="stable")
+    ranks = (np.arange(1, count + 1) / (count + 1) * len(order)).astype(np.int64)
+    return np.unique(order[ranks])
+
+
+def matched_pairs(folder: Path, count: int, run: Path) -> tuple[list[MatchedPair], Tensor]:
+    """Typical pairs with their matches, and their images (2 * count, 3, H, W) in 0..1, as the run's network sees them.
+
+    Size, match distance and grid (half the image's resolution) are the run's.
+    """
+    store, settings = Store(folder), read_settings(run)
+    rows = typical_pairs(store, count)
+    size = parse_size(settings["size"]) if "size" in settings else store.scene(store.scenes[0]).frames.size
+    dataset, table = PairDataset(folder, rows, size, seed=0), store.pairs()
+    grid = (-(-size[1] // 2), -(-size[0] // 2))
+    pairs, images = [], []
+    for k, row in enumerate(rows):
+        item = dataset[Draw(0, k)]
+        matches = match_pixels(
+            item.depth[None],
+            item.intrinsics[None],
+            item.world_from_camera[None],
+            grid,
+            distance_of(settings),
+        )
+        valid = matches.valid[0]
+        ends = [_cell_centres(cells[0][valid], grid, size) for cells in (matches.first, matches.second)]
+        colors = item.color.permute(0, 2, 3, 1).numpy()
+        pairs.append(
+            MatchedPair(
+                colors, np.concatenate(ends, axis=1), float(table.overlap[row]), float(table.angle[row]), item.name
+            )
+        )
+        images.append(item.color.float() / 255)
+    return pairs, torch.cat(images)
+
+
+def chunk(folder: Path, run: Path) -> Chunk | Missing:
+    """First frame of the median pair; the surface in the run's voxel size, where the store's divides it."""
+    store = Store(folder)
+    row = int(typical_pairs(store, 1)[0])
+    table = store.pairs()
+    scene = store.scene(str(table.scene[row]))
+    surface = scene.surface()
+    if len(surface.cells) == 0:
+        return Missing(f"scene {scene.id} of {folder.name} has no surface.")
+    view, frames = scene.view(int(table.i[row])), scene.frames
+    voxel = float(read_settings(run).get("voxel") or surface.size)
+    return Chunk(
+        color=view.color,
+        depth=view.depth,
+        intrinsics=view.intrinsics,
+        world_from_camera=view.world_from_camera,
+        surface=surface,
+        up=up_direction(frames.world_from_camera[frames.valid]),
+        voxel=voxel if abs(voxel / surface.size - round(voxel / surface.size)) < 1e-6 else surface.size,
+        name=f"{scene.id}/{view.name}",
+    )
+
+
+def network_files(runs: Mapping[str, Path]) -> dict[str, Path] | Missing:
+    """What to call a network -> its file: of one run before and after pre-training, of several the first one's start.
+
+    Runs without weights are left out; Missing where none has any.
+    """
+    found = {name: RunPaths(run) for name, run in runs.items() if RunPaths(run).weights.is_file()}
+    if not found:
+        names = ", ".join(run.name for run in runs.values())
+        return Missing(f"{names}: no {RunPaths(Path()).weights.name}; pre-training has not finished.")
+    first = next(iter(found.values()))
+    before = {"before": first.initial} if first.initial.is_file() else {}
+    if len(runs) == 1:
+        return {**before, "after": first.weights}
+    return {**before, **{name: paths.weights for name, paths in found.items()}}
+
+
+@torch.no_grad()
+def feature_maps(images: Tensor, files: Mapping[str, Path]) -> dict[str, Tensor]:
+    """Maps (K, C, h, w) of images (K, 3, H, W) by the network in each file, by the same names."""
+    return {name: load_model(file)[0](images).float() for name, file in files.items()}
+
+
+def spread_rows(count: int, most: int) -> list[int]:
+    """At most ``most`` of the numbers 0..count-1, evenly, each from the middle of its share."""
+    most = min(count, most)
+    return [int((k + 0.5) / most * count) for k in range(most)]
+
+
+class Pictures(NamedTuple):
+    """Frames with what networks say of them."""
+
+    segmented: Sequence[Segmented]  #: of semantic segmentation
+    detected: Sequence[Detected]  #: of detection
+    class_names: Sequence[str]
+
+    @property
+    def frames(self) -> list[Segmented | Detected]:
+        """All of them."""
+        return [*self.segmented, *self.detected]
+
+
+@torch.no_grad()
+def predictions(images: LabelledImages, runs: Runs, count: int, task: str) -> Pictures | Missing:
+    """Evenly spaced labelled images with the prediction of each method's first finished run."""
+    files = {
+        method: next((file for file in (RunPaths(run).weights for run in folders) if file.is_file()), None)
+        for method, folders in runs.items()
+    }
+    models = {method: load_task(file) for method, file in files.items() if file is not None}
+    if not models:
+        return Missing("no fine-tuning run has finished.")
+    names = registry.load("tasks", TASKS, task).names_of(images)
+    for method, trained in models.items():
+        if trained.task.class_names != names:
+            return Missing(f"{method} and {images.path.name} have other classes.")
+    rows = spread_rows(len(images.names), count)
+    segmented, detected = [], []
+    for row in rows:
+        color, name = images.color(row), images.names[row]
+        found = {method: trained.task.predict(trained.model, color) for method, trained in models.items()}
+        if all(isinstance(one, Detections) for one in found.values()):
+            likely = {method: likely_objects(every) for method, every in found.items()}
+            detected.append(Detected(color, true_objects(images, row), likely, name))
+        elif all(isinstance(one, np.ndarray) and one.shape == color.shape[:2] for one in found.values()):
+            segmented.append(Segmented(color, images.label(row), found, name))
+        else:
+            return Missing(f"what task {task} predicts is neither class ids nor objects.")
+    return Pictures(segmented, detected, names)
+
+
+def likely_objects(found: Detections) -> Detections:
+    """Predicted objects that are drawn."""
+    return _kept(found, found.scores >= SCORE)
+
+
+def true_objects(images: LabelledImages, row: int) -> Detections:
+    """The objects of an image without crowds."""
+    truth = images.instances(row)
+    every = Detections(truth.masks, truth.boxes, truth.classes, np.ones(len(truth.classes), np.float32))
+    return _kept(every, ~truth.crowd)
+
+
+def _kept(found: Detections, which: NDArray[np.bool_]) -> Detections:
+    return Detections(found.masks[which], found.boxes[which], found.classes[which], found.scores[which])
+
+
+def shares_scenes(first: Store, second: Store) -> bool:
+    """Whether the stores may hold a scene in common: one of the same id, or one of the same content."""
+    ids = set(first.scenes) & set(second.scenes)
+    hashes = [{scene["hash"] for scene in store.manifest["scenes"].values()} for store in (first, second)]
+    return bool(ids or hashes[0] & hashes[1])
+
+
+def _cell_centres(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> NDArray[np.float64]:
+    """Flat feature cells (N,) -> pixels (N, 2) of an image of ``size`` (width, height)."""
+    flat = cells.numpy()
+    row, column = flat // grid[1], flat % grid[1]
+    return np.stack(((column + 0.5) * size[0] / grid[1], (row + 0.5) * size[1] / grid[0]), axis=1)

@@ -1,0 +1,156 @@
+"""``pri3d report``: runs -> one self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import pri3d
+from pri3d.errors import ConfigError
+from pri3d.files.atomic import usable
+from pri3d.networks.weights import read_provenance
+from pri3d.reporting.finetuned import add_pictures, add_scores, add_training, add_unfinished
+from pri3d.reporting.gather import Missing
+from pri3d.reporting.html import Page
+from pri3d.reporting.locate import labelled_of, pairs_of
+from pri3d.reporting.pretrained import add_curves, add_data, add_features, describe
+from pri3d.reporting.probed import add_probe
+from pri3d.reporting.sources import Group, Run, Sources, differing_settings, find_sources
+from pri3d.runs import RunPaths
+from pri3d.store import Store
+
+_TASKS = {"semantic": "Semantic segmentation", "instance": "Detection and instance segmentation"}
+
+
+def make_report(runs: list[Path], data: Path | None = None, out: Path = Path("report.html")) -> Path:
+    """Make one HTML page of a run, or of several side by side: curves, scores, features, predictions, settings.
+
+    The page holds everything it shows and asks no other file or network for anything. What cannot be shown, because a
+    run is not finished or its data are elsewhere, is left out, and the page says so.
+
+    Args:
+        runs: pre-training and fine-tuning runs, folders of several runs (a demo's, or that of a comparison), and
+            results of `pri3d probe` (.json).
+        data: prepared store of the runs, or a folder of several: where their data lie now; default is what the runs
+            name.
+        out: the page to write.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: ``out`` cannot be written.
+        DataError, WeightsError: a path is no run, or a file is there but damaged.
+    """
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: is a folder. Name a file, such as {out / 'report.html'}.")
+    sources = find_sources(runs)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    names = [run.name for run in (*sources.pretrained, *sources.finetuned)] or [path.name for path in sources.probes]
+    page = Page(_title(names), _lead(sources))
+    with console.status("reading runs", spinner="line"):
+        for task, groups in sources.groups().items():
+            _add_task(page, task, groups, data)
+        if sources.pretrained:
+            _add_pretraining(page, sources.pretrained, data)
+        for path in sources.probes:
+            page.heading("What the features know" if len(sources.probes) == 1 else f"Probe: {path.name}")
+            add_probe(page, path)
+        if sources.pretrained or sources.finetuned:
+            _add_provenance(page, [*sources.finetuned, *sources.pretrained], data)
+    with usable(f"--out {out}"):
+        page.write(out)
+    console.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser", markup=False)
+    return out
+
+
+def _title(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"Run {names[0]}"
+    return f"Comparison of {', '.join(names) if len(names) <= 4 else f'{len(names)} runs'}"
+
+
+def _lead(sources: Sources) -> str:
+    counts = {"pre-training run": sources.pretrained, "fine-tuning run": sources.finetuned, "probe": sources.probes}
+    said = [f"{len(of)} {name}{'s' if len(of) > 1 else ''}" for name, of in counts.items() if of]
+    return f"{', '.join(said)}. Pri3D: image backbones pre-trained on the geometry of RGB-D recordings, without labels."
+
+
+def _add_task(page: Page, task: str, groups: Sequence[Group], data: Path | None) -> None:
+    """Scores, curves and pictures of one task; pictures of the largest share of the labels."""
+    page.heading(f"{_TASKS.get(task, task)}, fine-tuned")
+    add_scores(page, task, groups)
+    every = [run for group in groups for run in group.runs]
+    if any(run.provenance.get("shared_images") for run in every):
+        page.note("Some validation images are training images too: the scores say how well they are remembered.")
+    if any(run.provenance.get("pretrained_on_val") for run in every):
+        page.note("Some weights were pre-trained, without labels, on the frames that the runs are scored on.")
+    if len({str(run.provenance.get("data_hash", "")).partition("+")[2] for run in every}) > 1:
+        page.note("The runs are scored on different images, or classes: their scores do not compare.")
+    add_unfinished(page, task, {group.name: [run.path for run in group.runs] for group in groups})
+    largest = max(group.fraction for group in groups)
+    shown = [group for group in groups if group.fraction == largest]
+    if len(shown) < len(groups):
+        page.paragraph(f"What follows is of the runs with {largest:.0%} of the labels.")
+    methods = {group.method: [run.path for run in group.runs] for group in shown}
+    add_training(page, task, methods)
+    page.heading("What they predict", 3)
+    found = labelled_of(shown[0].runs[0], data)
+    if isinstance(found, Missing):
+        add_pictures(page, task, methods, found)
+    else:
+        add_pictures(page, task, methods, found.images, found.remark)
+
+
+def _add_pretraining(page: Page, runs: Sequence[Run], data: Path | None) -> None:
+    named = {run.name: run.path for run in runs}
+    page.heading("Pre-training")
+    header = ["run", "steps", "loss", "recall of each objective", "samples/s"]
+    page.table(header, describe(named), "Means over the last tenth of the steps.")
+    add_curves(page, named)
+    found = pairs_of(runs[0], data)
+    page.heading("What pre-training learns from")
+    if isinstance(found, Missing):
+        page.note(f"Pair, surface and features are left out: {found.reason}")
+        return
+    if found.remark:
+        page.note(found.remark)
+    add_data(page, found.folder, runs[0].path)
+    page.heading("Features")
+    add_features(page, found.folder, named)
+
+
+def _add_provenance(page: Page, runs: Sequence[Run], data: Path | None) -> None:
+    """What made the numbers: settings that differ first, then all of every run."""
+    page.heading("Settings and origin")
+    for verb in ("pretrain", "finetune"):
+        alike = [run for run in runs if run.verb == verb]
+        differing = differing_settings(alike)
+        if differing:
+            page.heading(f"In what the runs of pri3d {verb} differ", 3)
+            rows = [(run.name, *(_short(values[k]) for values in differing.values())) for k, run in enumerate(alike)]
+            page.table(["run", *differing], rows)
+    for run in runs:
+        facts: dict[str, Any] = {"settings": run.settings, "provenance": run.provenance}
+        weights = RunPaths(run.path).weights
+        if weights.is_file():
+            facts["weights"] = read_provenance(weights)
+        page.facts(f"{run.name}: pri3d {run.verb}", facts)
+    stores = [pairs_of(run, data) for run in runs if run.verb == "pretrain"]
+    for folder in dict.fromkeys(found.folder for found in stores if not isinstance(found, Missing)):
+        store = Store(folder)
+        facts = {"scenes": ", ".join(store.scenes), "hash": store.hash, "settings": store.manifest["settings"]}
+        page.facts(f"Data of pre-training: {folder.name}", facts)
+    page.facts("This page", {"pri3d": pri3d.__version__, "torch": str(torch.__version__)})
+
+
+def _short(value: Any) -> str:
+    """A setting in a table; of what has an unwieldy length, such as a hash, the beginning."""
+    if isinstance(value, Mapping):
+        value = ", ".join(f"{name} {weight:g}" for name, weight in value.items())
+    text = "–" if value is None else str(value)
+    return text if len(text) <= 32 else f"{text[:12]}…"

@@ -1,0 +1,231 @@
+"""A scene to turn around in, as a piece of HTML: points, cameras and matches, drawn by a script that needs nothing.
+
+The script draws on a 2D canvas with a depth buffer of its own: no graphics card is needed, and a page may hold any
+number of scenes (browsers allow few WebGL contexts). It fetches and evaluates nothing, so a page may forbid both.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pri3d.errors import DataError
+from pri3d.reporting.cutaway import up_direction
+
+#: name, world_from_camera (4, 4), intrinsics (4,) in pixels of the size, size (width, height)
+Camera = tuple[str, NDArray[np.float64], NDArray[np.float64], tuple[int, int]]
+
+_HEADROOM = 0.45  #: metres above the highest camera where the drawing starts cut open: below most ceilings
+_MATCH = (255, 176, 0)
+_STEPS = 32767  #: of a 16-bit coordinate on each side of the middle
+
+#: how a scene looks; the same text in every widget
+STYLE = """
+.pri3d-scene canvas{display:none;width:100%;height:min(62vh,34rem);background:#10131a;border-radius:10px;
+cursor:grab;touch-action:none}
+.pri3d-scene canvas:active{cursor:grabbing}
+.pri3d-scene canvas:focus-visible{outline:3px solid #56b4e9}
+.pri3d-scene.pri3d-on canvas{display:block}
+.pri3d-scene.pri3d-on .pri3d-static{display:none}
+.pri3d-help{display:block;opacity:.8}
+.pri3d-bar{display:flex;flex-wrap:wrap;gap:.3rem 1.1rem;align-items:center;margin:.4rem 0;font-size:.9rem}
+.pri3d-bar select{max-width:16rem}
+.pri3d-scene:not(.pri3d-on) .pri3d-help{display:none}
+"""
+
+
+class _Frame(NamedTuple):
+    """What the script's coordinates are: z up, around the middle of the scene, in whole steps."""
+
+    rotation: NDArray[np.float64]  #: (3, 3) scene_from_world
+    middle: NDArray[np.float64]  #: (3,) world, metres
+    step: float  #: metres
+
+    def place(self, points: ArrayLike) -> NDArray[np.float64]:
+        """World (..., 3) -> scene, metres."""
+        placed: NDArray[np.float64] = (np.asarray(points, np.float64) - self.middle) @ self.rotation.T
+        return placed
+
+    def encode(self, points: ArrayLike) -> str:
+        """World (..., 3) -> base64 of little-endian int16 steps; what lies outside is put on the border."""
+        steps = np.rint(self.place(points) / self.step).clip(-_STEPS, _STEPS)
+        return base64.b64encode(steps.astype("<i2").tobytes()).decode("ascii")
+
+
+def scene_widget(
+    points: NDArray[np.floating[Any]],
+    colors: NDArray[np.uint8],
+    cameras: Sequence[Camera] = (),
+    matches: NDArray[np.floating[Any]] | None = None,
+    *,
+    title: str,
+    alt: str,
+    match_colors: NDArray[np.uint8] | None = None,
+    path: NDArray[np.floating[Any]] | None = None,
+    most: int = 60_000,
+) -> str:
+    """Return a ``<figure>`` with its script: orbit, zoom and pan by mouse, touch and keyboard, no other file.
+
+    Args:
+        points: (N, 3) world, metres; of more than ``most`` points, means over cells of even size are drawn.
+        colors: (N, 3) RGB of the points.
+        cameras: name, world_from_camera (4, 4), intrinsics (4,) and size (width, height) of each.
+        matches: (M, 2, 3) segments, world, metres.
+        title: caption, plain text.
+        alt: what is to be seen, for who cannot see it, and for a page whose scripts do not run.
+        match_colors: (M, 3) RGB of the segments; amber where not given.
+        path: (K, 3) way of the camera, world, metres.
+        most: points to draw at most.
+
+    Raises DataError where there is neither a point nor a camera, where a value is not finite, or where shapes differ.
+    """
+    segments = np.zeros((0, 2, 3)) if matches is None else np.asarray(matches, np.float64)
+    way = np.zeros((0, 3)) if path is None else np.asarray(path, np.float64)
+    paint = np.tile(np.array(_MATCH, np.uint8), (len(segments), 1)) if match_colors is None else match_colors
+    _check(title, points, colors, cameras, segments, way, paint)
+    points, colors = thin(np.asarray(points, np.float64), colors, most)
+    poses = np.array([pose for _, pose, _, _ in cameras]).reshape(-1, 4, 4)
+    frame = _frame(points, poses)
+    height = frame.place(points)[:, 2] if len(points) else np.zeros(1)
+    centres = frame.place(poses[:, :3, 3])
+    ahead = (poses[:, :3, 2] @ frame.rotation.T).sum(axis=0)
+    size = frame.step * _STEPS
+    open_at = centres[:, 2].max() + _HEADROOM if len(poses) else height.max()
+    data = {
+        "points": frame.encode(points),
+        "colors": _base64(colors),
+        "matches": frame.encode(segments),
+        "matchColors": _base64(paint),
+        "cameras": [_camera(frame, camera, size) for camera in cameras],
+        "path": _rounded(frame.place(way)),
+        "step": frame.step,
+        "spacing": _spacing(points, size),
+        "radius": _radius(frame.place(points) if len(points) else centres),
+        "yaw": float(np.arctan2(ahead[1], ahead[0])) if len(poses) else 0.66,
+        "low": float(height.min()),
+        "high": float(height.max()),
+        "cut": float(min(open_at, height.max())),
+    }
+    return _html(json.dumps(data, separators=(",", ":"), ensure_ascii=False), len(points), len(cameras), title, alt)
+
+
+def script() -> str:
+    """Return the script of every widget, one text: a page may allow it by its hash."""
+    return files("pri3d.reporting").joinpath("scene3d.js").read_text(encoding="utf-8")
+
+
+def thin(
+    points: NDArray[np.float64], colors: NDArray[np.uint8], most: int
+) -> tuple[NDArray[np.float64], NDArray[np.uint8]]:
+    """At most ``most`` points (K, 3) and their colours: means over cubes as small as that allows, within 10 %."""
+    if len(points) <= most:
+        return points, colors
+    low = points.min(axis=0)
+    edge = max(float(np.ptp(points, axis=0).max()) / most ** (1 / 2), 1e-9)  # a surface fills about edge^-2 cubes
+    cell = _cells(points, low, edge)
+    while cell.max() + 1 > most:
+        edge *= max(np.sqrt((cell.max() + 1) / most), 1.05)
+        cell = _cells(points, low, edge)
+    count = np.bincount(cell)
+
+    def mean(values: NDArray[Any]) -> NDArray[np.float64]:
+        return np.stack([np.bincount(cell, values[:, k]) / count for k in range(3)], axis=1)
+
+    return mean(points), np.rint(mean(colors)).astype(np.uint8)
+
+
+def _cells(points: NDArray[np.float64], low: NDArray[np.float64], edge: float) -> NDArray[np.int64]:
+    """Number of the occupied cube that each point (N, 3) falls into, 0..K-1."""
+    x, y, z = ((points - low) / edge).astype(np.int64).T
+    _, number = np.unique((x << 42) | (y << 21) | z, return_inverse=True)
+    return number.astype(np.int64)
+
+
+def _frame(points: NDArray[np.float64], poses: NDArray[np.float64]) -> _Frame:
+    """Up is the cameras' up, z without cameras; the middle is of all but the outermost hundredths of the points."""
+    up = up_direction(poses) if len(poses) else np.array((0.0, 0.0, 1.0))
+    up = up / np.linalg.norm(up) if np.linalg.norm(up) > 1e-6 else np.array((0.0, 0.0, 1.0))
+    aside = np.cross(up, np.eye(3)[int(np.abs(up).argmin())])
+    aside = aside / np.linalg.norm(aside)
+    everything = np.concatenate((points, poses[:, :3, 3]))
+    low, high = np.percentile(points if len(points) else everything, (1, 99), axis=0)
+    middle = (low + high) / 2
+    reach = max(float(np.linalg.norm(everything - middle, axis=1).max()), 0.1)
+    return _Frame(np.stack((np.cross(aside, up), aside, up)), middle, reach / _STEPS)
+
+
+def _camera(frame: _Frame, camera: Camera, size: float) -> dict[str, Any]:
+    """Name, centre, corners of the image in a small pyramid, direction and focal length in image heights."""
+    name, pose, (fx, fy, cx, cy), (width, height) = camera
+    far = min(max(0.04 * size, 0.05), 0.3)  # metres
+    edges = ((0, 0), (width, 0), (width, height), (0, height))
+    corners = np.array([((u - cx) / fx, (v - cy) / fy, 1.0) for u, v in edges]) * far
+    return {
+        "name": name,
+        "centre": _rounded(frame.place(pose[:3, 3])),
+        "corners": _rounded(frame.place(corners @ pose[:3, :3].T + pose[:3, 3])),
+        "ahead": _rounded(frame.rotation @ pose[:3, 2]),
+        "focal": float(fy / height),
+    }
+
+
+def _spacing(points: NDArray[np.float64], size: float) -> float:
+    """Metres from a point to its nearest neighbour, the median over some of them; two points at least."""
+    if len(points) < 2:
+        return 0.02 * size
+    some = points[:: -(-len(points) // 100)]
+    gaps = [np.partition(((points - point) ** 2).sum(axis=1), 1)[1] for point in some]
+    return max(float(np.sqrt(np.median(gaps))), 1e-3 * size)
+
+
+def _radius(placed: NDArray[np.float64]) -> float:
+    """Metres around the middle that hold nine tenths of the points."""
+    return max(float(np.percentile(np.linalg.norm(placed, axis=1), 90)), 0.1)
+
+
+def _check(
+    title: str,
+    points: NDArray[Any],
+    colors: NDArray[Any],
+    cameras: Sequence[Camera],
+    segments: NDArray[Any],
+    way: NDArray[Any],
+    paint: NDArray[Any],
+) -> None:
+    shapes = points.shape == colors.shape == (len(points), 3) and segments.shape == (len(segments), 2, 3)
+    if not (shapes and paint.shape == (len(segments), 3) and way.shape == (len(way), 3)):
+        stated = ", ".join(str(values.shape) for values in (points, colors, segments, paint, way))
+        raise DataError(f"scene {title!r}: points, colours, matches, their colours and path have shapes {stated}.")
+    if not len(points) and not len(cameras):
+        raise DataError(f"scene {title!r}: neither a point nor a camera to draw. Was its preparation without surface?")
+    numbers = [points, segments, way, *(values for _, pose, focal, _ in cameras for values in (pose, focal))]
+    if not all(np.isfinite(values).all() for values in numbers):
+        raise DataError(f"scene {title!r}: a point, camera or match is not finite. Prepare its recording again.")
+
+
+def _base64(values: NDArray[np.uint8]) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, np.uint8).tobytes()).decode("ascii")
+
+
+def _rounded(values: NDArray[np.float64]) -> Any:
+    return np.round(values, 4).tolist()
+
+
+def _html(data: str, points: int, cameras: int, title: str, alt: str) -> str:
+    return (
+        f'<style>{STYLE}</style><figure class="pri3d-scene" data-scene="{escape(data)}">'
+        f'<canvas tabindex="0" role="img" aria-label="{escape(alt)}"></canvas><div class="pri3d-bar"></div>'
+        f'<p class="pri3d-static">{escape(alt)} ({points:,} points, {cameras:,} cameras. To turn it, open this file in '
+        "a browser that runs its script.)</p>"
+        f"<figcaption>{escape(title)} "
+        '<span class="pri3d-help">Drag or arrow keys turn, with Shift they move; + and −, a pinch, or the wheel after '
+        "a click zoom; a click on a camera looks through it; 0 resets.</span></figcaption>"
+        f"</figure><script>{script()}</script>"
+    )

@@ -1,0 +1,132 @@
+"""Several fine-tuning runs of one call: which they are, and the table that compares them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pri3d.errors import ConfigError
+from pri3d.intervals import interval_text, mean_interval
+from pri3d.runs import RunPaths, read_json, short_names, write_json
+
+WIDTH = 140  #: characters of the table where it goes to a file
+
+
+class Job(NamedTuple):
+    """What one run of a comparison differs in; None is the preset's value."""
+
+    weights: str
+    network: str | None
+    fraction: float | None
+    seed: int
+
+
+def expand(weights: str, network: str | None, fraction: float | str | None, seed: int | str) -> list[Job]:
+    """Every combination of values joined by commas, seeds last. Raises ConfigError for one that is no number."""
+    jobs = product(
+        _several("weights", weights, str),
+        _several("network", network, str),
+        _several("fraction", fraction, float),
+        _several("seed", seed, int),
+    )
+    return [Job(*values) for values in jobs]
+
+
+def _several(flag: str, value: Any, kind: type) -> list[Any]:
+    if not isinstance(value, str):
+        return [value]
+    parts = [part.strip() for part in value.split(",")]
+    if not all(parts):
+        raise ConfigError(f"--{flag} {value!r}: something is missing beside a comma.")
+    try:
+        values = [kind(part) for part in parts]
+    except ValueError as error:
+        raise ConfigError(f"--{flag} {value}: give a number, or several joined by commas.") from error
+    if len(set(values)) < len(values):
+        raise ConfigError(f"--{flag} {value}: names a value twice.")
+    return values
+
+
+def folders_of(jobs: Sequence[Job]) -> dict[Job, str]:
+    """Name of each run's folder: the values in which the jobs differ."""
+    varied = [name for name in Job._fields if len({getattr(job, name) for job in jobs}) > 1]
+    shown = short_names([job.weights for job in jobs])
+
+    def part(job: Job, name: str) -> str:
+        if name == "weights":
+            return shown[job.weights]
+        value = getattr(job, name)
+        return value if isinstance(value, str) else f"{name}{value:g}"
+
+    return {job: "-".join(part(job, name) for name in varied) for job in jobs}
+
+
+def default_name(task: str, data: Path, job: Job) -> str:
+    """Folder of a single run that names none."""
+    parts = [task, data.stem, short_names([job.weights])[job.weights], job.network]
+    parts += [f"fraction{job.fraction:g}" if job.fraction is not None else None, str(job.seed)]
+    return "-".join(part for part in parts if part)
+
+
+class Row(NamedTuple):
+    """One line of the table: the runs that differ in their seed alone."""
+
+    weights: str
+    network: str | None
+    fraction: float | None
+    seeds: list[int]
+    scores: dict[str, list[float | None]]  #: by seed
+    minutes: list[float]  #: by seed, validation included
+
+    def mean(self, name: str) -> tuple[float, float]:
+        """Mean of a score and the half width of its 95 % interval (Student's t); NaN where it cannot be told."""
+        return mean_interval(self.scores[name])
+
+
+def compare(root: Path, runs: Mapping[Job, Path], shown: Sequence[str]) -> Path:
+    """Write ROOT/comparison.json from the runs' last scores, print the table and return ``root``."""
+    rows: dict[tuple[Any, ...], Row] = {}
+    names = short_names(list(dict.fromkeys(job.weights for job in runs)))
+    for job, path in runs.items():
+        key = job[:3]
+        row = rows.setdefault(
+            key, Row(names[job.weights], job.network, job.fraction, [], {name: [] for name in shown}, [])
+        )
+        paths = RunPaths(path)
+        last = read_json(paths.scores)["last"]
+        row.seeds.append(job.seed)
+        for name in shown:
+            row.scores[name].append(last[name])
+        row.minutes.append(paths.minutes())
+    write_json(root / "comparison.json", [row._asdict() for row in rows.values()])
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)  # a log file has no edge
+    console.print(_table(list(rows.values()), shown))
+    return root
+
+
+def _table(rows: Sequence[Row], shown: Sequence[str]) -> Table:
+    seeds = len(rows[0].seeds)
+    what = f"mean of {seeds} seeds and 95 % interval" if seeds > 1 else "one seed"
+    table = Table(title=f"scores of the last step in %, {what}")
+    varied = [name for name in ("weights", "network", "fraction") if len({getattr(row, name) for row in rows}) > 1]
+    for column in (*varied, *shown, "minutes"):
+        table.add_column(column, justify="left" if column in varied else "right", overflow="fold")
+    for row in rows:
+        scores = [_percent(*row.mean(name)) for name in shown]
+        table.add_row(*(str(getattr(row, name)) for name in varied), *scores, f"{np.mean(row.minutes):.1f}")
+    return table
+
+
+def _percent(mean: float, half: float) -> str:
+    if math.isnan(mean):
+        return "-"
+    return interval_text(100 * mean, 100 * half)

@@ -1,0 +1,203 @@
+"""What a pre-training run draws from: pairs, crops or both, and the pairs it is measured on."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pri3d.data.augment import recipe
+from pri3d.data.crops import (
+    CropDataset,
+    CropRecipe,
+    ImageFolder,
+    PairFrames,
+    Source,
+    check_crops,
+    collate_crops,
+    crop_table,
+)
+from pri3d.data.mixture import Mixture
+from pri3d.data.pairs import MixedPairs, PairDataset, check_pairs, check_unit, collate, split_pairs
+from pri3d.data.sampler import BalancedSampler, MixedSampler, StreamSampler, derive
+from pri3d.errors import ConfigError, DataError, Problems
+from pri3d.geometry.images import parse_size
+from pri3d.geometry.voxels import coarsen
+from pri3d.store import Store
+from pri3d.training.loop import Feed
+from pri3d.training.settings import PretrainSettings
+
+
+class Portion(NamedTuple):
+    """One store of a run."""
+
+    store: Store
+    weight: int  #: how often it is drawn from, against the others' weights
+    train: NDArray[np.int64]  #: rows of its pair table
+    held: NDArray[np.int64]  #: and those kept out of training
+
+
+class Plan:
+    """The data of a run, checked before anything is built.
+
+    Args:
+        mixture: prepared pairs, of one store or several.
+        settings: of the run.
+        images: folder of further images for moco, or None.
+    """
+
+    def __init__(self, mixture: Mixture, settings: PretrainSettings, images: Path | None) -> None:
+        self.settings, self.images = settings, images
+        table = crop_table if settings.crops_alone else Store.pairs
+        self.portions = [
+            Portion(*part, *split_pairs(part.store, settings.holdout, table(part.store))) for part in mixture.parts
+        ]
+        self.weights = [portion.weight for portion in self.portions]
+        self.several = len(self.portions) > 1
+
+    @property
+    def watched(self) -> bool:
+        """Whether there is something to measure, and pairs to measure it on."""
+        held = any(len(portion.held) for portion in self.portions)
+        return self.settings.eval_every > 0 and held and not self.settings.crops_alone
+
+    @cached_property
+    def folder(self) -> ImageFolder | None:
+        """Further images; listed once."""
+        return None if self.images is None else ImageFolder(self.images)
+
+    @property
+    def images_hash(self) -> str:
+        """Changes with the names of the further images, whose order is that of the stream; empty without any."""
+        return "" if self.folder is None else sha256(b"\0".join(self.folder.names.tolist())).hexdigest()
+
+    def check(self) -> None:
+        """Refuse what would fail later. Raises ConfigError or DataError, naming every problem at once."""
+        problems = Problems()
+        with problems.collect():
+            parse_size(self.settings.size)
+        with problems.collect():
+            recipe(self.settings.augment)
+        for portion in self.portions:
+            with problems.collect():
+                self._check_pairs(portion)
+            with problems.collect():
+                if "view" in self.settings.weights and self.settings.match != "relative":
+                    check_unit(portion.store)
+            with problems.collect():
+                self._check_surface(portion.store)
+        with problems.collect():
+            self._check_images()
+            if self.settings.crops_alone:
+                check_crops(self._crops(), self.settings.micro_batch)
+        problems.refuse()
+
+    def feed(self, views: tuple[str, ...]) -> Feed:
+        """Batches of the training data with the images that the objectives want."""
+        seed, batch = self.settings.seed, self.settings.batch
+        if self.settings.crops_alone:
+            return self._crop_feed()
+        parts = [
+            self._pairs(portion.store, portion.train, views, derived, training=True)
+            for portion, derived in zip(self.portions, self._seeds(), strict=True)
+        ]
+        if not self.several:
+            return Feed(parts[0], collate, lambda total, start: StreamSampler(len(parts[0]), total, seed, start))
+        mixed = MixedPairs(parts)
+        return Feed(
+            mixed,
+            collate,
+            lambda total, start: BalancedSampler(mixed.sizes, self.weights, total, seed, start, batch),
+        )
+
+    def _crop_feed(self) -> Feed:
+        """Crops of the frames' stores, and of the images as one more source that weighs as much as all of them."""
+        seed, batch, mix = self.settings.seed, self.settings.batch, self.settings.mix
+        crops = self._crops()
+        weights = [*self.weights, sum(self.weights)] if self.folder is not None else self.weights
+
+        def sampler(total: int, start: int) -> StreamSampler:
+            if mix == "alternate":
+                return MixedSampler(crops.sizes, weights, total, seed, start, batch)
+            if self.several:
+                return BalancedSampler(crops.sizes, weights, total, seed, start, batch)
+            if mix == "half":
+                return MixedSampler(crops.sizes, weights, total, seed, start)
+            return StreamSampler(len(crops), total, seed, start)
+
+        return Feed(crops, collate_crops, sampler)
+
+    def heldout(self) -> PairDataset | MixedPairs:
+        """Held-out pairs to measure on, drawn with the seed; without augmentation.
+
+        Of several stores each has its share by weight of them, as far as it has so many.
+        """
+        parts = []
+        for portion, seed in zip(self.portions, self._seeds(), strict=True):
+            rows, most = portion.held, max(1, self.settings.eval_pairs * portion.weight // sum(self.weights))
+            if len(rows) > most:
+                rows = np.sort(np.random.default_rng(derive(seed)).choice(rows, most, replace=False))
+            parts.append(self._pairs(portion.store, rows, ("first", "second"), seed, training=False))
+        return MixedPairs(parts) if self.several else parts[0]
+
+    def _seeds(self) -> list[int]:
+        """Of each store's random choices: the run's own, or of several stores unlike ones."""
+        seed = self.settings.seed
+        return [derive(seed, place) for place in range(len(self.portions))] if self.several else [seed]
+
+    def _pairs(
+        self, store: Store, rows: NDArray[np.int64], views: tuple[str, ...], seed: int, training: bool
+    ) -> PairDataset:
+        settings = self.settings
+        return PairDataset(
+            store.path,
+            rows,
+            parse_size(settings.size),
+            seed,
+            recipe(settings.augment) if training else None,
+            settings.voxel if training and "geometry" in settings.weights else 0.0,
+            settings.chunks,
+            settings.interpolation,
+            views,
+            CropRecipe(size=settings.crop) if training and "moco" in settings.weights else None,
+        )
+
+    def _crops(self) -> CropDataset:
+        sources: list[Source] = [PairFrames(portion.store.path, portion.train) for portion in self.portions]
+        if self.folder is not None:
+            sources.append(self.folder)
+        return CropDataset(sources, self.settings.seed, CropRecipe(size=self.settings.crop))
+
+    def _check_pairs(self, portion: Portion) -> None:
+        if self.settings.crops_alone and not self.several:
+            return  # as many images as a batch has are asked for instead
+        share = self.settings.micro_batch * portion.weight // sum(self.weights)
+        check_pairs(portion.train, portion.store, max(1, share))
+
+    def _check_surface(self, store: Store) -> None:
+        if "geometry" not in self.settings.weights:
+            return
+        if self.settings.voxel <= 0:
+            raise ConfigError(f"--voxel {self.settings.voxel}: the geometry objective needs an edge in metres.")
+        scenes = (store.scene(scene) for scene in store.scenes)
+        if not any(len(coarsen(scene.surface(), self.settings.voxel).cells) for scene in scenes):
+            raise DataError(f"{store.path}: no scene has a surface, which geometry needs. Prepare with --surface.")
+
+    def _check_images(self) -> None:
+        mixed = self.settings.mix != "frames"
+        if mixed and self.images is None:
+            raise ConfigError(f"--mix {self.settings.mix}: name the folder of further images with --images.")
+        if self.several and self.settings.mix == "combine":
+            raise ConfigError(
+                "--mix combine: shuffles all frames and images together, where several stores have no weights. Choose "
+                "--mix half, or give one store."
+            )
+        if self.images is not None and not (mixed and self.settings.crops_alone):
+            raise ConfigError(
+                f"--images {self.images}: only moco by itself learns from further images: --objectives '{{moco: 1}}' "
+                "with --mix combine, half or alternate."
+            )

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pri3d.cli import main
+from pri3d.errors import ConfigError, DataError
+from pri3d.labelled.prepared import PreparedImages
+from pri3d.networks.detector import SIZES, build_detector
+from pri3d.reporting import gather, style
+from pri3d.reporting.finetuned import add_pictures
+from pri3d.reporting.html import Page
+from pri3d.reporting.report import make_report
+from pri3d.runs import write_json
+from pri3d.tasks.instance import InstanceTask
+
+
+@pytest.fixture
+def make(runs, read_page, tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(style, "DPI", 40)
+
+    def page_of(*paths: Path, data: Path | None = None):
+        out = make_report(list(paths), data, tmp_path / "out" / "report.html")
+        return read_page(out.read_text())
+
+    return page_of
+
+
+def headings(page) -> list[str]:
+    return [text for text in page.texts if text in {"Pre-training", "Features", "Settings and origin"}]
+
+
+def notes(page) -> list[str]:
+    return [text for text in page.texts if "left out" in text]
+
+
+def test_a_pre_training_run_has_curves_data_and_features(make, runs):
+    page = make(runs.pretrain)
+    assert set(headings(page)) == {"Pre-training", "Features", "Settings and origin"}
+    assert not notes(page)
+    classes = {attrs.get("class") for tag, attrs in page.tags if tag == "figure"}
+    assert {"pri3d-scene", "pri3d-similarity"} <= classes
+    assert sum(load.startswith("data:image/png") for load in page.loads) == 4
+    assert "view 30.0%" in page.texts  # the recall of the last step
+
+
+def test_a_fine_tuning_run_has_scores_and_predictions(make, runs):
+    page = make(runs.finetune["pri3d"][1])
+    assert not notes(page)
+    assert "31.0" in page.texts
+    assert "What they predict" in page.texts
+    assert set(headings(page)) == {"Settings and origin"}  # nothing of pre-training
+    assert not any("± " in text for text in page.texts)
+
+
+def test_a_comparison_has_means_intervals_and_differences(make, runs):
+    page = make(*runs.finetune["scratch"], *runs.finetune["pri3d"], runs.pretrain)
+    assert not notes(page)
+    assert "30.5 ± 6.4" in page.texts  # Student: 12.706 * 0.5 of 30 and 31
+    assert "21.0 ± 12.7" in page.texts
+    assert "+9.5 ± 6.4" in page.texts  # +10 and +9, seed by seed
+    assert {"from scratch", "pre"} <= set(page.texts)
+    assert any("2 seeds" in text for text in page.texts)
+
+
+def test_shares_of_the_labels_are_a_curve(make, runs, tmp_path):
+    few = tmp_path / "few"
+    shutil.copytree(runs.finetune["scratch"][0], few)
+    config = (few / "config.yaml").read_text()
+    (few / "config.yaml").write_text(config.replace("fraction: 1.0", "fraction: 0.2"))
+    page = make(few, runs.finetune["scratch"][0], data=runs.val)
+    assert any(text.startswith("Label efficiency") for text in page.texts)
+    assert any("the runs with 100% of the labels" in text for text in page.texts)
+    assert not any(text.startswith("Label efficiency") for text in make(*runs.finetune["scratch"]).texts)
+
+
+def test_what_is_not_there_is_said(make, runs, tmp_path):
+    shutil.copytree(runs.pretrain, tmp_path / "pre")
+    shutil.copytree(runs.finetune["pri3d"][0], tmp_path / "fine")
+    (tmp_path / "pre" / "metrics.csv").unlink()
+    (tmp_path / "fine" / "scores.json").unlink()
+    page = make(tmp_path / "pre", tmp_path / "fine")
+    said = " ".join(notes(page))
+    for part in ("no metrics.csv", "Without scores", "Segmentations are left out", "Pair, surface and features"):
+        assert part in said
+    assert said.count("--data") == 2
+    assert not [load for load in page.loads if load.startswith("data:image")]
+
+
+def test_results_of_probe_are_tables_and_a_curve(make, tmp_path):
+    matching = {"mean": 0.5, "balanced": 0.4, "by_angle": {"0-15": 0.6, "15-30": None}, "points": 9}
+    networks = {"before": {"weights": "x", "matching": matching}, "after": {"weights": "x", "matching": matching}}
+    write_json(tmp_path / "probe.json", {"data": "x", "networks": networks})
+    page = make(tmp_path / "probe.json")
+    assert "Matching" in page.texts
+    assert "by angle 0-15" in page.texts
+    assert page.texts.count("0.6") == 2
+    assert len(page.loads) == 1
+    (tmp_path / "probe.json").write_text(json.dumps({"networks": [1]}))
+    with pytest.raises(DataError, match=r"probe\.json"):
+        make(tmp_path / "probe.json")
+
+
+def test_texts_of_files_are_escaped(make, runs, tmp_path):
+    shutil.copytree(runs.finetune["scratch"][0], tmp_path / "<em>run")
+    config = tmp_path / "<em>run" / "config.yaml"
+    config.write_text(config.read_text().replace("init: scratch", "init: <script>alert(1)</script>"))
+    page = make(tmp_path / "<em>run", data=runs.val)
+    assert not {"em", "script"} & {tag for tag, _ in page.tags}
+    assert any("<em>run" in text for text in page.texts)
+
+
+def test_objects_are_drawn(rooms_store: Path, tmp_path: Path, read_page, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(style, "DPI", 40)
+    images = PreparedImages(rooms_store, "all")
+    task = InstanceTask(InstanceTask.names_of(images))
+    torch.manual_seed(0)
+    sizes = SIZES["lite"]._replace(short_sides=(48,), long_side=64, rois=8)
+    task.save(build_detector("resnet18", len(task.class_names), sizes), tmp_path / "weights.safetensors", {})
+    found = gather.predictions(images, {"pri3d": [tmp_path]}, 2, "instance")
+    assert len(found.detected) == 2
+    assert len(found.detected[0].truth.classes) == (~images.instances(4).crowd).sum()
+    assert all((frame.found["pri3d"].scores >= gather.SCORE).all() for frame in found.detected)
+    page = Page("t")
+    add_pictures(page, "instance", {"pri3d": [tmp_path]}, images)
+    assert len(read_page(page.render()).loads) == 1
+
+
+def test_a_folder_is_no_page(runs, tmp_path):
+    with pytest.raises(ConfigError, match="--out"):
+        make_report([runs.pretrain], None, tmp_path)
+
+
+def test_the_command_line_takes_several_runs(runs, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(style, "DPI", 40)
+    out = tmp_path / "page.html"
+    words = ["report", *map(str, runs.finetune["scratch"]), "--data", str(runs.val), "--out", str(out)]
+    assert main(words) == 0
+    assert "Comparison of scratch0, scratch1" in out.read_text()
+    assert main(["report", str(tmp_path / "none")]) == 1
+    assert "none" in capsys.readouterr().err

@@ -1,0 +1,183 @@
+"""What a run leaves on disk when something goes wrong: bad numbers, a full disk, damaged files, a change of mind."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small import column, run_broken, run_small, same, step_of, stop_after
+from torch import nn
+
+from pri3d.errors import DataError, Pri3DError, WeightsError
+from pri3d.networks.weights import read_provenance, read_state
+from pri3d.objectives import OBJECTIVES, Features, Terms
+from pri3d.training.pretraining import HeldOut
+
+
+class Poison(nn.Module):
+    """A loss that falls, and in pass ``at`` (1 is the first) is not a number, or has no finite gradient."""
+
+    at, bad, names = 0, math.nan, [""]
+
+    def __init__(self, channels: int, **_: Any) -> None:
+        super().__init__()
+        self.passes = 0
+        self.head = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, features: Features, batch: Any) -> Terms:
+        self.passes += 1
+        loss = self.head(features.dense.flatten(0, 1)).square().mean()
+        if self.passes == type(self).at:
+            type(self).names = batch.names
+            zero = loss - loss.detach()
+            loss = loss + zero.abs().sqrt() if type(self).bad == 0 else loss * type(self).bad
+        return Terms(loss, {})
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The objective above, under the name poison."""
+    monkeypatch.setitem(OBJECTIVES, "poison", f"{__name__}:Poison")
+    return monkeypatch
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("passed", [11, 12])
+def test_a_loss_that_is_no_number_names_the_frames_of_its_pass(
+    rooms_store: Path, tmp_path: Path, poison: pytest.MonkeyPatch, bad: float, passed: int
+) -> None:
+    """Numbers are looked at every fourth step here; the pass is in step 6, the last good checkpoint of step 4."""
+    poison.setattr(Poison, "bad", bad)
+    poison.setattr(Poison, "at", passed)
+    with pytest.raises(Pri3DError, match=f"step 6: the loss is {bad}") as caught:
+        run_small(rooms_store, tmp_path, objectives={"poison": 1.0}, steps=200, save_every=4)
+    assert ", ".join(Poison.names) in str(caught.value)
+    assert len(Poison.names) == 2
+    assert str(caught.value).count("+") == 2
+    assert f"{tmp_path / 'last.ckpt'} holds the last good step" in str(caught.value)
+    assert step_of(tmp_path / "last.ckpt") == 4
+    assert not (tmp_path / "weights.safetensors").exists()
+    assert all(torch.isfinite(value).all() for value in torch.load(tmp_path / "last.ckpt")["state_dict"].values())
+
+
+def test_a_gradient_that_is_no_number_is_not_saved(
+    rooms_store: Path, tmp_path: Path, poison: pytest.MonkeyPatch
+) -> None:
+    poison.setattr(Poison, "bad", 0)
+    poison.setattr(Poison, "at", 3)
+    with pytest.raises(Pri3DError, match=r"step 2: grad_norm not finite\. Lower --lr"):
+        run_small(rooms_store, tmp_path, objectives={"poison": 1.0}, steps=3, save_every=1)
+    assert step_of(tmp_path / "last.ckpt") == 1
+
+
+def checkpoints(run: Path) -> dict[str, int]:
+    return {path.name: step_of(path) for path in run.glob("*ckpt*")}
+
+
+def test_the_last_three_checkpoints_stay_and_nothing_else(rooms_store: Path, tmp_path: Path) -> None:
+    options = {"steps": 5, "save_every": 1, "keep_checkpoints": 3}
+    run = run_small(rooms_store, tmp_path / "run", **options)
+    assert checkpoints(run) == {"step-00000003.ckpt": 3, "step-00000004.ckpt": 4, "last.ckpt": 5}
+    assert {path.name for path in run.iterdir()} == {
+        *checkpoints(run),
+        *("config.yaml", "metrics.csv", "tensorboard", "initial.safetensors", "weights.safetensors"),
+    }
+    # A damaged one names the next older, which goes on to the same end.
+    weights = (run / "weights.safetensors").rename(tmp_path / "weights.safetensors")
+    (run / "last.ckpt").write_bytes((run / "last.ckpt").read_bytes()[:9999])
+    with pytest.raises(WeightsError, match=r"last\.ckpt: damaged .*Put step-00000004\.ckpt in its place"):
+        run_small(rooms_store, run, **options, resume=True)
+    (run / "step-00000004.ckpt").rename(run / "last.ckpt")
+    run_small(rooms_store, run, **options, resume=True)
+    assert same(weights, run / "weights.safetensors")
+    assert checkpoints(run) == {"step-00000003.ckpt": 3, "step-00000004.ckpt": 4, "last.ckpt": 5}
+
+
+def test_keeping_fewer_takes_effect_when_continued(
+    rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"steps": 5, "save_every": 1}
+    run = tmp_path / "run"
+    stop_after(3, rooms_store, run, monkeypatch, **options, keep_checkpoints=3)
+    assert sorted(checkpoints(run).values()) == [1, 2, 3]
+    run_small(rooms_store, run, **options, resume=True)
+    assert checkpoints(run) == {"last.ckpt": 5}
+
+
+def test_a_write_cut_in_the_middle_leaves_the_good_checkpoint(
+    rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills up while the second checkpoint is written: half of it is there already."""
+    resource = pytest.importorskip("resource", reason="file sizes cannot be limited here")
+    run = tmp_path / "run"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    good: list[bytes] = []
+    save = HeldOut.on_train_batch_end
+
+    def fill(watch: HeldOut, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        save(watch, trainer, module, outputs, batch, batch_idx)
+        if (run / "last.ckpt").exists():
+            good[:] = [(run / "last.ckpt").read_bytes()]
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(good[0]) // 2, limits[1]))
+
+    options = {"steps": 4, "save_every": 2, "holdout": 0.3, "eval_every": 4}
+    with monkeypatch.context() as patch:
+        patch.setattr(HeldOut, "on_train_batch_end", fill)
+        try:
+            with pytest.raises(DataError, match=r"File too large.*Make room"):
+                run_small(rooms_store, run, **options)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (run / "last.ckpt").read_bytes() == good[0]
+    assert step_of(run / "last.ckpt") == 2
+    whole = run_small(rooms_store, tmp_path / "whole", **options)
+    run_small(rooms_store, run, **options, resume=True)
+    assert same(run / "weights.safetensors", whole / "weights.safetensors")
+    assert not list(run.glob("*.tmp"))
+
+
+def test_the_best_weights_are_those_of_the_best_recall(
+    rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores are invented so that the second is best; the history goes on after a stop between them."""
+    invented = {1: 0.2, 2: 0.6, 3: None, 4: 0.5}
+    states: dict[int, dict[str, torch.Tensor]] = {}
+
+    def measure(watch: HeldOut, module: Any) -> dict[str, float | None]:
+        step = module.trainer.global_step
+        states[step] = {key: value.clone() for key, value in module.unet.state_dict().items()}
+        return {"recall": invented[step], "rank": 1.0}
+
+    monkeypatch.setattr(HeldOut, "measure", measure)
+    run = run_broken(3, rooms_store, tmp_path, monkeypatch, steps=4, save_every=1, holdout=0.3, eval_every=1)
+    scores = json.loads((run / "scores.json").read_text())
+    assert [(entry["step"], entry["recall"]) for entry in scores["history"]] == list(invented.items())
+    assert scores["best"] == scores["history"][1]
+    assert scores["last"] == scores["history"][-1]
+    assert read_provenance(run / "best.safetensors")["steps"] == 2
+    best = read_state(run / "best.safetensors")
+    assert best.keys() == states[2].keys()
+    assert all(torch.equal(best[key], states[2][key]) for key in best)
+    assert column(run, "heldout/recall") == [0.2, 0.6, 0.5]
+
+
+def test_no_measurement_possible_is_no_failure(
+    rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held-out pairs without a single match have no recall, before a stop and after it."""
+    options = {"distance": 1e-4, "steps": 3, "holdout": 0.3, "eval_every": 1}
+    run = run_broken(2, rooms_store, tmp_path, monkeypatch, **options)
+    history = json.loads((run / "scores.json").read_text())["history"]
+    assert [entry["recall"] for entry in history] == [None] * 3
+
+
+def test_settings_that_cannot_be_read_are_named(rooms_store: Path, tmp_path: Path) -> None:
+    run = run_small(rooms_store, tmp_path, steps=1)
+    for content in (b"", b"a: [", b"\xff", b"settings: 3"):
+        (run / "config.yaml").write_bytes(content)
+        with pytest.raises(Pri3DError, match=r"config\.yaml"):
+            run_small(rooms_store, tmp_path, steps=1, resume=True)

@@ -1,0 +1,51 @@
+"""Several real processes train as one: the same gradient, the same samples after a resume, one wish to stop."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from processes import finish, gap, start, wait_until
+
+from pri3d.runs import read_metrics
+
+#: One plain step downhill: what changes is the gradient.
+PLAIN = {"optimizer": "sgd", "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "schedule": "constant"}
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_step_of_one(rooms_store: Path, tmp_path: Path) -> None:
+    """The gradient of a global batch does not depend on how many processes share it, nor does accumulation show."""
+    options = {**PLAIN, "lr": 1.0, "steps": 1, "workers": 0, "passes": "joint"}
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    finish(start(rooms_store, alone, **options))
+    finish(start(rooms_store, shared, world=2, **options))
+    assert gap(alone / "initial.safetensors", shared / "initial.safetensors") == 0
+    assert gap(alone / "initial.safetensors", alone / "weights.safetensors") > 1e-3
+    assert gap(alone / "weights.safetensors", shared / "weights.safetensors") < 1e-6
+    rows = [read_metrics(run / "metrics.csv")[0] for run in (alone, shared)]
+    for name in ("loss", "view/loss", "geometry/loss", "view/matches", "grad_norm"):
+        assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_continues_with_another_number_of_processes(rooms_store: Path, tmp_path: Path) -> None:
+    """Two processes are told to stop, stop at the same step and save; one alone ends with the weights of one alone."""
+    options = {**PLAIN, "lr": 0.01, "steps": 16, "workers": 1, "resume": True, "objectives": {"view": 1}}
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    process = start(rooms_store, run, world=2, **options)
+    wait_until(lambda: (run / "metrics.csv").exists() and len(read_metrics(run / "metrics.csv")) >= 1, process)
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on to both
+    output = process.communicate(timeout=120)[0]
+    assert (run / "last.ckpt").exists(), output
+    done = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
+    assert output.count(f"stopped at step {done}") == 2, output
+    assert 0 < done < 16
+    finish(start(rooms_store, run, **options))
+    finish(start(rooms_store, alone, **options))
+    curves = [[(row["step"], row["loss"]) for row in read_metrics(path / "metrics.csv")] for path in (run, alone)]
+    assert [step for step, _ in curves[0]] == list(range(1, 17))
+    assert [loss for _, loss in curves[0]] == pytest.approx([loss for _, loss in curves[1]], rel=1e-3)
+    assert gap(run / "weights.safetensors", alone / "weights.safetensors") < 1e-4
