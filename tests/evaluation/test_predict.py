@@ -12,11 +12,11 @@ from PIL import Image
 from scored_runs import Brightness, Halves, Level, fakes, write_run
 
 from pri3d.cli import main
+from pri3d.drawing import palette
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.evaluation.predict import predict
 from pri3d.labelled._shared.images import read_ids
 from pri3d.labelled.convert import decode_mask
-from pri3d.palette import palette
 
 __all__ = ["fakes"]  # a fixture
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pri3d.palette import palette
+from pri3d.drawing import palette
 from pri3d.reporting import figures, style
 from pri3d.reporting.figures import MatchedPair, Segmented, draw_pair, pca_colors, spread
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from view_cases import finetuned, pretrained, stated
 
+from pri3d.drawing import color_labels
 from pri3d.errors import DataError, WeightsError
-from pri3d.palette import color_labels
 from pri3d.reporting import view_scene
 from pri3d.reporting.gather import spread_rows
 from pri3d.reporting.locate import Labelled

@@ -15,14 +15,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
+from pri3d.drawing import draw_classes, draw_detections, palette
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.evaluation.media import Picture, is_written, open_media, refuse_failed, until_damaged, write_video
 from pri3d.evaluation.networks import Network, Which, find_weights, open_network
 from pri3d.files.archive import encode
 from pri3d.files.atomic import write_atomic
 from pri3d.labelled.convert import encode_mask
-from pri3d.overlay import draw_classes, draw_detections
-from pri3d.palette import palette
 from pri3d.runs import read_json, write_json
 from pri3d.types import Detections
 

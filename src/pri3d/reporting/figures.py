@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pri3d.overlay import draw_detections
-from pri3d.palette import color_labels, palette
+from pri3d.drawing import color_labels, draw_detections, palette
 from pri3d.reporting.cutaway import Chunk, chunk_handles, draw_chunk
 from pri3d.reporting.style import image_grid, png, series_label, show, style
 from pri3d.types import Detections

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pri3d.data.augment import to_tensor
+from pri3d.drawing import color_labels, draw_detections
 from pri3d.errors import DataError
 from pri3d.geometry.images import parse_size, resize_color
 from pri3d.labelled import LabelledImages
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.networks.weights import load_model
-from pri3d.overlay import draw_detections
-from pri3d.palette import color_labels
 from pri3d.reporting.cutaway import up_direction
 from pri3d.reporting.figures import pca_colors
 from pri3d.reporting.gather import distance_of, likely_objects, spread_rows, there, true_objects

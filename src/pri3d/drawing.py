@@ -1,8 +1,10 @@
-"""Predictions, or what is true, drawn over the image they are of, to be looked at."""
+"""Colours of classes, the same in every picture; predictions, or ground truth, drawn over their image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import colorsys
+from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import NamedTuple
 
 import numpy as np
@@ -10,15 +12,56 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pri3d.errors import ConfigError
-from pri3d.palette import color_labels, palette
 from pri3d.types import Detections
 
-_READABLE = 640  # pixels of width; narrower images are enlarged to about that, or names would cover them
-_BRIGHT = 140.0  # luma 0..255 from which text on a colour is black
+#: Rooms consist of these more than of anything else: calm colours, so that the objects in them stand out.
+_CALM = {"wall": "#aebfd6", "floor": "#c19a6b", "ceiling": "#ece7d5"}
+#: Colours of all other classes, in order. Each is the farthest from the calm ones and all before it in CIELAB, as seen
+#: with normal vision (counted 0.6-fold) and without red or green cones (matrices of Machado et al. 2009).
+# fmt: off
+_BRIGHT = (
+    "#0000ff", "#a5ff00", "#780078", "#0087ff", "#004b00", "#e16900", "#e1f078",
+    "#b44b69", "#2d2dc3", "#d2a5ff", "#e11eb4", "#96ffa5", "#c3002d", "#5a2d4b", "#ff5aa5", "#2dc33c", "#f00fff",
+    "#003ca5", "#0087c3", "#f0a5a5", "#69693c", "#a5d21e", "#b40f78", "#78ffff", "#5a3cff", "#781e2d", "#874bd2",
+    "#a5d278", "#a55a00", "#3ca5a5", "#b47869", "#d2c3ff", "#f0a54b", "#ffe15a", "#c378e1", "#870f00", "#4b6996",
+)
+# fmt: on
+_READABLE_WIDTH = 640  # pixels of width; narrower images are enlarged to about that, or names would cover them
+_READABLE_LUMA = 140.0  # luma 0..255 from which text on a colour is black
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 RGB = tuple[int, int, int]
 Box = tuple[float, float, float, float]
+
+
+def palette(class_names: Sequence[str]) -> NDArray[np.uint8]:
+    """Return (K, 3) RGB of K classes by name: calm ones for wall, floor and ceiling, bright ones for the rest in order.
+
+    None is black. A class keeps its colour where other classes follow, and where wall, floor and ceiling are left out:
+    in maps of all classes and in lists of objects alike, if these are all others. Raises ConfigError for more than 255
+    classes: 255 is the ignored label.
+    """
+    if len(class_names) > 255:
+        raise ConfigError(f"{len(class_names)} classes: label images hold at most 255, id 255 is ignored.")
+    calm, bright = dict(_CALM), _bright_colors()
+    rows = [calm.pop(name.casefold(), "") or next(bright) for name in class_names]
+    return np.array([[int(row[k : k + 2], 16) for k in (1, 3, 5)] for row in rows], np.uint8).reshape(-1, 3)
+
+
+def color_labels(label: NDArray[np.integer], class_names: Sequence[str]) -> NDArray[np.uint8]:
+    """Class ids (H, W) -> RGB (H, W, 3) as :func:`palette`; ids that are no class, 255 among them, are black."""
+    table = np.zeros((256, 3), np.uint8)
+    table[: len(class_names)] = palette(class_names)
+    colors: NDArray[np.uint8] = table[np.clip(label, 0, 255)]
+    return colors
+
+
+def _bright_colors() -> Iterator[str]:
+    """The chosen colours, then without end hues by the golden ratio in three strengths."""
+    yield from _BRIGHT
+    for k in count():
+        color = colorsys.hsv_to_rgb(k * 0.618034 % 1, (0.55, 0.85, 0.4)[k % 3], (0.95, 0.7, 0.5)[k % 3])
+        yield "#" + "".join(f"{round(255 * share):02x}" for share in color)
 
 
 def draw_classes(
@@ -26,7 +69,7 @@ def draw_classes(
 ) -> NDArray[np.uint8]:
     """Class map (H, W) over RGB (H, W, 3) -> RGB (s H + legend, s W, 3), s = 1 for images of 640 pixels and more.
 
-    Every class has its colour of :func:`pri3d.palette.palette`, of opacity ``alpha``, and a thin border; pixels of no
+    Every class has its colour of :func:`pri3d.drawing.palette`, of opacity ``alpha``, and a thin border; pixels of no
     class (255) stay as they are. The legend under the image names the classes that occur.
     """
     scale = _scale(color)
@@ -52,7 +95,7 @@ def draw_detections(
 ) -> NDArray[np.uint8]:
     """Objects over RGB (H, W, 3) -> RGB (s H, s W, 3), s = 1 for images of 640 pixels and more.
 
-    Every object has the colour of its class in :func:`pri3d.palette.palette`: its mask of opacity ``alpha`` with a
+    Every object has the colour of its class in :func:`pri3d.drawing.palette`: its mask of opacity ``alpha`` with a
     border, its box, and its name, ``with_scores`` with the score in percent. Better objects lie over worse ones, and a
     name that would cover a better one's is left out.
     """
@@ -127,7 +170,7 @@ class _Pen:
             return
         self.taken.append(place)
         self.draw.rectangle(place, color)
-        dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] < _BRIGHT
+        dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] < _READABLE_LUMA
         self.draw.text((place[0] + pad, place[1] + pad), text, _WHITE if dark else _BLACK, self.font, anchor="lt")
 
     def _place(self, box: NDArray[np.float32], text: _Text) -> Box | None:
@@ -161,7 +204,7 @@ def _edges(ids: NDArray[np.uint8] | NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _scale(color: NDArray[np.uint8]) -> int:
-    return int(max(1, round(_READABLE / color.shape[1])))
+    return int(max(1, round(_READABLE_WIDTH / color.shape[1])))
 
 
 def _enlarge(color: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
