@@ -23,7 +23,7 @@ _PART = re.compile(r"\..+\.(?P<host>[A-Za-z0-9_-]+)\.(?P<pid>[0-9]+)\.part")
 
 def temporary(path: Path) -> Path:
     """Return a hidden name beside ``path`` that no other process on any host takes: ``.NAME.HOST.PID.part``."""
-    return path.with_name(f".{path.name}.{_host()}.{os.getpid()}.part")
+    return path.with_name(f".{path.name}.{host_name()}.{os.getpid()}.part")
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def remove_leftovers(folder: Path) -> None:
         return
     for path in folder.iterdir():
         match = _PART.fullmatch(path.name)
-        if match is None or match["host"] != _host() or _lives(int(match["pid"])):
+        if match is None or match["host"] != host_name() or process_lives(int(match["pid"])):
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)  # another process may be removing the same
@@ -91,11 +91,13 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _host() -> str:
+def host_name() -> str:
+    """Name of this host, of letters, digits, - and _ only."""
     return re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname()) or "localhost"
 
 
-def _lives(pid: int) -> bool:
+def process_lives(pid: int) -> bool:
+    """Whether a process of this host lives; on POSIX systems only."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
