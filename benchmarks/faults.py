@@ -16,9 +16,8 @@ from pri3d.geometry.images import resize_nearest
 from pri3d.geometry.pose import OPENGL_FLIP, invert_array
 from pri3d.recordings import Scene
 from pri3d.types import Camera, Frame
-from pri3d.worlds.rays import caster
-from pri3d.worlds.render import _frame, render_room, room_camera
-from pri3d.worlds.scene import build_room
+from pri3d.worlds.render import _frame, caster, render_room, room_camera
+from pri3d.worlds.room import build_room
 
 Load = Callable[[Scene, int], Frame]
 

@@ -27,7 +27,7 @@ from pri3d.preparation.pairs import HOPELESS, estimate, measure, mine
 from pri3d.recordings import open_recording
 from pri3d.store import millimetres
 from pri3d.worlds.render import render_room
-from pri3d.worlds.scene import build_room
+from pri3d.worlds.room import build_room
 
 DISTANCE, MIN_OVERLAP, MAX_DEPTH = 0.02, 0.3, 6.0
 ROUNDS = 3

@@ -40,7 +40,7 @@ from pri3d.recordings.scannet import official_split
 from pri3d.store import PairTable, read_manifest
 from pri3d.types import Frame
 from pri3d.worlds.render import render_room
-from pri3d.worlds.scene import build_room
+from pri3d.worlds.room import build_room
 
 STEP, ROOMS = 25, 3
 SIZE = (640, 480)

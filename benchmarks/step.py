@@ -37,7 +37,7 @@ from pri3d.objectives.geometry import GeometryObjective
 from pri3d.objectives.view import ViewObjective, mean_of_samples, pick_views
 from pri3d.types import PairBatch
 from pri3d.worlds.render import render_room
-from pri3d.worlds.scene import build_room
+from pri3d.worlds.room import build_room
 
 PAIRS, POINTS, DISTANCE, TEMPERATURE, VOXEL = 8, 1024, 0.02, 0.4, 0.02
 WIDTH, HEIGHT = 320, 240

@@ -21,7 +21,7 @@ from pri3d.geometry.fusion import fuse_depth, voxelise_triangles
 from pri3d.preparation.overlap import DepthStack
 from pri3d.store import millimetres
 from pri3d.worlds.render import render_room
-from pri3d.worlds.scene import build_room
+from pri3d.worlds.room import build_room
 
 SIZE = 0.02
 ROOMS, FRAMES = 3, 30

@@ -13,7 +13,7 @@ from pri3d.errors import DataError
 from pri3d.labelled import LabelledImages, open_labelled
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.store import Store
-from pri3d.worlds.scene import CLASS_NAMES
+from pri3d.worlds.room import CLASS_NAMES
 
 
 def renamed(store: Path, copy: Path, names: tuple[str, str]) -> Path:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pri3d.errors import ConfigError, DataError
 from pri3d.labelled.spaces import IGNORED, load_space, parse_space, shipped_spaces
-from pri3d.worlds.scene import CLASS_NAMES
+from pri3d.worlds.room import CLASS_NAMES
 
 #: the ids of Cityscapes' 19 trained classes in their official order (Cordts et al. 2016, supplement)
 CITYSCAPES = [7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]

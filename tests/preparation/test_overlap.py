@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from pri3d.preparation.overlap import DepthStack, overlap, query_step, tile_ranges
 from pri3d.preparation.pairs import estimate, measure, mine, pair_table
 from pri3d.worlds.render import render_room
-from pri3d.worlds.scene import build_room
+from pri3d.worlds.room import build_room
 
 
 def world_points(stack: DepthStack, n: int) -> NDArray[np.float64]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pri3d.types import Frame
 from pri3d.worlds.render import render_room
-from pri3d.worlds.scene import build_room
+from pri3d.worlds.room import build_room
 
 FRAMES, WIDTH, HEIGHT, SEED = 3, 48, 36, 7
 

@@ -15,7 +15,7 @@ from samples import write_folder, write_rooms, write_sevenscenes
 
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.recordings import open_recording
-from pri3d.worlds.scene import CLASS_NAMES
+from pri3d.worlds.room import CLASS_NAMES
 
 
 class TestRooms(ReaderContract):

@@ -23,7 +23,7 @@ from pri3d.store import PairTable, SceneWriter, Store, write_manifest, write_pai
 from pri3d.tasks.semantic import save_semantic
 from pri3d.types import View
 from pri3d.worlds.render import render_room
-from pri3d.worlds.scene import CLASS_NAMES, build_room
+from pri3d.worlds.room import CLASS_NAMES, build_room
 
 SIZE = (64, 48)
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
 from pri3d.geometry.pose import invert_array
 from pri3d.types import Frame
-from pri3d.worlds.render import albedo, render_room
-from pri3d.worlds.scene import CLASS_NAMES, Room, build_room
-from pri3d.worlds.sensor import noisy_color, noisy_depth
+from pri3d.worlds.render import albedo, noisy_color, noisy_depth, render_room
+from pri3d.worlds.room import CLASS_NAMES, Room, build_room
 
 WIDTH, HEIGHT = 64, 48
 
@@ -88,6 +89,31 @@ def test_frames_do_not_depend_on_how_many(room: Room) -> None:
         assert np.array_equal(a.color, b.color)
         assert np.array_equal(a.depth, b.depth)
         assert np.array_equal(a.world_from_camera, b.world_from_camera)
+
+
+#: of the pictures of version 1 (``pri3d.worlds.write``): what changes them raises that version
+PICTURES = {
+    "color": "898c1870533787b1",
+    "depth": "189c6107f31da6db",
+    "label": "2caddec0d2450f84",
+    "instance": "9e9c9da412a89fd1",
+}
+
+
+def digests(frames: list[Frame]) -> dict[str, str]:
+    parts = {name: [getattr(frame, name).tobytes() for frame in frames] for name in PICTURES}
+    return {name: hashlib.sha256(b"".join(part)).hexdigest()[:16] for name, part in parts.items()}
+
+
+def test_pictures_are_those_of_their_version(room: Room) -> None:
+    assert digests(render_room(room, 2, WIDTH, HEIGHT)) == PICTURES
+
+
+def test_pictures_without_embree_are_the_same(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rtree")
+    with_embree = render_room(room, 1, 16, 12)
+    monkeypatch.setattr("pri3d.worlds.render.find_spec", lambda name: None if name == "embreex" else find_spec(name))
+    assert digests(render_room(room, 1, 16, 12)) == digests(with_embree)
 
 
 def test_noise_changes_pictures_but_not_truth(room: Room, frames: list[Frame]) -> None:

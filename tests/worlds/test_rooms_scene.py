@@ -7,9 +7,9 @@ import itertools
 import numpy as np
 import pytest
 
-from pri3d.worlds.path import camera_path, look_at
-from pri3d.worlds.rays import caster, distance, triangle_planes
-from pri3d.worlds.scene import CLASS_NAMES, Room, build_room
+from pri3d.errors import ConfigError
+from pri3d.worlds.render import camera_path, caster, distance, look_at
+from pri3d.worlds.room import CLASS_NAMES, Room, build_room, triangle_planes
 
 STUFF = 3  # wall, floor, ceiling
 
@@ -108,15 +108,14 @@ def brute_force(corners: np.ndarray, origin: np.ndarray, ray: np.ndarray) -> flo
     return best
 
 
-@pytest.mark.parametrize("use_embree", [True, False])
-def test_casters_find_the_first_triangle(use_embree: bool) -> None:
-    if use_embree:
-        pytest.importorskip("embreex")
+@pytest.mark.parametrize("library", ["embreex", "rtree"])
+def test_casters_find_the_first_triangle(library: str) -> None:
+    pytest.importorskip(library)
     rng = np.random.default_rng(0)
     corners = rng.uniform(-1, 1, (70, 1, 3)) + rng.uniform(-0.3, 0.3, (70, 3, 3))
     origins = np.broadcast_to((0.0, 0.0, -3.0), (60, 3))
     rays = np.concatenate((rng.uniform(-0.4, 0.4, (60, 2)), np.ones((60, 1))), axis=1)
-    hit = caster(corners, use_embree)(origins, rays)
+    hit = caster(corners, embree=library == "embreex")(origins, rays)
     t = np.where(hit >= 0, distance(triangle_planes(corners)[hit], origins, rays), np.inf)
     np.testing.assert_allclose(t, [brute_force(corners, o, r) for o, r in zip(origins, rays, strict=True)], rtol=1e-9)
     assert 10 < np.isfinite(t).sum() < 60
@@ -124,11 +123,18 @@ def test_casters_find_the_first_triangle(use_embree: bool) -> None:
 
 def test_casters_agree_on_a_room() -> None:
     pytest.importorskip("embreex")
+    pytest.importorskip("rtree")
     room = build_room(3, 1)
     corners = room.vertices[room.faces]
     rng = np.random.default_rng(0)
     rays = rng.normal(size=(500, 3))
-    rays[:6] = np.concatenate((np.eye(3), -np.eye(3)))  # along the axes: the slab test divides by zero there
+    rays[:6] = np.concatenate((np.eye(3), -np.eye(3)))  # along the axes, where slab tests divide by zero
     origins = np.broadcast_to((*(room.size[:2] / 2), 1.9), rays.shape)
     t = [distance(room.planes[caster(corners, e)(origins, rays)], origins, rays) for e in (True, False)]
     np.testing.assert_allclose(t[0], t[1], rtol=1e-5)
+
+
+def test_without_either_library_rooms_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pri3d.worlds.render.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match="pip install rtree"):
+        caster(np.zeros((1, 3, 3)))

@@ -15,7 +15,7 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import temporary
 from pri3d.worlds import write
 from pri3d.worlds.render import render_room
-from pri3d.worlds.scene import CLASS_NAMES, build_room
+from pri3d.worlds.room import CLASS_NAMES, build_room
 from pri3d.worlds.write import room_mesh, rooms
 
 SMALL = {"frames": 2, "size": "32x24"}

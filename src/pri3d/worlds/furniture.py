@@ -7,11 +7,52 @@ footprint at the origin, the front towards +y (a piece that stands against a wal
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import trimesh
+from numpy.typing import ArrayLike, NDArray
 
-from pri3d.worlds.shapes import Part, box, cylinder, ellipsoid
+
+class Shape(NamedTuple):
+    """One solid of a piece of furniture."""
+
+    vertices: NDArray[np.float64]  #: (V, 3) metres
+    faces: NDArray[np.int64]  #: (F, 3) rows of ``vertices``
+    tone: int  #: which of the instance's two materials it wears, 0 or 1
+
+
+def box(centre: ArrayLike, size: ArrayLike, tone: int = 0) -> Shape:
+    """Axis-aligned box with its middle at ``centre`` (3,) and edge lengths ``size`` (3,), metres."""
+    vertices, faces = _template("box")
+    return Shape(vertices * np.asarray(size) + np.asarray(centre), faces, tone)
+
+
+def cylinder(foot: ArrayLike, radius: float, height: float, tone: int = 0, taper: float = 1.0) -> Shape:
+    """Upright cylinder standing on ``foot`` (3,), metres; its upper radius is ``taper`` times the lower one."""
+    vertices, faces = _template("cylinder")
+    wide = np.where(vertices[:, 2:] > 0, taper, 1.0) * radius
+    scaled = vertices * np.concatenate((wide, wide, np.full_like(wide, height)), axis=1)
+    return Shape(scaled + np.asarray(foot) + (0, 0, height / 2), faces, tone)
+
+
+def ellipsoid(centre: ArrayLike, radii: ArrayLike, tone: int = 0) -> Shape:
+    """Ellipsoid with its middle at ``centre`` (3,) and half axes ``radii`` (3,) or one radius, metres."""
+    vertices, faces = _template("sphere")
+    return Shape(vertices * np.asarray(radii) + np.asarray(centre), faces, tone)
+
+
+@cache
+def _template(kind: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Vertices and faces of a unit solid around the origin: edge, radius and height are 1."""
+    if kind == "box":
+        mesh = trimesh.creation.box((1, 1, 1))
+    elif kind == "cylinder":
+        mesh = trimesh.creation.cylinder(radius=1, height=1, sections=20)
+    else:
+        mesh = trimesh.creation.icosphere(subdivisions=2, radius=1)
+    return np.asarray(mesh.vertices, dtype=np.float64), np.asarray(mesh.faces, dtype=np.int64)
 
 
 class Support(NamedTuple):
@@ -26,14 +67,14 @@ class Support(NamedTuple):
 class Piece(NamedTuple):
     """One piece of furniture."""
 
-    parts: list[Part]
+    parts: list[Shape]
     width: float  #: footprint along x, metres
     depth: float  #: footprint along y, metres
     supports: tuple[Support, ...] = ()
     at_wall: bool = False  #: stands with its back to a wall
 
 
-def _legs(width: float, depth: float, height: float, thick: float, round_legs: bool, tone: int) -> list[Part]:
+def _legs(width: float, depth: float, height: float, thick: float, round_legs: bool, tone: int) -> list[Shape]:
     """Four legs at the corners of a ``width`` x ``depth`` rectangle."""
     x, y = width / 2 - thick, depth / 2 - thick
     corners = [(sx * x, sy * y) for sx in (-1, 1) for sy in (-1, 1)]

@@ -1,18 +1,36 @@
-"""Pictures of a room: one ray a pixel, two point lights with shadows, textures in world space."""
+"""Pictures of a room: a camera walks through it; one ray a pixel, two point lights with shadows, a sensor's noise."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
 import numpy as np
+import trimesh
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from pri3d.errors import ConfigError
 from pri3d.types import Camera, Frame
-from pri3d.worlds.path import camera_path
-from pri3d.worlds.rays import Caster, caster, distance
-from pri3d.worlds.scene import SENSOR, Materials, Room, generator
-from pri3d.worlds.sensor import noisy_color, noisy_depth
+from pri3d.worlds.room import PATH, SENSOR, Materials, Room, generator
 
+#: origins (N, 3) and directions (N, 3) -> index of the first triangle hit (N,), -1 where there is none
+Caster = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.int64]]
+
+_SCALE = 16.0  # embree computes in float32 with absolute tolerances made for scenes about 100 units wide
 _AMBIENT = 0.32
+# The camera's walk: smooth, with overlapping views, never inside or against furniture.
+_TURN = 0.3  # radians of the round walk between frames: neighbours share about two thirds of what they see
+_CLEARANCE = 0.3  # metres to any solid
+_CLOSE = 0.6  # metres; a surface nearer than this counts as close
+_MOST_CLOSE = 0.04  # fraction of close pixels
+_MOST_SINGLE = 0.4  # fraction of the view that one instance may fill
+_DRAWS = 60
+# The structured-light depth camera.
+_DISPARITY = 585.0 * 0.075  # pixels times metres: focal length at 640 x 480 and baseline of the first Kinect
+_SUBPIXEL = 8  # steps per pixel of disparity
+_NEAREST, _FARTHEST = 0.4, 6.0  # metres
 
 
 def room_camera(room: Room, width: int, height: int) -> Camera:
@@ -32,6 +50,111 @@ def render_room(room: Room, frames: int, width: int, height: int, noise: bool = 
     camera = room_camera(room, width, height)
     poses = camera_path(room, frames, cast)
     return [_frame(room, k, pose, camera, cast, noise) for k, pose in enumerate(poses)]
+
+
+def caster(corners: NDArray[np.float64], embree: bool | None = None) -> Caster:
+    """Return the function that casts rays at triangles ``corners`` (F, 3, 3), metres.
+
+    ``embree`` None takes embree where it is installed; there is no wheel for Linux on Arm. Without it trimesh's own
+    search gives the same pictures, hundreds of times slower. Raises ConfigError where rtree, which that needs, is
+    missing too.
+    """
+    if find_spec("embreex") is not None if embree is None else embree:
+        return _embree(corners)
+    if find_spec("rtree") is None:
+        raise ConfigError("rendering rooms needs embreex or, where that has no wheel, rtree: pip install rtree")
+    mesh = trimesh.Trimesh(corners.reshape(-1, 3), np.arange(3 * len(corners)).reshape(-1, 3), process=False)
+    search: Any = trimesh.ray.ray_triangle.RayMeshIntersector  # has no annotations
+    first: Caster = search(mesh).intersects_first
+    return first
+
+
+def _embree(corners: NDArray[np.float64]) -> Caster:
+    from embreex.mesh_construction import TriangleMesh  # noqa: PLC0415 - not on every platform
+    from embreex.rtcore_scene import EmbreeScene  # noqa: PLC0415
+
+    scene = EmbreeScene()
+    vertices = (corners.reshape(-1, 3) * _SCALE).astype(np.float32)
+    TriangleMesh(scene, vertices, np.arange(len(vertices), dtype=np.int32).reshape(-1, 3))
+
+    def cast(origins: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArray[np.int64]:
+        hits: NDArray[np.int64] = scene.run((origins * _SCALE).astype(np.float32), directions.astype(np.float32))
+        return hits
+
+    return cast
+
+
+def distance(
+    planes: NDArray[np.float64], origins: NDArray[np.float64], directions: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Ray parameter t (N,) where origin + t * direction meets its plane (N, 4); 0 for parallel rays.
+
+    Exact to float64: the plane decides, not embree's float32. With camera rays whose z is 1, t is the depth.
+    """
+    along = np.einsum("ij,ij->i", planes[:, :3], directions)
+    height = planes[:, 3] - np.einsum("ij,ij->i", planes[:, :3], origins)
+    return np.asarray(np.divide(height, along, out=np.zeros_like(along), where=np.abs(along) > 1e-12))
+
+
+def camera_path(room: Room, frames: int, cast: Caster) -> NDArray[np.float64]:
+    """Return ``world_from_camera`` (frames, 4, 4); a longer walk begins with the shorter one."""
+    rng = generator(room.seed, room.index, PATH)
+    waves = rng.uniform(0, 2 * np.pi, 6)
+    speed = rng.uniform(0.21, 0.47, 6)  # waves do not repeat with the walk: each lap sees other things
+    return np.stack([_pose(room, k, waves + speed * k, cast) for k in range(frames)])
+
+
+def _pose(room: Room, frame: int, phase: NDArray[np.float64], cast: Caster) -> NDArray[np.float64]:
+    """Nominal pose of the walk, moved by the smallest of a few random shifts that gives a good view."""
+    rng = generator(room.seed, room.index, PATH, frame)
+    wave = np.sin(phase)
+    start = generator(room.seed, room.index, PATH).uniform(0, 2 * np.pi)
+    angle = start + _TURN * frame
+    way = np.array((np.cos(angle), np.sin(angle)))
+    middle = room.size[:2] / 2
+    eye = np.array((*(middle + way * room.size[:2] * (0.25 + 0.07 * wave[0])), 1.4 + 0.3 * wave[1]))
+    side = np.array((-way[1], way[0]))
+    target = np.array((*(middle - way * room.size[:2] * (0.2 + 0.12 * wave[2]) + 0.6 * wave[3] * side), 0.0))
+    target[2] = 0.85 + 0.6 * wave[4]
+    best, least = look_at(eye, target, 0.06 * wave[5]), np.inf
+    for draw in range(_DRAWS):
+        shift = rng.uniform(-1, 1, 3) * (0.03, 0.03, 0.015) * draw
+        pose = look_at(np.clip(eye + shift, 0.35, room.size - 0.35), target, 0.06 * wave[5])
+        bad = _badness(room, pose, cast)
+        if bad < least:
+            best, least = pose, bad
+        if bad == 0:
+            break
+    return best
+
+
+def look_at(eye: NDArray[np.float64], target: NDArray[np.float64], roll: float = 0.0) -> NDArray[np.float64]:
+    """``world_from_camera`` (4, 4) of a camera at ``eye`` (3,) that looks at ``target`` (3,), rolled by radians."""
+    forward = target - eye
+    forward = forward / np.linalg.norm(forward)
+    right = np.cross(forward, (0.0, 0.0, 1.0))
+    right /= np.linalg.norm(right)
+    down = np.cross(forward, right)
+    c, s = np.cos(roll), np.sin(roll)
+    pose = np.eye(4)
+    pose[:3, :3] = np.stack((c * right + s * down, c * down - s * right, forward), axis=1)
+    pose[:3, 3] = eye
+    return pose
+
+
+def _badness(room: Room, pose: NDArray[np.float64], cast: Caster) -> float:
+    """0 for a good view; inf inside or against a solid; else how far a view is from being allowed."""
+    eye = pose[:3, 3]
+    outside = np.maximum(room.boxes[:, 0] - eye, eye - room.boxes[:, 1]).clip(min=0)
+    if (np.linalg.norm(outside, axis=1) < _CLEARANCE).any():
+        return float("inf")
+    x, y = np.meshgrid(np.linspace(-0.46, 0.46, 16), np.linspace(-0.34, 0.34, 12))
+    rays = np.stack((x / room.focal, y / room.focal, np.ones_like(x)), axis=-1).reshape(-1, 3) @ pose[:3, :3].T
+    origins = np.broadcast_to(eye, rays.shape)
+    triangle = cast(origins, rays)
+    near = float((distance(room.planes[triangle], origins, rays) < _CLOSE).mean())
+    single = np.bincount(room.instance[triangle])[1:].max(initial=0) / len(rays)
+    return max(near - _MOST_CLOSE, 0.0) + max(float(single) - _MOST_SINGLE, 0.0)
 
 
 def _frame(room: Room, index: int, pose: NDArray[np.float64], camera: Camera, cast: Caster, noise: bool) -> Frame:
@@ -115,3 +238,26 @@ def _step(x: NDArray[np.float32], edge: float, width: float) -> NDArray[np.float
     """0 below ``edge``, 1 above, a ramp of ``width`` on both sides in between."""
     ramp: NDArray[np.float32] = np.clip((x - edge) / (2 * width) + 0.5, 0, 1)
     return ramp
+
+
+def noisy_depth(depth: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Exact depth (H, W), metres, 0 = none -> measured depth in whole millimetres (as metres), 0 = invalid.
+
+    Noise that grows with the square of the distance (Nguyen et al. 2012), disparity in steps of 1/8 pixel, holes
+    along depth edges, nothing nearer than 0.4 m or farther than 6 m.
+    """
+    z = depth + rng.standard_normal(depth.shape) * (0.0012 + 0.0019 * (depth - 0.4) ** 2) * (depth > 0)
+    steps = np.round(_DISPARITY / np.maximum(z, 0.05) * _SUBPIXEL)
+    z = _DISPARITY * _SUBPIXEL / np.maximum(steps, 1)
+    jump = ndimage.maximum_filter(depth, 3) - ndimage.minimum_filter(depth, 3)
+    share = 0.6 * min(1.0, depth.shape[1] / 160)  # a hole is a few millimetres wide, not a share of a coarse pixel
+    edge = (jump > 0.04 + 0.05 * depth) & (rng.random(depth.shape) < share)
+    valid = (depth > 0) & ~edge & (z >= _NEAREST) & (z <= _FARTHEST)
+    return np.array(np.round(z * 1000) / 1000 * valid, np.float32)
+
+
+def noisy_color(color: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Linear RGB (H, W, 3) -> the same with this frame's exposure, white balance and read noise."""
+    gain = rng.uniform(0.8, 1.25) * rng.uniform(0.94, 1.06, 3)
+    shot = rng.standard_normal(color.shape, dtype=np.float32) * (0.004 + 0.01 * np.sqrt(color))
+    return np.array(color * gain + shot, np.float32)

@@ -22,7 +22,7 @@ from pri3d.geometry.images import parse_size
 from pri3d.machine import cores
 from pri3d.types import Camera, Frame
 from pri3d.worlds.render import render_room
-from pri3d.worlds.scene import CLASS_NAMES, Room, build_room
+from pri3d.worlds.room import CLASS_NAMES, Room, build_room
 
 _VERSION = 1  # of the pictures: raised when the same seed gives other rooms
 

@@ -12,9 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pri3d.worlds.furniture import BUILDERS, Piece, Support, clutter
-from pri3d.worlds.rays import triangle_planes
-from pri3d.worlds.shapes import Part, box
+from pri3d.worlds.furniture import BUILDERS, Piece, Shape, Support, box, clutter
 
 #: names of the class ids 0..n-1 in labels
 CLASS_NAMES = ("wall", "floor", "ceiling", *BUILDERS, "clutter")
@@ -57,7 +55,7 @@ class Room:
 
 
 class _Solid(NamedTuple):
-    part: Part
+    part: Shape
     label: int
     instance: int
     material: int
@@ -101,6 +99,13 @@ def build_room(seed: int, index: int) -> Room:
     )
 
 
+def triangle_planes(corners: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Planes (F, 4) of triangles (F, 3, 3): unit normal n and offset d with n . x = d on the plane."""
+    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+    return np.concatenate((normal, np.einsum("ij,ij->i", normal, corners[:, 0])[:, None]), axis=1)
+
+
 def _shell(rng: np.random.Generator, size: NDArray[np.float64]) -> list[_Solid]:
     """Walls with skirting boards and boards hung on them, floor and ceiling; all of instance 0."""
     (x, y, z), thick = size, 0.1
@@ -133,7 +138,7 @@ def _quarter_turn(side: int, middle: NDArray[np.float64], distance: float) -> tu
     return middle + distance * np.array((np.sin(yaw), -np.cos(yaw))), yaw
 
 
-def _moved(part: Part, position: NDArray[np.float64], yaw: float, lift: float = 0.0) -> Part:
+def _moved(part: Shape, position: NDArray[np.float64], yaw: float, lift: float = 0.0) -> Shape:
     c, s = np.cos(yaw), np.sin(yaw)
     turn = np.array(((c, s, 0), (-s, c, 0), (0, 0, 1)))  # row vectors
     return part._replace(vertices=part.vertices @ turn + (*position, lift))
