@@ -26,7 +26,7 @@ VERBS = {
     "finetune": "pri3d.training.finetune:finetune",
     "evaluate": "pri3d.evaluation.evaluate:evaluate",
     "predict": "pri3d.evaluation.predict:predict",
-    "view": "pri3d.reporting.view:view",
+    "view": "pri3d.reporting.viewer:view",
     "export": "pri3d.exporting.export:export",
     "embed": "pri3d.evaluation.embed:embed",
     "import": "pri3d.networks.importing:import_weights",  # `import` is no name in Python

@@ -12,9 +12,9 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.networks.detector import SIZES, build_detector
 from pri3d.reporting import gather, style
-from pri3d.reporting.finetuned import add_pictures
 from pri3d.reporting.html import Page
 from pri3d.reporting.report import make_report
+from pri3d.reporting.sections import add_pictures
 from pri3d.runs import write_json
 from pri3d.tasks.instance import InstanceTask
 

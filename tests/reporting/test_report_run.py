@@ -16,9 +16,8 @@ from pri3d.errors import DataError
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.reporting import gather, style
 from pri3d.reporting.cutaway import drawable
-from pri3d.reporting.gather import Missing
 from pri3d.reporting.run import compare, write_overview, write_report
-from pri3d.reporting.scores import read_scores
+from pri3d.reporting.sources import Missing, read_scores
 from pri3d.runs import write_json
 from pri3d.store import Store, read_manifest, write_manifest
 from pri3d.tasks.semantic import load_semantic

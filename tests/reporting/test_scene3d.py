@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from pri3d.errors import DataError
-from pri3d.reporting.scene3d import STYLE, Camera, scene_widget, script, thin
+from pri3d.reporting.widgets import SCENE_STYLE, Camera, scene_widget, script, thin
 
 NASTY = "</script><script>alert('x')</script> & \"quoted\" --><!-- \u2028"
 
@@ -159,10 +159,10 @@ def test_static_text_says_what_is_to_be_seen(read_page):
 
 def test_the_script_asks_for_nothing():
     assert not re.search(
-        r"https?:|fetch\(|XMLHttp|import|eval\(|new Function|innerHTML|localStorage|document\.write", script()
+        r"https?:|fetch\(|XMLHttp|import|eval\(|new Function|innerHTML|localStorage|document\.write", script("scene3d")
     )
-    assert "</script" not in script()
-    assert "url(" not in STYLE
+    assert "</script" not in script("scene3d")
+    assert "url(" not in SCENE_STYLE
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def browse(page: Path, tmp_path: Path, *options: str) -> str:
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
 def test_a_browser_draws_two_scenes_where_all_else_is_forbidden(tmp_path):
     """Only this script, by its hash; each scene has its own colour where it is, and nothing of the other's."""
-    digest = base64.b64encode(hashlib.sha256(script().encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(script("scene3d").encode()).digest()).decode()
     policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     widgets = ""
     for paint in ((250, 10, 10), (10, 10, 250)):

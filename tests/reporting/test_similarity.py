@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pri3d.reporting import similarity
+from pri3d.reporting import widgets
 from pri3d.reporting.figures import MatchedPair
-from pri3d.reporting.similarity import pack, similarity_widget
+from pri3d.reporting.widgets import pack, similarity_widget
 
 
 def exact(features: torch.Tensor, frame: int, row: int, column: int) -> np.ndarray:
@@ -60,7 +60,7 @@ def test_what_the_page_does_not_hold_is_said():
 
 
 def test_large_maps_are_averaged(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(similarity, "MOST_CELLS", 12)
+    monkeypatch.setattr(widgets, "MOST_CELLS", 12)
     found = Data(similarity_widget(pair(), {"after": torch.randn(2, 4, 6, 8)}, "")).stated
     assert found["grid"] == [3, 4]
     assert found["size"] == [16, 12]
@@ -78,7 +78,7 @@ def test_every_network_has_two_pictures_and_texts_are_escaped():
 
 
 def test_wide_frames_shrink_and_matches_with_them(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(similarity, "_MOST_WIDTH", 8)
+    monkeypatch.setattr(widgets, "_MOST_WIDTH", 8)
     before = pair()
     found = Data(similarity_widget(before, {"after": torch.randn(2, 4, 6, 8)}, "")).stated
     assert found["size"] == [8, 6]

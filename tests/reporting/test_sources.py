@@ -7,9 +7,7 @@ import pytest
 import yaml
 
 from pri3d.errors import DataError
-from pri3d.reporting.gather import Missing
-from pri3d.reporting.locate import labelled_of, pairs_of
-from pri3d.reporting.sources import differing_settings, find_sources
+from pri3d.reporting.sources import Missing, differing_settings, find_sources, labelled_of, pairs_of
 
 
 def write_run(path: Path, verb: str = "finetune", init: str = "scratch", **settings: object) -> Path:

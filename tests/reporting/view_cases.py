@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pri3d.reporting.view_matches import MEASURED, Matched, ShownPair
-from pri3d.reporting.view_scene import Shown, ShownFrame
+from pri3d.reporting.viewer_scene import MEASURED, Matched, Shown, ShownFrame, ShownPair
 
 SIZE = "64x48"
 

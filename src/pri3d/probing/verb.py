@@ -9,7 +9,7 @@ from typing import Any
 from pri3d.files.atomic import write_atomic
 from pri3d.probing import probe as scoring
 from pri3d.probing.probe import Scores
-from pri3d.reporting.probe_figure import Curves, recall_figure
+from pri3d.reporting.charts import Curves, recall_figure
 
 
 @functools.wraps(scoring.probe)

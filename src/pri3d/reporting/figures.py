@@ -18,10 +18,12 @@ from torch.nn import functional as F
 
 from pri3d.drawing import color_labels, draw_detections, palette
 from pri3d.reporting.cutaway import Chunk, chunk_handles, draw_chunk
-from pri3d.reporting.style import image_grid, png, series_label, show, style
+from pri3d.reporting.style import DPI, MUTED, image_grid, png, series_label, show, style
 from pri3d.types import Detections
 
 SHOWN_MATCHES = 32
+_SHEET_WIDTH, _LEFT_COLUMN, _MARGIN, _BETWEEN, _TITLE_ROW = 13.6, 6.0, 0.05, 0.07, 0.42  # inches
+_LEGEND_ROW = 0.55
 
 
 class MatchedPair(NamedTuple):
@@ -224,3 +226,84 @@ def _pair_aspect(pair: MatchedPair) -> float:
 def _gap(width: int) -> float:
     """Pixels between the two frames."""
     return width / 40
+
+
+class _Sheet(NamedTuple):
+    """A figure measured in inches from its upper left corner."""
+
+    figure: Figure
+    height: float
+
+    def axes(self, left: float, top: float, wide: float, high: float) -> Axes:
+        """Axes of that place and size."""
+        box = left / _SHEET_WIDTH, 1 - (top + high) / self.height, wide / _SHEET_WIDTH, high / self.height
+        axes: Axes = self.figure.add_axes(box)
+        return axes
+
+    def title(self, left: float, top: float, text: str, remark: str) -> None:
+        """Bold text and a remark behind it, above what begins at ``top``."""
+        y = 1 - (top - 0.12) / self.height
+        words = self.figure.text(left / _SHEET_WIDTH, y, text, weight="bold", size=12)
+        right = words.get_window_extent().x1 / self.figure.dpi + 0.14
+        self.figure.text(right / _SHEET_WIDTH, y, remark, color=MUTED, size=10)
+
+
+def overview_picture(
+    pair: MatchedPair,
+    chunk: Chunk,
+    maps: Mapping[str, Tensor],
+    frames: Sequence[Segmented],
+    class_names: Sequence[str],
+) -> bytes:
+    """Return a PNG: at the left a pair and its feature maps before and after, at the right chunk and segmentations.
+
+    ``maps``: network -> (2, C, h, w) of the pair's frames; ``frames``: a row of pictures each, two fit well.
+    """
+    height, width = pair.colors.shape[1:3]
+    tall = _LEFT_COLUMN * height / (2 * width + width / 40)
+    with style():
+        total = (_TITLE_ROW + tall) * (1 + len(maps)) + 0.1
+        sheet = _Sheet(Figure(figsize=(_SHEET_WIDTH, total), dpi=DPI), total)
+        sheet.title(_MARGIN, _TITLE_ROW, "1  Pair", f"points that both frames see, overlap {pair.overlap:.0%}")
+        draw_pair(sheet.axes(_MARGIN, _TITLE_ROW, _LEFT_COLUMN, tall), pair, shown=20)
+        cell = tall * width / height
+        for k, (name, features) in enumerate(maps.items()):
+            top = (k + 2) * _TITLE_ROW + (k + 1) * tall
+            sheet.title(_MARGIN, top, f"{k + 3}  Features {name} pre-training", "equal colours: equal features")
+            for x, color in zip((_MARGIN, _MARGIN + _LEFT_COLUMN - cell), pca_colors(features), strict=True):
+                show(sheet.axes(x, top, cell, tall), color, smooth=False)
+        left = _LEFT_COLUMN + 0.45
+        top = _draw_segmented(sheet, left, frames, class_names)
+        sheet.title(
+            left, top - _TITLE_ROW + 0.18, f"{len(maps) + 3}  Fine-tuning", "semantic segmentation, held-out frames"
+        )
+        sheet.title(left, _TITLE_ROW, "2  Surface", "the voxels in the view of the first frame")
+        draw_chunk(sheet.axes(left, _TITLE_ROW, _SHEET_WIDTH - _MARGIN - left, top - 2 * _TITLE_ROW - 0.3), chunk)
+        return png(sheet.figure)
+
+
+def _draw_segmented(sheet: _Sheet, left: float, frames: Sequence[Segmented], class_names: Sequence[str]) -> float:
+    """Rows of pictures above a legend in the lower right corner; returns where the rows begin."""
+    columns = ["image", "ground truth", *map(series_label, frames[0].predicted)]
+    wide = (_SHEET_WIDTH - _MARGIN - left - _BETWEEN * (len(columns) - 1)) / len(columns)
+    high = wide * frames[0].color.shape[0] / frames[0].color.shape[1]
+    begin: float = sheet.height - _LEGEND_ROW - len(frames) * (high + _BETWEEN)
+    for r, frame in enumerate(frames):
+        for c, image in enumerate(segmented_images(frame, class_names)):
+            axes = sheet.axes(left + c * (wide + _BETWEEN), begin + r * (high + _BETWEEN), wide, high)
+            show(axes, image, smooth=c == 0)
+            if r == 0:
+                axes.set_title(columns[c], size=9.5, weight="normal", pad=4)
+    sheet.figure.legend(
+        handles=class_patches(class_names),
+        loc="lower left",
+        bbox_to_anchor=(left / _SHEET_WIDTH, 0),
+        ncols=-(-(len(class_names) + 1) // 2),
+        handlelength=1.0,
+        handleheight=1.0,
+        columnspacing=1.6,
+        borderpad=0,
+        borderaxespad=0.5,
+        fontsize=9,
+    )
+    return begin

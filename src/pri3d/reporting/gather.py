@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,15 +14,13 @@ from torch import Tensor
 from pri3d import registry
 from pri3d.data.pairs import PairDataset
 from pri3d.data.sampler import Draw
-from pri3d.errors import DataError
 from pri3d.geometry.images import parse_size
 from pri3d.geometry.matching import match_pixels
 from pri3d.labelled import LabelledImages
 from pri3d.networks.weights import load_model
 from pri3d.reporting.cutaway import Chunk, up_direction
 from pri3d.reporting.figures import Detected, MatchedPair, Segmented
-from pri3d.reporting.scores import Runs
-from pri3d.reporting.sources import read_config
+from pri3d.reporting.sources import Missing, Runs, read_config
 from pri3d.runs import RunPaths
 from pri3d.store import MANIFEST, Store
 from pri3d.tasks import TASKS, load_task
@@ -30,20 +28,6 @@ from pri3d.types import Detections
 
 SCORE = 0.5  #: from which on an object is drawn
 _DISTANCE = 0.02  # metres; of runs that do not say
-T = TypeVar("T")
-
-
-class Missing(NamedTuple):
-    """Why a part of the report cannot be made; not an error: runs are cut short, stores made without labels."""
-
-    reason: str
-
-
-def there(found: T | Missing) -> T:
-    """What was looked for. Raises DataError with the reason where it is missing."""
-    if isinstance(found, Missing):
-        raise DataError(found.reason)
-    return found
 
 
 def read_settings(run: Path) -> dict[str, Any]:

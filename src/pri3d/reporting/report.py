@@ -13,13 +13,28 @@ import pri3d
 from pri3d.errors import ConfigError
 from pri3d.files.atomic import usable
 from pri3d.networks.weights import read_provenance
-from pri3d.reporting.finetuned import add_pictures, add_scores, add_training, add_unfinished
-from pri3d.reporting.gather import Missing
 from pri3d.reporting.html import Page
-from pri3d.reporting.locate import labelled_of, pairs_of
-from pri3d.reporting.pretrained import add_curves, add_data, add_features, describe
-from pri3d.reporting.probed import add_probe
-from pri3d.reporting.sources import Group, Run, Sources, differing_settings, find_sources
+from pri3d.reporting.sections import (
+    add_curves,
+    add_data,
+    add_features,
+    add_pictures,
+    add_probe,
+    add_scores,
+    add_unfinished,
+    add_validation,
+    describe,
+)
+from pri3d.reporting.sources import (
+    Missing,
+    RunFolder,
+    SeedGroup,
+    Sources,
+    differing_settings,
+    find_sources,
+    labelled_of,
+    pairs_of,
+)
 from pri3d.runs import RunPaths
 from pri3d.store import Store
 
@@ -80,7 +95,7 @@ def _lead(sources: Sources) -> str:
     return f"{', '.join(said)}. Pri3D: image backbones pre-trained on the geometry of RGB-D recordings, without labels."
 
 
-def _add_task(page: Page, task: str, groups: Sequence[Group], data: Path | None) -> None:
+def _add_task(page: Page, task: str, groups: Sequence[SeedGroup], data: Path | None) -> None:
     """Scores, curves and pictures of one task; pictures of the largest share of the labels."""
     page.heading(f"{_TASKS.get(task, task)}, fine-tuned")
     add_scores(page, task, groups)
@@ -97,7 +112,7 @@ def _add_task(page: Page, task: str, groups: Sequence[Group], data: Path | None)
     if len(shown) < len(groups):
         page.paragraph(f"What follows is of the runs with {largest:.0%} of the labels.")
     methods = {group.method: [run.path for run in group.runs] for group in shown}
-    add_training(page, task, methods)
+    add_validation(page, task, methods)
     page.heading("What they predict", 3)
     found = labelled_of(shown[0].runs[0], data)
     if isinstance(found, Missing):
@@ -106,7 +121,7 @@ def _add_task(page: Page, task: str, groups: Sequence[Group], data: Path | None)
         add_pictures(page, task, methods, found.images, found.remark)
 
 
-def _add_pretraining(page: Page, runs: Sequence[Run], data: Path | None) -> None:
+def _add_pretraining(page: Page, runs: Sequence[RunFolder], data: Path | None) -> None:
     named = {run.name: run.path for run in runs}
     page.heading("Pre-training")
     header = ["run", "steps", "loss", "recall of each objective", "samples/s"]
@@ -124,7 +139,7 @@ def _add_pretraining(page: Page, runs: Sequence[Run], data: Path | None) -> None
     add_features(page, found.folder, named)
 
 
-def _add_provenance(page: Page, runs: Sequence[Run], data: Path | None) -> None:
+def _add_provenance(page: Page, runs: Sequence[RunFolder], data: Path | None) -> None:
     """What made the numbers: settings that differ first, then all of every run."""
     page.heading("Settings and origin")
     for verb in ("pretrain", "finetune"):

@@ -13,12 +13,20 @@ from pri3d.labelled import LabelledImages
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.networks.weights import read_provenance
 from pri3d.reporting import charts, gather
-from pri3d.reporting.finetuned import BASELINE, Scores, add_pictures, add_training, add_unfinished, in_words
-from pri3d.reporting.gather import Missing
+from pri3d.reporting.figures import overview_picture
 from pri3d.reporting.html import Page
-from pri3d.reporting.overview import overview_picture
-from pri3d.reporting.pretrained import add_curves, add_data, add_features
-from pri3d.reporting.scores import Runs, read_scores
+from pri3d.reporting.sections import (
+    BASELINE,
+    Scores,
+    add_curves,
+    add_data,
+    add_features,
+    add_pictures,
+    add_unfinished,
+    add_validation,
+    in_words,
+)
+from pri3d.reporting.sources import Missing, Runs, read_scores, there
 from pri3d.reporting.style import series_label
 from pri3d.runs import RunPaths, leaves
 from pri3d.store import Store
@@ -79,7 +87,7 @@ def write_report(
     else:
         add_features(page, folder, named)
     page.heading("Fine-tuning for semantic segmentation")
-    add_training(page, _TASK, finetune_runs)
+    add_validation(page, _TASK, finetune_runs)
     add_unfinished(page, _TASK, finetune_runs)
     add_pictures(page, _TASK, finetune_runs, _labelled(val_store))
     _add_settings(page, store, pretrain_run, val_store, finetune_runs, settings)
@@ -91,12 +99,12 @@ def write_overview(path: Path, *, store: Path, pretrain_run: Path, val_store: Pa
 
     Arguments as :func:`write_report`. Raises DataError naming the first piece that is missing.
     """
-    folder = gather.there(gather.store_with_pairs([val_store, store]))
+    folder = there(gather.store_with_pairs([val_store, store]))
     pairs, images = gather.matched_pairs(folder, 1, pretrain_run)
-    chunk = gather.there(gather.chunk(folder, pretrain_run))
-    files = gather.there(gather.network_files({pretrain_run.name: pretrain_run}))
+    chunk = there(gather.chunk(folder, pretrain_run))
+    files = there(gather.network_files({pretrain_run.name: pretrain_run}))
     maps = gather.feature_maps(images, files)
-    found = gather.there(gather.predictions(gather.there(_labelled(val_store)), finetune_runs, 2, _TASK))
+    found = there(gather.predictions(there(_labelled(val_store)), finetune_runs, 2, _TASK))
     return write_atomic(path, overview_picture(pairs[0], chunk, maps, found.segmented, found.class_names))
 
 

@@ -1,23 +1,38 @@
-"""What a report is asked about: paths on the command line -> runs, groups of runs that differ in their seed, probes."""
+"""What a report is asked about: paths -> runs, groups of runs that differ in their seed, their scores and data."""
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
-from pri3d.errors import DataError
-from pri3d.runs import RunPaths, short_names
+from pri3d import registry
+from pri3d.data.mixture import hashes_of
+from pri3d.errors import ConfigError, DataError
+from pri3d.labelled import LabelledImages, open_labelled
+from pri3d.runs import RunPaths, read_json, short_names
+from pri3d.store import MANIFEST, Store
+from pri3d.tasks import TASKS
 
 _VERBS = ("pretrain", "finetune")
 #: what of a run's provenance makes its scores others than those of a run with the same settings
 _DECIDES = ("part", "labels", "data", "val", "init_data_hash")
+Runs = Mapping[str, Sequence[Path]]  #: method -> run folders, one a seed
+
+#: task -> its scores by class, and the name of these
+_BY_CLASS = {"semantic": ("iou", "IoU"), "instance": ("classes", "mask AP")}
+_WORDS = {"miou": "mIoU", "accuracy": "pixel accuracy", "AP": "mask AP", "AP50": "mask AP50", "AP75": "mask AP75",
+          "box_AP": "box AP", "box_AP50": "box AP50", "box_AP75": "box AP75"}  # fmt: skip
+T = TypeVar("T")
+_LEVELS = 5  # folders above a run in which a relative path is looked for
 
 
-class Run(NamedTuple):
+class RunFolder(NamedTuple):
     """A run folder and what its config.yaml says."""
 
     path: Path
@@ -27,23 +42,23 @@ class Run(NamedTuple):
     provenance: Mapping[str, Any]
 
 
-class Group(NamedTuple):
+class SeedGroup(NamedTuple):
     """Fine-tuning runs that differ in their seed alone."""
 
     name: str  #: unique among the groups of its task
     method: str  #: the name without the share of the labels
     fraction: float  #: of the labelled images, 0..1
-    runs: Sequence[Run]  #: by seed
+    runs: Sequence[RunFolder]  #: by seed
 
 
 class Sources(NamedTuple):
     """Everything that the paths name."""
 
-    pretrained: Sequence[Run]
-    finetuned: Sequence[Run]
+    pretrained: Sequence[RunFolder]
+    finetuned: Sequence[RunFolder]
     probes: Sequence[Path]
 
-    def groups(self) -> dict[str, list[Group]]:
+    def groups(self) -> dict[str, list[SeedGroup]]:
         """Task -> its groups, in the order of the paths."""
         tasks = dict.fromkeys(str(run.provenance.get("task", "semantic")) for run in self.finetuned)
         ours = {run.path.resolve(): run.name for run in self.pretrained}
@@ -98,7 +113,7 @@ def read_config(run: Path) -> dict[str, Any]:
     return {"provenance": {}, **stated}
 
 
-def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
+def differing_settings(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
     """Setting, or part of the provenance -> its value in each run, where the runs differ in it."""
     stated = [{**run.provenance, **run.settings} for run in runs]
     names = dict.fromkeys(name for facts in stated for name in facts)
@@ -115,12 +130,12 @@ def _runs_in(root: Path) -> list[Path]:
     return sorted(inside)
 
 
-def read_run(path: Path, name: str) -> Run:
+def read_run(path: Path, name: str) -> RunFolder:
     """A run folder under a name. Raises DataError where it is of another verb, or damaged."""
     stated = read_config(path)
     if stated.get("verb") not in _VERBS:
         raise DataError(f"{RunPaths(path).config}: of no run of pri3d pretrain or finetune. Give another folder.")
-    return Run(path, name, stated["verb"], stated["settings"], stated["provenance"])
+    return RunFolder(path, name, stated["verb"], stated["settings"], stated["provenance"])
 
 
 def _unique_names(folders: Sequence[Path]) -> dict[Path, str]:
@@ -137,16 +152,16 @@ def _unique_names(folders: Sequence[Path]) -> dict[Path, str]:
             length[folder] += 1
 
 
-def _groups(runs: Sequence[Run], ours: Mapping[Path, str]) -> list[Group]:
+def _groups(runs: Sequence[RunFolder], ours: Mapping[Path, str]) -> list[SeedGroup]:
     """Groups of one task's runs; ``ours``: pre-training run of the page -> its name there."""
     short = short_names([str(run.provenance.get("init", "")) for run in runs])
 
-    def weights(run: Run) -> str:
+    def weights(run: RunFolder) -> str:
         init = str(run.provenance.get("init", ""))
         return ours.get(Path(init).resolve(), short[init]) or run.name
 
     facts = {run.path: _facts(run) for run in runs}
-    keyed: dict[str, list[Run]] = {}
+    keyed: dict[str, list[RunFolder]] = {}
     for run in runs:
         keyed.setdefault(f"{weights(run)} {sorted(facts[run.path].items(), key=str)} {_fraction(run)}", []).append(run)
     shares = {_fraction(run) for run in runs}
@@ -157,17 +172,19 @@ def _groups(runs: Sequence[Run], ours: Mapping[Path, str]) -> list[Group]:
         varied = [key for key in own if any(other.get(key) != own[key] for other in siblings)]
         method = ", ".join([name, *(_said(key, own[key]) for key in varied)])
         label = f"{method}, {share:.0%} of the labels" if len(shares) > 1 else method
-        groups.append(Group(label, method, share, sorted(members, key=lambda run: int(run.settings.get("seed", 0)))))
+        groups.append(
+            SeedGroup(label, method, share, sorted(members, key=lambda run: int(run.settings.get("seed", 0))))
+        )
     return groups
 
 
-def _facts(run: Run) -> dict[str, Any]:
+def _facts(run: RunFolder) -> dict[str, Any]:
     """What two runs of one group have in common; the rest of the provenance follows from it."""
     own = {key: value for key, value in run.settings.items() if key not in ("seed", "fraction")}
     return own | {key: run.provenance.get(key) for key in _DECIDES}
 
 
-def _fraction(run: Run) -> float:
+def _fraction(run: RunFolder) -> float:
     return float(run.settings.get("fraction") or 1.0)
 
 
@@ -175,3 +192,165 @@ def _said(key: str, value: Any) -> str:
     if key in ("data", "val"):
         return f"{key} {Path(str(value)).name}"
     return f"data {str(value)[:8]}" if key == "init_data_hash" else f"{key} {value}"
+
+
+class RunScores(NamedTuple):
+    """scores.json of one run; unknown numbers are NaN."""
+
+    last: Mapping[str, float]  #: score -> number after the last step
+    best: float  #: the main score where it was best
+    classes: Mapping[str, float]  #: class -> score after the last step
+    history: Sequence[Mapping[str, float]]  #: ``step`` and scores of every validation
+
+
+class TaskWords(NamedTuple):
+    """What the scores of a task are called."""
+
+    key: str  #: the main score
+    main: str  #: its name
+    by_class: str  #: name of the scores by class
+    shown: Mapping[str, str]  #: score of a table -> its name
+
+
+def words_of(task: str) -> TaskWords:
+    """Raises ConfigError for an unknown task."""
+    kind = registry.load("tasks", TASKS, task)
+    key = str(kind.key)
+    shown = {name: _WORDS.get(name, name) for name in dict.fromkeys((key, *kind.recipe.shown))}
+    return TaskWords(key, _WORDS.get(key, key), _BY_CLASS.get(task, ("", key))[1], shown)
+
+
+def read_score(run: Path, task: str) -> RunScores | None:
+    """Scores of a run; None where it has none, or no main score. Raises DataError where the file is damaged."""
+    path, key = RunPaths(run).scores, words_of(task).key
+    if not path.is_file():
+        return None
+    found = _known(read_json(path))
+    try:
+        last, history = dict(found["last"]), [_numbers(entry) for entry in found["history"]]
+        best = float(found.get("best", last)[key])
+        if not math.isfinite(last[key]):
+            return None
+        classes = dict(last[_BY_CLASS[task][0]]) if task in _BY_CLASS else {}
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not the scores of a run ({error!r}). Delete it, or restore it.") from error
+    return RunScores(_numbers(last), best, _numbers(classes), history)
+
+
+def read_scores(runs: Runs, task: str) -> dict[str, list[RunScores]]:
+    """:func:`read_score` of the runs that have one, method by method; methods without any are left out."""
+    found = {method: [read_score(folder, task) for folder in folders] for method, folders in runs.items()}
+    present = {method: [score for score in of if score is not None] for method, of in found.items()}
+    return {method: of for method, of in present.items() if of}
+
+
+def mean_by_class(scores: Sequence[RunScores]) -> dict[str, float]:
+    """Class -> mean over the runs that have a score, NaN where none has."""
+    names = dict.fromkeys(name for score in scores for name in score.classes)
+    table = {name: [score.classes.get(name, math.nan) for score in scores] for name in names}
+    known = {name: [value for value in values if math.isfinite(value)] for name, values in table.items()}
+    return {name: sum(values) / len(values) if values else math.nan for name, values in known.items()}
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+
+
+def _known(value: Any) -> Any:
+    """What JSON held, null as NaN."""
+    if isinstance(value, dict):
+        return {key: _known(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_known(item) for item in value]
+    return math.nan if value is None else value
+
+
+class Missing(NamedTuple):
+    """Why a part of the report cannot be made; not an error: runs are cut short, stores made without labels."""
+
+    reason: str
+
+
+def there(found: T | Missing) -> T:
+    """What was looked for. Raises DataError with the reason where it is missing."""
+    if isinstance(found, Missing):
+        raise DataError(found.reason)
+    return found
+
+
+class FoundPairs(NamedTuple):
+    """A prepared store to show pairs of."""
+
+    folder: Path
+    remark: str  #: what is to be said of it beside its name; "" where the run was trained on it
+
+
+class FoundImages(NamedTuple):
+    """Images that a fine-tuning run is scored on."""
+
+    images: LabelledImages
+    remark: str  #: as of FoundPairs
+
+
+def pairs_of(run: RunFolder, data: Path | None, scene: str | None = None) -> FoundPairs | Missing:
+    """The store that a pre-training run learnt from; where it has changed since, or ``data`` is another, a remark.
+
+    Of several the first that has the scene.
+    """
+    stated = str(run.provenance.get("data", ""))
+    seen = hashes_of(str(run.provenance.get("data_hash") or ""))
+    exact, others = [], []
+    for folder in _places(stated, run.path, data):
+        if not (folder / MANIFEST).is_file():
+            continue
+        store = Store(folder)
+        if not store.manifest["settings"]["pairs"] or not len(store.pairs().i):
+            continue
+        if store.hash in seen:
+            exact.append(FoundPairs(folder, ""))
+        else:
+            others.append(FoundPairs(folder, f"{run.name} was not trained on {folder.name} as it is now."))
+    if found := exact or others:
+        return next((pairs for pairs in found if scene in Store(pairs.folder).scenes), found[0])
+    where = f"no store with pairs in {data}" if data is not None else _not_found(stated, run)
+    return Missing(f"{where}. Say where the prepared store is: --data.")
+
+
+def labelled_of(run: RunFolder, data: Path | None) -> FoundImages | Missing:
+    """The images that a fine-tuning run was scored on, or others of the same format with a remark, as pairs_of."""
+    facts = run.provenance
+    stated = str(facts.get("val") or facts.get("data") or "")
+    others, problem = [], ""
+    for path in _places(stated, run.path, data):
+        try:
+            images = open_labelled(path, "val", facts.get("dataset"), facts.get("labels"), facts.get("val") is not None)
+        except (DataError, ConfigError) as error:
+            problem = problem or str(error)
+            continue
+        if str(facts.get("data_hash", "")).endswith(f"+{images.hash}"):
+            return FoundImages(images, "")
+        others.append(images)
+    if others:
+        return FoundImages(others[0], f"{run.name} was not scored on these images, or they have changed.")
+    return Missing(f"{problem or _not_found(stated, run) + '.'} Say where the labelled images are: --data.")
+
+
+def _not_found(stated: str, run: RunFolder) -> str:
+    if not stated:
+        return f"{run.path} does not say what it was trained on"
+    return f"{stated}, which {run.name} was trained on, is not found"
+
+
+def _places(stated: str, run: Path, data: Path | None) -> Iterator[Path]:
+    """Folders that exist: ``data`` and what lies in it, else what the run names, from here or from above the run."""
+    if data is not None:
+        if not data.exists():
+            raise DataError(f"--data {data}: no such folder. Give a prepared store, or a folder of several.")
+        yield data
+        yield from sorted(path.parent for path in data.glob(f"*/{MANIFEST}"))
+        return
+    # Of several stores the run names all, each with its weight.
+    parts = [stated, *(re.sub(r":[\d.]+$", "", part) for part in stated.split(" "))]
+    roots = [Path(), *run.resolve().parents[:_LEVELS]]
+    places = (root / part for part in dict.fromkeys(parts) if part for root in roots)
+    yield from dict.fromkeys(place.resolve() for place in places if place.exists())

@@ -8,6 +8,7 @@ from pri3d.errors import DataError
 from pri3d.files.atomic import write_atomic
 from pri3d.labelled import open_labelled
 from pri3d.reporting import figures, gather
+from pri3d.reporting.sources import there
 from pri3d.reproduction.layout import figure, markdown, table_csv
 from pri3d.reproduction.plan import Plan
 from pri3d.reproduction.scores import read_entries
@@ -40,7 +41,7 @@ def write_result(plan: Plan) -> Path:
 
 def _matches(plan: Plan) -> bytes:
     """Figure 3: the pair of median overlap with its matches."""
-    folder = gather.there(gather.store_with_pairs([plan.place.store("pretrain")]))
+    folder = there(gather.store_with_pairs([plan.place.store("pretrain")]))
     pairs, _ = gather.matched_pairs(folder, 1, plan.place.root)
     return figures.pair_figure(pairs[0])
 
@@ -49,11 +50,11 @@ def _segmentations(plan: Plan) -> bytes:
     """Figure 4: held-out images, ground truth, and what each row's first finished run says."""
     place, data = plan.place, plan.experiment.data
     parts = place.study.settings["parts"]
-    there = finished(place, plan.matrix.runs)
-    runs = {cell.row: [place.folder(run) for run in cell.runs if run in there] for cell in plan.matrix.cells}
+    ended = finished(place, plan.matrix.runs)
+    runs = {cell.row: [place.folder(run) for run in cell.runs if run in ended] for cell in plan.matrix.cells}
     apart = f"{data}-val" in parts  # else the set has a val split of its own
     images = open_labelled(
         place.store(f"{data}-val" if apart else data), "val", labels=parts[data].get("labels"), whole=apart
     )
-    found = gather.there(gather.predictions(images, runs, IMAGES, plan.experiment.task))
+    found = there(gather.predictions(images, runs, IMAGES, plan.experiment.task))
     return figures.segmentation_figure(found.segmented, found.class_names)

@@ -1,20 +1,36 @@
-"""The same as one HTML page: the scene in 3D, the frames as thumbnails, the pairs with their matches."""
+"""``pri3d view``: look at a prepared store or a run, in the viewer of rerun or as one HTML page."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from rich.console import Console
 
+from pri3d.errors import ConfigError
 from pri3d.files.archive import encode
+from pri3d.files.atomic import usable
 from pri3d.reporting.html import Page, picture_address
-from pri3d.reporting.scene3d import scene_widget
-from pri3d.reporting.view_matches import MEASURED, RIGHT, WRONG, Matched, ShownPair, all_legs, paint
-from pri3d.reporting.view_scene import Shown, ShownFrame
+from pri3d.reporting.viewer_scene import (
+    MEASURED,
+    RIGHT,
+    WRONG,
+    Matched,
+    Shown,
+    ShownFrame,
+    ShownPair,
+    all_legs,
+    paint,
+    show,
+)
+from pri3d.reporting.widgets import scene_widget
 
 _THUMB = 200  #: pixels
 _STYLE = """<style>
@@ -23,6 +39,93 @@ _STYLE = """<style>
 .thumbs figcaption{margin:.15rem 0 0;overflow-wrap:anywhere;font-size:.8rem}
 .thumbs img,.matches svg{padding:0;border:0;border-radius:4px;width:100%;height:auto;display:block}
 </style>"""
+
+
+def view(
+    source: Path,
+    data: Path | None = None,
+    scene: str | None = None,
+    frames: int = 40,
+    pairs: int = 4,
+    save: Path | None = None,
+    out: Path | None = None,
+    html: bool = False,
+) -> Path | None:
+    """Look at what `prepare`, `pretrain` or `finetune` made: cameras, images, depth, surface, pairs and matches.
+
+    Of a pre-training run: features of its network before and after as false colours, and the matches they make beside
+    the measured ones. Of a fine-tuning run: ground truth and predictions. Opens rerun's viewer; without rerun, or
+    without a screen, it writes a page for any browser.
+
+    Args:
+        source: prepared store, or folder of a run.
+        data: what the run was trained on, where that lies elsewhere by now.
+        scene: id of the scene; the first if not given.
+        frames: at most so many frames, evenly over the scene.
+        pairs: at most so many pairs, at even ranks of their overlap.
+        save: write a recording for rerun, FILE.rrd, and open no window.
+        out: write the page to this file, and open no window; default with --html beside the recording of --save,
+            else NAME-view.html here.
+        html: write the page, and open no window.
+
+    Returns:
+        The file that was written last; None where a window was opened.
+
+    Raises:
+        ConfigError: a number is out of range, or a file cannot be written.
+        DataError: the folder is neither store nor run, is damaged, or has no such scene; a run's data are not there.
+    """
+    _check(frames, pairs, save)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    obstacle = _obstacle(save)
+    shown = show(source, data, scene, frames, pairs)
+    for note in shown.notes:
+        console.print(note)
+    written = None
+    if save is not None and find_spec("rerun") is not None:
+        written = _save(shown, save)
+        console.print(f"{written}: open it with rerun {written}")
+    wanted = html or out is not None
+    if obstacle and (save is not None or not wanted):
+        console.print(obstacle)
+    if wanted or obstacle:
+        page = out or (save.with_suffix(".html") if save else Path(f"{source.resolve().name}-view.html"))
+        with usable(str(page)):
+            written = write_page(shown, page)
+        console.print(f"{written}: open it in a browser")
+    if written is None:
+        _open(shown)
+    return written
+
+
+def _obstacle(save: Path | None) -> str:
+    """Why the viewer cannot do what is asked of it, "" where it can."""
+    if find_spec("rerun") is None:
+        return 'The viewer is rerun: pip install "pri3d[view]". Without it the same is written as a page.'
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or not sys.platform.startswith("linux")
+    return "" if save or screen else "No screen here to open a window on: a page is written. --save writes a recording."
+
+
+def _check(frames: int, pairs: int, save: Path | None) -> None:
+    if frames < 1:
+        raise ConfigError(f"--frames {frames}: show at least one.")
+    if pairs < 0:
+        raise ConfigError(f"--pairs {pairs}: give a number of pairs, 0 for none.")
+    if save is not None and save.suffix != ".rrd":
+        raise ConfigError(f"--save {save}: a recording of rerun ends in .rrd. For a page give --out.")
+
+
+def _save(shown: Shown, path: Path) -> Path:
+    from pri3d.reporting.viewer_rerun import save_recording  # noqa: PLC0415 (an extra)
+
+    with usable(f"--save {path}"):
+        return save_recording(shown, path)
+
+
+def _open(shown: Shown) -> None:
+    from pri3d.reporting.viewer_rerun import open_window  # noqa: PLC0415 (an extra)
+
+    open_window(shown)
 
 
 def write_page(shown: Shown, out: Path) -> Path:
@@ -35,17 +138,17 @@ def write_page(shown: Shown, out: Path) -> Path:
     if len(shown.points) or len(shown.path):
         page.heading("Scene")
         for name in _kinds(shown.pairs) or [""]:
-            page.widget(_scene(shown, name))
+            page.widget(_turning_scene(shown, name))
     if shown.frames:
         page.heading("Frames")
         page.widget(f'<div class="thumbs">{"".join(_thumbs(frame) for frame in shown.frames)}</div>')
     if shown.pairs:
         page.heading("Pairs and matches")
-        page.paragraph(_explain(shown.pairs))
+        page.paragraph(_explain_matches(shown.pairs))
         for pair in shown.pairs:
-            page.heading(_title(pair), 3)
+            page.heading(_pair_title(pair), 3)
             for name, matched in pair.matches.items():
-                page.widget(_drawn(pair, name, matched))
+                page.widget(_drawn_matches(pair, name, matched))
     return page.write(out)
 
 
@@ -55,7 +158,7 @@ def _kinds(pairs: Sequence[ShownPair]) -> list[str]:
     return names if len(names) < 3 else [names[0], names[-1]]
 
 
-def _scene(shown: Shown, name: str) -> str:
+def _turning_scene(shown: Shown, name: str) -> str:
     lines, right = all_legs(shown.pairs, name)
     cameras = [
         (frame.name, frame.world_from_camera, frame.intrinsics, (frame.color.shape[1], frame.color.shape[0]))
@@ -98,11 +201,11 @@ def _thumb(name: str, color: NDArray[np.uint8]) -> str:
     return f'<img alt="{escape(name)}" src="{source}" loading="lazy"><figcaption>{escape(name)}</figcaption>'
 
 
-def _title(pair: ShownPair) -> str:
+def _pair_title(pair: ShownPair) -> str:
     return f"{pair.name}: overlap {pair.overlap:.0%}, {np.degrees(pair.angle):.0f}° between the views"
 
 
-def _explain(pairs: Sequence[ShownPair]) -> str:
+def _explain_matches(pairs: Sequence[ShownPair]) -> str:
     names = [name for name in _kinds(pairs) if name != MEASURED]
     text = "Measured: the depth of both frames puts the two ends on one place. "
     if names:
@@ -113,7 +216,7 @@ def _explain(pairs: Sequence[ShownPair]) -> str:
     return text
 
 
-def _drawn(pair: ShownPair, name: str, matched: Matched) -> str:
+def _drawn_matches(pair: ShownPair, name: str, matched: Matched) -> str:
     """The two frames side by side with lines over them, sharp at any size."""
     height, width = pair.colors.shape[1:3]
     source = picture_address(encode(np.concatenate(list(pair.colors), axis=1), "JPEG"))

@@ -13,10 +13,9 @@ from view_cases import made_up, pretrained
 
 from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError
-from pri3d.reporting import view as verb
-from pri3d.reporting.view import view
-from pri3d.reporting.view_matches import MEASURED
-from pri3d.reporting.view_page import write_page
+from pri3d.reporting import viewer as verb
+from pri3d.reporting.viewer import view, write_page
+from pri3d.reporting.viewer_scene import MEASURED
 
 NASTY = "<script>alert('x')</script> & \"quoted\""
 
@@ -25,14 +24,14 @@ NASTY = "<script>alert('x')</script> & \"quoted\""
 def without_rerun(monkeypatch):
     """The package is not installed."""
     monkeypatch.setitem(sys.modules, "rerun", None)
-    monkeypatch.delitem(sys.modules, "pri3d.reporting.view_rerun", raising=False)
+    monkeypatch.delitem(sys.modules, "pri3d.reporting.viewer_rerun", raising=False)
 
 
 @pytest.fixture
 def writer() -> Any:
     """The module that knows rerun."""
     pytest.importorskip("rerun")
-    return importlib.import_module("pri3d.reporting.view_rerun")
+    return importlib.import_module("pri3d.reporting.viewer_rerun")
 
 
 def read_back(path: Path) -> dict[str, list[Any]]:

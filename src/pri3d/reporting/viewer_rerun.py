@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from pri3d.files.archive import encode
 from pri3d.files.atomic import replacing
-from pri3d.reporting.view_matches import Matched, ShownPair, legs, paint
-from pri3d.reporting.view_scene import Shown, ShownFrame
+from pri3d.reporting.viewer_scene import Matched, Shown, ShownFrame, ShownPair, legs, paint
 from pri3d.store import millimetres
 
 TIMELINE = "frame"

@@ -13,11 +13,10 @@ from view_cases import finetuned, pretrained, stated
 
 from pri3d.drawing import color_labels
 from pri3d.errors import DataError, WeightsError
-from pri3d.reporting import view_scene
+from pri3d.reporting import viewer_scene
 from pri3d.reporting.gather import spread_rows
-from pri3d.reporting.locate import Labelled
-from pri3d.reporting.view_matches import MEASURED, Matched, ShownPair, legs, pairs_of_scene, show_pairs
-from pri3d.reporting.view_scene import show
+from pri3d.reporting.sources import FoundImages
+from pri3d.reporting.viewer_scene import MEASURED, Matched, ShownPair, legs, pairs_of_scene, show, show_pairs
 from pri3d.store import Store, write_manifest
 from pri3d.types import Detections, Instances
 
@@ -219,8 +218,8 @@ def test_objects_of_images_without_a_scene(runs, tmp_path, monkeypatch):
             return Detections(masks, boxes, np.array((1, 0)), np.array((0.9, 0.1), np.float32))
 
     run = finetuned(runs, tmp_path / "run", task="instance")
-    monkeypatch.setattr(view_scene, "labelled_of", lambda *_: Labelled(Objects(), ""))
-    monkeypatch.setattr(view_scene, "load_task", lambda _: (Task(), object(), {}))
+    monkeypatch.setattr(viewer_scene, "labelled_of", lambda *_: FoundImages(Objects(), ""))
+    monkeypatch.setattr(viewer_scene, "load_task", lambda _: (Task(), object(), {}))
     shown = show(run, None, None, 5, 3)
     assert [frame.name for frame in shown.frames] == ["only"]
     truth, predicted = shown.frames[0].pictures.values()

@@ -1,0 +1,424 @@
+"""The parts of a report: fine-tuning, pre-training, and what `pri3d probe` found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from numpy.typing import NDArray
+
+from pri3d.errors import DataError
+from pri3d.intervals import interval_text, mean_interval
+from pri3d.labelled import LabelledImages
+from pri3d.reporting import charts, figures, gather
+from pri3d.reporting.charts import recall_figure
+from pri3d.reporting.cutaway import Chunk, drawable, seen_cells
+from pri3d.reporting.figures import MatchedPair
+from pri3d.reporting.html import Page
+from pri3d.reporting.sources import (
+    Missing,
+    Runs,
+    RunScores,
+    SeedGroup,
+    TaskWords,
+    mean_by_class,
+    read_score,
+    read_scores,
+    there,
+    words_of,
+)
+from pri3d.reporting.style import series_label
+from pri3d.reporting.viewer_scene import MEASURED, legs, show_pairs
+from pri3d.reporting.widgets import scene_widget, similarity_widget
+from pri3d.runs import RunPaths, leaves, read_json, read_metrics
+from pri3d.store import Store
+
+BASELINE = "scratch"  #: the method that others are compared with, where it is there
+MOST_PICTURES = 4  #: methods whose predictions are drawn
+_FRAMES = 5
+
+Scores = Mapping[str, Sequence[RunScores]]
+MOST_NETWORKS = 6  #: whose features a page shows
+_SEEN, _REST = "viridis", "bone"  # colours by height of the chunk, and of the rest of the scene
+
+Named = Mapping[str, Path]  #: what to call a pre-training run -> its folder
+_COLUMNS = 9  #: numbers of a table; what has more is told by the file alone
+
+
+def add_scores(page: Page, task: str, groups: Sequence[SeedGroup]) -> None:
+    """Table and bars of all groups, and scores over the share of the labels where there are several."""
+    words = words_of(task)
+    scores = read_scores({group.name: [run.path for run in group.runs] for group in groups}, task)
+    shown = [group for group in groups if group.name in scores]
+    if not shown:
+        return
+    if sum(map(len, scores.values())) == 1:
+        _add_one(page, words, next(iter(scores.values()))[0])
+        return
+    seeds = {len(of) for of in scores.values()}
+    many = f"mean of {_range(seeds)} seeds ± its 95 % interval by Student's t" if max(seeds) > 1 else "one seed each"
+    differences = {group.name: _difference(group, groups, task, words.key) for group in shown}
+    against = f"{words.main} less scratch" if any(differences.values()) else ""
+    header = [f"{words.main} and others, %", "seeds", *words.shown.values(), *filter(None, [against, "minutes"])]
+    rows = [
+        [
+            _label(group.name),
+            str(len(scores[group.name])),
+            *(_percent(*mean_interval([score.last.get(key) for score in scores[group.name]])) for key in words.shown),
+            *([differences[group.name] or "–"] if against else []),
+            _minutes([run.path for run in group.runs]),
+        ]
+        for group in shown
+    ]
+    page.table(header, rows, f"After the last step; {many}. Runs of one row differ in their seed alone.")
+    by_share: dict[str, dict[str, list[float]]] = {}
+    curves: dict[str, dict[float, list[float]]] = {}
+    for group in shown:
+        values = [score.last[words.key] for score in scores[group.name]]
+        by_share.setdefault(f"{group.fraction:.0%} of\nthe labels", {})[group.method] = values
+        curves.setdefault(group.method, {})[group.fraction] = values
+    alone = {_label(name): {name: of} for of_share in by_share.values() for name, of in of_share.items()}
+    bars = by_share if len(by_share) > 1 else alone
+    page.figure(
+        charts.bars_figure(bars, f"{words.main}, %, on held-out images"),
+        f"{words.main} after the last step. Bars: means; dots: seeds; whiskers: 95 % interval of the mean.",
+        f"Bars of {words.main}: {in_words({g.name: [s.last[words.key] for s in scores[g.name]] for g in shown})}.",
+    )
+    if len(by_share) > 1:
+        page.figure(
+            charts.efficiency_figure(curves, f"{words.main}, %"),
+            f"Label efficiency: {words.main} over the share of the labelled images that fine-tuning saw. Shares are "
+            "nested: a larger one holds the smaller. Band: 95 % interval of the mean over seeds.",
+            f"Curves of {words.main} over the share of the labels by method.",
+        )
+
+
+def add_validation(page: Page, task: str, runs: Runs) -> None:
+    """Validation and loss over the steps, then the scores by class, of the runs that have scores."""
+    words, scores = words_of(task), read_scores(runs, task)
+    if not scores:
+        return
+    page.figure(
+        charts.validation_figure(
+            {method: [score.history for score in of] for method, of in scores.items()},
+            {method: _losses(runs[method]) for method in scores},
+            words.key,
+            words.main,
+        ),
+        "Fine-tuning. Thin: seeds; thick: their mean.",
+        f"Curves of validation {words.main} and training loss by method.",
+    )
+    _add_classes(page, words, {method: mean_by_class(of) for method, of in scores.items()})
+
+
+def add_unfinished(page: Page, task: str, runs: Runs) -> None:
+    """Say which runs have no scores."""
+    absent = [run.name for folders in runs.values() for run in folders if read_score(run, task) is None]
+    if absent:
+        page.note(f"Without scores, and left out: {', '.join(absent)}.")
+
+
+def add_pictures(page: Page, task: str, runs: Runs, images: LabelledImages | Missing, remark: str = "") -> None:
+    """Evenly spaced held-out images with ground truth and what each method's first run predicts."""
+    what = "Detections" if task == "instance" else "Segmentations"
+    shown = dict(list(runs.items())[:MOST_PICTURES])
+    try:
+        images = there(images)
+        found = there(gather.predictions(images, shown, _FRAMES, task))
+    except DataError as error:
+        page.note(f"{what} are left out: {error}")
+        return
+    if remark:
+        page.note(remark)
+    names = ", ".join(frame.name for frame in found.frames)
+    some = f" The first {MOST_PICTURES} methods of {len(runs)}." if len(runs) > len(shown) else ""
+    where = f"Held-out images, evenly spaced through {images.path.name}, not picked: {names}. "
+    of_what = f"Predictions are of each method's first seed at the last step.{some}"
+    if found.detected:
+        objects = f" Objects with a score of {gather.SCORE:.0%} or more; colours are classes."
+        picture, alt = figures.detection_figure(found.detected, found.class_names), "Rows of objects, true and found."
+        page.figure(picture, f"{where}{of_what}{objects}", alt)
+        return
+    picture = figures.segmentation_figure(found.segmented, found.class_names)
+    page.figure(picture, f"{where}{of_what}", "Rows of image, ground truth and predicted classes.")
+
+
+def in_words(values: Mapping[str, Sequence[float]]) -> str:
+    """Method and mean, one after the other."""
+    return ", ".join(f"{_label(name)} {sum(of) / len(of):.1%}" for name, of in values.items() if of)
+
+
+def _add_one(page: Page, words: TaskWords, score: RunScores) -> None:
+    tiles = {f"{name}, last step": _percent(score.last.get(key), math.nan) for key, name in words.shown.items()}
+    page.tiles({f"{name}, %": value for name, value in tiles.items() if value != "–"})
+    page.paragraph(
+        f"Of all validations the best {words.main} is {_percent(score.best, math.nan)} %: it is the best because these "
+        "images chose it. One seed: how much is chance, it cannot tell."
+    )
+
+
+def _add_classes(page: Page, words: TaskWords, means: Mapping[str, Mapping[str, float]]) -> None:
+    if not any(means.values()):
+        return
+    page.figure(
+        charts.classes_figure(means, words.by_class),
+        f"{words.by_class} by class, mean over seeds, at the last step.",
+        f"Dots of {words.by_class} by class and method.",
+    )
+    classes = dict.fromkeys(name for of in means.values() for name in of)
+    rows = [(name, *(_percent(of.get(name), math.nan) for of in means.values())) for name in classes]
+    page.table([f"{words.by_class}, %", *map(_label, means)], rows)
+
+
+def _difference(group: SeedGroup, groups: Sequence[SeedGroup], task: str, key: str) -> str:
+    """What a group has more than the baseline of the same share of labels, over the seeds of both; "" without one."""
+    if group.method == BASELINE:
+        return ""
+    baseline = [other for other in groups if other.method == BASELINE and other.fraction == group.fraction]
+    if not baseline:
+        return ""
+    own, base = (_by_seed(one, task, key) for one in (group, baseline[0]))
+    gains = [own[seed] - base[seed] for seed in own if seed in base]
+    return _percent(*mean_interval(gains), signed=True) if gains else ""
+
+
+def _by_seed(group: SeedGroup, task: str, key: str) -> dict[int, float]:
+    scores = {int(run.settings.get("seed", 0)): read_score(run.path, task) for run in group.runs}
+    return {seed: score.last[key] for seed, score in scores.items() if score is not None}
+
+
+def _minutes(folders: Sequence[Path]) -> str:
+    times = []
+    for folder in folders:
+        try:
+            times.append(RunPaths(folder).minutes())
+        except DataError:  # a run that logged no speed has no minutes
+            return "–"
+    return f"{sum(times) / len(times):.1f}"
+
+
+def _losses(folders: Sequence[Path]) -> list[list[dict[str, float]]]:
+    tables = (read_metrics(RunPaths(folder).metrics) for folder in folders)
+    return [[row for row in rows if "loss" in row] for rows in tables if rows]
+
+
+def _label(name: str) -> str:
+    """What to call a group: of ``scratch, 20% of the labels`` the first word as everywhere."""
+    first, comma, rest = name.partition(",")
+    return f"{series_label(first)}{comma}{rest}"
+
+
+def _range(counts: set[int]) -> str:
+    return f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(max(counts))
+
+
+def _percent(mean: float | None, half: float, signed: bool = False) -> str:
+    if mean is None or not math.isfinite(mean):
+        return "–"
+    text = interval_text(100 * mean, 100 * half)
+    return f"{'+' if mean >= 0 else ''}{text}".replace("-", "−") if signed else text
+
+
+def add_curves(page: Page, runs: Named) -> None:
+    """Loss, recall and learning rate of each run; of several, first their recall in one picture."""
+    tables = {name: read_metrics(RunPaths(run).metrics) for name, run in runs.items()}
+    known = {name: rows for name, rows in tables.items() if rows}
+    if len(known) > 1:
+        page.figure(
+            charts.compared_training_figure(known),
+            "Running means. Objectives match other points in other images, so the recall of one says nothing of "
+            "another's: compare runs of the same objective here, and different ones after fine-tuning.",
+            "Curves of match recall by run over the steps.",
+        )
+    for name, rows in known.items():
+        if len(known) > 1:
+            page.heading(name, 3)
+        _add_training_curves(page, runs[name], rows)
+    absent = [run.name for name, run in runs.items() if name not in known]
+    if absent:
+        page.note(f"The curves are left out: {', '.join(absent)} has no {RunPaths(Path()).metrics.name}.")
+
+
+def add_data(page: Page, folder: Path, run: Path) -> None:
+    """The pair of median overlap with its matches, and the surface in view of its first frame."""
+    store = Store(folder)
+    pair = gather.matched_pairs(folder, 1, run)[0][0]
+    page.figure(
+        figures.pair_figure(pair),
+        f"Pair {pair.name}: of all {len(store.pairs().i):,} pairs, the one of median overlap. Points of both "
+        f"frames that lie on one place of the surface are matches; at most {figures.SHOWN_MATCHES} are drawn. The View "
+        "objective makes the features of matched points alike and those of all others unlike.",
+        "Two frames of a room side by side, lines join the points that both see.",
+    )
+    chunk = gather.chunk(folder, run)
+    if isinstance(chunk, Missing):
+        page.note(f"The surface is left out: {chunk.reason}")
+        return
+    drawn = drawable(chunk).size
+    coarser = f", coarser than the {100 * chunk.voxel:.0f} cm of pre-training" if drawn > chunk.voxel * 1.01 else ""
+    page.figure(
+        figures.chunk_figure(chunk),
+        f"The surface in the view of frame {chunk.name}, in cubes of {100 * drawn:.0f} cm{coarser}: coloured by "
+        "height, the rest of the scene grey. Red: the camera and its view down to the farthest depth. Dashed: the box "
+        "around it, which cuts out the chunk. Cut open 45 cm above the camera. The Geometry objective matches pixels "
+        "with these voxels.",
+        "A frame, and the voxels of the room seen from above with the camera's view frustum.",
+    )
+    page.widget(_chunk_scene(folder, run, chunk, pair))
+
+
+def add_features(page: Page, folder: Path, runs: Named) -> None:
+    """Features in false colours, and a pair to click into."""
+    shown = dict(list(runs.items())[:MOST_NETWORKS])
+    files = gather.network_files(shown)
+    if isinstance(files, Missing):
+        page.note(f"Features are left out: {files.reason}")
+        return
+    first = next(iter(shown.values()))
+    pairs, images = gather.matched_pairs(folder, 2, first)
+    maps = gather.feature_maps(images, files)
+    if len(runs) > len(shown):
+        page.note(f"Features of the first {MOST_NETWORKS} runs only; give fewer runs to see others.")
+    before = f" Before: the network that {next(iter(shown))} began with." if len(shown) > 1 else ""
+    page.figure(
+        figures.features_figure(pairs, maps),
+        "Features of two pairs before and after pre-training: the first three principal components as red, green and "
+        "blue. The two maps of a pair beside each other share one basis, so equal colours there mean equal features: a "
+        "thing that keeps its colour from one frame to the other is recognised. Rows do not share a basis. Pairs at "
+        f"the tertiles of the overlap, from {folder.name}.{before}",
+        "Four frames with their features in false colours before and after pre-training.",
+    )
+    page.heading("What is similar to one point", 3)
+    page.widget(
+        similarity_widget(
+            pairs[-1],
+            {name: two[-2:] for name, two in maps.items()},
+            f"Cosine similarity of the features of one point (pink) with those of every other place of both frames, "
+            f"black 0 to yellow 1. Green: where that point truly is in the other frame. Cross: the most similar place. "
+            f"Pair {pairs[-1].name}.{before}",
+        )
+    )
+
+
+def _add_training_curves(page: Page, run: Path, rows: list[dict[str, float]]) -> None:
+    weights = gather.read_settings(run).get("objectives", {})
+    page.figure(
+        charts.training_figure(rows, weights),
+        f"Pre-training to step {rows[-1]['step']:.0f}. Dotted: the loss of a network that cannot tell points apart. "
+        "Recall: share of points whose true partner is the most similar of all. Thin: single batches; thick: running "
+        "mean.",
+        "Curves of loss, match recall and learning rate over the steps of pre-training.",
+    )
+    scores = RunPaths(run).scores
+    history = read_json(scores)["history"] if scores.is_file() else []
+    if history:
+        page.figure(
+            charts.heldout_figure([{k: v for k, v in entry.items() if v is not None} for entry in history]),
+            "On pairs that were held out. Alignment: mean squared distance of matched features, lower is more alike. "
+            "Uniformity: lower is more spread over the sphere. Rank: how many directions the features use.",
+            "Curves of measures on held-out pairs over the steps.",
+        )
+
+
+def _chunk_scene(folder: Path, run: Path, chunk: Chunk, pair: MatchedPair) -> str:
+    """The same chunk to turn around, with the pair's cameras and lines to points that both see."""
+    surface = drawable(chunk)
+    seen = seen_cells(chunk, surface)
+    centres = (surface.cells + 0.5) * surface.size
+    colors = np.zeros((len(centres), 3), np.uint8)
+    for part, name in ((seen, _SEEN), (~seen, _REST)):
+        colors[part] = _by_height(centres[part] @ chunk.up, name)
+    store, row = Store(folder), gather.typical_pairs(Store(folder), 1)
+    settings, table = gather.read_settings(run), store.pairs()
+    frames = store.scene(str(table.scene[row[0]])).frames
+    shown = show_pairs(folder, row, pair.colors.shape[2:0:-1], gather.distance_of(settings), {})[0]
+    cameras = [
+        (str(frames.names[end]), frames.world_from_camera[end], frames.intrinsics[end], frames.size)
+        for end in shown.rows
+    ]
+    return scene_widget(
+        centres,
+        colors,
+        cameras,
+        legs(shown, shown.matches[MEASURED])[0],
+        title=f"The same surface to turn around, with both frames of pair {pair.name} and lines to points they share.",
+        alt="The voxels of the room with the two cameras of the pair and lines to the points that both see.",
+    )
+
+
+def _by_height(height: NDArray[np.float64], name: str) -> NDArray[np.uint8]:
+    """RGB (N, 3) of heights (N,), neither the darkest nor the lightest of a colour map."""
+    spread = (height - height.min(initial=np.inf)) / max(float(np.ptp(height)) if len(height) else 0.0, 1e-9)
+    colors: NDArray[np.uint8] = np.rint(255 * mpl.colormaps[name](0.15 + 0.75 * spread)[:, :3]).astype(np.uint8)
+    return colors
+
+
+def describe(runs: Named) -> list[list[str]]:
+    """Rows of a table: run, steps, the objectives' recall, speed; a running mean of the last tenth."""
+    rows = []
+    for name, run in runs.items():
+        metrics = read_metrics(RunPaths(run).metrics)
+        if not metrics:
+            rows.append([series_label(name), "–", "–", "–", "–"])
+            continue
+        tail = metrics[-max(1, len(metrics) // 10) :]
+        keys = [key for key in metrics[-1] if key.endswith("/recall") and not key.startswith("heldout/")]
+        recall = ", ".join(f"{key.removesuffix('/recall')} {_mean(tail, key):.1%}" for key in keys) or "–"
+        speed = _mean(tail, "samples_per_s")
+        rows.append([series_label(name), f"{metrics[-1]['step']:.0f}", f"{_mean(tail, 'loss'):.3f}", recall,
+                     "–" if np.isnan(speed) else f"{speed:.1f}"])  # fmt: skip
+    return rows
+
+
+def _mean(rows: list[dict[str, float]], key: str) -> float:
+    values = [row[key] for row in rows if key in row]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def add_probe(page: Page, path: Path) -> None:
+    """Tables of each thing that was measured, and recall by angle. Raises DataError for a file of something else."""
+    found = read_json(path)
+    networks = found.get("networks") if isinstance(found, dict) else None
+    if not isinstance(networks, dict) or not all(isinstance(scores, dict) for scores in networks.values()):
+        raise DataError(f"{path}: not the results of pri3d probe. Give its .json file, or a run's folder.")
+    curves = {name: _angles(scores) for name, scores in networks.items()}
+    if any(curves.values()):
+        page.figure(
+            recall_figure({"Recall of true points": {name: of for name, of in curves.items() if of}}),
+            "Share of points whose most similar place in the other view is the true one, by the angle between the "
+            "views. No labels, no training.",
+            "Curves of recall by viewing angle and network.",
+        )
+    for part in dict.fromkeys(name for scores in networks.values() for name in scores):
+        rows = {name: _numbers(scores[part]) for name, scores in networks.items() if _is_table(scores.get(part))}
+        columns = [name for name in dict.fromkeys(name for row in rows.values() for name in row)][:_COLUMNS]
+        if columns:
+            page.heading(part.capitalize(), 3)
+            page.table(["", *columns], [(name, *(_number(row.get(c)) for c in columns)) for name, row in rows.items()])
+    page.facts(f"What was probed: {path.name}", {key: value for key, value in found.items() if key != "networks"})
+
+
+def _angles(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Bin of degrees -> recall, where that was measured."""
+    matching = scores.get("matching")
+    bins = matching.get("by_angle") if isinstance(matching, dict) else None
+    known = bins.items() if isinstance(bins, dict) else ()
+    return {str(name): math.nan if value is None else float(value) for name, value in known}
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value)
+
+
+def _numbers(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    """Numbers of a task with the way to them in words."""
+    found = ((" ".join(way).replace("_", " "), value) for way, value in leaves(scores))
+    return {name: value for name, value in found if value is None or isinstance(value, int | float)}
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
