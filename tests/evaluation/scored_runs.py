@@ -35,7 +35,7 @@ class Fake(Task):
     def loss(self, model, batch):
         raise NotImplementedError
 
-    def measure(self, model, dataset, batch):
+    def meter(self, dataset):
         raise NotImplementedError
 
     def save(self, model, path, record):

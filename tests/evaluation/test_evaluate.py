@@ -26,7 +26,8 @@ from pri3d.networks.detector import LITE, build_detector
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.segmentation import build_segmentation
 from pri3d.tasks import load_task
-from pri3d.tasks.instance import InstanceTask
+from pri3d.tasks.ap import detections_to_results
+from pri3d.tasks.instance import DetectionMeter, InstanceTask
 from pri3d.tasks.semantic import SemanticTask
 from pri3d.types import Detections, Instances
 
@@ -107,6 +108,11 @@ class TestSemantic:
         assert "train, 1000000 images" in capsys.readouterr().out
 
 
+def pixels(image: torch.Tensor) -> bytes:
+    """Of an image (3, H, W) 0..1, its RGB bytes."""
+    return (image * 255).round().byte().permute(1, 2, 0).numpy().tobytes()
+
+
 class TestInstance:
     @pytest.fixture
     def answers(self, images: PreparedImages, monkeypatch: pytest.MonkeyPatch) -> dict[bytes, Detections]:
@@ -120,7 +126,7 @@ class TestInstance:
             scores = np.array([0.4] * len(found.classes) + [0.9], np.float32)
             answers[images.color(k).tobytes()] = Detections(masks, boxes, np.append(found.classes, 0), scores)
         monkeypatch.setattr(
-            "pri3d.tasks.instance._find", lambda model, colors: (answers[color.tobytes()] for color in colors)
+            "pri3d.tasks.instance._find", lambda model, seen: (answers[pixels(image)] for image in seen)
         )
         return answers
 
@@ -152,13 +158,17 @@ class TestInstance:
 
     def test_scores_are_those_of_training(self, run: Path, images: PreparedImages) -> None:
         task, model, _ = load_task(run)
-        dataset = InstanceDataset(images, min_area=20)
-        measured = task.measure(model, dataset, 1)
+        measured = task.measure(model, InstanceDataset(images, min_area=20), 1)
         scores = evaluate(run)["scores"]["last"]
         for name in ("AP", "AP50", "box_AP", "box_AP50"):
             assert scores[name] == pytest.approx(measured[name], abs=1e-6)
         results = json.loads((run / "predictions" / "last-val-native" / "predictions.json").read_text())
-        assert results == task.detect(model, dataset, 1) != []
+        found = [
+            result
+            for k in range(len(images.names))
+            for result in detections_to_results(task.predict(model, images.color(k)), k + 1, range(1, 99))
+        ]
+        assert results == found != []
 
     def test_corrected_labels_count_at_once(
         self, run: Path, images: PreparedImages, answers: dict[bytes, Detections], monkeypatch: pytest.MonkeyPatch
@@ -182,7 +192,7 @@ class TestInstance:
         assert read == list(range(len(images.names)))
 
     def test_validation_and_evaluation_detect_alike(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(InstanceTask, "detect", lambda self, model, dataset, batch: [])
+        monkeypatch.setattr(DetectionMeter, "results", lambda self: [])
         evaluate(run)
         assert json.loads((run / "predictions" / "last-val-native" / "predictions.json").read_text()) == []
 

@@ -17,7 +17,7 @@ from pri3d.networks.detector import LITE, build_detector
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.lora import add_lora
 from pri3d.networks.weights import init_encoder, read_provenance, read_state, save_state
-from pri3d.tasks import load_task
+from pri3d.tasks import evaluating, load_task
 from pri3d.tasks.ap import average_precision
 from pri3d.tasks.instance import InstanceTask
 
@@ -141,9 +141,39 @@ def test_confused_classes_score_less(images, task):
     assert task.measure(Oracle(found), dataset, 2)["AP"] < 0.5
 
 
+def results_of(task, model, dataset, rows=None):
+    """What a meter gathers, in the order of the images."""
+    meter = task.meter(dataset)
+    with evaluating(model):
+        for k in range(len(dataset)) if rows is None else rows:
+            meter.update(model, collate_instances([dataset[Draw(0, k)]]))
+    return meter if rows is not None else meter.results()
+
+
+def test_what_processes_gather_is_what_one_gathers(images, task):
+    dataset = InstanceDataset(images, rows=[2, 3, 5, 7], min_area=20)
+    found = list(truth_of(dataset))
+    alone = results_of(task, Oracle(found), dataset)
+    shares = [results_of(task, Oracle(found[k::2]), dataset, range(k, 4, 2)) for k in range(2)]
+    merged = task.meter(dataset)
+    merged.merge([json.loads(json.dumps(share.state())) for share in shares])
+    assert merged.results() == alone
+    assert merged.result()["AP"] == pytest.approx(1.0)
+
+
+def test_validation_reads_no_mask_but_those_of_the_truth(images, task, monkeypatch):
+    dataset = InstanceDataset(images, rows=[0, 1], min_area=20, objects=False)
+    found = list(truth_of(InstanceDataset(images, rows=[0, 1], min_area=20)))
+    read, stored = [], PreparedImages.instances
+    monkeypatch.setattr(PreparedImages, "instances", lambda self, k: read.append(k) or stored(self, k))
+    for _ in range(2):
+        assert task.measure(Oracle(found), dataset, 2)["AP"] == pytest.approx(1.0)
+    assert read == [0, 1]
+
+
 def test_results_are_scored_from_a_file_alike(images, task):
     dataset = InstanceDataset(images, rows=[2, 3], min_area=20)
-    cached = json.loads(json.dumps(task.detect(Oracle(truth_of(dataset)), dataset, 2)))
+    cached = json.loads(json.dumps(results_of(task, Oracle(truth_of(dataset)), dataset)))
     truth = json.loads(json.dumps(to_coco(images, dataset.rows, 20)))
     assert average_precision(truth, cached)["AP"] == pytest.approx(1.0)
     assert average_precision(truth, cached, min_score=0.95)["AP"] == 0

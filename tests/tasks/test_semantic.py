@@ -201,10 +201,10 @@ class TestConfusion:
     def test_miou_equals_torchmetrics_and_a_loop(self, seed, used):
         """With 2 classes in the ground truth, one more is predicted in places and one never occurs."""
         predicted, label = labels(seed, used=used)
-        confusion = Confusion(4)
+        confusion = Confusion(NAMES)
         for one, two in zip(predicted, label, strict=True):
-            confusion.update(one, two)
-        score = confusion.score(NAMES)
+            confusion.add(one, two)
+        score = confusion.score()
         keep = label != IGNORED
         for k, name in enumerate(NAMES):
             both = ((predicted == k) & (label == k) & keep).sum().item()
@@ -217,19 +217,29 @@ class TestConfusion:
         assert score.accuracy == pytest.approx(float((predicted == label)[keep].float().mean()))
 
     def test_absent_class_does_not_count_but_a_false_one_does(self):
-        confusion = Confusion(4)
-        confusion.update(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 0, 1, 1]))
-        score = confusion.score(NAMES)
+        confusion = Confusion(NAMES)
+        confusion.add(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 0, 1, 1]))
+        score = confusion.score()
         assert score.iou["floor"] == pytest.approx(0.5)
         assert score.iou["chair"] == 0.0
         assert math.isnan(score.iou["lamp"])
         assert score.miou == pytest.approx(0.75)
 
     def test_everything_ignored_is_nan(self):
-        confusion = Confusion(4)
-        assert math.isnan(confusion.score(NAMES).miou)
-        confusion.update(torch.zeros(1, 4, 4), torch.full((1, 4, 4), IGNORED))
-        assert math.isnan(confusion.score(NAMES).miou)
+        confusion = Confusion(NAMES)
+        assert math.isnan(confusion.score().miou)
+        confusion.add(torch.zeros(1, 4, 4), torch.full((1, 4, 4), IGNORED))
+        assert math.isnan(confusion.score().miou)
+
+    def test_what_processes_gather_is_what_one_gathers(self):
+        predicted, label = labels(3)
+        alone, shares = Confusion(NAMES), [Confusion(NAMES) for _ in range(3)]
+        for one, two, share in zip(predicted, label, shares, strict=True):
+            alone.add(one, two)
+            share.add(one, two)
+        merged = Confusion(NAMES)
+        merged.merge([*(share.state() for share in shares), Confusion(NAMES).state()])
+        assert merged.score() == alone.score()
 
 
 def painted(count: int, size: tuple[int, int], seed: int = 0) -> Images:
@@ -242,12 +252,12 @@ def painted(count: int, size: tuple[int, int], seed: int = 0) -> Images:
 class TestMeasure:
     def test_every_image_counts_once_whatever_the_batch(self):
         images = painted(5, (6, 8))
-        reference = Confusion(3)
+        reference = Confusion(RGB)
         for color, label in zip(images.colors, images.labels, strict=True):
-            reference.update(torch.from_numpy(color.argmax(-1)), torch.from_numpy(label))
+            reference.add(torch.from_numpy(color.argmax(-1)), torch.from_numpy(label))
         model, task = Paint().train(), SemanticTask(RGB, (8, 6))
         for batch in (2, 5, 7):
-            assert task.measure(model, LabelledDataset(images, (8, 6)), batch) == reference.score(RGB)._asdict()
+            assert task.measure(model, LabelledDataset(images, (8, 6)), batch) == reference.result()
         assert model.training
         assert [size[0] for size in model.sizes] == [2, 2, 1, 5, 5]
         assert not model.eval().training

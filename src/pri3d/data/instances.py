@@ -16,7 +16,7 @@ from pri3d.data.augment import ColorRecipe, augment_color, to_tensor, uniform
 from pri3d.data.sampler import Draw, derive
 from pri3d.errors import DataError
 from pri3d.labelled import LabelledImages
-from pri3d.types import InstanceBatch
+from pri3d.types import InstanceBatch, Instances
 
 
 class InstanceItem(NamedTuple):
@@ -42,6 +42,7 @@ class InstanceDataset(Dataset[InstanceItem]):
         recipe: colour augmentation, None for none.
         mirror: whether half of the images are mirrored left-right.
         min_area: pixels of a mask on disk.
+        objects: whether objects are read; without, an item has none, and predictions are made of it as fast as it goes.
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class InstanceDataset(Dataset[InstanceItem]):
         recipe: ColorRecipe | None = None,
         mirror: bool = False,
         min_area: int = 0,
+        objects: bool = True,
     ) -> None:
         self.images, self.seed = images, seed
-        self.recipe, self.mirror, self.min_area = recipe, mirror, min_area
+        self.recipe, self.mirror, self.min_area, self.objects = recipe, mirror, min_area, objects
         self.rows = list(range(len(images.names)) if rows is None else rows)
 
     def __len__(self) -> int:
@@ -63,7 +65,8 @@ class InstanceDataset(Dataset[InstanceItem]):
     def __getitem__(self, draw: Draw) -> InstanceItem:
         row = self.rows[draw.item]
         name = self.images.names[row]
-        color, found = self.images.color(row), self.images.instances(row)
+        color = self.images.color(row)
+        found = self.images.instances(row) if self.objects else _nothing(color.shape[0], color.shape[1])
         if found.masks.shape[1:] != color.shape[:2]:
             raise DataError(
                 f"{self.images.path}: image {name} is {color.shape[1]}x{color.shape[0]} pixels, its objects are of "
@@ -80,6 +83,11 @@ class InstanceDataset(Dataset[InstanceItem]):
         if self.mirror and uniform(generator) < 0.5:
             image, masks, boxes = (F.horizontal_flip(part) for part in (image, masks, boxes))
         return InstanceItem(image, boxes.as_subclass(Tensor), torch.from_numpy(found.classes[keep]), masks, name)
+
+
+def _nothing(height: int, width: int) -> Instances:
+    masks, boxes = np.zeros((0, height, width), bool), np.zeros((0, 4), np.float32)
+    return Instances(masks, boxes, np.zeros(0, np.int64), np.zeros(0, bool))
 
 
 def collate_instances(items: Sequence[InstanceItem]) -> InstanceBatch:

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from pri3d.data.instances import InstanceDataset
+from pri3d.data.instances import InstanceDataset, collate_instances
 from pri3d.errors import DataError
 from pri3d.evaluation.networks import Network, hash_file
 from pri3d.files.archive import ImageArchive, encode
@@ -27,6 +27,7 @@ from pri3d.geometry.images import resize_color, resize_nearest
 from pri3d.labelled import LabelledImages
 from pri3d.labelled.convert import to_coco
 from pri3d.runs import read_json, write_json
+from pri3d.tasks import batches, evaluating
 from pri3d.tasks.ap import average_precision
 from pri3d.tasks.instance import InstanceTask
 from pri3d.tasks.semantic import Confusion
@@ -129,13 +130,13 @@ class SemanticExport(Export):
 
     def score(self) -> dict[str, Any]:
         """MIoU, accuracy and IoU per class, one confusion matrix for all images."""
-        names = self.network.task.class_names
-        archive, confusion = ImageArchive(self.folder / self.files[0], _AGAIN), Confusion(len(names))
+        archive = ImageArchive(self.folder / self.files[0], _AGAIN)
+        confusion = Confusion(self.network.task.class_names)
         for row, name in enumerate(self.subject.images.names):
             truth = self._truth(row)
             predicted = archive.read([f"{name}.png"], (truth.shape[1], truth.shape[0]))[0]
-            confusion.update(torch.from_numpy(predicted), torch.from_numpy(truth))
-        return confusion.score(names)._asdict()
+            confusion.add(torch.from_numpy(predicted), torch.from_numpy(truth))
+        return confusion.result()
 
     def _truth(self, row: int) -> NDArray[np.uint8]:
         label = self.subject.images.label(row)
@@ -152,8 +153,14 @@ class InstanceExport(Export):
         task, images = self.network.task, self.subject.images
         if not isinstance(task, InstanceTask):
             raise TypeError(f"objects are detected by an InstanceTask, not a {type(task).__name__}.")
-        found = [task.detect(self.network.model, InstanceDataset(images, [row]), 1) for row in self.rows(console)]
-        write_atomic(self.folder / self.files[0], json.dumps([result for each in found for result in each]).encode())
+        meter = task.meter(InstanceDataset(images, objects=False))
+        with evaluating(self.network.model):
+            items = batches(meter.dataset, 1, collate_instances)
+            for batch in track(
+                items, f"predicting ({self.network.which})", len(images.names), console=console, transient=True
+            ):
+                meter.update(self.network.model, batch)
+        write_atomic(self.folder / self.files[0], json.dumps(meter.results()).encode())
 
     def score(self) -> dict[str, Any]:
         """Average precision of masks and boxes. The ground truth is written anew: labels may have been corrected."""

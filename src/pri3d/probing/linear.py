@@ -235,7 +235,7 @@ def _train(
 def _score(probe: LinearProbe, features: Features, frames: Frames, outputs: Outputs) -> LinearScores:
     device = next(probe.parameters()).device
     size = (int(frames.depth.shape[-2]), int(frames.depth.shape[-1]))
-    depth, normals, confusion = DepthErrors(), NormalErrors(), Confusion(frames.classes)
+    depth, normals, confusion = DepthErrors(), NormalErrors(), Confusion([str(k) for k in range(frames.classes)])
     for rows in torch.split(torch.arange(len(frames.depth)), BATCH):
         batch = _take(frames, rows, device)
         parts = outputs.split(probe([level[rows].to(device) for level in features.levels], size))
@@ -244,18 +244,13 @@ def _score(probe: LinearProbe, features: Features, frames: Frames, outputs: Outp
         if "normals" in parts:
             normals.update(parts["normals"], batch.normal)
         if "segmentation" in parts:
-            confusion.update(parts["segmentation"].argmax(dim=1), batch.label)
+            confusion.add(parts["segmentation"].argmax(dim=1), batch.label)
+    score = confusion.score()
     return LinearScores(
         depth.result() if "depth" in outputs.tasks else None,
         normals.result() if "normals" in outputs.tasks else None,
-        _classes(confusion) if "segmentation" in outputs.tasks else None,
+        SegmentationScore(score.miou, score.accuracy, score.classes) if "segmentation" in outputs.tasks else None,
     )
-
-
-def _classes(confusion: Confusion) -> SegmentationScore:
-    found = confusion.score([str(k) for k in range(confusion.classes)])
-    occurs = 0 if confusion.matrix is None else int((confusion.matrix.sum(1) > 0).sum())
-    return SegmentationScore(found.miou, found.accuracy, occurs)
 
 
 def _take(frames: Frames, rows: Tensor, device: torch.device) -> Frames:

@@ -8,9 +8,10 @@ presets lie beside it in ``presets/NAME``. To add one, write such a file and one
 from __future__ import annotations
 
 import dataclasses
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -74,6 +75,33 @@ class Recipe(ABC, Generic[S]):
         check_images(images, rows, objects=False)
 
 
+class Meter(ABC):
+    """Scores of a network on a data set, gathered batch by batch, perhaps by several processes.
+
+    ``parts`` are what :meth:`result` is made of, on the CPU or on the network's device. Each process updates a meter of
+    its own; of all processes together the parts are those of each, one after the other.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[Any] = []
+
+    @abstractmethod
+    def update(self, model: nn.Module, batch: Any) -> None:
+        """Add a batch of the recipe's ``dataset(..., training=False)``, with a model in eval mode and no gradients."""
+
+    @abstractmethod
+    def result(self) -> dict[str, Any]:
+        """Scores of the parts: name -> number, or name -> class name -> number; NaN where there is nothing to score."""
+
+    def state(self) -> list[Any]:
+        """Return the parts on the CPU, to be sent to other processes."""
+        return [part.cpu() if isinstance(part, Tensor) else part for part in self.parts]
+
+    def merge(self, states: Iterable[list[Any]]) -> None:
+        """Take the parts of all processes, this one's :meth:`state` among them, in the place of its own."""
+        self.parts = [part for state in states for part in state]
+
+
 class Task(ABC):
     """One downstream task over given classes; networks are passed in, the task holds none.
 
@@ -98,11 +126,16 @@ class Task(ABC):
         """Scalar loss of a model in train mode on a batch, and named scalars to log."""
 
     @abstractmethod
-    def measure(self, model: nn.Module, dataset: Dataset[Any], batch: int) -> dict[str, Any]:
-        """Scores of a model on a data set as it is trained on: name -> number, or class name -> number.
+    def meter(self, dataset: Dataset[Any]) -> Meter:
+        """Return an empty meter for the images of a data set, as the recipe makes it for scoring."""
 
-        Leaves the mode as it was.
-        """
+    def measure(self, model: nn.Module, dataset: Dataset[Any], batch: int, workers: int = 0) -> dict[str, Any]:
+        """Scores of a model on a whole data set, by :meth:`meter` in this process alone. Leaves the mode as it was."""
+        meter = self.meter(dataset)
+        with evaluating(model):
+            for items in batches(dataset, batch, self.recipe.collate, workers):
+                meter.update(model, items)
+        return meter.result()
 
     @abstractmethod
     def predict(self, model: nn.Module, color: NDArray[np.uint8]) -> Any:
@@ -145,10 +178,23 @@ def find_task(name: str) -> type[Task]:
     return found
 
 
-def batches(dataset: Dataset[Any], batch: int, collate: Callable[[list[Any]], Any]) -> Iterator[Any]:
-    """Every item of a data set once and in order, ``batch`` at a time, as :meth:`Task.measure` needs them."""
-    draws = [Draw(0, k) for k in range(len(dataset))]  # type: ignore[arg-type]
-    return iter(DataLoader(dataset, batch, sampler=draws, collate_fn=collate))
+def batches(
+    dataset: Dataset[Any],
+    batch: int,
+    collate: Callable[[list[Any]], Any],
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[Any]:
+    """Every item of a data set once and in order, ``batch`` at a time; of several processes each gets its share.
+
+    ``workers`` processes read ahead. No item comes twice: the shares may differ by one.
+    """
+    draws = [Draw(0, k) for k in range(rank, len(dataset), world)]  # type: ignore[arg-type]
+    fork = "fork" if workers and sys.platform == "linux" else None  # elsewhere each imports everything again
+    return iter(
+        DataLoader(dataset, batch, sampler=draws, collate_fn=collate, num_workers=workers, multiprocessing_context=fork)
+    )
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -25,7 +26,7 @@ from pri3d.networks.detector import SIZES, Detector, Sizes, build_detector
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.lora import merged_state
 from pri3d.networks.weights import read_state, save_state
-from pri3d.tasks import Recipe, Task, evaluating, rebuild
+from pri3d.tasks import Meter, Recipe, Task, rebuild
 from pri3d.tasks.ap import average_precision, detections_to_results
 from pri3d.tasks.settings import FinetuneSettings
 from pri3d.types import Detections, InstanceBatch
@@ -92,7 +93,7 @@ class InstanceRecipe(Recipe[InstanceSettings]):
         """Images and their objects."""
         s = self.settings
         if not training:
-            return InstanceDataset(images, rows, min_area=s.min_area)
+            return InstanceDataset(images, rows, min_area=s.min_area, objects=False)  # scored against to_coco's
         return InstanceDataset(images, rows, s.seed, recipe(s.augment), s.mirror, s.min_area)
 
     def check(self, images: LabelledImages, rows: Sequence[int]) -> None:
@@ -109,7 +110,7 @@ class InstanceTask(Task):
 
     def __init__(self, class_names: Sequence[str]) -> None:
         super().__init__(class_names)
-        self._truth: tuple[InstanceDataset, dict[str, Any]] | None = None  # of the data set measured last
+        self._truth: tuple[InstanceDataset, Callable[[], dict[str, Any]]] | None = None  # of the data set measured last
 
     @staticmethod
     def names_of(images: LabelledImages) -> list[str]:
@@ -127,35 +128,18 @@ class InstanceTask(Task):
         log = {name.removeprefix("loss_"): value.detach() for name, value in losses.items()}
         return torch.stack([value.float() for value in losses.values()]).sum(), log
 
-    def measure(self, model: nn.Module, dataset: Dataset[Any], batch: int) -> dict[str, Any]:
-        """Average precision of masks and boxes, see :func:`pri3d.tasks.ap.average_precision`.
-
-        At the images' own size, without augmentation. Objects smaller than the data set's ``min_area`` are not in the
-        ground truth, as in the paper's protocol: finding one counts as a mistake.
-        """
-        images = _dataset(dataset)
-        if self._truth is None or self._truth[0] is not images:  # reading every mask takes as long as an epoch may
-            self._truth = images, to_coco(images.images, images.rows, images.min_area)
-        return average_precision(self._truth[1], self.detect(model, images, batch))
-
-    def detect(self, model: nn.Module, dataset: InstanceDataset, batch: int) -> list[dict[str, Any]]:
-        """COCO's result list of a model on the images of a data set, ``batch`` at a time, for ``to_coco``'s ids.
-
-        Leaves the mode as it was.
-        """
-        numbers = range(1, len(self.class_names) + 1)
-        results = []
-        with evaluating(model):
-            for start in range(0, len(dataset.rows), batch):
-                rows = dataset.rows[start : start + batch]
-                found = _find(model, [dataset.images.color(row) for row in rows])
-                for row, detections in zip(rows, found, strict=True):
-                    results += detections_to_results(detections, row + 1, numbers)
-        return results
+    def meter(self, dataset: Dataset[Any]) -> DetectionMeter:
+        """Average precision on an :class:`InstanceDataset`; its objects are read once however often it is scored."""
+        if not isinstance(dataset, InstanceDataset):
+            raise TypeError(f"instance segmentation is scored on an InstanceDataset, not a {type(dataset).__name__}.")
+        if self._truth is None or self._truth[0] is not dataset:
+            # Read when it is asked for: every mask takes as long as an epoch may, and one process of several scores.
+            self._truth = dataset, cache(lambda: to_coco(dataset.images, dataset.rows, dataset.min_area))
+        return DetectionMeter(dataset, self._truth[1])
 
     def predict(self, model: nn.Module, color: NDArray[np.uint8]) -> Detections:
         """Objects of one RGB image (H, W, 3) with a model in eval mode, best first, in pixels of that image."""
-        return next(_find(model, [color]))
+        return next(_find(model, [to_tensor(color).float() / 255]))
 
     def save(self, model: nn.Module, path: Path, record: dict[str, Any]) -> None:
         """Write the network as safetensors, adapters merged; its encoder's names are those of a pre-trained model."""
@@ -181,17 +165,40 @@ class InstanceTask(Task):
         return task, rebuild(lambda: build_detector(encoder, len(task.class_names), sizes), state, path)
 
 
-def _dataset(dataset: Dataset[Any]) -> InstanceDataset:
-    if not isinstance(dataset, InstanceDataset):
-        raise TypeError(f"instance segmentation is scored on an InstanceDataset, not a {type(dataset).__name__}.")
-    return dataset
+class DetectionMeter(Meter):
+    """Average precision of masks and boxes, see :func:`pri3d.tasks.ap.average_precision`; a part is an image's results.
+
+    At the images' own size, without augmentation. Objects smaller than the data set's ``min_area`` are not in the
+    ground truth, as in the paper's protocol: finding one counts as a mistake.
+    """
+
+    def __init__(self, dataset: InstanceDataset, truth: Callable[[], dict[str, Any]]) -> None:
+        """``truth``: COCO's ground truth of the data set, which :meth:`result` asks for."""
+        super().__init__()
+        self.dataset, self.truth = dataset, truth
+        self.rows = {dataset.images.names[row]: row for row in dataset.rows}
+        self.numbers = range(1, len(dataset.images.thing_names) + 1)
+
+    def update(self, model: nn.Module, batch: InstanceBatch) -> None:
+        """Add what a network finds in a batch."""
+        for name, found in zip(batch.names, _find(model, batch.images), strict=True):
+            self.parts.append(detections_to_results(found, self.rows[name] + 1, self.numbers))
+
+    def results(self) -> list[dict[str, Any]]:
+        """COCO's result list in the order of the images, for ``to_coco``'s ids."""
+        images = sorted((part for part in self.parts if part), key=lambda part: int(part[0]["image_id"]))
+        return [result for part in images for result in part]
+
+    def result(self) -> dict[str, Any]:
+        """``AP``, ``AP50``, ... of masks, ``box_AP``, ... of boxes, ``classes`` and ``box_classes``."""
+        return average_precision(self.truth(), self.results())
 
 
 @torch.no_grad()
-def _find(model: nn.Module, colors: Sequence[NDArray[np.uint8]]) -> Iterator[Detections]:
-    """Objects of each image (H, W, 3) with a model in eval mode."""
+def _find(model: nn.Module, images: Sequence[Tensor]) -> Iterator[Detections]:
+    """Objects of each image (3, H, W), RGB 0..1, with a model in eval mode."""
     device = next(model.parameters()).device
-    for found in model([to_tensor(color).to(device).float() / 255 for color in colors]):
+    for found in model([image.to(device) for image in images]):
         order = found["scores"].argsort(descending=True, stable=True)
         yield Detections(
             (found["masks"][order, 0] > 0.5).cpu().numpy(),

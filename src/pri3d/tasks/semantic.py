@@ -27,7 +27,7 @@ from pri3d.networks.lora import merged_state
 from pri3d.networks.segmentation import SegmentationNet, build_segmentation, least_batch
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import read_provenance, read_state, save_state
-from pri3d.tasks import Recipe, Task, batches, evaluating, rebuild
+from pri3d.tasks import Meter, Recipe, Task, rebuild
 from pri3d.tasks.settings import FinetuneSettings
 from pri3d.types import LabelledBatch
 
@@ -140,14 +140,9 @@ class SemanticTask(Task):
         extra = torch.stack(auxiliary).sum()
         return main + AUXILIARY_WEIGHT * extra, {"main": main.detach(), "auxiliary": extra.detach()}
 
-    def measure(self, model: nn.Module, dataset: Dataset[Any], batch: int) -> dict[str, Any]:
-        """``miou``, ``accuracy`` and ``iou`` per class as :class:`SemanticScore`, over every item of a data set."""
-        confusion = Confusion(len(self.class_names))
-        with evaluating(model) as device:
-            for images in batches(dataset, batch, collate):
-                predicted = model(images.color.to(device)).argmax(dim=1)
-                confusion.update(predicted, images.label.to(device))
-        return confusion.score(self.class_names)._asdict()
+    def meter(self, dataset: Dataset[Any]) -> Confusion:
+        """``miou``, ``accuracy`` and ``iou`` per class as :class:`SemanticScore`."""
+        return Confusion(self.class_names)
 
     @torch.no_grad()
     def predict(self, model: nn.Module, color: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -244,33 +239,46 @@ class SemanticScore(NamedTuple):
 
     miou: float  #: mean over the classes that occur in the ground truth
     accuracy: float  #: share of labelled pixels that are right
+    classes: int  #: that occur in the ground truth
     iou: dict[str, float]  #: class name -> intersection over union
 
 
-class Confusion:
+class Confusion(Meter):
     """Counts of (true, predicted) over any number of images, kept on the device."""
 
-    def __init__(self, classes: int) -> None:
-        self.classes = classes
-        self.matrix: Tensor | None = None
+    def __init__(self, class_names: Sequence[str]) -> None:
+        super().__init__()
+        self.class_names = list(class_names)
 
-    def update(self, predicted: Tensor, label: Tensor) -> None:
+    def update(self, model: nn.Module, batch: LabelledBatch) -> None:
+        """Add what a network predicts of a batch."""
+        device = next(model.parameters()).device
+        self.add(model(batch.color.to(device)).argmax(dim=1), batch.label.to(device))
+
+    def add(self, predicted: Tensor, label: Tensor) -> None:
         """Add predictions and labels of one shape; ignored pixels are left out."""
         label, predicted = label.flatten().long(), predicted.flatten().long()
-        spare = self.classes * self.classes
-        code = torch.where(label == IGNORED, spare, label * self.classes + predicted)
-        counts = torch.bincount(code, minlength=spare + 1)[:spare].view(self.classes, self.classes)
-        self.matrix = counts if self.matrix is None else self.matrix + counts
+        classes = len(self.class_names)
+        spare = classes * classes
+        code = torch.where(label == IGNORED, spare, label * classes + predicted)
+        counts = torch.bincount(code, minlength=spare + 1)[:spare].view(classes, classes)
+        self.parts = [counts + sum(self.parts)]
 
-    def score(self, names: Sequence[str]) -> SemanticScore:
+    def score(self) -> SemanticScore:
         """IoU per class and its mean over classes that occur in the ground truth."""
-        matrix = torch.zeros(self.classes, self.classes) if self.matrix is None else self.matrix
-        matrix = matrix.double().cpu()
+        classes = len(self.class_names)
+        matrix = sum((part.double().cpu() for part in self.parts), torch.zeros(classes, classes, dtype=torch.float64))
         hit, true, said = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
         iou = hit / (true + said - hit)  # 0/0 is NaN: the class plays no part
         occurs = true > 0
         mean = float(iou[occurs].mean()) if bool(occurs.any()) else float("nan")
-        return SemanticScore(mean, float(hit.sum() / matrix.sum()), dict(zip(names, iou.tolist(), strict=True)))
+        iou_by_name = dict(zip(self.class_names, iou.tolist(), strict=True))
+        return SemanticScore(mean, float(hit.sum() / matrix.sum()), int(occurs.sum()), iou_by_name)
+
+    def result(self) -> dict[str, Any]:
+        """``miou``, ``accuracy``, and ``iou`` by class."""
+        score = self.score()
+        return {"miou": score.miou, "accuracy": score.accuracy, "iou": score.iou}
 
 
 def save_semantic(
