@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from pri3d.errors import DataError
+from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import remove_leftovers, replacing, temporary
 from pri3d.runs import RunPaths, leaves, read_json, read_metrics, write_json, write_text
 
@@ -86,3 +86,25 @@ def test_leftovers_of_dead_processes_of_this_host_go(tmp_path):
 def test_leaves_of_nested_mappings():
     found = list(leaves({"a": {"b": 1, "c": {"d": [2]}}, "e": None, "f": {}}))
     assert found == [(("a", "b"), 1), (("a", "c", "d"), [2]), (("e",), None)]
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "step-00000004.ckpt", "weights.safetensors", "best.safetensors"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_lost_its_config_is_refused_and_stays(tmp_path, name, resume):
+    (tmp_path / name).write_bytes(b"weeks of work")
+    with pytest.raises(ConfigError, match=rf"holds {name} of a run, but not the config\.yaml .*Put it back and"):
+        RunPaths(tmp_path).open("pretrain", {"steps": 3}, {}, resume)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_run_is_begun_once_and_continued_with_the_same_settings(tmp_path):
+    run, facts = RunPaths(tmp_path / "run"), {"data_hash": "a", "data": "here"}
+    run.open("pretrain", {"steps": 3}, facts, resume=True)  # nothing is there yet
+    assert run.read_config() == {"verb": "pretrain", "settings": {"steps": 3}, "provenance": facts}
+    run.checkpoint.touch()
+    with pytest.raises(ConfigError, match="holds a run already"):
+        run.open("pretrain", {"steps": 3}, facts, resume=False)
+    run.open("pretrain", {"steps": 3}, {**facts, "data": "moved"}, resume=True)
+    with pytest.raises(ConfigError, match=r"steps was 3, is 4; data_hash was 'a', is 'b'\."):
+        run.open("pretrain", {"steps": 4}, {**facts, "data_hash": "b"}, resume=True)
+    assert run.read_config()["provenance"] == facts

@@ -1,4 +1,4 @@
-"""The files of a run folder: their names, and how the small ones are read and written."""
+"""A training run's folder: the names of its files, how it is begun or refused, its config, metrics and scores."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from typing import Any
 
 import yaml
 
-from pri3d.errors import DataError
-from pri3d.files.atomic import write_atomic
+from pri3d.errors import ConfigError, DataError
+from pri3d.files.atomic import replacing, write_atomic
+
+#: parts of the provenance that a run cannot change when it is continued
+_SAME = ("data_hash", "init", "init_data_hash", "part", "images_hash", "dataset", "labels")
 
 
 class RunPaths:
-    """Where the files of one run lie; the only place that knows their names.
+    """The folder of one run; the only place that knows the names of its files.
 
     ``config.yaml`` resolved settings and provenance, ``metrics.csv`` one row a logged step, ``last.ckpt`` everything
     needed to continue, ``initial.safetensors`` and ``weights.safetensors`` the network before and after,
     ``best.safetensors`` the best validated one and ``scores.json`` its scores, where there is validation;
-    ``loaded.json`` which tensors of the network the weights it began with have filled.
+    ``loaded.json`` which tensors of the network the weights it began with have filled; ``tensorboard/``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,15 +38,6 @@ class RunPaths:
         self.scores = path / "scores.json"
         self.loaded = path / "loaded.json"
 
-    def minutes(self) -> float:
-        """Minutes of training and validating at the run's last speed. Raises DataError where metrics.csv is damaged."""
-        rows = read_metrics(self.metrics)
-        try:
-            settings = yaml.safe_load(self.config.read_text(encoding="utf-8"))["settings"]
-            return float(settings["steps"] * settings["batch"] / rows[-1]["samples_per_s"] / 60)
-        except (OSError, yaml.YAMLError, LookupError, TypeError, ZeroDivisionError) as error:
-            raise DataError(f"{self.path}: config.yaml or metrics.csv is damaged ({error!r}). Restore them.") from error
-
     def older(self, step: int) -> Path:
         """Checkpoint of an earlier step, where the run keeps more than the last."""
         return self.path / f"step-{step:08d}.ckpt"
@@ -51,6 +45,94 @@ class RunPaths:
     def all_older(self) -> list[Path]:
         """Every such checkpoint, oldest first."""
         return sorted(self.path.glob("step-*.ckpt"))
+
+    def refuse_other(self, resume: bool) -> None:
+        """Raise ConfigError where a run is in the way, or the remains of one that has lost its config.yaml."""
+        if self.config.exists():
+            if not resume:
+                raise ConfigError(
+                    f"{self.path}: holds a run already. Continue it with --resume, or choose another --run."
+                )
+            return
+        of_a_run = (self.checkpoint, *self.all_older(), self.initial, self.weights, self.best)
+        if remains := [path.name for path in of_a_run if path.exists()]:
+            raise ConfigError(
+                f"{self.path}: holds {', '.join(remains)} of a run, but not the {self.config.name} that says which run "
+                "that is. Put it back and continue with --resume, or choose another --run."
+            )
+
+    def open(self, verb: str, settings: Mapping[str, Any], provenance: Mapping[str, Any], resume: bool) -> None:
+        """Create the folder of a run, or check that it holds this very run.
+
+        Raises ConfigError where a run is in the way, or where the settings to resume with differ, naming them;
+        DataError where config.yaml is damaged.
+        """
+        self.refuse_other(resume)
+        if not self.config.exists():
+            stated = {"verb": verb, "settings": dict(settings), "provenance": dict(provenance)}
+            write_text(self.config, yaml.safe_dump(stated, sort_keys=False))
+            return
+        before = self.read_config()
+        differences = [
+            f"{name} was {before[part].get(name)!r}, is {now.get(name)!r}"
+            for part, now, names in (("settings", settings, settings), ("provenance", provenance, _SAME))
+            for name in names
+            if now.get(name) != before[part].get(name)
+        ]
+        if differences:
+            raise ConfigError(f"{self.path}: cannot resume, this run had other settings: {'; '.join(differences)}.")
+
+    def read_config(self) -> dict[str, Any]:
+        """``verb``, ``settings`` and ``provenance`` of the run, the last two by name.
+
+        Raises DataError where config.yaml is missing or damaged.
+        """
+        try:
+            stated = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            if not isinstance(stated["settings"], dict) or not isinstance(stated.get("provenance", {}), dict):
+                raise TypeError("its settings have no names")
+        except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{self.config}: not the settings of a run ({error}). Restore it, or make the run anew."
+            ) from error
+        return {"provenance": {}, **stated}
+
+    def minutes(self) -> float:
+        """Minutes of training and validating at the run's last speed. Raises DataError where a file is damaged."""
+        rows, settings = read_metrics(self.metrics), self.read_config()["settings"]
+        try:
+            return float(settings["steps"] * settings["batch"] / rows[-1]["samples_per_s"] / 60)
+        except (LookupError, TypeError, ZeroDivisionError) as error:
+            raise DataError(f"{self.path}: config.yaml or metrics.csv is damaged ({error!r}). Restore them.") from error
+
+
+class MetricsFile:
+    """``metrics.csv``: rows of step and named numbers, appended; columns may join later."""
+
+    def __init__(self, path: Path, keep_until: int) -> None:
+        """Open for appending; rows after step ``keep_until`` belong to steps that will be run again and go."""
+        self.path = path
+        self.rows: list[dict[str, float]] = [row for row in read_metrics(path) if row["step"] <= keep_until]
+        self.columns = list(dict.fromkeys(name for row in self.rows for name in row)) or ["step"]
+        self._rewrite()
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one row."""
+        row: dict[str, float] = {"step": step, **values}
+        self.rows.append(row)
+        new = [name for name in row if name not in self.columns]
+        if new:
+            self.columns += new
+            self._rewrite()
+            return
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+    def _rewrite(self) -> None:
+        with replacing(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
 
 
 def short_names(weights: Sequence[str]) -> dict[str, str]:

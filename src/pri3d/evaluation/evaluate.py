@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -178,16 +177,11 @@ def _suffix(data: Path | None, own: Path) -> str:
 
 def _stated(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Provenance and settings of the run. Raises DataError where it does not state them."""
-    path = RunPaths(run).config
-    try:
-        stated = yaml.safe_load(path.read_text(encoding="utf-8"))
-        facts, settings = stated["provenance"], stated["settings"]
-        if isinstance(facts, dict) and isinstance(settings, dict) and facts.get("data"):
-            return facts, settings
-        problem: object = "it names no data"
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
-        problem = error
-    raise DataError(f"{path}: does not say what the run was trained on ({problem}). Restore it.")
+    folder = RunPaths(run)
+    stated = folder.read_config()
+    if not stated["provenance"].get("data"):
+        raise DataError(f"{folder.config}: does not say what the run was trained on (it names no data). Restore it.")
+    return stated["provenance"], stated["settings"]
 
 
 def _check_classes(network: Network, images: LabelledImages, run: Path) -> None:

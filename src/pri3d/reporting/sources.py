@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import yaml
-
 from pri3d import registry
 from pri3d.data.mixture import hashes_of
 from pri3d.errors import ConfigError, DataError
@@ -101,16 +99,8 @@ def read_config(run: Path) -> dict[str, Any]:
 
     Raises DataError where that is damaged.
     """
-    path = RunPaths(run).config
-    if not path.is_file():
-        return {}
-    try:
-        stated = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(stated["settings"], dict) or not isinstance(stated.get("provenance", {}), dict):
-            raise TypeError("its settings have no names")
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not the settings of a run ({error}). Restore it, or make the run anew.") from error
-    return {"provenance": {}, **stated}
+    folder = RunPaths(run)
+    return folder.read_config() if folder.config.is_file() else {}
 
 
 def differing_settings(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:

@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 
 from pri3d.networks.encoders import Encoder, encoder_of, head_parameters
 from pri3d.networks.tuning import fix_norms, limit
+from pri3d.runs import RunPaths
 from pri3d.tasks import Task
 from pri3d.tasks.settings import FinetuneSettings
 from pri3d.training.loop import StepModule
 from pri3d.training.optim import ParameterGroup
-from pri3d.training.runs import RunFolder
 from pri3d.training.watch import Watch
 from pri3d.types import LabelledBatch
 
@@ -63,7 +63,7 @@ class Validator(Watch):
     """Scores the network on the validation set; the best one has the highest of the task's key."""
 
     def __init__(
-        self, task: Task, dataset: Dataset[Any], run: RunFolder, done: int, every: int, record: dict[str, Any]
+        self, task: Task, dataset: Dataset[Any], run: RunPaths, done: int, every: int, record: dict[str, Any]
     ) -> None:
         super().__init__(run, done, every, task.key)
         self.task, self.dataset, self.record = task, dataset, record

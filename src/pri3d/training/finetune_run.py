@@ -29,15 +29,15 @@ from pri3d.networks.weights import (
     read_provenance,
     read_state,
 )
-from pri3d.runs import write_json
+from pri3d.runs import RunPaths, write_json
 from pri3d.settings import resolve
 from pri3d.tasks import TASKS, Recipe, differing, find_task
 from pri3d.tasks.settings import FinetuneSettings
+from pri3d.training.checkpoints import open_run
 from pri3d.training.comparison import Job
 from pri3d.training.downstream import DownstreamModule, Validator, limit_encoder
 from pri3d.training.launch import Options
 from pri3d.training.loop import Feed, fit, synchronised
-from pri3d.training.runs import RunFolder
 
 
 class Sets:
@@ -125,7 +125,7 @@ class FinetuneRun:
 
     def train(self, path: Path) -> Path:
         """Train, or continue in the run folder ``path``, and return it."""
-        settings, call, folder = self.settings, self.call, RunFolder(path)
+        settings, call, folder = self.settings, self.call, RunPaths(path)
         folder.refuse_other(call.resume)
         recipe = self.recipe
         model, report = self.network()
@@ -134,7 +134,7 @@ class FinetuneRun:
         if not folder.checkpoint.exists():
             self.check_images()
         facts = self._facts(report)
-        done = folder.open("finetune", settings, facts, call.resume, call.options.launch.rank)
+        done = open_run(folder, "finetune", settings, facts, call.resume, call.options.launch.rank)
         if call.options.launch.rank == 0:
             self._say(path.name, facts)
             write_json(folder.loaded, report._asdict() if report else {})
@@ -255,7 +255,7 @@ def check_all(runs: Sequence[FinetuneRun], folders: Sequence[Path]) -> None:
     tried = set()
     for run, folder in zip(runs, folders, strict=True):
         with problems.collect():
-            RunFolder(folder).refuse_other(run.call.resume)
+            RunPaths(folder).refuse_other(run.call.resume)
         if run.job[:2] not in tried:
             tried.add(run.job[:2])
             with problems.collect():

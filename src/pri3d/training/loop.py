@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from pri3d.data.sampler import Share, StreamSampler, derive
 from pri3d.machine import cpu_has_bf16
+from pri3d.runs import RunPaths
 from pri3d.settings import Precision, TrainSettings
 from pri3d.training import optim
 from pri3d.training.launch import InterruptedRunError, Launch, Options, on_stop, outlive_stopping
 from pri3d.training.recorder import Recorder
-from pri3d.training.runs import RunFolder
 
 N = TypeVar("N", bound=torch.nn.Module)
 
@@ -121,7 +121,7 @@ def resolve_precision(precision: Precision) -> str:
     return "bf16-mixed" if native else "32-true"
 
 
-def fit(module: StepModule, feed: Feed, run: RunFolder, done: int, options: Options, extra: Sequence[Callback]) -> None:
+def fit(module: StepModule, feed: Feed, run: RunPaths, done: int, options: Options, extra: Sequence[Callback]) -> None:
     """Train ``module`` until its settings' last step, from step ``done`` with the run's checkpoint where done > 0.
 
     Raises InterruptedRunError after a signal that asks to stop, with the checkpoint written.
@@ -171,7 +171,7 @@ def _loader(module: StepModule, feed: Feed, done: int, options: Options) -> Data
     )
 
 
-def _trainer(module: StepModule, run: RunFolder, options: Options, callbacks: list[Callback]) -> pl.Trainer:
+def _trainer(module: StepModule, run: RunPaths, options: Options, callbacks: list[Callback]) -> pl.Trainer:
     settings, launch = module.settings, options.launch
     # Said, and not detected: inside a Slurm job Lightning takes everything for srun's.
     plugins: list[Any] = [ENVIRONMENTS[launch.starter]()]
@@ -204,7 +204,7 @@ def _trainer(module: StepModule, run: RunFolder, options: Options, callbacks: li
     )
 
 
-def _loggers(run: RunFolder, options: Options) -> list[Logger]:
+def _loggers(run: RunPaths, options: Options) -> list[Logger]:
     """TensorBoard always, Weights & Biases where it is asked for; metrics.csv is the recorder's."""
     if options.launch.rank > 0:
         return []

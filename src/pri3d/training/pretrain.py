@@ -17,12 +17,13 @@ from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import check_init, init_encoder, save_model
 from pri3d.objectives.contrast import Negatives
+from pri3d.runs import RunPaths
 from pri3d.settings import Precision, Schedule, resolve
+from pri3d.training.checkpoints import open_run
 from pri3d.training.launch import Options, find_launch
 from pri3d.training.loop import fit, synchronised
 from pri3d.training.pretraining import HeldOut, PretrainModule
 from pri3d.training.pretraining_data import Plan
-from pri3d.training.runs import RunFolder
 from pri3d.training.settings import Mix, PretrainSettings
 
 
@@ -180,10 +181,10 @@ def pretrain(
             module = PretrainModule(settings, synchronised(unet, settings, options.launch))
     problems.refuse()
     layers = "-".join(Path(layer).stem for layer in preset.split(","))
-    folder = RunFolder(run or Path("runs") / f"{mixture.name}-{layers}")
+    folder = RunPaths(run or Path("runs") / f"{mixture.name}-{layers}")
     provenance = {"preset": preset, "data": str(mixture), "data_hash": mixture.hash, "images": str(images or "")}
     provenance["images_hash"] = plan.images_hash
-    done = folder.open("pretrain", settings, provenance, resume, options.launch.rank)
+    done = open_run(folder, "pretrain", settings, provenance, resume, options.launch.rank)
     facts = _facts(settings, provenance)
     first = options.launch.rank == 0
     if done == 0 and first:

@@ -17,8 +17,8 @@ from pri3d.networks.unet import UNet
 from pri3d.networks.weights import save_model
 from pri3d.objectives import VIEWS, Features, WeightedSum
 from pri3d.objectives.quality import PairQuality
+from pri3d.runs import RunPaths
 from pri3d.training.loop import StepModule
-from pri3d.training.runs import RunFolder
 from pri3d.training.settings import PretrainSettings
 from pri3d.training.watch import Watch
 from pri3d.types import CropBatch, PairBatch
@@ -108,7 +108,7 @@ class HeldOut(Watch):
     """Measures the features on held-out pairs; the best network is the one of highest recall."""
 
     def __init__(
-        self, dataset: PairDataset | MixedPairs, run: RunFolder, done: int, every: int, facts: Mapping[str, Any]
+        self, dataset: PairDataset | MixedPairs, run: RunPaths, done: int, every: int, facts: Mapping[str, Any]
     ) -> None:
         super().__init__(run, done, every, "recall")
         self.dataset, self.facts = dataset, facts

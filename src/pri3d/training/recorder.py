@@ -18,9 +18,9 @@ from torch import Tensor
 
 from pri3d.errors import DataError, Pri3DError
 from pri3d.machine import peak_memory
+from pri3d.runs import MetricsFile, RunPaths
 from pri3d.settings import TrainSettings
 from pri3d.training.launch import Options, requeue
-from pri3d.training.runs import MetricsFile, RunFolder
 
 #: Scores that the progress line shows.
 SHOWN = ("heldout/recall", "heldout/miou", "heldout/AP", "heldout/box_AP")
@@ -33,7 +33,7 @@ class Recorder(Callback):
     """
 
     def __init__(
-        self, run: RunFolder, settings: TrainSettings, done: int, options: Options, say: Callable[[str], None]
+        self, run: RunPaths, settings: TrainSettings, done: int, options: Options, say: Callable[[str], None]
     ) -> None:
         self.run, self.settings, self.options, self.say = run, settings, options, say
         self.log_every = max(1, min(10, settings.steps // 50))
@@ -197,7 +197,7 @@ class Recorder(Callback):
         return f"Lower --lr or use --precision fp32.{kept}"
 
 
-def save_checkpoint(trainer: pl.Trainer, run: RunFolder, before: int, keep: int) -> None:
+def save_checkpoint(trainer: pl.Trainer, run: RunPaths, before: int, keep: int) -> None:
     """Write everything needed to continue; a kill at any moment leaves the old file or the new one, whole.
 
     Of the older checkpoints, the last of which is of step ``before``, ``keep`` - 1 stay.

@@ -21,11 +21,11 @@ from pri3d.errors import ConfigError, DataError, Problems
 from pri3d.preparation.run import prepare
 from pri3d.recordings import detect, find_reader, open_recording
 from pri3d.recordings._shared.files import clean_id
+from pri3d.runs import RunPaths
 from pri3d.settings import resolve
 from pri3d.store import MANIFEST, finished_scenes, read_manifest
 from pri3d.training import pretrain as training
 from pri3d.training.launch import find_launch
-from pri3d.training.runs import RunFolder
 from pri3d.training.settings import PretrainSettings
 
 PATIENCE = 3600.0  #: seconds that other processes wait for one more scene of the process that prepares
@@ -90,7 +90,7 @@ def _check(given: dict[str, Any], rank: int) -> None:
         resolve(PretrainSettings, "pretrain", given["preset"], dict(given))
     with problems.collect():
         if given["run"] is not None and rank == 0:  # the others may find what the first has begun
-            RunFolder(given["run"]).refuse_other(given["resume"])
+            RunPaths(given["run"]).refuse_other(given["resume"])
     problems.refuse()
 
 

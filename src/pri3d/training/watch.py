@@ -9,9 +9,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from pri3d.runs import read_json, write_json
+from pri3d.runs import RunPaths, read_json, write_json
 from pri3d.training.recorder import has_finite_weights
-from pri3d.training.runs import RunFolder
 
 
 class Watch(Callback):
@@ -26,7 +25,7 @@ class Watch(Callback):
         key: which of the measured numbers decides what is best; the larger the better.
     """
 
-    def __init__(self, run: RunFolder, done: int, every: int, key: str) -> None:
+    def __init__(self, run: RunPaths, done: int, every: int, key: str) -> None:
         self.run, self.every, self.key = run, every, key
         history = read_json(run.scores)["history"] if run.scores.exists() and done else []
         self.history: list[dict[str, Any]] = [entry for entry in history if entry["step"] <= done]
