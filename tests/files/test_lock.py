@@ -116,9 +116,9 @@ def test_a_number_that_another_process_has_by_now_is_no_holder(tmp_path: Path) -
 
 def test_another_host_cannot_be_asked(tmp_path: Path) -> None:
     path = held_by(tmp_path, host="elsewhere", pid=2**22 + 1, job="77")
-    with pytest.raises(ConfigError, match=rf"on elsewhere, Slurm job 77 .*no longer runs it, delete {path}"):
-        with lock_folder(tmp_path):
-            pytest.fail("it may live")
+    wanted = rf"on elsewhere, Slurm job 77 .*no longer runs it, delete {path}"
+    with pytest.raises(ConfigError, match=wanted), lock_folder(tmp_path):
+        pytest.fail("it may live")
     path.unlink()
     with lock_folder(tmp_path):
         pass

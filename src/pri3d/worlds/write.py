@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +15,11 @@ from PIL import Image
 from rich.progress import track
 
 from pri3d.errors import ConfigError
-from pri3d.files.atomic import put_folder, remove_leftovers, temporary, write_atomic
+from pri3d.files.atomic import put_folder, remove_leftovers, temporary
+from pri3d.files.stamp import stamp
 from pri3d.geometry.images import parse_size
 from pri3d.machine import cores
+from pri3d.processes import run_in_processes
 from pri3d.types import Camera, Frame
 from pri3d.worlds.render import render_room
 from pri3d.worlds.room import CLASS_NAMES, Room, build_room
@@ -71,7 +71,7 @@ def rooms(
         "height": height,
         "class_names": list(CLASS_NAMES) if labels else None,
     }
-    _claim(out, settings)
+    stamp(out / "rooms.json", settings, "Choose another folder, or remove this one.")
     remove_leftovers(out)
     missing = [k for k in range(first, first + rooms) if not (out / room_id(k)).is_dir()]
     work = partial(_write_room, out, seed, frames, width, height, labels)
@@ -80,32 +80,14 @@ def rooms(
         for index in track(missing, "rooms"):
             work(index)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for _ in track(pool.map(work, missing), "rooms", total=len(missing)):
-            pass
+    with closing(run_in_processes(work, missing, workers)) as outcomes:
+        for outcome in track(outcomes, "rooms", total=len(missing)):
+            outcome.result()
 
 
 def room_id(index: int) -> str:
     """Return the folder name, and scene id, of room ``index``."""
     return f"room-{index:04d}"
-
-
-def _claim(out: Path, settings: dict[str, object]) -> None:
-    """Write rooms.json, or check that the one there says the same."""
-    path = out / "rooms.json"
-    if path.exists():
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise ConfigError(f"{path}: not readable ({error}). Choose another folder, or remove this one.") from error
-        differ = [key for key in settings if not isinstance(found, dict) or found.get(key) != settings[key]]
-        if differ:
-            raise ConfigError(
-                f"{out}: holds rooms of other settings ({', '.join(differ)} differ). Choose another folder, or remove "
-                "this one."
-            )
-        return
-    write_atomic(path, (json.dumps(settings, indent=1) + "\n").encode())
 
 
 def _write_room(out: Path, seed: int, frames: int, width: int, height: int, labels: bool, index: int) -> None:
