@@ -12,8 +12,8 @@ from PIL import Image
 from scipy import ndimage
 
 from pri3d.errors import FrameError
-from pri3d.geometry.images import resize_nearest
 from pri3d.geometry.pose import OPENGL_FLIP, invert_array
+from pri3d.geometry.resize import resize_nearest
 from pri3d.recordings import Scene
 from pri3d.types import Camera, Frame
 from pri3d.worlds.render import _frame, caster, render_room, room_camera

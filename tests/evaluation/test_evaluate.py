@@ -19,7 +19,7 @@ from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.evaluation import evaluate as evaluation
 from pri3d.evaluation.evaluate import evaluate
 from pri3d.evaluation.networks import hash_file
-from pri3d.geometry.images import resize_color, resize_nearest
+from pri3d.geometry.resize import resize_color, resize_nearest
 from pri3d.labelled.convert import decode_mask
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.networks.detector import LITE, build_detector

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import fsolve
 
-from pri3d.geometry.lens import Lens, undistort_color, undistort_nearest
+from pri3d.geometry.warping import Lens, undistort_color, undistort_nearest
 from pri3d.types import Camera
 
 CAMERA = Camera(32, 24, 26.0, 25.0, 15.5, 12.75)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from pri3d.geometry.registration import register_depth, same_view
+from pri3d.geometry.warping import register_depth, same_view
 from pri3d.types import Camera
 
 CAMERA = Camera(64, 48, 60.0, 60.0, 32.0, 24.0)

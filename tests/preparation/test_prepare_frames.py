@@ -10,7 +10,7 @@ import trimesh
 
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.geometry.fusion import REACH
-from pri3d.geometry.images import parse_size, resize_nearest
+from pri3d.geometry.resize import parse_size, resize_nearest
 from pri3d.preparation.frames import prepare_frame, stored_size
 from pri3d.preparation.surface import mesh_cells
 from pri3d.types import Camera, Frame

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pri3d.errors import ConfigError, FrameError
-from pri3d.geometry.lens import Lens
+from pri3d.geometry.warping import Lens
 from pri3d.recordings._shared.cameras import Cameras, read_cameras
 from pri3d.recordings._shared.scenes import Origin, build_frame
 

@@ -16,7 +16,7 @@ from sample_frames import HEIGHT, WIDTH, Sample, rendered
 from samples_outdoor import save, write_nerfstudio
 
 from pri3d.errors import DataError, FrameError
-from pri3d.geometry.lens import Lens, undistort_color, undistort_nearest
+from pri3d.geometry.warping import Lens, undistort_color, undistort_nearest
 from pri3d.recordings import open_recording
 
 CAMERA = rendered()[0].color_camera

@@ -11,7 +11,7 @@ from samples_desk import START, quaternion_row, write_tum
 from scipy.spatial.transform import Rotation
 
 from pri3d.errors import DataError, FrameError
-from pri3d.geometry.lens import undistort_color, undistort_nearest
+from pri3d.geometry.warping import undistort_color, undistort_nearest
 from pri3d.recordings import open_recording
 from pri3d.recordings._shared.trajectory import associate, interpolate
 

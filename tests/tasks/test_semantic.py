@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 
 from pri3d.data.labelled import LabelledDataset
 from pri3d.errors import ConfigError, DataError, WeightsError
-from pri3d.geometry.images import resize_color
+from pri3d.geometry.resize import resize_color
 from pri3d.labelled import LabelledImages
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.lora import add_lora

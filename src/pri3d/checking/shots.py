@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pri3d.errors import DataError, FrameError, IntrinsicsError
-from pri3d.geometry.images import resize_color, resize_nearest
 from pri3d.geometry.pose import check_rigid
+from pri3d.geometry.resize import resize_color, resize_nearest
 from pri3d.preparation.frames import stored_size
 from pri3d.recordings import Scene
 from pri3d.types import Camera, Frame

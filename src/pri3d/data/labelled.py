@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from pri3d.data.augment import ColorRecipe, augment_color, to_tensor
 from pri3d.data.sampler import Draw, derive
-from pri3d.geometry.images import resize_color, resize_nearest
+from pri3d.geometry.resize import resize_color, resize_nearest
 from pri3d.labelled import LabelledImages
 from pri3d.types import LabelledBatch
 

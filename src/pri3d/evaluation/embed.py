@@ -18,7 +18,7 @@ from pri3d.errors import ConfigError
 from pri3d.evaluation.arrays import check_format
 from pri3d.evaluation.media import Media, open_media, refuse_failed
 from pri3d.evaluation.parts import Parts
-from pri3d.geometry.images import parse_size
+from pri3d.geometry.resize import parse_size
 from pri3d.machine import cores, cpu_has_bf16
 from pri3d.networks.load import FeatureNet, load
 

@@ -15,7 +15,7 @@ from pri3d import registry
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.evaluation.exports import EXPORTS, Subject
 from pri3d.evaluation.networks import Network, Which, find_weights, open_network
-from pri3d.geometry.images import parse_size
+from pri3d.geometry.resize import parse_size
 from pri3d.labelled import LabelledImages, Split, open_labelled
 from pri3d.runs import RunPaths, write_json
 from pri3d.tasks import differing

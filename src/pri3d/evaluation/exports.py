@@ -23,7 +23,7 @@ from pri3d.errors import DataError
 from pri3d.evaluation.networks import Network, hash_file
 from pri3d.files.archive import ImageArchive, encode
 from pri3d.files.atomic import remove_leftovers, replacing, write_atomic
-from pri3d.geometry.images import resize_color, resize_nearest
+from pri3d.geometry.resize import resize_color, resize_nearest
 from pri3d.labelled import LabelledImages
 from pri3d.labelled.convert import to_coco
 from pri3d.runs import read_json, write_json

@@ -26,7 +26,7 @@ from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.evaluation.arrays import DAMAGED, Table, read_record, write_entry, write_features
 from pri3d.evaluation.media import Media, Picture, until_damaged
 from pri3d.files.atomic import remove_leftovers, replacing, usable
-from pri3d.geometry.images import parse_size, resize_color
+from pri3d.geometry.resize import parse_size, resize_color
 from pri3d.runs import read_json, write_json
 
 PIXELS = 8_000_000  #: of the images in a batch, at most; an image alone may have more

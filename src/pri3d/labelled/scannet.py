@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from pri3d.errors import DataError
-from pri3d.geometry.images import resize_nearest
+from pri3d.geometry.resize import resize_nearest
 from pri3d.labelled import LabelledImages, Split, deal
 from pri3d.labelled._shared.images import SUFFIXES, image_size, read_ids, read_rgb
 from pri3d.labelled.spaces import IGNORED, LabelSpace, load_space

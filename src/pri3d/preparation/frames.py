@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
-from pri3d.geometry.images import resize_color, resize_nearest
 from pri3d.geometry.pose import check_rigid
-from pri3d.geometry.registration import register_depth
+from pri3d.geometry.resize import resize_color, resize_nearest
+from pri3d.geometry.warping import register_depth
 from pri3d.preparation.overlap import DepthStack
 from pri3d.preparation.select import Select, Stretch, sharpness, stretches
 from pri3d.recordings import Scene

@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import is_full, remove_leftovers
-from pri3d.geometry.images import parse_size
+from pri3d.geometry.resize import parse_size
 from pri3d.machine import cores
 from pri3d.preparation.cluster import check_cluster, run_on_cluster
 from pri3d.preparation.ending import finish, listed, summary

@@ -14,7 +14,7 @@ import numpy as np
 
 from pri3d.errors import DataError
 from pri3d.geometry.fusion import REACH
-from pri3d.geometry.images import parse_size
+from pri3d.geometry.resize import parse_size
 from pri3d.preparation.frames import SceneFrames, read_frames
 from pri3d.preparation.overlap import Mode
 from pri3d.preparation.pairs import mine, pair_table

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pri3d.data.augment import to_tensor
-from pri3d.geometry.images import resize_color, resize_nearest
+from pri3d.geometry.resize import resize_color, resize_nearest
 from pri3d.labelled import LabelledImages
 from pri3d.labelled.spaces import IGNORED
 from pri3d.probing.networks import Dense, check_finite, enlarge

@@ -20,7 +20,7 @@ from pri3d.data.pairs import PairDataset, split_pairs
 from pri3d.data.sampler import derive
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import usable
-from pri3d.geometry.images import parse_size
+from pri3d.geometry.resize import parse_size
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.probing.linear import Frames, frame_table, probe_linear, read_frames
 from pri3d.probing.networks import Dense, Kind, check_source, name_sources, open_dense

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
-from pri3d.geometry.lens import Lens
 from pri3d.geometry.pose import OPENGL_FLIP, check_rigid
+from pri3d.geometry.warping import Lens
 from pri3d.recordings._shared.arkit import intrinsics
 from pri3d.recordings._shared.base import SceneReader
 from pri3d.recordings._shared.cameras import Cameras, registered, same_camera

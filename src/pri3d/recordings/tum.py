@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError
-from pri3d.geometry.lens import Lens
+from pri3d.geometry.warping import Lens
 from pri3d.recordings._shared.base import SceneReader
 from pri3d.recordings._shared.cameras import Cameras, Intrinsics, from_matrix, same_camera
 from pri3d.recordings._shared.tables import inside, numbers, read_rows, read_words

@@ -14,8 +14,8 @@ from torch import Tensor
 from pri3d import registry
 from pri3d.data.pairs import PairDataset
 from pri3d.data.sampler import Draw
-from pri3d.geometry.images import parse_size
 from pri3d.geometry.matching import match_pixels
+from pri3d.geometry.resize import parse_size
 from pri3d.labelled import LabelledImages
 from pri3d.networks.weights import load_model
 from pri3d.reporting.cutaway import Chunk, up_direction

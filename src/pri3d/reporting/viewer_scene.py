@@ -19,8 +19,8 @@ from pri3d.data.pairs import PairDataset, PairItem
 from pri3d.data.sampler import Draw
 from pri3d.drawing import color_labels, draw_detections
 from pri3d.errors import DataError
-from pri3d.geometry.images import parse_size, resize_color
 from pri3d.geometry.matching import cell_pixels, cell_points, match_pixels
+from pri3d.geometry.resize import parse_size, resize_color
 from pri3d.labelled import LabelledImages
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.networks.weights import load_model

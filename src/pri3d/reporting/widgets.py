@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from pri3d.errors import DataError
 from pri3d.files.archive import encode
-from pri3d.geometry.images import resize_nearest
+from pri3d.geometry.resize import resize_nearest
 from pri3d.reporting.cutaway import up_direction
 from pri3d.reporting.figures import MatchedPair, spread
 from pri3d.reporting.html import picture_address

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from pri3d.data.augment import recipe, to_tensor
 from pri3d.data.labelled import LabelledDataset, LabelledItem, collate
 from pri3d.errors import ConfigError, DataError, WeightsError
-from pri3d.geometry.images import parse_size, resize_color
+from pri3d.geometry.resize import parse_size, resize_color
 from pri3d.labelled import LabelledImages
 from pri3d.labelled.spaces import IGNORED
 from pri3d.networks.encoders import build_encoder

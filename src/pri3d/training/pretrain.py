@@ -11,8 +11,8 @@ import torch
 
 from pri3d.data.mixture import open_mixture
 from pri3d.errors import Problems
-from pri3d.geometry.images import Interpolation
 from pri3d.geometry.matching import Mode
+from pri3d.geometry.resize import Interpolation
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import check_init, init_encoder, save_model

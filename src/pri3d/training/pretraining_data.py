@@ -25,7 +25,7 @@ from pri3d.data.mixture import Mixture
 from pri3d.data.pairs import MixedPairs, PairDataset, check_pairs, check_unit, collate, split_pairs
 from pri3d.data.sampler import BalancedSampler, MixedSampler, StreamSampler, derive
 from pri3d.errors import ConfigError, DataError, Problems
-from pri3d.geometry.images import parse_size
+from pri3d.geometry.resize import parse_size
 from pri3d.geometry.voxels import coarsen
 from pri3d.store import Store
 from pri3d.training.loop import Feed

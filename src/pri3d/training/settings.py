@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from pri3d.geometry.images import Interpolation
 from pri3d.geometry.matching import Mode
+from pri3d.geometry.resize import Interpolation
 from pri3d.networks.tuning import check_tuning
 from pri3d.objectives.contrast import MIN_TEMPERATURE, Negatives
 from pri3d.settings import TrainSettings

@@ -17,7 +17,7 @@ from rich.progress import track
 from pri3d.errors import ConfigError
 from pri3d.files.atomic import put_folder, remove_leftovers, temporary
 from pri3d.files.stamp import stamp
-from pri3d.geometry.images import parse_size
+from pri3d.geometry.resize import parse_size
 from pri3d.machine import cores
 from pri3d.processes import run_in_processes
 from pri3d.types import Camera, Frame

@@ -10,8 +10,8 @@ import yaml
 from numpy.typing import NDArray
 
 from pri3d.errors import ConfigError, DataError, FrameError, IntrinsicsError
-from pri3d.geometry.lens import Lens
 from pri3d.geometry.pose import check_rigid, invert_array
+from pri3d.geometry.warping import Lens
 from pri3d.types import Camera
 
 _TOP = ("color", "depth", "color_from_depth", "pose_of", "depth_scale")

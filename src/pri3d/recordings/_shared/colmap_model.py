@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
-from pri3d.geometry.lens import Lens
 from pri3d.geometry.pose import invert_array, pose_of_quaternion
+from pri3d.geometry.warping import Lens
 from pri3d.recordings._shared.cameras import Cameras, Intrinsics, registered, same_camera
 from pri3d.recordings._shared.files import LARGEST, read_color
 from pri3d.recordings._shared.photographs import frame_names, listed_file

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import FrameError
-from pri3d.geometry.lens import undistort_color, undistort_nearest
 from pri3d.geometry.pose import check_rigid
+from pri3d.geometry.warping import undistort_color, undistort_nearest
 from pri3d.recordings._shared.cameras import Cameras
 from pri3d.types import Camera, Frame
 
