@@ -30,7 +30,7 @@ VERBS = {
     "export": "pri3d.exporting.export:export",
     "embed": "pri3d.evaluation.embed:embed",
     "import": "pri3d.networks.importing:import_weights",  # `import` is no name in Python
-    "reproduce": "pri3d.reproduction.verb:reproduce",
+    "reproduce": "pri3d.reproduction.reproduce:reproduce",
     "report": "pri3d.reporting.report:make_report",  # so is pri3d.reporting
     "models": "pri3d.networks.catalog:list_models",  # pri3d.networks is a package
 }

@@ -10,7 +10,7 @@ import pytest
 
 from pri3d.recordings.scannet import official_split
 from pri3d.reproduction import matrix
-from pri3d.reproduction.verb import reproduce
+from pri3d.reproduction.reproduce import reproduce
 
 TESTS = Path(__file__).parents[1]
 LITTLE = {"steps": 2, "batch": 2, "micro_batch": 2}

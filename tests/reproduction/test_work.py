@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from pri3d.reproduction import work as working
-from pri3d.reproduction.matrix import Run, find_study
-from pri3d.reproduction.work import Place, command, is_finished, work
+from pri3d.reproduction.matrix import PlannedRun, find_study
+from pri3d.reproduction.work import StudyFolder, command, is_finished, make_runs
 from pri3d.runs import RunPaths, write_json, write_text
 
 
-def do_or_die(place: Place, run: Run) -> str:
+def do_or_die(place: StudyFolder, run: PlannedRun) -> str:
     """Stand-in for a run, in its own process."""
     if run.name == "killed":
         os.kill(os.getpid(), signal.SIGTERM)
@@ -24,15 +24,15 @@ def do_or_die(place: Place, run: Run) -> str:
 
 @pytest.mark.slow
 def test_a_killed_process_takes_no_other_run_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(working, "do", do_or_die)
-    place = Place(tmp_path, find_study("rooms", "small"))
+    monkeypatch.setattr(working, "make_run", do_or_die)
+    place = StudyFolder(tmp_path, find_study("rooms", "small"))
     runs = [
-        Run("killed", "pretrain", {}, ("pretrain",)),
-        Run("after", "finetune", {}, ("labelled",), "killed"),
-        Run("other", "pretrain", {}, ("pretrain",)),
+        PlannedRun("killed", "pretrain", {}, ("pretrain",)),
+        PlannedRun("after", "finetune", {}, ("labelled",), "killed"),
+        PlannedRun("other", "pretrain", {}, ("pretrain",)),
     ]
     said: list[str] = []
-    failed = work(place, runs, 1, said.append)
+    failed = make_runs(place, runs, 1, said.append)
     assert set(failed) == {"killed", "after"}
     assert "killed" in failed["killed"] and "--workers" in failed["killed"]
     assert failed["after"] == "killed failed"
@@ -40,9 +40,12 @@ def test_a_killed_process_takes_no_other_run_along(tmp_path: Path, monkeypatch: 
 
 
 def test_fine_tuning_has_finished_when_its_weights_are_there(tmp_path: Path) -> None:
-    place, run = Place(tmp_path, find_study("rooms", "small")), Run("run", "finetune", {"seed": 0}, ("labelled",))
+    place, run = (
+        StudyFolder(tmp_path, find_study("rooms", "small")),
+        PlannedRun("run", "finetune", {"seed": 0}, ("labelled",)),
+    )
     paths = RunPaths(place.folder("run"))
-    write_json(paths.path / working.RECORD, working.asked(run))
+    write_json(paths.path / working.RECORD, working.requested_options(run))
     write_json(paths.scores, {"last": {"miou": 0.1}})  # of a validation on the way
     assert not is_finished(place, run)
     write_text(paths.weights, "")
@@ -50,7 +53,7 @@ def test_fine_tuning_has_finished_when_its_weights_are_there(tmp_path: Path) -> 
 
 
 def test_a_command_is_quoted(tmp_path: Path) -> None:
-    place = Place(tmp_path / "my out", find_study("rooms", "small"))
-    words = shlex.split(command(place, Run("view", "pretrain", {"preset": "view,small"}, ("pretrain",))))
+    place = StudyFolder(tmp_path / "my out", find_study("rooms", "small"))
+    words = shlex.split(command(place, PlannedRun("view", "pretrain", {"preset": "view,small"}, ("pretrain",))))
     assert words[:5] == ["pri3d", "pretrain", str(place.store("pretrain")), "--preset", "view,small"]
     assert words[-2:] == ["--run", str(place.folder("view"))]

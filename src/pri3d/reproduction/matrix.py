@@ -53,7 +53,7 @@ class Study(NamedTuple):
         return str(self.settings.get("base", experiment.base))
 
 
-class Run(NamedTuple):
+class PlannedRun(NamedTuple):
     """One training: a verb, its options, and the run whose weights it begins with."""
 
     name: str  #: folder below the output
@@ -63,7 +63,7 @@ class Run(NamedTuple):
     after: str | None = None  #: name of the pre-training it begins with
 
 
-class Cell(NamedTuple):
+class TableCell(NamedTuple):
     """One row of the table at one share of the labels: its runs, one a seed."""
 
     row: str
@@ -77,8 +77,8 @@ class Matrix(NamedTuple):
     """Everything that has to be run for an experiment."""
 
     parts: tuple[str, ...]  #: of the study that are needed
-    runs: tuple[Run, ...]  #: a pre-training, what begins with it, the next; each once, whatever needs it
-    cells: tuple[Cell, ...]
+    runs: tuple[PlannedRun, ...]  #: a pre-training, what begins with it, the next; each once, whatever needs it
+    cells: tuple[TableCell, ...]
     left_out: Mapping[str, str]  #: row of the paper -> why it is not run
 
 
@@ -122,25 +122,25 @@ def build_matrix(
         reasons = "; ".join(dict.fromkeys(left_out.values()))
         raise ConfigError(f"{experiment.name}: none of its rows can be run: {reasons}.")
     rows = _with_base(study.base(experiment), rows)
-    runs: dict[str, Run] = {}
+    runs: dict[str, PlannedRun] = {}
     cells = []
     for name, row in rows.items():
         for fraction in fractions:
             chains = [_chain(experiment, study, row, fraction, seed, encoder) for seed in seeds]
             runs |= {run.name: run for chain in chains for run in chain}
             last = tuple(chain[-1].name for chain in chains)
-            cells.append(Cell(name, row["start"], row.get("network"), fraction, last))
+            cells.append(TableCell(name, row["start"], row.get("network"), fraction, last))
     parts = dict.fromkeys(part for run in runs.values() for part in run.parts) or {experiment.data: None}
     return Matrix(tuple(parts), _in_order(runs), tuple(cells), left_out)
 
 
-def groups(matrix: Matrix) -> list[list[Run]]:
+def groups(matrix: Matrix) -> list[list[PlannedRun]]:
     """Runs that need one another: a pre-training with all that begins with it, or a run that begins with none."""
     heads = [run for run in matrix.runs if run.after is None]
     return [[head, *(run for run in matrix.runs if run.after == head.name)] for head in heads]
 
 
-def _in_order(runs: Mapping[str, Run]) -> tuple[Run, ...]:
+def _in_order(runs: Mapping[str, PlannedRun]) -> tuple[PlannedRun, ...]:
     heads = [run for run in runs.values() if run.after is None]
     return tuple(run for head in heads for run in (head, *(r for r in runs.values() if r.after == head.name)))
 
@@ -172,7 +172,7 @@ def _with_base(base: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Ma
 
 def _chain(
     experiment: Experiment, study: Study, row: Mapping[str, Any], fraction: float, seed: int, encoder: str | None
-) -> list[Run]:
+) -> list[PlannedRun]:
     """The pre-training of a row, where it has one, and the fine-tuning that follows."""
     settings, task, data = study.settings, experiment.task, experiment.data
     encoder = encoder or settings["encoder"]
@@ -194,16 +194,16 @@ def _chain(
     name = f"{task}-{data}-{encoder}/{'-'.join(filter(None, parts))}"
     stores = tuple(part for part in (data, f"{data}-val") if part in settings["parts"])
     after = pretraining.name if pretraining else None
-    finetuning = Run(name, "finetune", options, stores, after)
+    finetuning = PlannedRun(name, "finetune", options, stores, after)
     return [pretraining, finetuning] if pretraining else [finetuning]
 
 
-def _pretraining(study: Study, name: str, start: Mapping[str, Any], encoder: str, seed: int) -> Run:
+def _pretraining(study: Study, name: str, start: Mapping[str, Any], encoder: str, seed: int) -> PlannedRun:
     preset = ",".join(filter(None, (start["preset"], study.settings.get("layer"))))
     options = {"preset": preset, "encoder": encoder, "seed": seed, **study.settings["pretrain"]}
     if "needs" in start:
         options["images"] = start["needs"]
-    return Run(f"pretrain-{encoder}/{name}-seed{seed}", "pretrain", options, ("pretrain",))
+    return PlannedRun(f"pretrain-{encoder}/{name}-seed{seed}", "pretrain", options, ("pretrain",))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Making a matrix: data first, then every run in a process of its own; what is finished stays."""
+"""The runs of an experiment: what they will cost, and making them, each in a process of its own, here or by Slurm."""
 
 from __future__ import annotations
 
@@ -11,24 +11,51 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
 from pri3d.errors import ConfigError, Pri3DError
+from pri3d.files.atomic import write_atomic
 from pri3d.machine import cores, limit_spinning
 from pri3d.preparation.run import prepare
-from pri3d.reproduction.matrix import Run, Study
-from pri3d.runs import RunPaths, read_json, write_json
+from pri3d.reproduction.matrix import Experiment, Matrix, PlannedRun, Study, groups
+from pri3d.runs import RunPaths, read_json, read_metrics, write_json
+from pri3d.settings import resolve
+from pri3d.tasks import find_task
 from pri3d.training.finetune import finetune
 from pri3d.training.pretrain import pretrain
+from pri3d.training.settings import PretrainSettings
 from pri3d.worlds.write import rooms
 
 RECORD = "reproduce.json"  #: what a run was asked for; another request for the same folder is refused
 LOG = "log.txt"  #: what the run said
+_PASSES = 4  #: of a trial; the last but one is timed, for the last is followed by a validation
+_TRIAL_BATCH = 16  #: samples of such a pass; 2 for the paper's sizes without a GPU
+_ROOM, _ROOM_FRAMES = "room", 24  #: what a trial trains on
+_KIND_OPTIONS = ("preset", "encoder", "task")  # what tells kinds of runs apart
+_TABLE_WIDTH = 140  #: characters of the table where it goes to a file
+_SLURM_SCRIPT = """#!/bin/bash
+# {title}: {runs} runs in {groups} groups, each a pre-training with the fine-tunings that begin with it, or a
+# fine-tuning alone. Run this file on the login node, in a folder that all nodes see. Options for every sbatch
+# (partition, account, time, memory) go into SBATCH_OPTIONS. Run it again after a failure: finished runs stay.
+set -eo pipefail
+mkdir -p {logs}
+options=(${{SBATCH_OPTIONS}})
+submit=(sbatch --parsable --output={logs}/%x-%j.txt "${{options[@]}}")
+data=$("${{submit[@]}}" --job-name=pri3d-data --wrap={data})
+runs=$("${{submit[@]}}" --job-name=pri3d-runs --gpus=1 --array=0-{last} \\
+    --dependency="afterok:${{data%%;*}}" --wrap={group})
+table=$("${{submit[@]}}" --job-name=pri3d-table --dependency="afterany:${{runs%%;*}}" --wrap={table})
+echo "data ${{data}}, runs ${{runs}}, table ${{table}}"
+"""
 
 
-class Place(NamedTuple):
+class StudyFolder(NamedTuple):
     """Where everything of a study lies."""
 
     root: Path
@@ -63,7 +90,7 @@ class Place(NamedTuple):
         return self.folders[option]
 
 
-def make_parts(place: Place, parts: Sequence[str], workers: int) -> None:
+def make_parts(place: StudyFolder, parts: Sequence[str], workers: int) -> None:
     """Render and prepare what the runs need; what is there stays. Raises ConfigError and DataError as those verbs."""
     settings = place.study.settings
     for part in parts:
@@ -77,13 +104,13 @@ def make_parts(place: Place, parts: Sequence[str], workers: int) -> None:
         prepare([place.recording(part)], place.store(part), pairs=pairs, surface=pairs, workers=workers, **options)
 
 
-def is_finished(place: Place, run: Run) -> bool:
+def is_finished(place: StudyFolder, run: PlannedRun) -> bool:
     """Whether a run is there. Raises ConfigError where its folder holds one of other options."""
     paths = RunPaths(place.folder(run.name))
     record = paths.path / RECORD
     if not record.is_file():
         return False
-    before, now = read_json(record), asked(run)
+    before, now = read_json(record), requested_options(run)
     differ = [
         f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
         for key in {**before, **now}
@@ -95,12 +122,14 @@ def is_finished(place: Place, run: Run) -> bool:
     return paths.weights.is_file() and (run.verb == "pretrain" or paths.scores.is_file())
 
 
-def finished(place: Place, runs: Sequence[Run]) -> set[str]:
+def finished(place: StudyFolder, runs: Sequence[PlannedRun]) -> set[str]:
     """Names of the runs that are there. Raises ConfigError as :func:`is_finished`."""
     return {run.name for run in runs if is_finished(place, run)}
 
 
-def work(place: Place, runs: Sequence[Run], workers: int, say: Callable[[str], None]) -> dict[str, str]:
+def make_runs(
+    place: StudyFolder, runs: Sequence[PlannedRun], workers: int, say: Callable[[str], None]
+) -> dict[str, str]:
     """Make the runs, ``workers`` at a time, a pre-training before what begins with it; return why some failed."""
     todo = {run.name: run for run in runs if not is_finished(place, run)}
     count = len(todo)
@@ -112,8 +141,8 @@ def work(place: Place, runs: Sequence[Run], workers: int, say: Callable[[str], N
         while todo or started:
             for run in _ready(todo, failed, {name for name, _ in started.values()})[: processes - len(started)]:
                 # A process each: one that is killed takes no other run along, and its memory is one run's.
-                pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(threads,))
-                started[pool.submit(do, place, todo.pop(run.name))] = run.name, pool
+                pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin_process, initargs=(threads,))
+                started[pool.submit(make_run, place, todo.pop(run.name))] = run.name, pool
             for future in wait(started, return_when=FIRST_COMPLETED).done:
                 name, pool = started.pop(future)
                 pool.shutdown()
@@ -133,7 +162,7 @@ def _reason(error: BaseException) -> str:
     return str(error)
 
 
-def _ready(todo: dict[str, Run], failed: dict[str, str], running: set[str]) -> list[Run]:
+def _ready(todo: dict[str, PlannedRun], failed: dict[str, str], running: set[str]) -> list[PlannedRun]:
     """Runs that wait for none; those whose beginning failed go to ``failed``."""
     for run in list(todo.values()):
         if run.after in failed:
@@ -142,7 +171,7 @@ def _ready(todo: dict[str, Run], failed: dict[str, str], running: set[str]) -> l
     return [run for run in todo.values() if run.after not in todo and run.after not in running]
 
 
-def do(place: Place, run: Run) -> str:
+def make_run(place: StudyFolder, run: PlannedRun) -> str:
     """Make one run, or continue it; say how long it took. What it says goes to its log.
 
     Raises Pri3DError with the reason, of whatever kind, where it fails.
@@ -150,7 +179,7 @@ def do(place: Place, run: Run) -> str:
     began = time.perf_counter()
     folder = place.folder(run.name)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / RECORD, asked(run))
+    write_json(folder / RECORD, requested_options(run))
     with (folder / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         try:
             call(place, run)
@@ -163,7 +192,7 @@ def do(place: Place, run: Run) -> str:
     return f"{(time.perf_counter() - began) / 60:.1f} min"
 
 
-def call(place: Place, run: Run) -> None:
+def call(place: StudyFolder, run: PlannedRun) -> None:
     """Call the run's verb, to continue where its folder holds a part of it. Raises as the verb does."""
     folder = place.folder(run.name)
     options: dict[str, Any] = dict(run.options) | {"run": folder, "resume": RunPaths(folder).config.exists()}
@@ -179,7 +208,7 @@ def call(place: Place, run: Run) -> None:
         )
 
 
-def command(place: Place, run: Run) -> str:
+def command(place: StudyFolder, run: PlannedRun) -> str:
     """The run as a command to type, quoted for the shell."""
     options = dict(run.options)
     words = ["pri3d", run.verb]
@@ -193,11 +222,162 @@ def command(place: Place, run: Run) -> str:
     return shlex.join([*words, "--run", str(place.folder(run.name))])
 
 
-def asked(run: Run) -> dict[str, Any]:
+def requested_options(run: PlannedRun) -> dict[str, Any]:
     """What ``reproduce.json`` says of a run."""
     return {"verb": run.verb, "after": run.after, "parts": list(run.parts), **run.options}
 
 
-def _begin(threads: int) -> None:
+def _begin_process(threads: int) -> None:
     limit_spinning()
     torch.set_num_threads(threads)
+
+
+class RunCost(NamedTuple):
+    """What a run takes, alone on the machine."""
+
+    minutes: float
+    gigabytes: float  #: of the GPU where there is one, else of the machine
+    source: str  #: what says so
+
+    def words(self) -> tuple[str, str, str]:
+        """Cells of a table."""
+        return f"{self.minutes:,.1f}", f"{self.gigabytes:.1f}", self.source
+
+
+def estimate(place: StudyFolder, runs: Sequence[PlannedRun]) -> dict[str, RunCost]:
+    """Run name -> cost. Kinds of runs of which none has finished are tried in a temporary folder.
+
+    Raises ConfigError as the verbs do.
+    """
+    by_kind: dict[tuple[str, ...], list[PlannedRun]] = {}
+    for run in runs:
+        kind = (run.verb, *(str(run.options.get(key)) for key in _KIND_OPTIONS))
+        by_kind.setdefault(kind, []).append(run)
+    found: dict[tuple[str, ...], RunCost] = {}
+    for kind, some in by_kind.items():
+        done = [run for run in some if is_finished(place, run)]
+        if done:
+            paths = RunPaths(place.folder(done[0].name))
+            found[kind] = RunCost(paths.minutes(), _gigabytes(paths), "a run like it")
+    unknown = {kind: some[0] for kind, some in by_kind.items() if kind not in found}
+    if unknown:
+        with TemporaryDirectory() as folder:
+            trial = _prepare_trial(place, Path(folder))
+            for kind, run in track(unknown.items(), description="trying", transient=True):
+                found[kind] = _run_trial(trial, run)
+    return {run.name: found[kind] for kind, some in by_kind.items() for run in some}
+
+
+def _prepare_trial(place: StudyFolder, folder: Path) -> StudyFolder:
+    """A study of one rendered room in the sizes of ``place``."""
+    settings = place.study.settings
+    size = settings["prepare"].get("size", "320x240")
+    with (folder / LOG).open("w") as log, redirect_stdout(log), redirect_stderr(log):
+        rooms(folder / "recordings" / _ROOM, rooms=1, frames=_ROOM_FRAMES, size=size, workers=1)
+        prepare([folder / "recordings" / _ROOM], folder / "prepared" / _ROOM, workers=1, **settings["prepare"])
+    return StudyFolder(folder, place.study._replace(settings={**settings, "parts": {_ROOM: {}}}))
+
+
+def _run_trial(place: StudyFolder, run: PlannedRun) -> RunCost:
+    """Make a few passes in a process of its own, whose memory is the run's."""
+    verb = run.verb if run.verb == "pretrain" else str(run.options["task"])
+    kind = PretrainSettings if run.verb == "pretrain" else find_task(verb).recipe.settings_type
+    full = resolve(kind, verb, run.options["preset"], run.options)
+    most = _TRIAL_BATCH if torch.cuda.is_available() or place.study.size == "small" else 2
+    batch = min(full.micro_batch, most)
+    options: dict[str, Any] = {**run.options, "steps": _PASSES, "batch": batch, "micro_batch": batch}
+    if run.verb == "pretrain":
+        options |= {"init": "scratch", "holdout": 0.0, "eval_every": 0}
+        if options.pop("images", None):
+            options["mix"] = "frames"
+    else:
+        options |= {"weights": "scratch", "fraction": 1.0, "eval_every": _PASSES, "labels": None}
+    tried = PlannedRun(f"trial/{run.name}", run.verb, options, (_ROOM,) if run.verb == "pretrain" else (_ROOM, _ROOM))
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            pool.submit(make_run, place, tried).result()
+    except BrokenProcessPool as error:
+        raise ConfigError(
+            f"{run.name}: its trial with {batch} samples was killed, as systems do when memory runs out. Ask for the "
+            "estimate on a machine with more."
+        ) from error
+    paths = RunPaths(place.folder(tried.name))
+    timed = read_metrics(paths.metrics)[-3:-1]
+    before, after = (row["step"] * batch / row["samples_per_s"] for row in timed)  # seconds since the start
+    minutes = (after - before) * full.steps * full.batch / batch / 60
+    return RunCost(minutes, _gigabytes(paths), f"{_PASSES} passes, tried now")
+
+
+def _gigabytes(paths: RunPaths) -> float:
+    return max(row["memory_mb"] for row in read_metrics(paths.metrics)) / 1000
+
+
+class ExperimentPlan(NamedTuple):
+    """An experiment, its runs and where they lie."""
+
+    place: StudyFolder
+    experiment: Experiment
+    matrix: Matrix
+
+
+def show_plan(plan: ExperimentPlan, workers: int) -> None:
+    """Print every run with its group, its state and what it will take, the commands, and the whole.
+
+    Raises ConfigError where a folder holds a run of other options.
+    """
+    place, matrix = plan.place, plan.matrix
+    console = Console(markup=False)
+    if not console.is_terminal:
+        console = Console(markup=False, width=_TABLE_WIDTH)
+    table = Table(title=plan.experiment.title)
+    for column in ("group", "run", "state", "minutes", "GB", "from"):
+        table.add_column(column, justify="right" if column in ("group", "minutes", "GB") else "left", overflow="fold")
+    costs = estimate(place, matrix.runs)
+    todo = []
+    for number, runs in enumerate(groups(matrix)):
+        for run in runs:
+            finished, cost = is_finished(place, run), costs[run.name]
+            todo += [] if finished else [(run, cost)]
+            state = "finished" if finished else "begun" if place.folder(run.name).exists() else "to do"
+            table.add_row(str(number), run.name, state, *cost.words())
+    console.print(table)
+    for run, _ in todo:
+        console.print(command(place, run), soft_wrap=True, highlight=False)
+    for row, why in matrix.left_out.items():
+        console.print(f"left out: {row}: {why}", soft_wrap=True, highlight=False)
+    hours = sum(cost.minutes for _, cost in todo) / 60
+    gigabytes = max((cost.gigabytes for _, cost in todo), default=0.0)
+    at_once = min(workers, len(todo)) or 1
+    console.print(
+        f"{len(todo)} runs to do: about {hours:.1f} hours one after the other, {hours / at_once:.1f} with "
+        f"--workers {workers}; {gigabytes * at_once:.1f} GB at most",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def write_slurm_script(path: Path, plan: ExperimentPlan, options: Sequence[str]) -> Path:
+    """Write a bash script that submits three jobs: data, an array with one task a group, the table.
+
+    ``options``: the words after ``pri3d reproduce`` that say what the work is. Raises ConfigError where it has no runs.
+    """
+    parts = groups(plan.matrix)
+    if not parts:
+        raise ConfigError(f"--slurm: {plan.experiment.name} has no runs; make it without.")
+    words = ["pri3d", "reproduce", *options]
+
+    def quoted(only: str) -> str:
+        # The number of the task is for the node's shell to put in.
+        return shlex.quote(f"{shlex.join(words)} --only {only}")
+
+    text = _SLURM_SCRIPT.format(
+        title=plan.experiment.title,
+        runs=len(plan.matrix.runs),
+        groups=len(parts),
+        last=len(parts) - 1,
+        logs=shlex.quote(str(plan.place.root / "slurm")),
+        data=quoted("data"),
+        group=quoted("$SLURM_ARRAY_TASK_ID"),
+        table=quoted("table"),
+    )
+    return write_atomic(path, text.encode())

@@ -10,10 +10,17 @@ from pathlib import Path
 import pytest
 
 from pri3d.errors import ConfigError, DataError
-from pri3d.reproduction.layout import figure, markdown, table_csv
-from pri3d.reproduction.matrix import Experiment, Matrix, Run, build_matrix, find_experiment, find_study
-from pri3d.reproduction.scores import Entry, printed_delta, read_entries, readings
-from pri3d.reproduction.work import RECORD, Place, asked
+from pri3d.reproduction.matrix import Experiment, Matrix, PlannedRun, build_matrix, find_experiment, find_study
+from pri3d.reproduction.result import (
+    TableEntry,
+    compare_rows,
+    printed_delta,
+    read_entries,
+    table_csv,
+    table_figure,
+    table_markdown,
+)
+from pri3d.reproduction.work import RECORD, StudyFolder, requested_options
 from pri3d.runs import RunPaths, write_json, write_text
 
 #: row, share of the labels -> mIoU a seed
@@ -27,10 +34,10 @@ SCORES = {
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> tuple[Place, Experiment, Matrix]:
+def table(tmp_path: Path) -> tuple[StudyFolder, Experiment, Matrix]:
     """Table 1 on rooms with two seeds, of which a few runs have scores."""
     experiment = find_experiment("table1")
-    place = Place(tmp_path, find_study("rooms", "small"))
+    place = StudyFolder(tmp_path, find_study("rooms", "small"))
     matrix = build_matrix(experiment, place.study, (0, 1), (0.2, 1.0))
     runs = {run.name: run for run in matrix.runs}
     for cell in matrix.cells:
@@ -39,20 +46,20 @@ def table(tmp_path: Path) -> tuple[Place, Experiment, Matrix]:
     return place, experiment, matrix
 
 
-def finish(place: Place, run: Run, score: float) -> RunPaths:
+def finish(place: StudyFolder, run: PlannedRun, score: float) -> RunPaths:
     """What a finished run leaves."""
     paths = RunPaths(place.folder(run.name))
-    write_json(paths.path / RECORD, asked(run))
+    write_json(paths.path / RECORD, requested_options(run))
     write_json(paths.scores, {"last": {"miou": score}})
     write_text(paths.weights, "")
     return paths
 
 
-def entry(entries: list[Entry], row: str, fraction: float) -> Entry:
+def entry(entries: list[TableEntry], row: str, fraction: float) -> TableEntry:
     return next(e for e in entries if (e.row, e.fraction) == (row, fraction))
 
 
-def test_means_intervals_and_deltas(table: tuple[Place, Experiment, Matrix]) -> None:
+def test_means_intervals_and_deltas(table: tuple[StudyFolder, Experiment, Matrix]) -> None:
     entries = read_entries(*table)
     ours = entry(entries, "Pri3D (View+Geo)", 0.2)
     assert ours.values == pytest.approx((15, 19))
@@ -65,7 +72,7 @@ def test_means_intervals_and_deltas(table: tuple[Place, Experiment, Matrix]) -> 
     assert math.isnan(empty.delta)
 
 
-def test_scores_of_a_run_that_has_not_ended_do_not_count(table: tuple[Place, Experiment, Matrix]) -> None:
+def test_scores_of_a_run_that_has_not_ended_do_not_count(table: tuple[StudyFolder, Experiment, Matrix]) -> None:
     """A validation on the way has written them."""
     place, _, matrix = table
     cell = next(cell for cell in matrix.cells if (cell.row, cell.fraction) == ("Scratch", 1.0))
@@ -73,7 +80,7 @@ def test_scores_of_a_run_that_has_not_ended_do_not_count(table: tuple[Place, Exp
     assert entry(read_entries(*table), "Scratch", 1.0).values == pytest.approx((12,))
 
 
-def test_scores_of_other_options_do_not_count(table: tuple[Place, Experiment, Matrix]) -> None:
+def test_scores_of_other_options_do_not_count(table: tuple[StudyFolder, Experiment, Matrix]) -> None:
     place, experiment, matrix = table
     run = next(run for run in matrix.runs if run.name == matrix.cells[0].runs[0])
     finish(place, run._replace(options={**run.options, "fraction": 0.5}), 0.1)
@@ -86,8 +93,8 @@ def test_a_row_is_ahead_only_beyond_both_intervals() -> None:
     first, second = experiment.compare[0]
 
     def read(ahead: tuple[float, ...], behind: tuple[float, ...]) -> str:
-        rows = [Entry(first, 1.0, "mIoU", ahead, ()), Entry(second, 1.0, "mIoU", behind, ())]
-        (reading,) = readings(experiment, rows)
+        rows = [TableEntry(first, 1.0, "mIoU", ahead, ()), TableEntry(second, 1.0, "mIoU", behind, ())]
+        (reading,) = compare_rows(experiment, rows)
         return reading.text()
 
     assert ": more than both" in read((20.0, 20.1, 20.2), (15.0, 15.1, 15.2))
@@ -97,8 +104,8 @@ def test_a_row_is_ahead_only_beyond_both_intervals() -> None:
     assert "one run each" in read((20.0,), (15.0,))
 
 
-def test_rows_without_runs_are_not_compared(table: tuple[Place, Experiment, Matrix]) -> None:
-    said = readings(table[1], read_entries(*table))
+def test_rows_without_runs_are_not_compared(table: tuple[StudyFolder, Experiment, Matrix]) -> None:
+    said = compare_rows(table[1], read_entries(*table))
     assert [(reading.fraction, round(reading.gap, 6)) for reading in said] == [(1.0, 9.0)]
 
 
@@ -115,9 +122,9 @@ def test_the_papers_slips_are_not_repeated() -> None:
     assert four[0][1] == pytest.approx(62.8 - 59.7)
 
 
-def test_markdown_has_the_papers_rows_in_its_order(table: tuple[Place, Experiment, Matrix]) -> None:
+def test_markdown_has_the_papers_rows_in_its_order(table: tuple[StudyFolder, Experiment, Matrix]) -> None:
     place, experiment, matrix = table
-    text = markdown(place, experiment, matrix, read_entries(place, experiment, matrix))
+    text = table_markdown(place, experiment, matrix, read_entries(place, experiment, matrix))
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
     assert [row[0].removeprefix("| ") for row in rows] == list(experiment.rows)
     cells = {row[0].removeprefix("| "): row[1:] for row in rows}
@@ -130,7 +137,7 @@ def test_markdown_has_the_papers_rows_in_its_order(table: tuple[Place, Experimen
     assert "Not run: ImageNet; MoCoV2-IN+SN (combine)" in text
 
 
-def test_csv_has_every_number(table: tuple[Place, Experiment, Matrix]) -> None:
+def test_csv_has_every_number(table: tuple[StudyFolder, Experiment, Matrix]) -> None:
     rows = list(csv.DictReader(io.StringIO(table_csv(table[1], read_entries(*table)))))
     found = {(row["row"], row["fraction"]): row for row in rows}
     ours = found["Pri3D (View+Geo)", "1.0"]
@@ -144,15 +151,15 @@ def test_csv_has_every_number(table: tuple[Place, Experiment, Matrix]) -> None:
 def test_figures_are_drawn(name: str) -> None:
     experiment = find_experiment(name)
     entries = [
-        Entry(row, fraction, score, (10.0, 11.0), (9.0,))
+        TableEntry(row, fraction, score, (10.0, 11.0), (9.0,))
         for row in experiment.rows
         for fraction in experiment.fractions
         for score in experiment.scores.values()
     ]
-    assert figure(experiment, entries).startswith(b"\x89PNG")
+    assert table_figure(experiment, entries).startswith(b"\x89PNG")
 
 
-def test_damaged_scores_name_the_folder(table: tuple[Place, Experiment, Matrix]) -> None:
+def test_damaged_scores_name_the_folder(table: tuple[StudyFolder, Experiment, Matrix]) -> None:
     place, experiment, matrix = table
     run = next(cell.runs[0] for cell in matrix.cells if (cell.row, cell.fraction) in SCORES)
     write_text(RunPaths(place.folder(run)).scores, '{"best": 1}')

@@ -1,4 +1,4 @@
-"""``pri3d reproduce``: a table or figure of the paper from runs of one's own, beside the paper's figures."""
+"""``pri3d reproduce``: a table or figure of the paper from your own runs, beside the paper's figures."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from rich.console import Console
 
 from pri3d.errors import ConfigError, DataError
 from pri3d.machine import cores, limit_spinning
-from pri3d.reproduction.matrix import Matrix, Run, build_matrix, find_experiment, find_study, groups
-from pri3d.reproduction.plan import Plan, show
+from pri3d.reproduction.matrix import Matrix, PlannedRun, build_matrix, find_experiment, find_study, groups
 from pri3d.reproduction.result import write_result
-from pri3d.reproduction.slurm import write_script
-from pri3d.reproduction.work import Place, make_parts, work
+from pri3d.reproduction.work import ExperimentPlan, StudyFolder, make_parts, make_runs, show_plan, write_slurm_script
 
 On = Literal["rooms", "scannet", "nyuv2"]
 T = TypeVar("T")
@@ -71,30 +69,30 @@ def reproduce(
     given = dict(locals())
     limit_spinning()
     folders = {"scannet": scannet, "frames": frames, "nyuv2": nyuv2, "imagenet": imagenet}
-    place = Place(out, find_study(on, size), {name: path for name, path in folders.items() if path is not None})
+    place = StudyFolder(out, find_study(on, size), {name: path for name, path in folders.items() if path is not None})
     found = find_experiment(experiment)
-    chosen_seeds = _numbers("seeds", seeds, int) or place.study.settings["seeds"]
-    shares = _numbers("fractions", fractions, float) or found.fractions
+    chosen_seeds = _split_numbers("seeds", seeds, int) or place.study.settings["seeds"]
+    shares = _split_numbers("fractions", fractions, float) or found.fractions
     if workers < 1 or not all(0 < share <= 1 for share in shares):
         raise ConfigError(f"--workers {workers}, --fractions {fractions}: give at least 1, and shares between 0 and 1.")
     matrix = build_matrix(found, place.study, chosen_seeds, shares, place.folders, encoder)
     place.check(matrix.parts)
-    plan = Plan(place, found, matrix)
+    plan = ExperimentPlan(place, found, matrix)
     if dry_run:
-        show(plan, workers)
+        show_plan(plan, workers)
         return out
     if slurm is not None:
-        return write_script(slurm, plan, _words(given))
-    return _do(plan, workers, only)
+        return write_slurm_script(slurm, plan, _command_words(given))
+    return _run_plan(plan, workers, only)
 
 
-def _do(plan: Plan, workers: int, only: str | None) -> Path:
+def _run_plan(plan: ExperimentPlan, workers: int, only: str | None) -> Path:
     """Make what ``only`` names, or everything. Raises DataError where runs have failed."""
-    runs = _chosen(plan.matrix, only)
+    runs = _choose_runs(plan.matrix, only)
     say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
     if only in (None, "data"):
         make_parts(plan.place, plan.matrix.parts, cores())
-    failed = work(plan.place, runs, workers, say)
+    failed = make_runs(plan.place, runs, workers, say)
     result = write_result(plan) if only in (None, "table") else plan.place.root
     if failed:
         why = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
@@ -102,7 +100,7 @@ def _do(plan: Plan, workers: int, only: str | None) -> Path:
     return result
 
 
-def _chosen(matrix: Matrix, only: str | None) -> list[Run]:
+def _choose_runs(matrix: Matrix, only: str | None) -> list[PlannedRun]:
     """Runs to make. Raises ConfigError where ``only`` is no part of the work."""
     if only in ("data", "table"):
         return []
@@ -114,7 +112,7 @@ def _chosen(matrix: Matrix, only: str | None) -> list[Run]:
     return parts[int(only)]
 
 
-def _words(given: Mapping[str, Any]) -> list[str]:
+def _command_words(given: Mapping[str, Any]) -> list[str]:
     """The call as words of the command line, without what says how it is to be done."""
     options = [
         (name, value) for name, value in given.items() if name not in ("experiment", *_HOW) and value is not None
@@ -122,7 +120,7 @@ def _words(given: Mapping[str, Any]) -> list[str]:
     return [str(given["experiment"]), *(word for name, value in options for word in (f"--{name}", str(value)))]
 
 
-def _numbers(flag: str, text: str | None, kind: Callable[[str], T]) -> list[T]:
+def _split_numbers(flag: str, text: str | None, kind: Callable[[str], T]) -> list[T]:
     """Values joined by commas. Raises ConfigError for one that is no number."""
     try:
         values = [kind(part) for part in (text or "").split(",") if part.strip()]
