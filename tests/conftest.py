@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import setuptools  # noqa: F401  # before anything imports distutils: PyTorch's compiler wants the one in here
 import torch
 from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).parent))  # flat.py
 
 from pri3d.machine import limit_spinning
 from pri3d.preparation.run import prepare

@@ -1,58 +1,53 @@
 """pri3d: posed RGB-D recordings -> better image backbones (Pri3D, ICCV 2021).
 
-Every verb of the command line is a function of the same name: ``pri3d.prepare(...)``, ``pri3d.pretrain(...)``; only
-``pri3d import`` is ``pri3d.import_weights(...)``, ``pri3d models`` is ``pri3d.list_models(...)`` and ``pri3d report``
-is ``pri3d.make_report(...)``. ``pri3d.load`` gives a trained backbone as a plain module. They are imported on first
-use, so ``import pri3d`` costs nothing.
+Every command is a function of the same name: ``pri3d.prepare(...)``, ``pri3d.pretrain(...)``; only ``pri3d import`` is
+``pri3d.import_weights(...)``, since ``import`` is no name in Python. ``pri3d.load`` gives a trained backbone as a plain
+module, ``pri3d.encoders()`` and ``pri3d.presets()`` say what there is to choose from. What does the work is imported
+when it is called, so ``import pri3d`` costs next to nothing.
 """
-
-from __future__ import annotations
-
-from collections.abc import Callable
-from importlib import import_module
-from typing import Any
 
 __version__ = "0.2.0"
 
-#: verb -> module:function
-VERBS = {
-    "demo": "pri3d.chain:demo",
-    "rooms": "pri3d.worlds.write:rooms",
-    "check": "pri3d.checking.check:check",
-    "prepare": "pri3d.preparation.run:prepare",
-    "pretrain": "pri3d.training.recordings:pretrain",
-    "probe": "pri3d.probing.verb:probe",
-    "coco": "pri3d.labelled.convert:coco",
-    "finetune": "pri3d.training.finetune:finetune",
-    "evaluate": "pri3d.evaluation.evaluate:evaluate",
-    "predict": "pri3d.evaluation.predict:predict",
-    "view": "pri3d.reporting.viewer:view",
-    "export": "pri3d.exporting.export:export",
-    "embed": "pri3d.evaluation.embed:embed",
-    "import": "pri3d.networks.importing:import_weights",  # `import` is no name in Python
-    "reproduce": "pri3d.reproduction.reproduce:reproduce",
-    "report": "pri3d.reporting.report:make_report",  # so is pri3d.reporting
-    "models": "pri3d.networks.catalog:list_models",  # pri3d.networks is a package
-}
+# In the order in which the command line lists them.
+from pri3d.api.check import check
+from pri3d.api.coco import coco
+from pri3d.api.demo import demo
+from pri3d.api.embed import embed
+from pri3d.api.evaluate import evaluate
+from pri3d.api.export import export
+from pri3d.api.finetune import finetune
+from pri3d.api.import_weights import import_weights
+from pri3d.api.load import encoders, load, presets
+from pri3d.api.models import models
+from pri3d.api.predict import predict
+from pri3d.api.prepare import prepare
+from pri3d.api.pretrain import pretrain
+from pri3d.api.probe import probe
+from pri3d.api.report import report
+from pri3d.api.reproduce import reproduce
+from pri3d.api.rooms import rooms
+from pri3d.api.view import view
 
-#: what the package offers beside its verbs, module:function
-OTHERS = ("pri3d.networks.load:load",)
-
-_FUNCTIONS = {where.partition(":")[2]: where for where in (*VERBS.values(), *OTHERS)}
-
-
-def find_verb(name: str) -> Callable[..., Any]:
-    """Import the function of a verb."""
-    return _find(VERBS[name])
-
-
-def _find(where: str) -> Callable[..., Any]:
-    module, _, function = where.partition(":")
-    found: Callable[..., Any] = getattr(import_module(module), function)
-    return found
-
-
-def __getattr__(name: str) -> Any:
-    if name in _FUNCTIONS:
-        return _find(_FUNCTIONS[name])
-    raise AttributeError(f"module 'pri3d' has no attribute {name!r}")
+__all__ = [
+    "__version__",
+    "check",
+    "coco",
+    "demo",
+    "embed",
+    "encoders",
+    "evaluate",
+    "export",
+    "finetune",
+    "import_weights",
+    "load",
+    "models",
+    "predict",
+    "prepare",
+    "presets",
+    "pretrain",
+    "probe",
+    "report",
+    "reproduce",
+    "rooms",
+    "view",
+]

@@ -15,14 +15,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from pri3d.api.finetune import finetune
+from pri3d.api.pretrain import MatchingOptions, pretrain
+from pri3d.api.training import ValidationOptions
 from pri3d.errors import ConfigError
 from pri3d.exporting.export import export
 from pri3d.machine import cores, limit_spinning
+from pri3d.objectives.geometry import GeometryOptions
 from pri3d.preparation.run import prepare
 from pri3d.reporting.run import write_overview, write_report
-from pri3d.runs import read_json, read_metrics, write_json
-from pri3d.training.finetune import finetune
-from pri3d.training.pretrain import pretrain
+from pri3d.runs import Run, read_json, write_json
 from pri3d.worlds.write import rooms
 
 MARK = ".pri3d-demo"  #: file by which a demo knows its own folder
@@ -160,7 +162,7 @@ def _data(out: Path, seed: int, workers: int, say: Callable[[str], None]) -> dic
     return stores
 
 
-def _pretrain(store: Path, run: Path, steps: int, seed: int) -> Path:
+def _pretrain(store: Path, run: Path, steps: int, seed: int) -> Run:
     """Pre-train on all rooms of the first part; the quick preset has both objectives."""
     return pretrain(
         store,
@@ -169,8 +171,8 @@ def _pretrain(store: Path, run: Path, steps: int, seed: int) -> Path:
         seed=seed,
         lr=LEARNING_RATES["pretrain"],
         holdout=0.0,
-        distance=DISTANCE,
-        voxel=VOXEL,
+        matching=MatchingOptions(distance=DISTANCE),
+        options=[GeometryOptions(voxel=VOXEL)],
         workers=1,
     )
 
@@ -179,7 +181,7 @@ def _plan(trial: Path, store: Path, seconds: float, seed: int, processes: int) -
     """Time a few steps of pre-training and cut both numbers of steps alike where they do not fit ``seconds``."""
     began = time.perf_counter()
     run = _pretrain(store, trial, TRIAL_STEPS, seed)
-    rate = read_metrics(run / "metrics.csv")[-1]["samples_per_s"]
+    rate = run.metrics[-1]["samples_per_s"]
     shutil.rmtree(trial)
     seconds -= time.perf_counter() - began + START_SECONDS
     # What fine-tuning adds to the time of pre-training: with a process of its own, starting from scratch costs none.
@@ -193,23 +195,18 @@ def _finetune(
     pool: ProcessPoolExecutor, out: Path, stores: dict[str, Path], name: str, weights: str, steps: int
 ) -> list[Future[Path]]:
     """Start a fine-tuning with every seed; the results are the run folders."""
-    return [
-        pool.submit(
-            finetune,
-            "semantic",
-            stores["labelled"],
-            stores["test"],
-            weights=weights,
-            part=PART,
-            run=out / f"runs/{name}-{seed}",
-            seed=seed,
-            steps=steps,
-            eval_every=steps,
-            lr=LEARNING_RATES[name],
-            workers=0,
-        )
-        for seed in SEEDS
-    ]
+    runs = {seed: out / f"runs/{name}-{seed}" for seed in SEEDS}
+    common = (stores["labelled"], stores["test"], weights, steps, LEARNING_RATES[name])
+    return [pool.submit(_finetune_once, run, seed, *common) for seed, run in runs.items()]
+
+
+def _finetune_once(run: Path, seed: int, data: Path, val: Path, weights: str, steps: int, lr: float) -> Path:
+    every = ValidationOptions(every=steps)
+    finetune(
+        "semantic", data, val=val, weights=weights, part=PART, run=run, seed=seed, steps=steps, validation=every, lr=lr,
+        workers=0,
+    )  # fmt: skip
+    return run
 
 
 def _show(scores: dict[str, list[float]], minutes: float, exported: Path, report: Path) -> None:

@@ -1,111 +1,56 @@
-"""The command line: each verb is the function of the same name, its signature the options.
+"""The command line: each command is the verb of the same name, its flags are the fields of the verb's options.
 
-The only file that knows jsonargparse. A verb's module is imported when that verb is asked for, so ``pri3d --help``
-needs no PyTorch.
+The only file that knows jsonargparse. Nothing here imports PyTorch: ``--help`` and a misspelt flag answer at once.
 """
 
 from __future__ import annotations
 
-import inspect
+import difflib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, NamedTuple, get_args
 
 from jsonargparse import ArgumentParser
 
 import pri3d
 from pri3d import registry
-from pri3d.errors import Pri3DError
+from pri3d.api.finetune import resolve_finetuning
+from pri3d.api.options import VERBS, AnyPath, Options, Verb, fields_of, hints_of
+from pri3d.api.plugins import gathered, options_class
+from pri3d.api.presets import RENAMED
+from pri3d.api.pretrain import PretrainOptions, resolve_pretraining
+from pri3d.api.training import CallOptions, TrainSettings
+from pri3d.errors import ConfigError, Pri3DError
 from pri3d.files.atomic import is_full
 from pri3d.machine import limit_spinning
 
-#: verb -> what it does, example
-ABOUT = {
-    "demo": ("the whole chain on rendered rooms: no data, no GPU", "pri3d demo --out demo --max-minutes 8"),
-    "rooms": (
-        "render furnished rooms as RGB-D recordings with labels",
-        "pri3d rooms data/rooms --rooms 24 --frames 40",
-    ),
-    "check": (
-        "are a recording's poses, axes, depth, cameras and times right? A verdict with pictures",
-        "pri3d check scans/kitchen --reader sevenscenes",
-    ),
-    "prepare": (
-        "recordings -> frames, overlapping pairs, surface",
-        "pri3d prepare scans/kitchen out/kitchen --reader sevenscenes",
-    ),
-    "pretrain": (
-        "prepared pairs -> a better backbone (View, Geo, View+Geo)",
-        "pri3d pretrain out/kitchen --preset quick --steps 300 --run runs/kitchen",
-    ),
-    "probe": (
-        "how well features find the same point in another view, by angle",
-        "pri3d probe out/kitchen --weights runs/kitchen",
-    ),
-    "coco": (
-        "labelled images of any format -> a COCO file of their objects",
-        "pri3d coco scannet_frames_25k scannet_val.json --split val",
-    ),
-    "finetune": (
-        "backbone + labelled images -> a segmentation or detection network and its scores",
-        "pri3d finetune semantic out/train --val out/val --weights runs/kitchen",
-    ),
-    "evaluate": (
-        "a fine-tuned run -> scores, from predictions written once",
-        "pri3d evaluate runs/kitchen-seg --resolution native",
-    ),
-    "predict": (
-        "a fine-tuned run + images or a video -> masks, pictures, json",
-        "pri3d predict runs/kitchen-seg photos --out predictions",
-    ),
-    "embed": (
-        "images + any backbone -> their features, pooled or as maps",
-        "pri3d embed runs/kitchen photos --out photos.npz",
-    ),
-    "view": (
-        "look at a prepared store or a run: cameras, surface, matches, features",
-        "pri3d view out/kitchen --save kitchen.rrd",
-    ),
-    "export": (
-        "a run -> weights for other libraries",
-        "pri3d export runs/kitchen --to torchvision --out kitchen_r18.safetensors",
-    ),
-    "import": (
-        "a checkpoint of another program -> weights for pri3d",
-        "pri3d import moco_v2_800ep_pretrain.pth.tar moco.safetensors",
-    ),
-    "reproduce": (
-        "a table or figure of the paper from runs of your own, beside the paper's figures",
-        "pri3d reproduce table1 --fractions 0.2,1 --workers 2",
-    ),
-    "report": (
-        "runs -> one HTML page: curves, scores, features to click into, predictions, settings",
-        "pri3d report runs/kitchen --data out/kitchen --out kitchen.html",
-    ),
-    "models": ("what can be built, and what was measured with it", "pri3d models --encoder vit_small_patch16_dinov3"),
-}
 
+class Flag(NamedTuple):
+    """One option of a command."""
 
-#: hint of a parameter that takes several folders -> help of a positional one
-_SEVERAL: dict[Any, str] = {
-    list[Path]: "one or more folders",
-    Path | list[Path]: "one or more folders; of several each may have a weight, as in FOLDER:0.5",
-}
+    name: str  #: with its group, as in ``moco.queue``
+    type: Any
+    default: Any
+    about: str
+    group: str  #: title of its group in the help, empty for none
+    positional: bool
 
 
 class Parser(ArgumentParser):
-    """Shows options with hyphens, as they are usually typed; underscores work as well."""
+    """Shows flags with hyphens, as they are usually typed; underscores work as well."""
 
     def format_help(self, *args: Any, **options: Any) -> str:
-        """Help text with hyphenated options."""
+        """Help text with hyphenated flags, and the types in a user's words."""
         text = str(super().format_help(*args, **options))
-        return re.sub(r"--\w+", lambda found: "--" + found[0][2:].replace("_", "-"), text)
+        text = re.sub(r"--[\w.]+", lambda found: "--" + found[0][2:].replace("_", "-"), text)
+        return text.replace("<class 'Path'>", "path")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. Exit code 0, 1 for an error that says what to do, 2 for a wrong option, 130 after CTRL-C."""
+    """Run one command. Exit code 0, 1 for an error that says what to do, 2 for a wrong flag, 130 after CTRL-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
@@ -113,13 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"pri3d {pri3d.__version__}")
         return 0
-    limit_spinning()
     try:
-        if words[0] not in ABOUT:
-            raise registry.unknown("verb", list(ABOUT), words[0])
-        verb = pri3d.find_verb(words[0])
-        options = build_parser(words[0], verb).parse_args(normalise(words[1:], verb))
-        verb(**vars(options))
+        if words[0] not in VERBS:
+            raise registry.unknown("command", list(VERBS), words[0])
+        verb = VERBS[words[0]]
+        given = parse(verb, words[1:])
+        limit_spinning()
+        verb.function(**given)
     except Pri3DError as error:
         print(f"error: {error}", file=sys.stderr)
         return 130 if error.__class__.__name__ == "InterruptedRunError" else 1
@@ -129,36 +74,147 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}. The disk is full; make room, and the same command continues", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        how = {"pretrain": "--resume continues", "finetune": "--resume continues", "demo": "it begins anew next time"}
+        how = {"pretrain": "--resume continues", "finetune": "--resume continues", "demo": "it starts over next time"}
         print(f"interrupted; {how.get(words[0], 'the same command continues')}", file=sys.stderr)
         return 130
     return 0
 
 
-def build_parser(name: str, verb: Callable[..., Any]) -> Parser:
-    """Parser of one verb from its signature and docstring.
+def parse(verb: Verb, words: Sequence[str]) -> dict[str, Any]:
+    """Options that the words give. Exits with 2 and the usage for a wrong flag, with 0 after --help."""
+    flags = list(flags_of(verb, words))
+    parser = build_parser(verb, flags)
+    normal = normalise(words, flags)
+    _refuse_unknown(parser, normal, flags)
+    found = parser.parse_args(normal, defaults=False).as_dict()
+    return gathered("objectives" if verb.options is PretrainOptions else "tasks", verb.options, found)
 
-    Required parameters are positional; of folders in a list, the first parameter is positional and takes several, any
-    other is an option that takes several or is repeated.
-    """
-    parser = Parser(prog=f"pri3d {name}", epilog=f"example: {ABOUT[name][1]}")
-    hints = get_type_hints(verb)
-    parameters = inspect.signature(verb).parameters
-    several = {key for key in parameters if hints[key] in _SEVERAL}
-    for key in several:
-        if key == next(iter(parameters)):
-            shown = key.upper().removesuffix("S")
-            parser.add_argument(key, nargs="+", type=Path, metavar=shown, help=_SEVERAL[hints[key]])
-    parser.add_function_arguments(verb, as_positional=True, skip={*several})
-    for key in several - {next(iter(parameters))}:
-        parser.add_argument(f"--{key}", nargs="+", action="extend", type=Path, required=True, help="one or more")
+
+def flags_of(verb: Verb, words: Sequence[str]) -> Iterator[Flag]:
+    """Every option of a command; where it takes presets, with the values that the preset among the words gives."""
+    values: Mapping[str, Any] = {}
+    owners: list[tuple[str, type[Options] | None]] = []
+    if issubclass(verb.options, CallOptions):
+        settings = _preset_values(verb, words)
+        values = settings.plain() | dict(settings.own) if settings else {}
+        if verb.options is PretrainOptions:
+            owners = [(name, options_class("objectives", name)) for name in _plugins("objectives", registry.OBJECTIVES)]
+        else:
+            task = _task(words)
+            names = [task] if task else _plugins("tasks", registry.TASKS)
+            owners = [(name, options_class("tasks", name)) for name in names]
+    yield from _flags(verb.options, "", "", values)
+    for name, kind in owners:
+        if kind is not None:
+            own = values.get(name)
+            known = dict(own.items()) if isinstance(own, Options) else {}
+            yield from _flags(kind, f"{name}.", f"{name}: {_first_line(kind)}", known)
+
+
+def _flags(kind: type[Options], prefix: str, title: str, values: Mapping[str, Any]) -> Iterator[Flag]:
+    """Flags of a class of options, those of its groups after them."""
+    hints, groups = hints_of(kind), []
+    for field in fields_of(kind):
+        hint = hints[field.name]
+        if not field.metadata["is_flag"]:
+            continue
+        if isinstance(hint, type) and issubclass(hint, Options):
+            groups.append((field.name, hint))
+            continue
+        default = values.get(field.name, _default(field))
+        yield Flag(prefix + field.name, hint, default, field.metadata["about"], title, not field.kw_only)
+    for name, hint in groups:
+        yield from _flags(hint, f"{name}.", f"{name}: {_first_line(hint)}", values.get(name) or {})
+
+
+def _default(field: Any) -> Any:
+    """Default of a field; None where it has none."""
+    if callable(field.default_factory):
+        return field.default_factory()
+    return None if repr(field.default).startswith("<dataclasses._MISSING") else field.default
+
+
+def _first_line(kind: type[Options]) -> str:
+    return str(kind.__doc__).split("\n")[0].removesuffix(".")
+
+
+def _plugins(kind: str, builtin: Mapping[str, str]) -> list[str]:
+    return [name for name in registry.names(kind, builtin) if options_class(kind, name) is not None]
+
+
+def _task(words: Sequence[str]) -> str | None:
+    """The task among the words of ``finetune``, where it is a known one."""
+    known = registry.names("tasks", registry.TASKS)
+    return next((word for word in words if word in known), None)
+
+
+def _preset_values(verb: Verb, words: Sequence[str]) -> TrainSettings | None:
+    """Settings of the preset among the words; None where it is unknown, which is refused later."""
+    preset = "quick"
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word in ("--preset", "-preset"):
+            preset = following
+        elif word.startswith("--preset="):
+            preset = word.partition("=")[2]
+    with suppress(ConfigError):
+        if verb.options is PretrainOptions:
+            return resolve_pretraining(preset)
+        task = _task(words)
+        return resolve_finetuning(task, preset) if task else None
+    return None
+
+
+def build_parser(verb: Verb, flags: Sequence[Flag]) -> Parser:
+    """Parser of one command: positional arguments, flat flags, and a section for every group."""
+    needed = (f"{_shown(flag)}{' ...' if _element(flag.type) else ''}" for flag in flags if flag.positional)
+    usage = " ".join([f"pri3d {verb.name}", *needed, "[flags]"])
+    about = verb.about + "."
+    parser = Parser(prog=f"pri3d {verb.name}", usage=usage, description=about, epilog=f"example: {verb.example}")
+    sections: dict[str, Any] = {}
+    for flag in flags:
+        place = parser
+        if flag.group:
+            if flag.group not in sections:
+                sections[flag.group] = parser.add_argument_group(flag.group)
+            place = sections[flag.group]
+        several = _element(flag.type)
+        if flag.positional and several is not None:
+            place.add_argument(flag.name, nargs="+", type=Path, metavar=_shown(flag), help=flag.about)
+        elif flag.positional:
+            place.add_argument(flag.name, type=_typed(flag.type), metavar=_shown(flag), help=flag.about)
+        elif several is not None:
+            place.add_argument(
+                f"--{flag.name}", nargs="+", action="extend", type=str, default=flag.default, help=flag.about
+            )
+        else:
+            place.add_argument(f"--{flag.name}", type=_typed(flag.type), default=flag.default, help=flag.about)
     return parser
 
 
-def normalise(words: Sequence[str], verb: Callable[..., Any]) -> list[str]:
-    """Options as the parser knows them: ``--min-overlap`` is ``--min_overlap``, ``--no-labels`` ``--labels=false``."""
-    hints = get_type_hints(verb)
-    switches = {key for key, hint in hints.items() if hint in (bool, bool | None) and key != "return"}
+def _shown(flag: Flag) -> str:
+    """A positional argument as the usage names it; of several, one."""
+    return flag.name.upper().removesuffix("S") if _element(flag.type) else flag.name.upper()
+
+
+def _element(hint: Any) -> Any:
+    """Type of the elements where several values are meant, else None."""
+    for choice in (hint, *get_args(hint)):
+        if getattr(choice, "__origin__", None) is Sequence and get_args(choice):
+            return get_args(choice)[0]
+    return None
+
+
+def _typed(hint: Any) -> Any:
+    """The type as jsonargparse knows it: a path or a name that may be one is a text, which the options convert."""
+    choices = [choice for choice in get_args(hint) if "PathLike" not in str(choice)]
+    if len(choices) == len(get_args(hint)):
+        return hint
+    return Path if hint == AnyPath else str | None if type(None) in choices else str
+
+
+def normalise(words: Sequence[str], flags: Sequence[Flag]) -> list[str]:
+    """Flags as the parser knows them: ``--min-overlap`` is ``--min_overlap``, ``--no-labels`` ``--labels=false``."""
+    switches = {flag.name for flag in flags if flag.type in (bool, bool | None)}
     result = []
     for position, word in enumerate(words):
         name, equals, value = word.partition("=")
@@ -167,26 +223,42 @@ def normalise(words: Sequence[str], verb: Callable[..., Any]) -> list[str]:
             continue
         name = name[2:].replace("-", "_")
         following = words[position + 1] if position + 1 < len(words) else ""
+        positive = re.sub(r"(^|\.)no_", r"\1", name, count=1)
         if name in switches and not equals and following not in ("true", "false"):
             result.append(f"--{name}=true")
-        elif name.startswith("no_") and name[3:] in switches and not equals:
-            result.append(f"--{name[3:]}=false")
+        elif positive != name and positive in switches and not equals:
+            result.append(f"--{positive}=false")
         else:
             result.append(f"--{name}{equals}{value}")
     return result
 
 
+def _refuse_unknown(parser: Parser, words: Sequence[str], flags: Sequence[Flag]) -> None:
+    """Exit with 2 for a flag that the command does not have, saying what it is called now or which is the closest."""
+    known = {flag.name for flag in flags if not flag.positional} | {"help"}
+    for word in words:
+        name = word[2:].partition("=")[0]
+        if not word.startswith("--") or name in known or not name:
+            continue
+        if RENAMED.get(name) in known:
+            hint = f" It is --{RENAMED[name].replace('_', '-')} now."
+        else:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean --{close[0].replace('_', '-')}?" if close else ""
+        parser.error(f"unknown flag --{name.replace('_', '-')}.{hint}")
+
+
 def _overview() -> str:
-    width = max(map(len, ABOUT))
-    lines = [f"  {name.ljust(width)}  {about}" for name, (about, _) in ABOUT.items()]
-    examples = [f"  {example}" for _, example in ABOUT.values()]
+    width = max(map(len, VERBS))
+    lines = [f"  {name.ljust(width)}  {verb.about}" for name, verb in VERBS.items()]
+    examples = [f"  {verb.example}" for verb in VERBS.values()]
     return "\n".join(
         [
-            "usage: pri3d VERB ...    (pri3d VERB --help for its options)",
+            "usage: pri3d COMMAND ...    (pri3d COMMAND --help for its flags)",
             "",
             "Turns posed RGB-D recordings into better image backbones (Pri3D, ICCV 2021).",
             "",
-            "verbs:",
+            "commands:",
             *lines,
             "",
             "examples:",

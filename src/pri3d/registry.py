@@ -12,6 +12,26 @@ from pri3d.errors import ConfigError
 
 T = TypeVar("T")
 
+#: What is shipped, by kind and name; an entry point of the group ``pri3d.KIND`` adds to it.
+ENCODERS = {
+    "resnet18": "pri3d.networks.encoders:ResNetEncoder",
+    "resnet34": "pri3d.networks.encoders:ResNetEncoder",
+    "resnet50": "pri3d.networks.encoders:ResNetEncoder",
+    "resnet101": "pri3d.networks.encoders:ResNetEncoder",
+}
+OBJECTIVES = {
+    "view": "pri3d.objectives.view:ViewObjective",
+    "geometry": "pri3d.objectives.geometry:GeometryObjective",
+    "trivial": "pri3d.objectives.trivial:TrivialObjective",
+    "depth": "pri3d.objectives.depth:DepthObjective",
+    "moco": "pri3d.objectives.moco:MocoObjective",
+    "keep": "pri3d.objectives.keep:KeepObjective",
+}
+TASKS = {
+    "semantic": "pri3d.tasks.semantic:SemanticTask",
+    "instance": "pri3d.tasks.instance:InstanceTask",
+}
+
 
 def names(kind: str, builtin: Mapping[str, str]) -> list[str]:
     """Every name of a kind ("readers", "objectives", ...): the built-in ones, then those of installed packages."""
@@ -24,12 +44,20 @@ def load(kind: str, builtin: Mapping[str, str], name: str) -> Any:
 
     Raises ConfigError for an unknown name, listing the choices and the closest one.
     """
+    module, _, attribute = find(kind, builtin, name).partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def find(kind: str, builtin: Mapping[str, str], name: str) -> str:
+    """Where ``name`` is defined, ``module:attribute``; nothing is imported.
+
+    Raises ConfigError for an unknown name, listing the choices and the closest one.
+    """
     if name in builtin:
-        module, _, attribute = builtin[name].partition(":")
-        return getattr(import_module(module), attribute)
+        return builtin[name]
     for entry in entry_points(group=f"pri3d.{kind}"):
         if entry.name == name:
-            return entry.load()
+            return entry.value
     raise unknown(kind.removesuffix("s"), names(kind, builtin), name)
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pri3d.api.presets import current
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import replacing, write_atomic
 
@@ -73,17 +75,18 @@ class RunPaths:
             write_text(self.config, yaml.safe_dump(stated, sort_keys=False))
             return
         before = self.read_config()
-        differences = [
-            f"{name} was {before[part].get(name)!r}, is {now.get(name)!r}"
-            for part, now, names in (("settings", settings, settings), ("provenance", provenance, _SAME))
-            for name in names
-            if now.get(name) != before[part].get(name)
-        ]
+        was = {".".join(way): value for way, value in leaves(before["settings"])}
+        asked = {".".join(way): value for way, value in leaves(settings)}
+        # A run of an earlier version does not state what could not be set then.
+        changed = [(way, was[way], value) for way, value in asked.items() if way in was and was[way] != value]
+        origin = ((name, before["provenance"].get(name), provenance.get(name)) for name in _SAME)
+        changed += [one for one in origin if one[1] != one[2]]
+        differences = [f"{way} was {old!r}, is {new!r}" for way, old, new in changed]
         if differences:
             raise ConfigError(f"{self.path}: cannot resume, this run had other settings: {'; '.join(differences)}.")
 
     def read_config(self) -> dict[str, Any]:
-        """``verb``, ``settings`` and ``provenance`` of the run, the last two by name.
+        """``verb``, ``settings`` and ``provenance`` of the run, the settings nested and by their present names.
 
         Raises DataError where config.yaml is missing or damaged.
         """
@@ -95,7 +98,9 @@ class RunPaths:
             raise DataError(
                 f"{self.config}: not the settings of a run ({error}). Restore it, or make the run anew."
             ) from error
-        return {"provenance": {}, **stated}
+        provenance = stated.get("provenance", {})
+        kind = "pretrain" if stated.get("verb") == "pretrain" else str(provenance.get("task", ""))
+        return {**stated, "settings": current(stated["settings"], kind), "provenance": provenance}
 
     def minutes(self) -> float:
         """Minutes of training and validating at the run's last speed. Raises DataError where a file is damaged."""
@@ -186,3 +191,42 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class Run(os.PathLike[str]):
+    """A run: what ``pri3d.pretrain`` and ``pri3d.finetune`` return, and any run folder can be looked at through.
+
+    It is the path of its folder too, so every verb that takes a run takes it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._files = RunPaths(self.path)
+
+    @property
+    def weights(self) -> Path:
+        """File of the trained network."""
+        return self._files.weights
+
+    @property
+    def best(self) -> Path | None:
+        """File of the network that measured best while it trained; None where nothing was measured."""
+        return self._files.best if self._files.best.exists() else None
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """What was measured last on held-out pairs or validation images; empty where nothing was."""
+        return dict(read_json(self._files.scores)["last"]) if self._files.scores.exists() else {}
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """Logged rows: step, loss and the rest, by name."""
+        return read_metrics(self._files.metrics)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        numbers = {name: value for name, value in self.scores.items() if isinstance(value, int | float)}
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+        return f"{type(self).__name__}({str(self.path)!r}{', ' + shown if shown else ''})"

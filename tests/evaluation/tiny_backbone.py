@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from pri3d.networks.encoders import ENCODERS, Encoder
+from pri3d.registry import ENCODERS
+from pri3d.networks.encoders import Encoder
 from pri3d.networks.unet import UNet, build_unet
 from pri3d.networks.weights import load_model, save_model
 

@@ -11,9 +11,10 @@ import torchvision
 from safetensors.torch import save_file
 
 import pri3d
+from pri3d.registry import ENCODERS
 from pri3d.cli import main
 from pri3d.errors import ConfigError, WeightsError
-from pri3d.networks.encoders import ENCODERS, build_encoder
+from pri3d.networks.encoders import build_encoder
 from pri3d.networks.importing import FAMILIES, from_detectron2, guess_encoder, import_weights
 from pri3d.networks.load import load
 from pri3d.networks.unet import build_unet

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pri3d.errors import ConfigError
 from pri3d.objectives import contrast
-from pri3d.objectives.contrast import MIN_TEMPERATURE, Contrast, Near, info_nce
+from pri3d.api.pretrain import MIN_TEMPERATURE
+from pri3d.objectives.contrast import Contrast, Near, info_nce
 
 
 def formula(

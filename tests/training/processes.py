@@ -28,12 +28,12 @@ SCRIPT = """
 import json, sys, torch
 from pathlib import Path
 torch.set_num_threads(1)
-import pri3d
+import flat
 from pri3d.training.launch import InterruptedRunError
 if __name__ == "__main__":
     verb, *words = json.loads(sys.argv[3])
     try:
-        getattr(pri3d, verb)(*words, Path(sys.argv[1]), run=Path(sys.argv[2]), **json.loads(sys.argv[4]))
+        getattr(flat, verb)(*words, Path(sys.argv[1]), run=Path(sys.argv[2]), **json.loads(sys.argv[4]))
     except InterruptedRunError as error:
         print(error, flush=True)
         sys.exit(9)
@@ -58,7 +58,7 @@ def start_verb(
         words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}", *words]
     return subprocess.Popen(
         [sys.executable, *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | (env or {}),
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)} | (env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from flat import pretrain
 from processes import SMALL
 
 from pri3d.networks.weights import read_state
 from pri3d.runs import read_metrics
 from pri3d.training.launch import InterruptedRunError
 from pri3d.training.loop import StepModule
-from pri3d.training.pretrain import pretrain
 
 SMALLER: dict[str, Any] = {**SMALL, "encoder": "test_resnet", "objectives": {"view": 1.0}, "steps": 2, "workers": 0}
 
@@ -30,7 +30,7 @@ PLAIN: dict[str, Any] = {
 
 def run_small(store: Path | list[Path], run: Path, **options: object) -> Path:
     """Pre-train in this process."""
-    return pretrain(store, run=run, **{**SMALLER, **options})  # type: ignore[arg-type]
+    return pretrain(store, run=run, **{**SMALLER, **options}).path
 
 
 def stop_after(

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from pri3d.api.pretrain import Interpolation
 from pri3d.data.augment import ColorRecipe, augment_color, to_tensor
 from pri3d.data.crops import CropRecipe, random_crop
 from pri3d.data.sampler import Draw, derive
 from pri3d.errors import ConfigError, DataError
-from pri3d.geometry.resize import Interpolation, resize_color, resize_nearest
+from pri3d.geometry.resize import resize_color, resize_nearest
 from pri3d.geometry.voxels import coarsen, crop, frustum_box, put_numbered
 from pri3d.store import PairTable, Store, remember
 from pri3d.types import PairBatch, View, Voxels

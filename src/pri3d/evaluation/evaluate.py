@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from pri3d import registry
+from pri3d.api.finetune import stated_finetuning
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.evaluation.exports import EXPORTS, Subject
 from pri3d.evaluation.networks import Network, Which, find_weights, open_network
@@ -79,7 +80,8 @@ def evaluate(
     images = _open(run, facts, data, split, dataset, labels)
     _check_classes(first, images, run)
     min_score = _PAPER_THRESHOLD if protocol == "paper" else 0.0
-    subject = Subject(images, _size(first, resolution), int(settings.get("min_area") or 0), min_score)
+    least = int(settings.get(first.task.name, {}).get("min_area") or 0)
+    subject = Subject(images, _size(first, resolution), least, min_score)
     shown = "native" if first.task.name == "instance" else resolution
     suffix = _suffix(data, _own(facts, split))
     scores = {}
@@ -119,10 +121,10 @@ def _measure(network: Network, images: LabelledImages, settings: dict[str, Any],
     """Scores of a task of another package, as in validation. Raises DataError for settings that are not its own."""
     recipe = network.task.recipe
     try:
-        stated = recipe.settings_type(**settings)
-    except TypeError as error:
+        stated = stated_finetuning(network.task.name, settings)
+    except ConfigError as error:
         raise DataError(f"{RunPaths(run).config}: not the settings of a {network.task.name} run ({error}).") from error
-    dataset = recipe(stated).dataset(images, None, training=False)
+    dataset = recipe(stated, stated.own[network.task.name]).dataset(images, None, training=False)
     return network.task.measure(network.model, dataset, stated.micro_batch)
 
 

@@ -8,20 +8,18 @@ waits for the device, and nothing loops over samples.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from pri3d.api.pretrain import Mode
 from pri3d.errors import ConfigError
 from pri3d.geometry.camera import back_project, pixel_centres, project
 from pri3d.geometry.pose import compose, invert, transform
 
 #: Voxel coordinates must lie in [-KEY_RANGE, KEY_RANGE): four fields share one sorted 64-bit key.
 KEY_RANGE = 1 << 15
-
-#: When two measured points are the same, see :func:`match_pixels`.
-Mode = Literal["point", "depth", "relative"]
 
 
 class Matches(NamedTuple):

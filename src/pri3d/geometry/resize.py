@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pri3d.api.pretrain import Interpolation
 from pri3d.errors import ConfigError
 
-Interpolation = Literal["bilinear", "nearest"]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 

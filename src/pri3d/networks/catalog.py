@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from pri3d import registry
-from pri3d.networks.encoders import ENCODERS, build_encoder
+from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import DECODERS
 
 #: networks of timm that stand for their families; any other name of timm's is built in the same way
@@ -69,7 +69,7 @@ def describe(name: str) -> Facts:
 
 
 def _names() -> list[str]:
-    own = registry.names("encoders", ENCODERS)
+    own = registry.names("encoders", registry.ENCODERS)
     if not find_spec("timm"):
         return own
     import timm  # noqa: PLC0415 (ResNets do without it)

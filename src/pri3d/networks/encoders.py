@@ -1,8 +1,9 @@
 """Image encoders behind one contract: they state their channels and strides, the decoder asks.
 
 The ResNets (paper, "Architecture for Pre-training") have torchvision's parameter names and need PyTorch alone; any
-other name goes to timm. An encoder of one's own is a line in ``ENCODERS`` or an entry point ``pri3d.encoders``: a
-callable ``(name, pretrained) -> Encoder``. Its tests are inherited from ``tests/networks/encoder_contract.py``.
+other name goes to timm. A custom encoder is a line in ``registry.ENCODERS`` or an entry point
+``pri3d.encoders``: a callable ``(name, pretrained) -> Encoder``. Its tests are inherited from
+``tests/networks/encoder_contract.py``.
 """
 
 from __future__ import annotations
@@ -18,13 +19,6 @@ from pri3d.networks.resnet import build_trunk, trunk_channels
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-ENCODERS = {
-    "resnet18": "pri3d.networks.encoders:ResNetEncoder",
-    "resnet34": "pri3d.networks.encoders:ResNetEncoder",
-    "resnet50": "pri3d.networks.encoders:ResNetEncoder",
-    "resnet101": "pri3d.networks.encoders:ResNetEncoder",
-}
 
 
 class Encoder(nn.Module):
@@ -106,14 +100,14 @@ class ResNetEncoder(Encoder):
 
 
 def build_encoder(name: str, pretrained: bool = False) -> Encoder:
-    """Build an encoder by name: a key of ``ENCODERS``, an entry point ``pri3d.encoders``, or any timm name.
+    """Build an encoder by name: a key of ``registry.ENCODERS``, an entry point ``pri3d.encoders``, or any timm name.
 
     ``pretrained`` fetches the library's ImageNet weights. Raises ConfigError for an unknown name, with the closest
     ones, and for a network of one image size only; WeightsError where the weights cannot be fetched.
     """
-    own = registry.names("encoders", ENCODERS)
+    own = registry.names("encoders", registry.ENCODERS)
     if name in own:
-        encoder: Encoder = registry.load("encoders", ENCODERS, name)(name, pretrained)
+        encoder: Encoder = registry.load("encoders", registry.ENCODERS, name)(name, pretrained)
         return encoder
     try:
         from pri3d.networks.timm_encoders import build_timm_encoder  # noqa: PLC0415 (ResNets do without timm)

@@ -21,7 +21,7 @@ from torch import Tensor
 from pri3d import __version__, registry
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.files.atomic import usable
-from pri3d.networks.encoders import ENCODERS, Encoder, build_encoder
+from pri3d.networks.encoders import Encoder, build_encoder
 from pri3d.networks.published import WRAPPERS, fill_unet, read_published
 from pri3d.networks.resnet import SIZES
 from pri3d.networks.unet import UNet
@@ -194,7 +194,7 @@ def _fits(state: Mapping[str, Tensor]) -> list[_Fit]:
 
 def _renamed(name: str, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """``state`` of a network's original release under the names that timm gave it; else as it is."""
-    if name in registry.names("encoders", ENCODERS):
+    if name in registry.names("encoders", registry.ENCODERS):
         return state
     from pri3d.networks.timm_encoders import timm_names  # noqa: PLC0415 (ResNets do without timm)
 

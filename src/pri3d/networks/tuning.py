@@ -6,20 +6,13 @@ import re
 
 from torch import nn
 
+from pri3d.api.training import TUNING, TUNINGS
 from pri3d.errors import ConfigError
 from pri3d.networks.lora import add_lora
-
-CHOICES = "full, frozen, last-K (K stages or blocks), lora-R (rank R)"
-SPEC = re.compile(r"(full|frozen|(?P<kind>last|lora)-(?P<number>[1-9]\d*))")
 
 #: a child that holds a network's stages or blocks in order, and the names of stages that stand side by side
 CONTAINERS = ("blocks", "stages", "layers")
 STAGE = re.compile(r"(blocks|stages|stage|layers|layer|s)_?\d+")
-
-
-def check_tuning(spec: str) -> str | None:
-    """Check the spelling alone: None, or what is wrong with ``spec`` and the choices."""
-    return None if SPEC.fullmatch(spec) else f"unknown tuning {spec!r}. Choices: {CHOICES}"
 
 
 def limit(encoder: nn.Module, spec: str) -> list[nn.Module]:
@@ -32,9 +25,9 @@ def limit(encoder: nn.Module, spec: str) -> list[nn.Module]:
 
     Raises ConfigError for another spec, too large a K, a network whose stages are not known, or one without attention.
     """
-    match = SPEC.fullmatch(spec)
+    match = TUNING.fullmatch(spec)
     if match is None:
-        raise ConfigError(str(check_tuning(spec)))
+        raise ConfigError(f"unknown tuning {spec!r}. Choices: {TUNINGS}")
     if match["kind"] == "lora":
         add_lora(encoder, int(match["number"]))
         return [encoder]

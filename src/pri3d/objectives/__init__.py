@@ -1,31 +1,26 @@
 """Features + batch -> loss terms. One file per objective; compose them by weights.
 
-An objective is an ``nn.Module`` built with keyword settings and called with what the network made of the batch. Add
-one by writing such a class and one line in ``OBJECTIVES`` (or an entry point ``pri3d.objectives``). It may define
-
-- ``views``: the images of a pair it wants, of "first", "second" and "copy" (frame a, recoloured); else both frames;
-- ``after_step()``: called after every optimizer step.
+An objective is an :class:`Objective`, built with what the run has (:class:`Setup`) and its own options, and called with
+what the network made of the batch. Add one by writing such a class and one line in ``registry.OBJECTIVES`` (or an entry
+point ``pri3d.objectives``). Its options are a class of fields beside it; from these come its flags, ``--NAME.FIELD``.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pri3d import registry
+from pri3d.api.options import Options
+from pri3d.api.pretrain import ContrastOptions, MatchingOptions
 from pri3d.errors import ConfigError
 
-OBJECTIVES = {
-    "view": "pri3d.objectives.view:ViewObjective",
-    "geometry": "pri3d.objectives.geometry:GeometryObjective",
-    "trivial": "pri3d.objectives.trivial:TrivialObjective",
-    "depth": "pri3d.objectives.depth:DepthObjective",
-    "moco": "pri3d.objectives.moco:MocoObjective",
-    "keep": "pri3d.objectives.keep:KeepObjective",
-}
+if TYPE_CHECKING:
+    from pri3d.networks.encoders import Encoder
 
 #: Every image a pair can bring, in the order a batch holds them.
 VIEWS = ("first", "second", "copy")
@@ -50,24 +45,61 @@ class Terms(NamedTuple):
     log: dict[str, Tensor]  #: name -> () tensor, detached
 
 
-class WeightedSum(nn.Module):
-    """The objectives of a run and their weights: loss = sum of weight * term (paper section 3.3 has both weights 1)."""
+class Setup(NamedTuple):
+    """What a run has that objectives are built with."""
 
-    def __init__(self, weights: Mapping[str, float], settings: Mapping[str, Any]) -> None:
+    channels: int = 0  #: of the decoder's feature map
+    encoder: Encoder | None = None  #: of the network that is trained, with its initial weights
+    contrast: ContrastOptions = ContrastOptions()
+    matching: MatchingOptions = MatchingOptions()
+
+
+class Objective(nn.Module, ABC):
+    """One term of the loss.
+
+    A subclass with options of its own states their class as ``options`` and takes an object of it as a second argument:
+    ``def __init__(self, setup: Setup, options: MyOptions = MyOptions())``.
+    """
+
+    options: ClassVar[type[Options] | None] = None
+    #: the images of a pair it wants, of "first", "second" and "copy" (the first frame, recoloured)
+    views: tuple[str, ...] = VIEWS[:2]
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, features: Features, batch: Any) -> Terms:
+        """Loss of a batch, and what of it is logged."""
+
+    def after_step(self) -> None:
+        """Called after every optimizer step."""
+
+
+class WeightedSum(nn.Module):
+    """The objectives of a run and their weights: loss = sum of weight * term (paper section 3.3 has both weights 1).
+
+    ``own`` are the options of those objectives that have some, by name; without an entry their defaults hold.
+    """
+
+    def __init__(self, weights: Mapping[str, float], setup: Setup, own: Mapping[str, Options] | None = None) -> None:
         super().__init__()
         if not weights or any(weight < 0 for weight in weights.values()) or not any(weights.values()):
             raise ConfigError(
                 f"objectives = {dict(weights)}: give at least one with a positive weight, as in {{view: 1}}."
             )
         self.weights = {name: float(weight) for name, weight in weights.items() if weight > 0}
-        self.terms = nn.ModuleDict(
-            {name: registry.load("objectives", OBJECTIVES, name)(**settings) for name in self.weights}
-        )
+        terms: dict[str, Objective] = {}
+        for name in self.weights:
+            kind: type[Objective] = registry.load("objectives", registry.OBJECTIVES, name)
+            values = dict((own or {})[name].items()) if name in (own or {}) else {}
+            terms[name] = kind(setup) if kind.options is None else kind(setup, kind.options(**values))  # type: ignore[call-arg]
+        self.terms = nn.ModuleDict(terms)
 
     @property
     def views(self) -> tuple[str, ...]:
         """Images of a pair that any of the objectives wants."""
-        wanted = {view for term in self.terms.values() for view in getattr(term, "views", VIEWS[:2])}
+        wanted = {view for term in self.terms.values() for view in term.views}  # type: ignore[union-attr]
         return tuple(view for view in VIEWS if view in wanted)
 
     def forward(self, features: Features, batch: Any) -> Terms:
@@ -84,6 +116,4 @@ class WeightedSum(nn.Module):
     def after_step(self) -> None:
         """Tell the objectives that the optimizer has made a step."""
         for objective in self.terms.values():
-            tell = getattr(objective, "after_step", None)
-            if callable(tell):
-                tell()
+            objective.after_step()  # type: ignore[operator]

@@ -8,19 +8,14 @@ block, twice: first for the sums of rows and columns, then for the gradient, so 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
+from pri3d.api.pretrain import MIN_TEMPERATURE, Negatives
 from pri3d.errors import ConfigError
-
-#: Below this the exponent range of float32 no longer covers logits of -1/t..1/t.
-MIN_TEMPERATURE = 0.025
-
-#: Which other points a point is contrasted with: those of its sample, of the batch, of all processes' batches.
-Negatives = Literal["sample", "batch", "world"]
 
 #: Similarities held at once, on a CPU (its cache) and elsewhere.
 BLOCK_CPU, BLOCK = 1 << 22, 1 << 26

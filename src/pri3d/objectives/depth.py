@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pri3d.geometry.matching import cell_points
-from pri3d.objectives import VIEWS, Features, Terms
+from pri3d.objectives import Features, Objective, Setup, Terms
 from pri3d.types import PairBatch
 
 #: Metres added inside the logarithm, which bounds the gradient of small errors.
@@ -80,21 +80,16 @@ def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, values.flatten(1), 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
-class DepthObjective(nn.Module):
+class DepthObjective(Objective):
     """Metric depth of both frames from the feature maps by a 1 x 1 convolution, at the resolution of the features.
 
     The target is the depth of the pixel a feature cell stands for, see :func:`pri3d.geometry.matching.cell_points`.
     The loss is the mean over the images that have any depth, 0 where none has.
-
-    Args:
-        channels: of the 2D feature maps.
     """
 
-    views = VIEWS[:2]
-
-    def __init__(self, channels: int, **_: Any) -> None:
-        super().__init__()
-        self.head = nn.Linear(channels, 1)  # of maps that are channels last this is the 1 x 1 convolution
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.head = nn.Linear(setup.channels, 1)  # of maps that are channels last this is the 1 x 1 convolution
 
     def forward(self, features: Features, batch: PairBatch) -> Terms:
         """Predict the depth of both frames of each pair. Logs rmse (m), and delta1: share within a factor of 1.25."""

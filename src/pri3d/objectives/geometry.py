@@ -2,53 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from pri3d.api.options import Options, option
 from pri3d.geometry.matching import cell_pixels, choose, match_voxels
 from pri3d.networks.resunet3d import build_resunet3d
-from pri3d.objectives import VIEWS, Features, Terms
-from pri3d.objectives.contrast import Negatives
+from pri3d.objectives import VIEWS, Features, Setup, Terms
 from pri3d.objectives.view import PointContrast, pick_views
 from pri3d.types import PairBatch
 
 
+class GeometryOptions(Options):
+    """Contrast between pixels and the voxels of the surface that the camera sees."""
+
+    group = "geometry"
+
+    voxel: float = option("edge of the chunks' voxels in metres, a multiple of the prepared one", default=0.02)
+    chunks: Literal[1, 2] = option("frames of a pair whose chunk enters; the paper takes both", default=2)
+    net3d: str = option("size of the sparse 3D network: 34C, 18A, 14A, tiny", default="34C")
+    voxel_input: Literal["occupancy", "color"] = option(
+        "what the 3D network sees: occupancy (a one per voxel, the paper) or color (RGB, the released code)",
+        default="occupancy",
+    )
+    projection: int = option("dimensions of the common space of pixels and voxels", default=64, least=1)
+
+
 class GeometryObjective(PointContrast):
-    """PointInfoNCE between pixels and voxels, each projected to a common space.
+    """PointInfoNCE between pixels and voxels, each projected to a common space."""
 
-    Args:
-        channels: of the 2D feature maps.
-        chunks: frames of a pair that have a chunk in the batch; the paper contrasts both, with weights one half.
-        net3d: size of the sparse 3D network, see :class:`pri3d.networks.resunet3d.build_resunet3d`.
-        voxel_input: ``occupancy`` (a one per voxel, the paper) or ``color`` (RGB, the released code).
-        projection: dimensions of the common space.
-        points, temperature, negatives, exclude_px, exclude_cm: see :class:`PointContrast`; a sample is a frame, the
-            place of a match in its image is the pixel, in 3D the voxel's centre.
-    """
+    options = GeometryOptions
 
-    def __init__(
-        self,
-        channels: int,
-        chunks: int = 2,
-        points: int = 1024,
-        temperature: float = 0.4,
-        net3d: str = "34C",
-        voxel_input: Literal["occupancy", "color"] = "occupancy",
-        projection: int = 64,
-        negatives: Negatives = "sample",
-        exclude_px: float = 0.0,
-        exclude_cm: float = 0.0,
-        **_: Any,
-    ) -> None:
-        super().__init__(points, temperature, negatives, exclude_px, exclude_cm)
-        self.chunks, self.voxel_input = chunks, voxel_input
-        self.views = VIEWS[:chunks]
+    def __init__(self, setup: Setup, options: GeometryOptions = GeometryOptions()) -> None:  # noqa: B008 (frozen)
+        super().__init__(setup)
+        self.chunks, self.voxel_input = options.chunks, options.voxel_input
+        self.views = VIEWS[: options.chunks]
         width = 96  # of the 3D features, as in the released code
-        self.net3d = build_resunet3d(net3d, 1 if voxel_input == "occupancy" else 3, width)
-        self.project_pixels = nn.Linear(channels, projection)
-        self.project_voxels = nn.Linear(width, projection)
+        self.net3d = build_resunet3d(options.net3d, 1 if options.voxel_input == "occupancy" else 3, width)
+        self.project_pixels = nn.Linear(setup.channels, options.projection)
+        self.project_voxels = nn.Linear(width, options.projection)
 
     def forward(self, features: Features, batch: PairBatch) -> Terms:
         """Contrast the frames with the chunks of the batch. A batch without any voxel contributes no gradient.

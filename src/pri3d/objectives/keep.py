@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from pri3d.errors import ConfigError
-from pri3d.networks.encoders import Encoder
-from pri3d.objectives import Features, Terms
+from pri3d.objectives import Features, Objective, Setup, Terms
 from pri3d.types import PairBatch
 
 #: Norm below which a feature counts as zero; bounds the gradient there.
@@ -29,7 +27,7 @@ def drift(now: Tensor, before: Tensor) -> Tensor:
         return 0.5 * gap.square().sum(dim=1).mean()
 
 
-class KeepObjective(nn.Module):
+class KeepObjective(Objective):
     """Cosine distance between the encoder's maps and those of a frozen copy of its initial state, on the same images.
 
     The loss is the mean over the encoder's maps of the mean over images and cells, each map counting the same. The
@@ -37,16 +35,15 @@ class KeepObjective(nn.Module):
     resumed run keeps to the same start. It looks at whatever images the other objectives ask for. With batch
     normalisation the trained encoder uses the batch's statistics and the copy its stored ones, so the loss does not
     begin at exactly 0.
-
-    Args:
-        encoder: with its initial weights.
     """
 
     views = ()  # whatever images are there
 
-    def __init__(self, encoder: Encoder, **_: Any) -> None:
-        super().__init__()
-        self.initial = copy.deepcopy(encoder).requires_grad_(False).eval()
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        if setup.encoder is None:
+            raise ConfigError("objective 'keep': it needs the network's encoder, given as Setup(encoder=...).")
+        self.initial = copy.deepcopy(setup.encoder).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> KeepObjective:
         """Set the mode of the objective; the copy stays in evaluation mode."""

@@ -8,21 +8,51 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
+from pri3d.api.options import AnyPath, Options, option
+from pri3d.api.pretrain import MIN_TEMPERATURE
 from pri3d.errors import ConfigError
-from pri3d.objectives import Features, Terms
+from pri3d.objectives import Features, Objective, Setup, Terms
 from pri3d.types import CropBatch, PairBatch
 
 if TYPE_CHECKING:
     from pri3d.networks.encoders import Encoder
 
 
-class MocoObjective(nn.Module):
+class MocoOptions(Options):
+    """Momentum contrast between crops of single images (MoCo v2)."""
+
+    group = "moco"
+
+    queue: int = option("keys that serve as negatives, K", default=65536, least=1)
+    momentum: float = option(
+        "m of key = m * key + (1 - m) * query, once an optimizer step", default=0.999, least=0, below=1
+    )
+    temperature: float = option("divides the cosines", default=0.2, least=MIN_TEMPERATURE)
+    group_size: int = option(
+        "crops that batch norm normalises together; 0 takes all of a process. The paper has 8 GPUs x 32",
+        default=32,
+        least=0,
+    )
+    dim: int = option("length of queries and keys", default=128, least=1)
+    crop: int = option("edge of the random crops, pixels", default=224, least=32)
+    images: AnyPath | None = option("folder of RGB images to learn from beside the frames, see mix", default=None)
+    mix: Literal["frames", "combine", "half", "alternate"] = option(
+        "frames alone, combine frames and images, half of each batch, alternate whole batches", default="frames"
+    )
+
+    def conflicts(self, settings: Any) -> list[str]:
+        """The queue must hold the keys of a step."""
+        few = self.queue < settings.batch
+        return [f"--moco.queue {self.queue}: a step makes {settings.batch} keys, give at least as many"] if few else []
+
+
+class MocoObjective(Objective):
     """Momentum contrast between two crops of each image.
 
     A step is Algorithm 1 of MoCo: queries and keys are encoded and contrasted, the optimizer steps, the key encoder
@@ -30,50 +60,36 @@ class MocoObjective(nn.Module):
     from the very weights of its queries, and gradient accumulation sees one queue and one key encoder throughout.
 
     Shuffled batch norm (MoCo section 3.3): with statistics of its own batch a network could tell the key that was
-    normalised beside its query. Queries are normalised in groups of about ``moco_group`` neighbours; keys in groups of
+    normalised beside its query. Queries are normalised in groups of about ``group_size`` neighbours; keys in groups of
     the same size, but of images shuffled over all groups of all processes. One group in all (one process, a small
     batch) has nothing to shuffle, and neither have networks without batch norm or with synchronised one.
 
     All processes hold the same queue; each must bring as many crops as the others.
 
-    Args:
-        encoder: the query encoder. It belongs to the network that is trained: it is held here without being
-            registered, and copied, as it is now, into the key encoder. Give it its initial weights before.
-        moco_dim: length of queries and keys.
-        moco_queue: keys that serve as negatives, K.
-        moco_momentum: m of key = m * key + (1 - m) * query, once an optimizer step.
-        moco_temperature: divides the cosines.
-        moco_group: crops that batch norm normalises together; 0 takes all of a process. The paper has 8 GPUs x 32.
-
-    Raises ConfigError without an encoder and for numbers that cannot be.
+    The query encoder belongs to the network that is trained: it is held here without being registered, and copied, as
+    it is now, into the key encoder. Raises ConfigError without an encoder and for numbers that cannot be.
     """
 
+    options = MocoOptions
     views: tuple[str, ...] = ()  #: it wants crops, no image of a pair
     queue: Tensor  #: (dim, K) float32, unit columns
     pointer: Tensor  #: () int64, the oldest column, which goes next
 
-    def __init__(
-        self,
-        encoder: Encoder | None = None,
-        moco_dim: int = 128,
-        moco_queue: int = 65536,
-        moco_momentum: float = 0.999,
-        moco_temperature: float = 0.2,
-        moco_group: int = 32,
-        **_: Any,
-    ) -> None:
-        super().__init__()
+    def __init__(self, setup: Setup, options: MocoOptions = MocoOptions()) -> None:  # noqa: B008 (frozen)
+        super().__init__(setup)
+        encoder = setup.encoder
         if encoder is None:
-            raise ConfigError("objective 'moco': it needs the network's encoder, given as encoder = ....")
-        _check(moco_dim, moco_queue, moco_momentum, moco_temperature, moco_group)
-        self.momentum, self.temperature, self.group = moco_momentum, moco_temperature, moco_group
+            raise ConfigError("objective 'moco': it needs the network's encoder, given as Setup(encoder=...).")
+        if wrong := options.problems():
+            raise ConfigError(f"objective 'moco': {'; '.join(wrong)}.")
+        self.momentum, self.temperature, self.group = options.momentum, options.temperature, options.group_size
         self._encoder = (encoder,)  # in a tuple PyTorch does not see it
         width = encoder.channels[-1]
-        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, moco_dim))
+        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, options.dim))
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.key_head = copy.deepcopy(self.head).requires_grad_(False)
         # Noise until keys have come, the same in every process and run.
-        noise = torch.randn(moco_dim, moco_queue, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(options.dim, options.queue, generator=torch.Generator().manual_seed(0))
         self.register_buffer("queue", F.normalize(noise, dim=0))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self._waiting: list[Tensor] = []  # keys of this step, each (N, dim)
@@ -127,7 +143,7 @@ class MocoObjective(nn.Module):
         waiting = sum(map(len, self._waiting)) + len(keys)
         if waiting > self.queue.shape[1]:
             raise ConfigError(
-                f"moco_queue = {self.queue.shape[1]}: one optimizer step makes {waiting} keys. Give at least the "
+                f"--moco.queue {self.queue.shape[1]}: one optimizer step makes {waiting} keys. Give at least the "
                 "batch (the paper has 65536), and call after_step() after every optimizer step."
             )
         self._waiting.append(keys)
@@ -180,19 +196,3 @@ def _gather(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(world)]
     distributed.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
-
-
-def _check(dim: int, queue: int, momentum: float, temperature: float, group: int) -> None:
-    wrong = []
-    if dim < 1:
-        wrong.append(f"moco_dim = {dim}: give at least 1")
-    if queue < 1:
-        wrong.append(f"moco_queue = {queue}: give at least the batch")
-    if not 0 <= momentum < 1:
-        wrong.append(f"moco_momentum = {momentum}: give 0 or more and less than 1")
-    if not temperature > 0:
-        wrong.append(f"moco_temperature = {temperature}: must be positive")
-    if group < 0:
-        wrong.append(f"moco_group = {group}: give 0 or more")
-    if wrong:
-        raise ConfigError(f"objective 'moco': {'; '.join(wrong)}.")

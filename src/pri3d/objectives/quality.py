@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pri3d.geometry.matching import Mode, choose, match_pixels
+from pri3d.api.pretrain import Mode
+from pri3d.geometry.matching import choose, match_pixels
 from pri3d.objectives import Features
 from pri3d.objectives.view import pick_views
 from pri3d.types import PairBatch

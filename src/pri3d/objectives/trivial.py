@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from pri3d.geometry.matching import Matches, cell_pixels, choose
 from pri3d.objectives import Features, Terms
-from pri3d.objectives.contrast import Negatives
 from pri3d.objectives.view import PointContrast, pick_views
 from pri3d.types import PairBatch
 
@@ -30,22 +27,10 @@ class TrivialObjective(PointContrast):
     The paper's baseline without geometry: it learns to ignore colour and nothing about 3D. Needs neither depth nor
     pose.
 
-    Args:
-        points, temperature, negatives, exclude_px: see :class:`pri3d.objectives.view.PointContrast`, with cells for
-            matches. A radius in centimetres is not looked at: there is no 3D.
+    Of excluded negatives a radius in centimetres is not looked at: there is no 3D.
     """
 
     views = ("first", "copy")
-
-    def __init__(
-        self,
-        points: int = 1024,
-        temperature: float = 0.4,
-        negatives: Negatives = "sample",
-        exclude_px: float = 0.0,
-        **_: Any,
-    ) -> None:
-        super().__init__(points, temperature, negatives, exclude_px)
 
     def forward(self, features: Features, batch: PairBatch) -> Terms:
         """Contrast the first frames of a batch of pairs with their copies. Raises ConfigError for one point."""

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pri3d.errors import ConfigError
-from pri3d.geometry.matching import Mode, cell_pixels, cell_points, choose, match_pixels
+from pri3d.geometry.matching import cell_pixels, cell_points, choose, match_pixels
 from pri3d.geometry.pose import transform
-from pri3d.objectives import Features, Terms
-from pri3d.objectives.contrast import Contrast, Near, Negatives, info_nce
+from pri3d.objectives import Features, Objective, Setup, Terms
+from pri3d.objectives.contrast import Contrast, Near, info_nce
 from pri3d.types import PairBatch
 
 
@@ -44,32 +42,22 @@ def mean_of_samples(contrast: Contrast, valid: Tensor) -> Terms:
     return Terms((contrast.loss * share).sum(), log)
 
 
-class PointContrast(nn.Module):
-    """The settings of an objective that contrasts matched points, and its last step.
+class PointContrast(Objective):
+    """An objective that contrasts matched points, by the run's :class:`pri3d.api.pretrain.ContrastOptions`.
 
-    Args:
-        points: matches drawn a sample, without replacement; 0 takes all.
-        temperature: of the contrast.
-        negatives: other points of the same ``sample`` (the paper), of the ``batch``, or of the batches of all
-            processes (``world``; in training only, for processes may evaluate different numbers of batches).
-        exclude_px: negatives nearer than this to the partner do not count, in pixels of the batch's images.
-        exclude_cm: the same in 3D, centimetres. Both act within a pair: others share no image and no world.
+    Of ``negatives``, ``world`` holds in training only, for processes may evaluate different numbers of batches. The
+    radii of excluded negatives act within a pair: others have no image and no world in common.
     """
 
-    def __init__(
-        self,
-        points: int = 1024,
-        temperature: float = 0.4,
-        negatives: Negatives = "sample",
-        exclude_px: float = 0.0,
-        exclude_cm: float = 0.0,
-    ) -> None:
-        super().__init__()
-        for name, value in (("exclude_px", exclude_px), ("exclude_cm", exclude_cm)):
-            if not value >= 0:
-                raise ConfigError(f"{name} = {value}: give a radius of 0 (none) or more.")
-        self.points, self.temperature, self.negatives = points, temperature, negatives
-        self.exclude_px, self.exclude_cm = exclude_px, exclude_cm
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.contrast_options = setup.contrast
+
+    @property
+    def points(self) -> int:
+        """Matches drawn a sample, without replacement; 0 takes all."""
+        points = self.contrast_options.points
+        return 0 if points == "all" else points
 
     def score(
         self,
@@ -85,47 +73,35 @@ class PointContrast(nn.Module):
         ``valid`` (B, n); ``pixels``: positions (B, n, 2) in each image concerned; ``world``: points (B, n, 3) in
         metres, ``shared`` consecutive samples being in one frame. They are looked at where negatives are excluded.
         """
-        near = [Near(places, self.exclude_px) for places in pixels if self.exclude_px > 0]
-        if world is not None and self.exclude_cm > 0:
-            near.append(Near(world, self.exclude_cm / 100, shared))
-        negatives = "batch" if self.negatives == "world" and not self.training else self.negatives
-        return mean_of_samples(info_nce(first, second, valid, self.temperature, negatives, near), valid)
+        options = self.contrast_options
+        near = [Near(places, options.exclude_px) for places in pixels if options.exclude_px > 0]
+        if world is not None and options.exclude_cm > 0:
+            near.append(Near(world, options.exclude_cm / 100, shared))
+        negatives = "batch" if options.negatives == "world" and not self.training else options.negatives
+        return mean_of_samples(info_nce(first, second, valid, options.temperature, negatives, near), valid)
 
 
 class ViewObjective(PointContrast):
-    """PointInfoNCE between matched pixels of the two frames of a pair.
+    """PointInfoNCE between matched pixels of the two frames of a pair (paper section 3.1).
 
-    Args:
-        distance: bound within which two measured points are the same, in metres unless ``match`` says otherwise.
-        match: see :func:`pri3d.geometry.matching.match_pixels`; ``point`` is the paper's.
-        points, temperature, negatives, exclude_px, exclude_cm: see :class:`PointContrast`. A negative is excluded where
-            it is near in either frame; its place in 3D is the one measured in the first.
+    Which pixels match is the run's :class:`pri3d.api.pretrain.MatchingOptions`. A negative is excluded where it is near
+    in either frame; its place in 3D is the one measured in the first.
     """
 
-    def __init__(
-        self,
-        points: int = 1024,
-        temperature: float = 0.4,
-        distance: float = 0.02,
-        match: Mode = "point",
-        negatives: Negatives = "sample",
-        exclude_px: float = 0.0,
-        exclude_cm: float = 0.0,
-        **_: Any,
-    ) -> None:
-        super().__init__(points, temperature, negatives, exclude_px, exclude_cm)
-        self.distance, self.match = distance, match
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self.matching = setup.matching
 
     def forward(self, features: Features, batch: PairBatch) -> Terms:
         """Contrast the two frames of a batch of pairs."""
         height, width = features.dense.shape[-2:]
         grid = (height, width)
         depth, intrinsics, poses = batch.depth, batch.intrinsics, batch.world_from_camera
-        matches = match_pixels(depth, intrinsics, poses, grid, self.distance, self.match)
+        matches = match_pixels(depth, intrinsics, poses, grid, self.matching.distance, self.matching.match)
         matches = choose(matches, self.points, batch.seeds)
         first, second = pick_views(features, {"first": matches.first, "second": matches.second})
         centres, world = cell_pixels(grid, depth), None
-        if self.exclude_cm > 0:
+        if self.contrast_options.exclude_cm > 0:
             points, _ = cell_points(depth[:, 0], intrinsics[:, 0], grid)
             world = transform(poses[:, 0], points.gather(1, matches.first[..., None].expand(-1, -1, 3)))
         return self.score(first, second, matches.valid, [centres[matches.first], centres[matches.second]], world)

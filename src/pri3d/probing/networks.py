@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pri3d.errors import ConfigError, DataError, WeightsError
-from pri3d.networks.encoders import ENCODERS, Encoder, build_encoder
+from pri3d.networks.encoders import Encoder, build_encoder
 from pri3d.networks.load import HUB_NAME, FeatureNet, load
 from pri3d.networks.weights import init_encoder, read_provenance, read_state
+from pri3d.registry import ENCODERS
 from pri3d.runs import RunPaths
 
 Kind = Literal["unet", "encoder"]

@@ -23,7 +23,7 @@ from pri3d.reporting.figures import Detected, MatchedPair, Segmented
 from pri3d.reporting.sources import Missing, Runs, read_config
 from pri3d.runs import RunPaths
 from pri3d.store import MANIFEST, Store
-from pri3d.tasks import TASKS, load_task
+from pri3d.tasks import load_task
 from pri3d.types import Detections
 
 SCORE = 0.5  #: from which on an object is drawn
@@ -37,7 +37,7 @@ def read_settings(run: Path) -> dict[str, Any]:
 
 def distance_of(settings: Mapping[str, Any]) -> float:
     """Metres within which two measured points are one to a run of these settings."""
-    return float(settings.get("distance") or _DISTANCE)
+    return float(settings.get("matching", {}).get("distance") or _DISTANCE)
 
 
 def open_store(folder: Path) -> Store | Missing:
@@ -169,7 +169,7 @@ def predictions(images: LabelledImages, runs: Runs, count: int, task: str) -> Pi
     models = {method: load_task(file) for method, file in files.items() if file is not None}
     if not models:
         return Missing("no fine-tuning run has finished.")
-    names = registry.load("tasks", TASKS, task).names_of(images)
+    names = registry.load("tasks", registry.TASKS, task).names_of(images)
     for method, trained in models.items():
         if trained.task.class_names != names:
             return Missing(f"{method} and {images.path.name} have other classes.")

@@ -13,9 +13,8 @@ from pri3d import registry
 from pri3d.data.mixture import hashes_of
 from pri3d.errors import ConfigError, DataError
 from pri3d.labelled import LabelledImages, open_labelled
-from pri3d.runs import RunPaths, read_json, short_names
+from pri3d.runs import RunPaths, leaves, read_json, short_names
 from pri3d.store import MANIFEST, Store
-from pri3d.tasks import TASKS
 
 _VERBS = ("pretrain", "finetune")
 #: what of a run's provenance makes its scores others than those of a run with the same settings
@@ -105,7 +104,7 @@ def read_config(run: Path) -> dict[str, Any]:
 
 def differing_settings(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
     """Setting, or part of the provenance -> its value in each run, where the runs differ in it."""
-    stated = [{**run.provenance, **run.settings} for run in runs]
+    stated = [{".".join(way): value for way, value in leaves({**run.provenance, **run.settings})} for run in runs]
     names = dict.fromkeys(name for facts in stated for name in facts)
     values = {name: [facts.get(name) for facts in stated] for name in names}
     return {name: of for name, of in values.items() if any(value != of[0] for value in of)}
@@ -170,7 +169,7 @@ def _groups(runs: Sequence[RunFolder], ours: Mapping[Path, str]) -> list[SeedGro
 
 def _facts(run: RunFolder) -> dict[str, Any]:
     """What two runs of one group have in common; the rest of the provenance follows from it."""
-    own = {key: value for key, value in run.settings.items() if key not in ("seed", "fraction")}
+    own = {".".join(way): value for way, value in leaves(run.settings) if way not in (("seed",), ("fraction",))}
     return own | {key: run.provenance.get(key) for key in _DECIDES}
 
 
@@ -204,7 +203,7 @@ class TaskWords(NamedTuple):
 
 def words_of(task: str) -> TaskWords:
     """Raises ConfigError for an unknown task."""
-    kind = registry.load("tasks", TASKS, task)
+    kind = registry.load("tasks", registry.TASKS, task)
     key = str(kind.key)
     shown = {name: _WORDS.get(name, name) for name in dict.fromkeys((key, *kind.recipe.shown))}
     return TaskWords(key, _WORDS.get(key, key), _BY_CLASS.get(task, ("", key))[1], shown)

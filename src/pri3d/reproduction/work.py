@@ -19,17 +19,18 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from pri3d import registry
+from pri3d.api.finetune import FinetuneOptions, finetune, resolve_finetuning
+from pri3d.api.plugins import gathered
+from pri3d.api.presets import current
+from pri3d.api.pretrain import PretrainOptions, pretrain, resolve_pretraining
+from pri3d.api.training import TrainSettings
 from pri3d.errors import ConfigError, Pri3DError
 from pri3d.files.atomic import write_atomic
 from pri3d.machine import cores, limit_spinning
 from pri3d.preparation.run import prepare
 from pri3d.reproduction.matrix import Experiment, Matrix, PlannedRun, Study, groups
-from pri3d.runs import RunPaths, read_json, read_metrics, write_json
-from pri3d.settings import resolve
-from pri3d.tasks import find_task
-from pri3d.training.finetune import finetune
-from pri3d.training.pretrain import pretrain
-from pri3d.training.settings import PretrainSettings
+from pri3d.runs import RunPaths, leaves, read_json, read_metrics, write_json
 from pri3d.worlds.write import rooms
 
 RECORD = "reproduce.json"  #: what a run was asked for; another request for the same folder is refused
@@ -195,31 +196,65 @@ def make_run(place: StudyFolder, run: PlannedRun) -> str:
 def call(place: StudyFolder, run: PlannedRun) -> None:
     """Call the run's verb, to continue where its folder holds a part of it. Raises as the verb does."""
     folder = place.folder(run.name)
-    options: dict[str, Any] = dict(run.options) | {"run": folder, "resume": RunPaths(folder).config.exists()}
+    options: dict[str, Any] = {**in_groups(run), "run": folder, "resume": RunPaths(folder).config.exists()}
     stores = [place.store(part) for part in run.parts]
     if run.verb == "pretrain":
-        if "images" in options:
-            options["images"] = place.folders[options["images"]]
-        pretrain(stores[0], **options)
+        _name_images(place, options)
+        pretrain(stores[0], **gathered("objectives", PretrainOptions, options))
     else:
-        weights = place.folder(run.after) if run.after else options.pop("weights")
-        finetune(
-            options.pop("task"), stores[0], stores[1] if len(stores) > 1 else None, weights=str(weights), **options
-        )
+        task, data = options.pop("task"), stores[0]
+        options["weights"] = str(place.folder(run.after) if run.after else options["weights"])
+        options["val"] = stores[1] if len(stores) > 1 else None
+        options["label_map"] = options.pop("labels", None)
+        finetune(task, data, **gathered("tasks", FinetuneOptions, options))
+
+
+def in_groups(run: PlannedRun) -> dict[str, Any]:
+    """Options of a run by their present names and in their groups.
+
+    A study states them once for all rows of a table: those of objectives that are not in use are left out.
+    """
+    if run.verb != "pretrain":
+        return current(run.options, str(run.options["task"]))
+    options = current(run.options, "pretrain")
+    shared = {name: value for name, value in options.items() if name in ("objectives", "keep")}
+    idle = set(registry.names("objectives", registry.OBJECTIVES)) - set(
+        resolve_pretraining(str(run.options["preset"]), shared).active
+    )
+    return {name: value for name, value in options.items() if name not in idle}
+
+
+def settings_of(run: PlannedRun) -> TrainSettings:
+    """Settings that a run will have. Raises ConfigError as the verbs do."""
+    options = in_groups(run)
+    preset = str(options.pop("preset"))
+    if run.verb == "pretrain":
+        return resolve_pretraining(preset, options)
+    task = str(options.pop("task"))
+    settings = {name: value for name, value in options.items() if name not in ("part", "labels", "weights")}
+    return resolve_finetuning(task, preset, settings)
 
 
 def command(place: StudyFolder, run: PlannedRun) -> str:
     """The run as a command to type, quoted for the shell."""
-    options = dict(run.options)
+    options = in_groups(run)
     words = ["pri3d", run.verb]
     words += [options.pop("task")] if run.verb == "finetune" else []
     words.append(str(place.store(run.parts[0])))
     words += ["--val", str(place.store(run.parts[1]))] if len(run.parts) > 1 else []
     words += ["--weights", str(place.folder(run.after))] if run.after else []
-    for key, value in options.items():
-        shown = place.folders[value] if key == "images" else value
-        words += [f"--{key.replace('_', '-')}", str(shown)]
+    _name_images(place, options)
+    if "labels" in options:
+        options["label_map"] = options.pop("labels")
+    for way, value in leaves(options):
+        words += [f"--{'.'.join(way).replace('_', '-')}", str(value)]
     return shlex.join([*words, "--run", str(place.folder(run.name))])
+
+
+def _name_images(place: StudyFolder, options: dict[str, Any]) -> None:
+    """Put the folder of further images in the place of its name."""
+    if "images" in options.get("moco", {}):
+        options["moco"] = {**options["moco"], "images": place.folders[options["moco"]["images"]]}
 
 
 def requested_options(run: PlannedRun) -> dict[str, Any]:
@@ -280,14 +315,12 @@ def _prepare_trial(place: StudyFolder, folder: Path) -> StudyFolder:
 
 def _run_trial(place: StudyFolder, run: PlannedRun) -> RunCost:
     """Make a few passes in a process of its own, whose memory is the run's."""
-    verb = run.verb if run.verb == "pretrain" else str(run.options["task"])
-    kind = PretrainSettings if run.verb == "pretrain" else find_task(verb).recipe.settings_type
-    full = resolve(kind, verb, run.options["preset"], run.options)
+    full = settings_of(run)
     most = _TRIAL_BATCH if torch.cuda.is_available() or place.study.size == "small" else 2
     batch = min(full.micro_batch, most)
     options: dict[str, Any] = {**run.options, "steps": _PASSES, "batch": batch, "micro_batch": batch}
     if run.verb == "pretrain":
-        options |= {"init": "scratch", "holdout": 0.0, "eval_every": 0}
+        options |= {"weights": "scratch", "holdout": 0.0, "eval_every": 0}
         if options.pop("images", None):
             options["mix"] = "frames"
     else:

@@ -1,13 +1,12 @@
 """Downstream tasks: how a network on a backbone is trained, what it predicts and how that is scored.
 
-A task is one file: a dataclass of settings, a :class:`Recipe` that says what they mean, and a :class:`Task`. Its
-presets lie beside it in ``presets/NAME``. To add one, write such a file and one line in ``TASKS`` (or an entry point
-``pri3d.tasks``).
+A task is one file: its options, a class of fields, a :class:`Recipe` that says what they mean, and a :class:`Task`. Its
+presets lie beside it in ``presets/NAME``. To add one, write such a file and one line in ``registry.TASKS`` (or an entry
+point ``pri3d.tasks``).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -23,6 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pri3d import __version__, registry
+from pri3d.api.finetune import FinetuneSettings, stated_finetuning
+from pri3d.api.options import Options
 from pri3d.data.sampler import Draw
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.labelled import LabelledImages
@@ -30,25 +31,19 @@ from pri3d.labelled._shared.checks import check_images
 from pri3d.networks.encoders import encoder_of
 from pri3d.networks.lora import merged_state
 from pri3d.networks.weights import read_provenance, read_state, save_state
-from pri3d.tasks.settings import FinetuneSettings
 
-TASKS = {
-    "semantic": "pri3d.tasks.semantic:SemanticTask",
-    "instance": "pri3d.tasks.instance:InstanceTask",
-}
 N = TypeVar("N", bound=nn.Module)
-S = TypeVar("S", bound=FinetuneSettings)
+Own = TypeVar("Own", bound=Options)
 _LISTED = 5  # names that a message lists
 
 
-class Recipe(ABC, Generic[S]):
+class Recipe(ABC, Generic[Own]):
     """What the settings of a fine-tuning run mean: its network, its loss, its batches."""
 
-    settings_type: ClassVar[type[FinetuneSettings]]
     shown: ClassVar[tuple[str, ...]]  #: the scores, numbers of 0..1, that a comparison of runs shows
 
-    def __init__(self, settings: S) -> None:
-        self.settings = settings
+    def __init__(self, settings: FinetuneSettings, options: Own) -> None:
+        self.settings, self.options = settings, options
 
     @abstractmethod
     def build(self, class_names: Sequence[str]) -> nn.Module:
@@ -112,6 +107,7 @@ class Task(ABC):
     name: ClassVar[str]
     key: ClassVar[str]  #: which of the scores says which network is best; the larger the better
     recipe: ClassVar[type[Recipe[Any]]]  #: how it is trained
+    options: ClassVar[type[Options]]  #: what of it can be set; from its fields come the flags --NAME.FIELD
 
     def __init__(self, class_names: Sequence[str], settings: FinetuneSettings | None = None) -> None:
         self.class_names, self.settings = list(class_names), settings
@@ -153,26 +149,25 @@ class Task(ABC):
         if self.settings is None:
             raise TypeError(f"{type(self).__name__} was made without settings: hand them to Task.__init__().")
         built = {"task": self.name, "encoder": encoder_of(model).name, "class_names": self.class_names}
-        stated = {"settings": dataclasses.asdict(self.settings), **built}
+        stated = {"settings": self.settings.stated(), **built}
         save_state(merged_state(model), path, {"version": __version__, **record, **stated})
 
     @classmethod
     def load(cls, path: Path, record: dict[str, Any]) -> tuple[Task, nn.Module]:
         """Rebuild what :meth:`save` wrote, on the CPU in eval mode. Raises WeightsError where it does not fit."""
         try:
-            settings = cls.recipe.settings_type(**record["settings"])
+            settings = stated_finetuning(cls.name, record["settings"])
             task = cls([str(name) for name in record["class_names"]], settings)
-            problems = settings.problems()
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, ConfigError) as error:
             raise WeightsError(f"{path} does not say how its network is built ({error}): fine-tune again") from error
-        if problems:
-            raise WeightsError(f"{path} states impossible settings ({'; '.join(problems)}): it is damaged")
-        return task, rebuild(lambda: cls.recipe(settings).build(task.class_names), read_state(path), path)
+        return task, rebuild(
+            lambda: cls.recipe(settings, settings.own[cls.name]).build(task.class_names), read_state(path), path
+        )
 
 
 def find_task(name: str) -> type[Task]:
     """Task of a name: a built-in one or that of an installed package. Raises ConfigError, listing the choices."""
-    found: type[Task] = registry.load("tasks", TASKS, name)
+    found: type[Task] = registry.load("tasks", registry.TASKS, name)
     if found.name != name:
         raise ConfigError(f"task {name!r}: its class {found.__name__} has the name {found.name!r}. Make them one.")
     return found

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pri3d import __version__
+from pri3d.api.options import Options, option
 from pri3d.data.augment import recipe, to_tensor
 from pri3d.data.instances import InstanceDataset, InstanceItem, collate_instances
 from pri3d.errors import WeightsError
@@ -28,7 +28,6 @@ from pri3d.networks.lora import merged_state
 from pri3d.networks.weights import read_state, save_state
 from pri3d.tasks import Meter, Recipe, Task, rebuild
 from pri3d.tasks.ap import average_precision, detections_to_results
-from pri3d.tasks.settings import FinetuneSettings
 from pri3d.types import Detections, InstanceBatch
 
 NETWORK = "maskrcnn"
@@ -36,18 +35,20 @@ LARGEST = 20_000  #: of a Mask R-CNN's numbers: channels, pixels, proposals
 ENCLOSING = "backbone."  #: what torchvision has before the names of encoder and pyramid; files do without
 
 
-@dataclasses.dataclass(frozen=True)
-class InstanceSettings(FinetuneSettings):
-    """A run of detection and instance segmentation."""
+class InstanceOptions(Options):
+    """Detection and instance segmentation by Mask R-CNN."""
 
-    network: Literal["maskrcnn"]
-    detector: Literal["full", "coco", "lite"]
-    short_side: int | str
-    long_side: int
-    rois: int
-    min_area: int
+    group = "instance"
 
-    least: ClassVar[Mapping[str, float]] = {**FinetuneSettings.least, "rois": 1, "min_area": 0}
+    detector: Literal["full", "coco", "lite"] = option(
+        "size of the Mask R-CNN: full, coco (box head of four convolutions), lite (for small machines)", default="full"
+    )
+    short_side: int | str = option(
+        "short side of the images, pixels; a range is drawn from in training", default="640-800"
+    )
+    long_side: int = option("long side of the images, at most", default=1333)
+    rois: int = option("regions an image that train the heads", default=32, least=1)
+    min_area: int = option("pixels under which an object neither trains nor counts", default=1000, least=0)
 
     @property
     def short_sides(self) -> tuple[int, ...]:
@@ -58,20 +59,28 @@ class InstanceSettings(FinetuneSettings):
     def problems(self) -> list[str]:
         """Everything wrong with the numbers, each with its flag."""
         found = super().problems()
-        if self.compile:
-            found.append("--compile: the images of a Mask R-CNN differ in size; leave it out")
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", str(self.short_side))
         if match is None or not 32 <= int(match[1]) <= int(match[2] or match[1]):
-            found.append(f"--short-side {self.short_side}: give pixels of 32 or more, or a range as in 640-800")
+            found.append(
+                f"--instance.short-side {self.short_side}: give pixels of 32 or more, or a range as in 640-800"
+            )
         elif self.long_side < int(match[2] or match[1]):
-            found.append(f"--long-side {self.long_side}: shorter than the short side {self.short_side}")
+            found.append(f"--instance.long-side {self.long_side}: shorter than the short side {self.short_side}")
+        return found
+
+    def conflicts(self, settings: Any) -> list[str]:
+        """A network of another task, and compilation."""
+        found = []
+        if settings.network != "maskrcnn":
+            found.append(f"--network {settings.network}: choose maskrcnn")
+        if settings.compute.compile:
+            found.append("--compute.compile: the images of a Mask R-CNN differ in size; leave it out")
         return found
 
 
-class InstanceRecipe(Recipe[InstanceSettings]):
+class InstanceRecipe(Recipe[InstanceOptions]):
     """Detection and instance segmentation."""
 
-    settings_type = InstanceSettings
     shown = ("box_AP50", "box_AP75", "box_AP", "AP50", "AP75", "AP")
 
     @staticmethod
@@ -81,8 +90,8 @@ class InstanceRecipe(Recipe[InstanceSettings]):
 
     def build(self, class_names: Sequence[str]) -> Detector:
         """Mask R-CNN."""
-        s = self.settings
-        sizes = SIZES[s.detector]._replace(rois=s.rois, short_sides=s.short_sides, long_side=s.long_side)
+        s, o = self.settings, self.options
+        sizes = SIZES[o.detector]._replace(rois=o.rois, short_sides=o.short_sides, long_side=o.long_side)
         return Detector(build_encoder(s.encoder), len(class_names), sizes)
 
     def task(self, images: LabelledImages, rows: Sequence[int]) -> InstanceTask:
@@ -91,14 +100,14 @@ class InstanceRecipe(Recipe[InstanceSettings]):
 
     def dataset(self, images: LabelledImages, rows: Sequence[int] | None, training: bool) -> InstanceDataset:
         """Images and their objects."""
-        s = self.settings
+        s, area = self.settings, self.options.min_area
         if not training:
-            return InstanceDataset(images, rows, min_area=s.min_area, objects=False)  # scored against to_coco's
-        return InstanceDataset(images, rows, s.seed, recipe(s.augment), s.mirror, s.min_area)
+            return InstanceDataset(images, rows, min_area=area, objects=False)  # scored against to_coco's
+        return InstanceDataset(images, rows, s.seed, recipe(s.augment), s.mirror, area)
 
     def check(self, images: LabelledImages, rows: Sequence[int]) -> None:
         """Images and their objects. Raises DataError."""
-        check_images(images, rows, objects=True, min_area=self.settings.min_area)
+        check_images(images, rows, objects=True, min_area=self.options.min_area)
 
 
 class InstanceTask(Task):
@@ -107,6 +116,7 @@ class InstanceTask(Task):
     name: ClassVar[str] = "instance"
     key: ClassVar[str] = "AP"
     recipe = InstanceRecipe
+    options = InstanceOptions
 
     def __init__(self, class_names: Sequence[str]) -> None:
         super().__init__(class_names)

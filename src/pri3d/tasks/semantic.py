@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from pri3d.api.options import Options, option
 from pri3d.data.augment import recipe, to_tensor
 from pri3d.data.labelled import LabelledDataset, LabelledItem, collate
 from pri3d.errors import ConfigError, DataError, WeightsError
@@ -24,42 +24,46 @@ from pri3d.labelled import LabelledImages
 from pri3d.labelled.spaces import IGNORED
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.lora import merged_state
-from pri3d.networks.segmentation import SegmentationNet, build_segmentation, least_batch
+from pri3d.networks.segmentation import SegmentationNet, build_segmentation
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import read_provenance, read_state, save_state
 from pri3d.tasks import Meter, Recipe, Task, rebuild
-from pri3d.tasks.settings import FinetuneSettings
 from pri3d.types import LabelledBatch
 
 AUXILIARY_WEIGHT = 0.4  #: of the auxiliary loss (PSPNet, arXiv 1612.01105, section 4.1)
 _HEADS = ("classifier.", "auxiliary.")  #: parts of the network that are not in its body
 
 
-@dataclasses.dataclass(frozen=True)
-class SemanticSettings(FinetuneSettings):
-    """A run of semantic segmentation."""
-
-    network: Literal["unet", "pspnet", "deeplabv3", "deeplabv3plus"]
-    decoder: Literal["paper", "slim"]
-    channels: int
-    size: str
-    class_weights: Literal["none", "balanced"]
-
-    least: ClassVar[Mapping[str, float]] = {**FinetuneSettings.least, "channels": 1}
-
-    def problems(self) -> list[str]:
-        """Everything wrong with the numbers, each with its flag."""
-        found = super().problems()
-        least = least_batch(self.network)
-        if self.micro_batch < least:
-            found.append(f"--micro-batch {self.micro_batch}: {self.network} needs {least} images a pass for its norms")
-        return found
-
-
-class SemanticRecipe(Recipe[SemanticSettings]):
+class SemanticOptions(Options):
     """Semantic segmentation."""
 
-    settings_type = SemanticSettings
+    group = "semantic"
+    networks: ClassVar[tuple[str, ...]] = ("unet", "pspnet", "deeplabv3", "deeplabv3plus")
+
+    size: str = option("size of the images, WIDTHxHEIGHT in pixels", default="320x240")
+    decoder: Literal["paper", "slim"] = option(
+        "decoder of a unet, for weights that do not name theirs: paper or slim", default="paper"
+    )
+    channels: int = option(
+        "channels of a unet's feature map, for weights that do not name theirs", default=128, least=1
+    )
+    class_weights: Literal["none", "balanced"] = option(
+        "weights of the cross-entropy: none, or balanced by the classes' frequency", default="none"
+    )
+
+    def conflicts(self, settings: Any) -> list[str]:
+        """A network of another task, and batches too small for a network's norms."""
+        if settings.network not in self.networks:
+            return [f"--network {settings.network}: choose one of {', '.join(self.networks)}"]
+        least = 1 if settings.network == "unet" else 2
+        few = settings.micro_batch < least
+        text = f"--micro-batch {settings.micro_batch}: {settings.network} needs {least} images a pass for its norms"
+        return [text] if few else []
+
+
+class SemanticRecipe(Recipe[SemanticOptions]):
+    """Semantic segmentation."""
+
     shown = ("miou", "accuracy")
 
     @staticmethod
@@ -69,21 +73,21 @@ class SemanticRecipe(Recipe[SemanticSettings]):
 
     def build(self, class_names: Sequence[str]) -> SegmentationNet:
         """U-Net, PSPNet, DeepLabV3 or DeepLabV3+."""
-        s = self.settings
-        return build_segmentation(s.network, build_encoder(s.encoder), len(class_names), s.decoder, s.channels)
+        s, o = self.settings, self.options
+        return build_segmentation(s.network, build_encoder(s.encoder), len(class_names), o.decoder, o.channels)
 
     def task(self, images: LabelledImages, rows: Sequence[int]) -> SemanticTask:
         """Cross-entropy, with weights by frequency where the settings ask for them."""
         names = SemanticTask.names_of(images)
         weights = None
-        if self.settings.class_weights == "balanced":
+        if self.options.class_weights == "balanced":
             weights = class_weights(count_classes(images, rows, len(names)))
-        return SemanticTask(names, parse_size(self.settings.size), weights)
+        return SemanticTask(names, parse_size(self.options.size), weights)
 
     def dataset(self, images: LabelledImages, rows: Sequence[int] | None, training: bool) -> LabelledDataset:
         """Images and class maps of one size."""
         s = self.settings
-        size = parse_size(s.size)
+        size = parse_size(self.options.size)
         if not training:
             return LabelledDataset(images, size, rows)
         return LabelledDataset(images, size, rows, s.seed, recipe(s.augment), s.mirror)
@@ -104,6 +108,7 @@ class SemanticTask(Task):
     name: ClassVar[str] = "semantic"
     key: ClassVar[str] = "miou"
     recipe = SemanticRecipe
+    options = SemanticOptions
 
     def __init__(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import torch
 
 import pri3d
+from pri3d.api.training import TrainSettings
 from pri3d.errors import WeightsError
 from pri3d.runs import RunPaths
-from pri3d.settings import TrainSettings
 
 
 def open_run(
@@ -25,7 +24,7 @@ def open_run(
     """
     if rank == 0:
         versions = {"pri3d": pri3d.__version__, "torch": str(torch.__version__)}
-        run.open(verb, dataclasses.asdict(settings), {**provenance, **versions}, resume)
+        run.open(verb, settings.stated(), {**provenance, **versions}, resume)
     return steps_done(run) if resume else 0
 
 

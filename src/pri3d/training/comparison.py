@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.table import Table
 
 from pri3d.errors import ConfigError
 from pri3d.intervals import interval_text, mean_interval
-from pri3d.runs import RunPaths, read_json, short_names, write_json
+from pri3d.runs import Run, RunPaths, read_json, short_names, write_json
 
 WIDTH = 140  #: characters of the table where it goes to a file
 
@@ -90,8 +91,28 @@ class Row(NamedTuple):
         return mean_interval(self.scores[name])
 
 
-def compare(root: Path, runs: Mapping[Job, Path], shown: Sequence[str]) -> Path:
-    """Write ROOT/comparison.json from the runs' last scores, print the table and return ``root``."""
+class Comparison(os.PathLike[str]):
+    """Several fine-tuning runs of one call, below one folder."""
+
+    def __init__(self, path: Path, runs: Mapping[str, Run]) -> None:
+        self.path = path
+        self.runs = dict(runs)  #: by the name of their folder
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of comparison.json: weights, network, fraction, seeds, scores and minutes by seed."""
+        rows: list[dict[str, Any]] = read_json(self.path / "comparison.json")
+        return rows
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"Comparison({str(self.path)!r}, {len(self.runs)} runs)"
+
+
+def compare(root: Path, runs: Mapping[Job, Path], shown: Sequence[str]) -> Comparison:
+    """Write ROOT/comparison.json from the runs' last scores and print the table."""
     rows: dict[tuple[Any, ...], Row] = {}
     names = short_names(list(dict.fromkeys(job.weights for job in runs)))
     for job, path in runs.items():
@@ -110,7 +131,7 @@ def compare(root: Path, runs: Mapping[Job, Path], shown: Sequence[str]) -> Path:
     if not console.is_terminal:
         console = Console(width=WIDTH)  # a log file has no edge
     console.print(_table(list(rows.values()), shown))
-    return root
+    return Comparison(root, {path.name: Run(path) for path in runs.values()})
 
 
 def _table(rows: Sequence[Row], shown: Sequence[str]) -> Table:

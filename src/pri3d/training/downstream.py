@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from pri3d.api.finetune import FinetuneSettings
 from pri3d.networks.encoders import Encoder, encoder_of, head_parameters
 from pri3d.networks.tuning import fix_norms, limit
 from pri3d.runs import RunPaths
 from pri3d.tasks import Task
-from pri3d.tasks.settings import FinetuneSettings
 from pri3d.training.loop import StepModule
 from pri3d.training.optim import ParameterGroup
 from pri3d.training.watch import Watch
@@ -34,7 +34,7 @@ class DownstreamModule(StepModule):
     def parameter_groups(self) -> list[ParameterGroup]:
         """The encoder at the learning rate, everything on it at ``head_lr`` times that."""
         encoder = encoder_of(self.model).parameters()
-        return [ParameterGroup(encoder), ParameterGroup(head_parameters(self.model), self.settings.head_lr)]
+        return [ParameterGroup(encoder), ParameterGroup(head_parameters(self.model), self.settings.backbone.head_lr)]
 
     @property
     def network(self) -> nn.Module:
@@ -45,7 +45,7 @@ class DownstreamModule(StepModule):
         """The task's."""
         for module in self.fixed:
             module.eval()
-        if isinstance(batch, LabelledBatch) and self.settings.channels_last:
+        if isinstance(batch, LabelledBatch) and self.settings.compute.channels_last:
             batch = batch._replace(color=batch.color.contiguous(memory_format=torch.channels_last))
         return self.task.loss(self.model, batch)
 
@@ -54,9 +54,9 @@ def limit_encoder(encoder: Encoder, settings: FinetuneSettings) -> list[nn.Modul
     """Fix what the settings say of the encoder; return the modules that must be in ``eval()`` at every pass."""
     for module in encoder.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = settings.bn_momentum
+            module.momentum = settings.backbone.bn_momentum
     fixed = limit(encoder, settings.tune)
-    return fixed if settings.norm == "train" else [*fixed, *fix_norms(encoder)]
+    return fixed if settings.backbone.norm == "train" else [*fixed, *fix_norms(encoder)]
 
 
 class Validator(Watch):

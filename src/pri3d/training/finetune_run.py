@@ -7,13 +7,16 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from rich.console import Console
 from torch import nn
 
+from pri3d.api.finetune import FinetuneOptions, FinetuneSettings, resolve_finetuning
+from pri3d.api.options import AnyPath, hints_of
+from pri3d.api.presets import overlay
 from pri3d.data.mixture import hashes_of
 from pri3d.data.sampler import StreamSampler
 from pri3d.errors import ConfigError, DataError, Problems
@@ -30,9 +33,7 @@ from pri3d.networks.weights import (
     read_state,
 )
 from pri3d.runs import RunPaths, write_json
-from pri3d.settings import resolve
-from pri3d.tasks import TASKS, Recipe, differing, find_task
-from pri3d.tasks.settings import FinetuneSettings
+from pri3d.tasks import Recipe, differing, find_task
 from pri3d.training.checkpoints import open_run
 from pri3d.training.comparison import Job
 from pri3d.training.downstream import DownstreamModule, Validator, limit_encoder
@@ -47,11 +48,13 @@ class Sets:
         self._opened: dict[tuple[Any, ...], LabelledImages] = {}
         self._checked: set[tuple[int, int]] = set()
 
-    def open(self, path: Path, split: Split, dataset: str | None, labels: str | None, whole: bool) -> LabelledImages:
+    def open(
+        self, path: Path, split: Split, dataset: str | None, labels: AnyPath | None, whole: bool
+    ) -> LabelledImages:
         """As :func:`pri3d.labelled.open_labelled`."""
         key = (path, split, whole)
         if key not in self._opened:
-            self._opened[key] = open_labelled(path, split, dataset, labels, whole)
+            self._opened[key] = open_labelled(path, split, dataset, None if labels is None else str(labels), whole)
         return self._opened[key]
 
     def check(self, images: LabelledImages, rows: Sequence[int], recipe: Recipe[Any]) -> None:
@@ -62,39 +65,21 @@ class Sets:
             self._checked.add(key)
 
 
-class Call(NamedTuple):
-    """What all runs of one call share."""
-
-    task: str
-    data: Path
-    val: Path | None
-    dataset: str | None
-    labels: str | None
-    part: str
-    preset: str
-    epochs: float | None
-    resume: bool
-    options: Options
-    given: Mapping[str, Any]  #: settings by name, None where not given
-    own: Mapping[str, Any]  #: settings of the task that have no option
-    sets: Sets
-
-
 class FinetuneRun:
     """One run, checked when it is made; :meth:`train` does the work.
 
     Raises ConfigError, DataError or WeightsError, naming every problem at once where they do not depend on each other.
     """
 
-    def __init__(self, call: Call, job: Job) -> None:
-        self.call, self.job = call, job
+    def __init__(self, call: FinetuneOptions, job: Job, options: Options, sets: Sets) -> None:
+        self.call, self.job, self.options, self.sets = call, job, options, sets
         self.task_type = find_task(call.task)
         self.kind: type[Recipe[Any]] = self.task_type.recipe
         problems, whole = Problems(), call.val is not None
         with problems.collect():
-            self.train_set = call.sets.open(call.data, "train", call.dataset, call.labels, whole)
+            self.train_set = sets.open(Path(call.data), "train", call.dataset, call.label_map, whole)
         with problems.collect():
-            self.val_set = call.sets.open(call.val or call.data, "val", call.dataset, call.labels, whole)
+            self.val_set = sets.open(Path(call.val or call.data), "val", call.dataset, call.label_map, whole)
         with problems.collect():
             self.from_file = job.weights not in {"scratch", "imagenet"} and not job.weights.startswith("timm:")
             self.record = read_provenance(Path(job.weights)) if self.from_file else {}
@@ -105,9 +90,9 @@ class FinetuneRun:
             steps = math.ceil(call.epochs * len(self.rows) / settings.batch)
             settings = dataclasses.replace(settings, steps=max(1, steps))
         self.settings = settings
-        self.recipe = self.kind(settings)
+        self.recipe = self.kind(settings, settings.own[call.task])
         with problems.collect():
-            call.options.check(settings)
+            options.check(settings)
         with problems.collect():
             self._check_sets()
         problems.refuse()
@@ -120,8 +105,8 @@ class FinetuneRun:
 
     def check_images(self) -> None:
         """Read the images' headers, and some of the images, before hours are spent. Raises DataError."""
-        self.call.sets.check(self.train_set, self.rows, self.recipe)
-        self.call.sets.check(self.val_set, range(len(self.val_set.names)), self.recipe)
+        self.sets.check(self.train_set, self.rows, self.recipe)
+        self.sets.check(self.val_set, range(len(self.val_set.names)), self.recipe)
 
     def train(self, path: Path) -> Path:
         """Train, or continue in the run folder ``path``, and return it."""
@@ -130,54 +115,45 @@ class FinetuneRun:
         recipe = self.recipe
         model, report = self.network()
         module_task = recipe.task(self.train_set, self.rows)
-        module = DownstreamModule(settings, synchronised(model, settings, call.options.launch), module_task)
+        module = DownstreamModule(settings, synchronised(model, settings, self.options.launch), module_task)
         if not folder.checkpoint.exists():
             self.check_images()
         facts = self._facts(report)
-        done = open_run(folder, "finetune", settings, facts, call.resume, call.options.launch.rank)
-        if call.options.launch.rank == 0:
+        done = open_run(folder, "finetune", settings, facts, call.resume, self.options.launch.rank)
+        if self.options.launch.rank == 0:
             self._say(path.name, facts)
             write_json(folder.loaded, report._asdict() if report else {})
         if done == settings.steps and folder.weights.exists():
             return path
-        if settings.channels_last:
+        if settings.compute.channels_last:
             model.to(memory_format=torch.channels_last)
         held = recipe.dataset(self.val_set, None, training=False)
-        validator = Validator(module_task, held, folder, done, settings.eval_every, facts)
+        validator = Validator(module_task, held, folder, done, settings.validation.every, facts)
         data, count = recipe.dataset(self.train_set, self.rows, training=True), len(self.rows)
         feed = Feed(data, self.kind.collate, lambda total, start: StreamSampler(count, total, settings.seed, start))
-        fit(module, feed, folder, done, call.options, [validator])
-        if call.options.launch.rank == 0:
+        fit(module, feed, folder, done, self.options, [validator])
+        if self.options.launch.rank == 0:
             module_task.save(model, folder.weights, {**facts, "steps": settings.steps})
         return path
 
     def _resolve(self) -> FinetuneSettings:
         """Settings of the preset with what the user gave and what the weights say of their network."""
-        call, job, kind = self.call, self.job, self.kind.settings_type
-        own = _names(kind)
-        self._refuse_foreign(own)
-        if call.epochs is not None and (call.given["steps"] is not None or not call.epochs > 0):
+        call, job = self.call, self.job
+        names = {name for name, _ in FinetuneSettings().items()} - {"own"}
+        given = {name: value for name, value in call.given().items() if name in names}
+        given |= {each.group: each.given() for each in call.options}
+        if call.epochs is not None and ("steps" in given or not call.epochs > 0):
             raise ConfigError(f"--epochs {call.epochs:g}: give a positive number, and no --steps beside it.")
-        varied = {"network": job.network, "fraction": job.fraction, "seed": job.seed}
-        stated = {name: _agreed(name, call.given[name], self.record) for name in _OF_NETWORK & own}
+        given |= {"network": job.network, "fraction": job.fraction, "seed": job.seed}
+        given = {name: value for name, value in given.items() if value is not None}
+        stated: dict[str, Any] = {"encoder": _agreed("encoder", given.get("encoder"), self.record)}
+        if (own := self.task_type.options) is not None:
+            mine = given.get(call.task, {})
+            known = {name: _agreed(f"{call.task}.{name}", mine.get(name), self.record) for name in _OF_NETWORK}
+            stated[call.task] = {name: known[name] for name in _OF_NETWORK if name in hints_of(own)}
         if job.weights == "scratch":  # what a preset keeps as it was loaded would stay random
-            stated |= {name: call.given[name] or value for name, value in _FROM_SCRATCH.items()}
-        return resolve(kind, call.task, call.preset, {**call.given, **stated, **varied, **call.own})
-
-    def _refuse_foreign(self, own: set[str]) -> None:
-        """Refuse options that are no setting of the task, and settings by name that are none or have an option."""
-        task, call = self.call.task, self.call
-        options = set().union(*(_names(find_task(name).recipe.settings_type) for name in TASKS))
-        foreign = [name for name in options - own if call.given.get(name) is not None]
-        if foreign:
-            listed = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(foreign))
-            raise ConfigError(f"{listed}: no setting of task {task}. Leave it out.")
-        if strange := sorted(set(call.own) - (own - options)):
-            choices = ", ".join(sorted(own - options)) or "none"
-            raise ConfigError(
-                f"--settings {', '.join(strange)}: no setting of task {task} alone. Choices: {choices}; "
-                "others have an option of their name."
-            )
+            stated |= {"tune": given.get("tune", "full"), "backbone": {"norm": "train"}}
+        return resolve_finetuning(call.task, call.preset, overlay(overlay({}, _known(stated)), given))
 
     def _say(self, name: str, facts: Mapping[str, Any]) -> None:
         """What the run begins with, and what a reader of its scores must know."""
@@ -228,7 +204,7 @@ class FinetuneRun:
     def _facts(self, report: WeightsReport | None) -> dict[str, Any]:
         """What is written down of the run beside its settings."""
         call = self.call
-        sources = {name: getattr(call, name) for name in ("data", "val", "dataset", "labels")}
+        sources = {"data": call.data, "val": call.val, "dataset": call.dataset, "labels": call.label_map}
         return {
             "task": call.task,
             "preset": call.preset,
@@ -273,18 +249,19 @@ def _images(images: LabelledImages, rows: Sequence[int] | None = None) -> set[st
     return {f"{whole}:{name}" if file is None else os.path.abspath(file) for file, name in files}  # noqa: PTH100
 
 
-#: Settings that a model of ours states itself.
-_OF_NETWORK = {"encoder", "decoder", "channels"}
-_FROM_SCRATCH = {"tune": "full", "norm": "train"}
+#: options of a task that a model of ours states itself, beside its encoder
+_OF_NETWORK = ("decoder", "channels")
 
 
-def _names(kind: type[FinetuneSettings]) -> set[str]:
-    return {field.name for field in dataclasses.fields(kind)}
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested values that are there."""
+    found = {name: _known(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+    return {name: value for name, value in found.items() if value is not None and value != {}}
 
 
 def _agreed(name: str, given: Any, record: dict[str, Any]) -> Any:
     """The network option the user gave, else the one the weights file states. Raises ConfigError where they differ."""
-    stated = record.get(name)
+    stated = record.get(name.rpartition(".")[2])
     if given is not None and stated is not None and given != stated:
-        raise ConfigError(f"--{name} {given}: the weights are of a network with {name} {stated}. Leave the flag out.")
+        raise ConfigError(f"--{name} {given}: the weights are of a network with it {stated}. Leave the flag out.")
     return stated if given is None else given

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import torch
 
+from pri3d.api.training import CallOptions, TrainSettings
 from pri3d.errors import ConfigError, Pri3DError
-from pri3d.settings import TrainSettings
 
 #: What asks a run to stop after its step: CTRL-C, `kill` and `scancel`, and Slurm before the time is up.
 STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")
@@ -86,14 +86,20 @@ class Options:
     launch: Launch = dataclasses.field(default_factory=find_launch)
     wandb: str | None = None  #: project
 
+    @classmethod
+    def of(cls, call: CallOptions) -> Options:
+        """What a call asks for, on the processes that there are."""
+        checkpoint = call.checkpoint
+        return cls(call.workers, checkpoint.every, checkpoint.keep, find_launch(call.devices, call.nodes), call.wandb)
+
     def check(self, settings: TrainSettings) -> None:
         """Refuse what cannot be, naming each flag. Raises ConfigError."""
         found = [
             f"--{flag} {value}: give at least {least}"
             for flag, value, least in (
                 ("workers", self.workers, 0),
-                ("save-every", self.save_every, 1),
-                ("keep-checkpoints", self.keep, 1),
+                ("checkpoint.every", self.save_every, 1),
+                ("checkpoint.keep", self.keep, 1),
             )
             if value < least
         ]
@@ -108,7 +114,7 @@ class Options:
                 f"--devices {self.launch.devices}: this process sees {torch.cuda.device_count()} GPUs (under srun use "
                 "--gres, not --gpus-per-task)"
             )
-        if settings.sync_bn and self.launch.world > 1 and not torch.cuda.is_available():
+        if settings.compute.sync_bn and self.launch.world > 1 and not torch.cuda.is_available():
             found.append("--sync-bn: batch norms are synchronised on GPUs only; leave it out")
         if self.wandb is not None and importlib.util.find_spec("wandb") is None:
             found.append("--wandb: Weights & Biases is not installed; run pip install wandb")

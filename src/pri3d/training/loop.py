@@ -23,10 +23,10 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pri3d.api.training import Precision, TrainSettings
 from pri3d.data.sampler import Share, StreamSampler, derive
 from pri3d.machine import cpu_has_bf16
 from pri3d.runs import RunPaths
-from pri3d.settings import Precision, TrainSettings
 from pri3d.training import optim
 from pri3d.training.launch import InterruptedRunError, Launch, Options, on_stop, outlive_stopping
 from pri3d.training.recorder import Recorder
@@ -46,7 +46,7 @@ def synchronised(network: N, settings: TrainSettings, launch: Launch) -> N:
 
     By timm's converter: PyTorch's, which is Lightning's, drops the activation inside timm's norms.
     """
-    if not (settings.sync_bn and launch.world > 1):
+    if not (settings.compute.sync_bn and launch.world > 1):
         return network
     converted: N = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     return converted
@@ -181,7 +181,7 @@ def _trainer(module: StepModule, run: RunPaths, options: Options, callbacks: lis
         device = "cuda" if torch.cuda.is_available() else "cpu"
         plugins.append(MixedPrecision("16-mixed", device, torch.amp.GradScaler(device)))
         precision = None
-    if settings.compile:
+    if settings.compute.compile:
         module.network.compile()
     return pl.Trainer(
         max_steps=settings.steps,

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from pri3d.settings import TrainSettings
+from pri3d.api.training import TrainSettings
 
 WARM_UP = 0.1  #: share of a one-cycle run in which the rate rises
 DETECTION_WARM_UP = 1000  #: steps, and at most a tenth of them
@@ -63,20 +63,20 @@ def build(groups: Sequence[ParameterGroup], settings: TrainSettings) -> tuple[Op
     """Build optimizer and schedule; AdamW's weight decay spares biases and norms, as is usual."""
     parts = [([p for p in group.parameters if p.requires_grad], settings.lr * group.factor) for group in groups]
     parts = [(parameters, lr) for parameters, lr in parts if parameters]
-    if settings.optimizer == "sgd":
+    if settings.optim.optimizer == "sgd":
         optimizer: Optimizer = SGD(
             [{"params": parameters, "lr": lr} for parameters, lr in parts],
             settings.lr,
-            momentum=settings.momentum,
-            dampening=settings.dampening,
-            weight_decay=settings.weight_decay,
+            momentum=settings.optim.momentum,
+            dampening=settings.optim.dampening,
+            weight_decay=settings.optim.weight_decay,
         )
     else:
         kinds = [
             {"params": [p for p in parameters if (p.ndim > 1) == decays], "lr": lr, "weight_decay": decay}
             for parameters, lr in parts
-            for decays, decay in ((True, settings.weight_decay), (False, 0.0))
+            for decays, decay in ((True, settings.optim.weight_decay), (False, 0.0))
         ]
         # Fused takes half the time, on a CPU too, but takes fp16's gradients scaled: their norm could not be told.
         optimizer = AdamW(kinds, settings.lr, fused=settings.precision != "fp16")
-    return optimizer, LambdaLR(optimizer, lambda step: factor(settings.schedule, step, settings.steps))
+    return optimizer, LambdaLR(optimizer, lambda step: factor(settings.optim.schedule, step, settings.steps))

@@ -10,24 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pri3d.api.pretrain import PretrainSettings
 from pri3d.data.pairs import MixedPairs, PairDataset, collate
 from pri3d.data.sampler import Draw
 from pri3d.networks.tuning import limit
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import save_model
-from pri3d.objectives import VIEWS, Features, WeightedSum
+from pri3d.objectives import VIEWS, Features, Setup, WeightedSum
 from pri3d.objectives.quality import PairQuality
 from pri3d.runs import RunPaths
 from pri3d.training.loop import StepModule
-from pri3d.training.settings import PretrainSettings
 from pri3d.training.watch import Watch
 from pri3d.types import CropBatch, PairBatch
-
-#: What of the settings every objective is built with.
-FOR_OBJECTIVES = (
-    "channels", "chunks", "temperature", "negatives", "exclude_px", "exclude_cm", "match", "distance", "net3d",
-    "voxel_input", "moco_queue", "moco_momentum", "moco_temperature", "moco_group",
-)  # fmt: skip
 
 
 class PretrainModule(StepModule):
@@ -40,9 +34,8 @@ class PretrainModule(StepModule):
         self.unet = unet
         self._maps = _Maps(unet)
         self.fixed = limit(unet.encoder, settings.tune)  # before objectives copy the encoder, adapters included
-        given: dict[str, Any] = {name: getattr(settings, name) for name in FOR_OBJECTIVES}
-        given |= {"encoder": unet.encoder, "points": 0 if settings.points == "all" else settings.points}
-        self.objective = WeightedSum(settings.weights, given)
+        setup = Setup(settings.unet.channels, unet.encoder, settings.contrast, settings.matching)
+        self.objective = WeightedSum(settings.active, setup, settings.own)
         #: images of a pair that are shown to the network; one at least, for objectives that take whatever is there
         self.views = () if settings.crops_alone else self.objective.views or VIEWS[:1]
         if settings.crops_alone:
@@ -57,7 +50,7 @@ class PretrainModule(StepModule):
         """All images of all pairs in one pass, or one pass for each view; then the objectives (paper section 3.3)."""
         for module in self.fixed:
             module.eval()
-        if self.settings.bn_momentum == "decay":
+        if self.settings.unet.bn_schedule == "decay":
             self._set_momentum(decayed_momentum(self.global_step))
         terms = self.objective(self.features(batch), batch)
         return terms.loss, terms.log
@@ -67,8 +60,10 @@ class PretrainModule(StepModule):
         if isinstance(batch, CropBatch):
             return Features(batch.crops.new_empty(0), [], ())
         count = batch.color.shape[1]
-        parts = [batch.color] if self.settings.passes == "joint" else [batch.color[:, k : k + 1] for k in range(count)]
-        layout = torch.channels_last if self.settings.channels_last else torch.contiguous_format
+        parts = (
+            [batch.color] if self.settings.unet.passes == "joint" else [batch.color[:, k : k + 1] for k in range(count)]
+        )
+        layout = torch.channels_last if self.settings.compute.channels_last else torch.contiguous_format
         passes = [self._maps(part.flatten(0, 1).contiguous(memory_format=layout)) for part in parts]
         if len(passes) == 1:
             dense, maps = passes[0]
@@ -123,7 +118,9 @@ class HeldOut(Watch):
             end = min(start + settings.micro_batch, len(self.dataset))
             batch = collate([self.dataset[Draw(0, k)] for k in range(start, end)])
             batch = module.transfer_batch_to_device(batch, module.device, 0)
-            quality.update(module.features(batch), batch, distance=settings.distance, match=settings.match)
+            quality.update(
+                module.features(batch), batch, distance=settings.matching.distance, match=settings.matching.match
+            )
         module.unet.train(training)
         return {name: None if math.isnan(value) else value for name, value in quality.result().items()}
 

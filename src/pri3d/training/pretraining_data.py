@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pri3d.api.pretrain import PretrainSettings
 from pri3d.data.augment import recipe
 from pri3d.data.crops import (
     CropDataset,
@@ -29,7 +30,6 @@ from pri3d.geometry.resize import parse_size
 from pri3d.geometry.voxels import coarsen
 from pri3d.store import Store
 from pri3d.training.loop import Feed
-from pri3d.training.settings import PretrainSettings
 
 
 class Portion(NamedTuple):
@@ -41,17 +41,17 @@ class Portion(NamedTuple):
     held: NDArray[np.int64]  #: and those kept out of training
 
 
-class Plan:
+class PretrainData:
     """The data of a run, checked before anything is built.
 
     Args:
         mixture: prepared pairs, of one store or several.
         settings: of the run.
-        images: folder of further images for moco, or None.
     """
 
-    def __init__(self, mixture: Mixture, settings: PretrainSettings, images: Path | None) -> None:
-        self.settings, self.images = settings, images
+    def __init__(self, mixture: Mixture, settings: PretrainSettings) -> None:
+        self.settings = settings
+        self.images: Path | None = settings.own["moco"].images if "moco" in settings.own else None
         table = crop_table if settings.crops_alone else Store.pairs
         self.portions = [
             Portion(*part, *split_pairs(part.store, settings.holdout, table(part.store))) for part in mixture.parts
@@ -63,7 +63,7 @@ class Plan:
     def watched(self) -> bool:
         """Whether there is something to measure, and pairs to measure it on."""
         held = any(len(portion.held) for portion in self.portions)
-        return self.settings.eval_every > 0 and held and not self.settings.crops_alone
+        return self.settings.validation.every > 0 and held and not self.settings.crops_alone
 
     @cached_property
     def folder(self) -> ImageFolder | None:
@@ -86,7 +86,7 @@ class Plan:
             with problems.collect():
                 self._check_pairs(portion)
             with problems.collect():
-                if "view" in self.settings.weights and self.settings.match != "relative":
+                if "view" in self.settings.active and self.settings.matching.match != "relative":
                     check_unit(portion.store)
             with problems.collect():
                 self._check_surface(portion.store)
@@ -116,7 +116,7 @@ class Plan:
 
     def _crop_feed(self) -> Feed:
         """Crops of the frames' stores, and of the images as one more source that weighs as much as all of them."""
-        seed, batch, mix = self.settings.seed, self.settings.batch, self.settings.mix
+        seed, batch, mix = self.settings.seed, self.settings.batch, self.settings.own["moco"].mix
         crops = self._crops()
         weights = [*self.weights, sum(self.weights)] if self.folder is not None else self.weights
 
@@ -138,7 +138,7 @@ class Plan:
         """
         parts = []
         for portion, seed in zip(self.portions, self._seeds(), strict=True):
-            rows, most = portion.held, max(1, self.settings.eval_pairs * portion.weight // sum(self.weights))
+            rows, most = portion.held, max(1, self.settings.validation.pairs * portion.weight // sum(self.weights))
             if len(rows) > most:
                 rows = np.sort(np.random.default_rng(derive(seed)).choice(rows, most, replace=False))
             parts.append(self._pairs(portion.store, rows, ("first", "second"), seed, training=False))
@@ -153,24 +153,25 @@ class Plan:
         self, store: Store, rows: NDArray[np.int64], views: tuple[str, ...], seed: int, training: bool
     ) -> PairDataset:
         settings = self.settings
+        geometry, moco = settings.own.get("geometry"), settings.own.get("moco")
         return PairDataset(
             store.path,
             rows,
             parse_size(settings.size),
             seed,
             recipe(settings.augment) if training else None,
-            settings.voxel if training and "geometry" in settings.weights else 0.0,
-            settings.chunks,
+            geometry.voxel if training and geometry else 0.0,
+            geometry.chunks if geometry else 2,
             settings.interpolation,
             views,
-            CropRecipe(size=settings.crop) if training and "moco" in settings.weights else None,
+            CropRecipe(size=moco.crop) if training and moco else None,
         )
 
     def _crops(self) -> CropDataset:
         sources: list[Source] = [PairFrames(portion.store.path, portion.train) for portion in self.portions]
         if self.folder is not None:
             sources.append(self.folder)
-        return CropDataset(sources, self.settings.seed, CropRecipe(size=self.settings.crop))
+        return CropDataset(sources, self.settings.seed, CropRecipe(size=self.settings.own["moco"].crop))
 
     def _check_pairs(self, portion: Portion) -> None:
         if self.settings.crops_alone and not self.several:
@@ -179,25 +180,27 @@ class Plan:
         check_pairs(portion.train, portion.store, max(1, share))
 
     def _check_surface(self, store: Store) -> None:
-        if "geometry" not in self.settings.weights:
+        if "geometry" not in self.settings.own:
             return
-        if self.settings.voxel <= 0:
-            raise ConfigError(f"--voxel {self.settings.voxel}: the geometry objective needs an edge in metres.")
+        voxel = self.settings.own["geometry"].voxel
+        if voxel <= 0:
+            raise ConfigError(f"--geometry.voxel {voxel}: the geometry objective needs an edge in metres.")
         scenes = (store.scene(scene) for scene in store.scenes)
-        if not any(len(coarsen(scene.surface(), self.settings.voxel).cells) for scene in scenes):
+        if not any(len(coarsen(scene.surface(), voxel).cells) for scene in scenes):
             raise DataError(f"{store.path}: no scene has a surface, which geometry needs. Prepare with --surface.")
 
     def _check_images(self) -> None:
-        mixed = self.settings.mix != "frames"
+        mix = self.settings.own["moco"].mix if "moco" in self.settings.own else "frames"
+        mixed = mix != "frames"
         if mixed and self.images is None:
-            raise ConfigError(f"--mix {self.settings.mix}: name the folder of further images with --images.")
-        if self.several and self.settings.mix == "combine":
+            raise ConfigError(f"--moco.mix {mix}: name the folder of further images with --moco.images.")
+        if self.several and mix == "combine":
             raise ConfigError(
-                "--mix combine: shuffles all frames and images together, where several stores have no weights. Choose "
-                "--mix half, or give one store."
+                "--moco.mix combine: shuffles all frames and images together, where several stores have no weights. "
+                "Choose --moco.mix half, or give one store."
             )
         if self.images is not None and not (mixed and self.settings.crops_alone):
             raise ConfigError(
-                f"--images {self.images}: only moco by itself learns from further images: --objectives '{{moco: 1}}' "
-                "with --mix combine, half or alternate."
+                f"--moco.images {self.images}: only moco by itself learns from further images: --objectives "
+                "'{moco: 1}' with --moco.mix combine, half or alternate."
             )

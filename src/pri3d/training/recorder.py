@@ -16,10 +16,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from pri3d.api.training import TrainSettings
 from pri3d.errors import DataError, Pri3DError
 from pri3d.machine import peak_memory
 from pri3d.runs import MetricsFile, RunPaths
-from pri3d.settings import TrainSettings
 from pri3d.training.launch import Options, requeue
 
 #: Scores that the progress line shows.

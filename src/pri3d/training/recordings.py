@@ -5,51 +5,45 @@ Training sees prepared stores alone and preparation knows no training; here the 
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import inspect
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
+from pri3d.api.pretrain import PretrainOptions
 from pri3d.checking.check import check
 from pri3d.data.mixture import Named, parse_mixture
 from pri3d.errors import ConfigError, DataError, Problems
 from pri3d.preparation.run import prepare
 from pri3d.recordings import detect, find_reader, open_recording
 from pri3d.recordings._shared.files import clean_id
-from pri3d.runs import RunPaths
-from pri3d.settings import resolve
+from pri3d.runs import Run, RunPaths
 from pri3d.store import MANIFEST, finished_scenes, read_manifest
 from pri3d.training import pretrain as training
 from pri3d.training.launch import find_launch
-from pri3d.training.settings import PretrainSettings
+from pri3d.training.pretrain import paths_of
 
 PATIENCE = 3600.0  #: seconds that other processes wait for one more scene of the process that prepares
 _PAUSE = 1.0  # seconds between two looks
 
 
-@functools.wraps(training.pretrain)
-def pretrain(*args: Any, **options: Any) -> Path:
-    """See :func:`pri3d.training.pretrain.pretrain`; a recording in the place of a prepared store is prepared first."""
-    call = inspect.signature(training.pretrain).bind(*args, **options)
-    call.apply_defaults()
-    given = call.arguments
-    named = parse_mixture(given["data"])
+def pretrain(call: PretrainOptions) -> Run:
+    """Pre-train on prepared datasets, or on recordings, which are prepared first; see :func:`pri3d.pretrain`."""
+    named = parse_mixture(paths_of(call.data))
     recordings = {entry.path: cache_folder(entry.path) for entry in named if _is_recording(entry.path)}
     if recordings:
-        rank = find_launch(given["devices"], given["nodes"]).rank
-        _check(given, rank)
+        rank = find_launch(call.devices, call.nodes).rank
+        _check(call, rank)
         for path, out in recordings.items():
             if rank == 0:
                 _prepare(path, out)
             else:
                 _wait(path, out)
-        given["data"] = [_moved(entry, recordings.get(entry.path, entry.path)) for entry in named]
-    return training.pretrain(*call.args, **call.kwargs)
+        data = [_moved(entry, recordings.get(entry.path, entry.path)) for entry in named]
+        call = PretrainOptions(**{**call.given(), "data": data, "options": call.options})
+    return training.pretrain(call)
 
 
 def cache_folder(recording: Path) -> Path:
@@ -83,14 +77,14 @@ def _is_recording(path: Path) -> bool:
         raise DataError(f"neither a prepared store (it has no {MANIFEST}) nor a recording. {error}") from error
 
 
-def _check(given: dict[str, Any], rank: int) -> None:
+def _check(call: PretrainOptions, rank: int) -> None:
     """Refuse settings that cannot be before hours go into the preparation. Raises ConfigError naming all."""
     problems = Problems()
     with problems.collect():
-        resolve(PretrainSettings, "pretrain", given["preset"], dict(given))
+        training.resolve_call(call)
     with problems.collect():
-        if given["run"] is not None and rank == 0:  # the others may find what the first has begun
-            RunPaths(given["run"]).refuse_other(given["resume"])
+        if call.run is not None and rank == 0:  # the others may find what the first has begun
+            RunPaths(Path(call.run)).refuse_other(call.resume)
     problems.refuse()
 
 

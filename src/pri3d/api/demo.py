@@ -1,0 +1,33 @@
+"""``pri3d demo``: its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+
+
+class DemoOptions(Options):
+    """Options of :func:`demo`."""
+
+    out: AnyPath = option("folder to write", default="demo")
+    max_minutes: float = option(
+        "where the machine is too slow for the full number of steps, both are cut alike to fit, and the report says so",
+        default=8.0,
+        above=0,
+    )
+    seed: int = option("random seed of the rooms and of pre-training", default=0, least=0)
+    processes: int = option("processes; 0 takes one per core", default=0, least=0)
+
+
+@verb(DemoOptions, "pri3d demo --out demo --max-minutes 8")
+def demo(options: DemoOptions) -> Path:
+    """Run the whole workflow on rendered rooms: no data, no GPU, no download.
+
+    Renders rooms, prepares them, pre-trains View+Geo, fine-tunes a segmentation network from scratch and from the
+    pre-trained weights with two seeds each on rooms that pre-training did not see, exports the encoder, and writes
+    OUT/results.json and OUT/report.html. Started again in the same folder it starts over.
+
+    Returns the report.
+    """
+    return implementation("pri3d.chain:demo")(**keywords(options, processes="workers"))

@@ -1,0 +1,32 @@
+"""``pri3d import``: its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+
+
+class ImportOptions(Options):
+    """Options of :func:`import_weights`."""
+
+    file: AnyPath = option(
+        "safetensors or torch file of torchvision, timm, MoCo, SimCLR, SwAV, DINO, MAE or Detectron2, or a published "
+        "Pri3D checkpoint, of which the U-Net is taken",
+        kw_only=False,
+    )
+    out: AnyPath = option(".safetensors file to write, for pri3d.load and --weights", kw_only=False)
+    encoder: str | None = option("name of the network, where the file's tensors do not tell it", default=None)
+
+
+@verb(ImportOptions, "pri3d import moco_v2_800ep_pretrain.pth.tar moco.safetensors", name="import")
+def import_weights(options: ImportOptions) -> Path:
+    """Turn a checkpoint of another program into a weights file of pri3d, and say which tensors found their place.
+
+    Nothing in the file is executed. The written file's header names the file it came from, and that one's SHA-256.
+
+    Returns the written file. Raises ConfigError where the network has to be named (the message lists those that fit) or
+    ``out`` cannot be written; WeightsError where the file cannot be read safely, or does not fill the network: nothing
+    is written then.
+    """
+    return implementation("pri3d.networks.importing:import_weights")(**keywords(options))

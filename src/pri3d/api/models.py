@@ -1,0 +1,31 @@
+"""``pri3d models``: its options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pri3d.api.options import Options, implementation, keywords, option, verb
+
+if TYPE_CHECKING:
+    from pri3d.networks.catalog import Facts
+
+
+class ModelsOptions(Options):
+    """Options of :func:`models`."""
+
+    encoder: str | None = option(
+        "one encoder to show, by any name that --encoder of the other verbs takes; without it those built in, those of "
+        "installed packages and an example of each family of timm",
+        default=None,
+    )
+
+
+@verb(ModelsOptions, "pri3d models --encoder vit_small_patch16_dinov3")
+def models(options: ModelsOptions) -> list[Facts]:
+    """Show the encoders that can be built: channels and strides of their maps, parameters, and what was measured.
+
+    Nothing is downloaded, and no memory is taken for weights.
+
+    Returns what is shown. Raises ConfigError for an unknown name; the message has the closest ones.
+    """
+    return implementation("pri3d.networks.catalog:list_models")(**keywords(options))

@@ -1,0 +1,47 @@
+"""``pri3d predict``: its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+
+
+class PredictOptions(Options):
+    """Options of :func:`predict`."""
+
+    run: AnyPath = option("folder of a fine-tuning run, or one of its weights files", kw_only=False)
+    source: AnyPath = option(
+        "image, folder of images, or video (with the extra `video`; animated GIF, WebP and PNG without it)",
+        kw_only=False,
+    )
+    out: AnyPath = option("folder to write to", default="predictions")
+    which: Literal["last", "best"] = option(
+        "best or last network of the run; last where there is no best", default="best"
+    )
+    threshold: float | None = option(
+        "of instance segmentation: score under which objects are left out, 0.5 if not given",
+        default=None,
+        least=0,
+        most=1,
+    )
+    frame_step: int = option("take every so many images or frames", default=1, least=1)
+    overwrite: bool = option("make what is there anew", default=False)
+
+
+@verb(PredictOptions, "pri3d predict runs/kitchen-seg photos --out predictions")
+def predict(options: PredictOptions) -> Path:
+    """Predict an image, a folder of images (with its subfolders) or a video with a fine-tuned network.
+
+    Writes for each image NAME_overlay.jpg to look at and NAME.json: of semantic segmentation the fraction of each
+    class, and NAME.png with the class ids as a palette image; of instance segmentation the objects in COCO's form. NAME
+    is the image's path below the folder; of a video its name and the frame's number. classes.json says what ids and
+    colours mean; of a video an overlay of all frames is written, too. Images that are there already are skipped, so a
+    stopped command continues. An image that cannot be read is listed while the others go on.
+
+    Returns the folder of the predictions. Raises ConfigError where an option is out of range or not of the network's
+    task, or ``out`` was made with other weights or another threshold; DataError where the source cannot be read, or
+    some image could not be (the others are there); WeightsError where the run has no such network.
+    """
+    return implementation("pri3d.evaluation.predict:predict")(**keywords(options, which="weights", frame_step="every"))

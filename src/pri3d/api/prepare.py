@@ -1,0 +1,81 @@
+"""``pri3d prepare``: its options."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pri3d.api.options import AnyPath, implementation, keywords, option, verb
+from pri3d.api.recording import RecordingFields
+
+
+class PrepareOptions(RecordingFields):
+    """Options of :func:`prepare`."""
+
+    recordings: Sequence[AnyPath] = option("one or more recordings", kw_only=False)
+    out: AnyPath = option("folder of the prepared dataset, created where it is missing", kw_only=False)
+    size: str = option(
+        "largest stored image, WIDTHxHEIGHT in pixels; the aspect ratio is kept and nothing is enlarged",
+        default="320x240",
+    )
+    frame_step: int | None = option(
+        "take every so many frames; without it the format decides: 25 for videos, as the paper does with ScanNet, 1 "
+        "where frames were chosen already",
+        default=None,
+        least=1,
+    )
+    max_depth: float = option("metres; farther depth counts as invalid", default=6.0, above=0)
+    overlap: Literal["paper", "max"] = option(
+        "paper for corresponding pixels of both frames over valid pixels of both, max for the larger of the two "
+        "frames' fractions, as the authors' code has it",
+        default="paper",
+    )
+    min_overlap: float = option("pairs that overlap by less are left out", default=0.3)
+    distance: float = option(
+        "metres within which two points correspond; relative to each point's depth with match relative", default=0.02
+    )
+    voxel: float = option("edge length of the surface's voxels in metres", default=0.02)
+    pairs: bool = option("mine pairs; labelled images for fine-tuning need none", default=True)
+    surface: bool = option("voxelise the surface; only the Geometry objective needs it", default=True)
+    min_confidence: int = option(
+        "percent; depth that the device itself trusts less counts as invalid (phones say low, medium and high: 0, 50 "
+        "and 100)",
+        default=50,
+    )
+    match: Literal["point", "relative"] = option(
+        "what the distance is: point, metres as in the paper, or relative, relative to the depth, for scenes with far "
+        "things; scenes without a known unit (structure from motion) always take the latter",
+        default="point",
+    )
+    select: Literal["every", "motion"] = option(
+        "every frame (of each frame-step), or those that the camera's motion chooses: the sharpest of each stretch of "
+        "10 cm or 10 degrees, of every frame of a video unless frame-step is given",
+        default="every",
+    )
+    processes: int = option(
+        "processes; 0 takes one per core. With cluster slurm, how many jobs to submit", default=0, least=0
+    )
+    cluster: str | None = option(
+        "machines to divide the scenes among, all with the same file system: slurm submits jobs as dask's "
+        "jobqueue.yaml says, dask:tcp://HOST:8786 takes the workers of a running dask scheduler",
+        default=None,
+    )
+    dry_run: bool = option(
+        "say what there is to do and what it will take, from a few frames of a few scenes, and stop there",
+        default=False,
+    )
+
+
+@verb(PrepareOptions, "pri3d prepare scans/kitchen out/kitchen --reader sevenscenes")
+def prepare(options: PrepareOptions) -> Path:
+    """Prepare recordings for pre-training: frames, overlapping pairs and the surface of every scene.
+
+    Finished scenes are kept, so a stopped run continues, more recordings can be added later, and a second run changes
+    nothing. A scene that fails is listed with its reason while the others go on.
+
+    Returns the folder of the prepared dataset. Raises ConfigError where an option is out of range or ``out`` was made
+    with other settings, DataError where some scene failed (the others are there), the disk is full, or the cluster's
+    scheduler is lost.
+    """
+    return implementation("pri3d.preparation.run:prepare")(**keywords(options, processes="workers"))

@@ -1,0 +1,62 @@
+"""``pri3d reproduce``: its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+
+
+class ReproduceOptions(Options):
+    """Options of :func:`reproduce`."""
+
+    experiment: str = option("table1 to table7, figure3, figure4 or figure5", kw_only=False)
+    on: Literal["rooms", "scannet", "nyuv2"] = option(
+        "rooms (rendered; no data needed), scannet, or nyuv2 (pre-training on ScanNet, fine-tuning on NYUv2)",
+        default="rooms",
+    )
+    scale: Literal["small", "paper"] = option(
+        "small (for a laptop: small network, images and numbers of steps) or paper (the paper's settings)",
+        default="small",
+    )
+    out: AnyPath = option("folder for data, runs and results; several experiments may use one", default="reproduction")
+    seeds: str | None = option(
+        "random seeds of pre-training and fine-tuning, joined by commas; each is a whole repetition", default=None
+    )
+    fractions: str | None = option(
+        "fractions of the labels, joined by commas, as in 0.2,1; default is the paper's", default=None
+    )
+    encoder: Literal["resnet18", "resnet50"] | None = option(
+        "instead of the study's: resnet18 in small, resnet50 in paper", default=None
+    )
+    scannet: AnyPath | None = option("folder of ScanNet's raw scans (.sens), for pre-training", default=None)
+    scannet_frames: AnyPath | None = option("folder of scannet_frames_25k, for fine-tuning", default=None)
+    nyuv2: AnyPath | None = option("NYUv2's labelled .mat file, or a folder of its images", default=None)
+    imagenet: AnyPath | None = option(
+        "folder of ImageNet's images, for the two MoCo rows that mix them in", default=None
+    )
+    jobs: int = option("runs at a time", default=1, least=1)
+    only: str | None = option(
+        "part of the work: data, one group of runs by its number in --dry-run, or table", default=None
+    )
+    slurm: AnyPath | None = option(
+        "write a script there that submits the work to Slurm as an array job, and do nothing", default=None
+    )
+    dry_run: bool = option("print the runs and what they will take, and do nothing", default=False)
+
+
+@verb(ReproduceOptions, "pri3d reproduce table1 --fractions 0.2,1 --jobs 2")
+def reproduce(options: ReproduceOptions) -> Path:
+    """Reproduce a table or figure of the paper: run, or continue, every training it needs, and compare.
+
+    Data are rendered or prepared first; every run has a folder of its own, which other tables use too, so a second call
+    makes what is missing and no more. A run that fails is reported and the others go on.
+
+    Returns the Markdown file of the result (of an image, the PNG); where --only, --slurm or --dry-run leave it
+    unwritten, OUT or the script. Raises ConfigError for an unknown name, or a folder of data that was not given, before
+    any work; DataError at the end, where runs have failed: the table is there without them.
+    """
+    return implementation("pri3d.reproduction.reproduce:reproduce")(
+        **keywords(options, scale="size", scannet_frames="frames", jobs="workers")
+    )

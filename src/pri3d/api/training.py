@@ -1,0 +1,136 @@
+"""Options that every training has, grouped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pri3d.api.options import AnyPath, Options, option
+
+#: what of an encoder is trained
+TUNING = re.compile(r"full|frozen|(?P<kind>last|lora)-(?P<number>[1-9]\d*)")
+TUNINGS = "full, frozen, last-K (stages or blocks), lora-R (rank)"
+
+#: colour augmentations
+Augment = Literal["strong", "light", "simclr", "blur", "none"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Schedule = Literal["constant", "step", "poly", "cosine", "onecycle", "multistep"]
+
+
+class OptimOptions(Options):
+    """The optimizer beside its learning rate."""
+
+    optimizer: Literal["sgd", "adamw"] = option("optimizer", default="sgd")
+    momentum: float = option("momentum of sgd", default=0.9, least=0)
+    dampening: float = option("dampening of sgd", default=0.1, least=0)
+    weight_decay: float = option(
+        "weight decay: of weights with two axes or more (adamw), of all (sgd)", default=0.0, least=0
+    )
+    schedule: Schedule = option(
+        "learning rate over the steps: step is x 0.99 every 1000, multistep x 0.1 after 2/3 and after 8/9",
+        default="step",
+    )
+
+
+class ComputeOptions(Options):
+    """How the hardware is used; it changes rounding and speed alone."""
+
+    sync_bn: bool = option("batch norms over all processes (GPUs only)", default=False)
+    channels_last: bool = option("memory layout of images and convolutions", default=True)
+    compile: bool = option("compile the network by torch.compile", default=False)
+
+
+class CheckpointOptions(Options):
+    """Checkpoints; these may change when a run is continued."""
+
+    every: int = option("steps between checkpoints", default=100, least=1)
+    keep: int = option("how many of the last checkpoints stay", default=1, least=1)
+
+
+class TrainFields(Options):
+    """What every training run has but for its seed."""
+
+    encoder: str = option("resnet18, resnet50, or any timm name with feature maps", default="resnet50")
+    tune: str = option(
+        "what of the encoder is trained: full, frozen, last-K stages or blocks, lora-R of rank R", default="full"
+    )
+    augment: Augment = option("colour augmentation", default="strong")
+    lr: float = option("peak learning rate", default=0.1, above=0)
+    steps: int = option("optimizer steps", default=60000, least=1)
+    batch: int = option("pairs or images a step, of all processes together", default=64, least=1)
+    micro_batch: int = option(
+        "pairs or images a forward pass of one process; a step adds up batch / micro-batch passes", default=8, least=1
+    )
+    precision: Precision = option("arithmetic of the network; the contrast is always fp32", default="auto")
+    optim: OptimOptions = option("the optimizer", default=OptimOptions())
+    compute: ComputeOptions = option("use of the hardware", default=ComputeOptions())
+
+    @property
+    def accumulate(self) -> int:
+        """Forward passes per optimizer step."""
+        return self.batch // self.micro_batch
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the numbers, each with its flag."""
+        found = super().problems()
+        if not found and self.batch % self.micro_batch:
+            found.append(f"--batch {self.batch} is not a multiple of --micro-batch {self.micro_batch}")
+        if not TUNING.fullmatch(self.tune):
+            found.append(f"--tune {self.tune}: unknown. Choices: {TUNINGS}")
+        return found
+
+
+class TrainSettings(TrainFields):
+    """What every training run has, resolved: presets and what the user gave."""
+
+    own: Mapping[str, Any] = option(
+        "options of the objectives or the task in use, by their names", default_factory=dict, is_flag=False
+    )
+
+    def stated(self) -> dict[str, Any]:
+        """Every value as a file holds it: groups nested, options of objectives and tasks under their names."""
+        values = self.plain()
+        return values | values.pop("own")
+
+    seed: int = option(
+        "random seed for initialization, shuffling, augmentation and the choice of points",
+        default=0,
+        least=0,
+        below=2**32,
+    )
+
+
+class CallOptions(Options):
+    """What belongs to a call and not to its run: it may change when a run is continued."""
+
+    workers: int = option("processes that load data, for each training process", default=1, least=0)
+    devices: int = option(
+        "processes on this machine, one a GPU; torchrun and srun say it themselves", default=1, least=1
+    )
+    nodes: int = option("machines", default=1, least=1)
+    wandb: str | None = option("project of Weights & Biases to log to, too", default=None)
+    checkpoint: CheckpointOptions = option("checkpoints", default=CheckpointOptions())
+    preset: str = option(
+        "name of a preset, or the path of a YAML file of options; several joined by commas are merged from left to "
+        "right, later ones override",
+        default="quick",
+    )
+    run: AnyPath | None = option(
+        "folder of this run; the default is made of what it works on, below runs/", default=None
+    )
+    resume: bool = option("continue the run in that folder, exactly where its checkpoint stands", default=False)
+    options: Sequence[Options] = option(
+        "options of objectives or of the task, as in [MocoOptions(queue=128)]; --moco.queue 128 on the command line",
+        default=(),
+        is_flag=False,
+    )
+
+
+class ValidationOptions(Options):
+    """Measuring while a run trains."""
+
+    every: int = option(
+        "steps between measurements on held-out pairs or validation images; 0 for none", default=1000, least=0
+    )
+    pairs: int = option("held-out pairs to measure on, in pre-training", default=256, least=1)

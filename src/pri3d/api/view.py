@@ -1,0 +1,39 @@
+"""``pri3d view``: its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+
+
+class ViewOptions(Options):
+    """Options of :func:`view`."""
+
+    source: AnyPath = option("prepared dataset, or folder of a run", kw_only=False)
+    data: AnyPath | None = option("what the run was trained on, where it has moved", default=None)
+    scene: str | None = option("id of the scene; the first if not given", default=None)
+    max_frames: int = option("at most so many frames, evenly over the scene", default=40, least=1)
+    max_pairs: int = option("at most so many pairs, at even ranks of their overlap", default=4, least=0)
+    save: AnyPath | None = option("write a recording for rerun, FILE.rrd, and open no window", default=None)
+    out: AnyPath | None = option(
+        "write the page to this file, and open no window; default with --html beside the recording of --save, else "
+        "NAME-view.html here",
+        default=None,
+    )
+    html: bool = option("write the page, and open no window", default=False)
+
+
+@verb(ViewOptions, "pri3d view out/kitchen --save kitchen.rrd")
+def view(options: ViewOptions) -> Path | None:
+    """Look at a prepared dataset or a run: cameras, images, depth, surface, pairs and matches.
+
+    Of a pre-training run: features of its network before and after as false colours, and the matches they make beside
+    the measured ones. Of a fine-tuning run: ground truth and predictions. Opens rerun's viewer; without rerun, or
+    without a screen, it writes a page for any browser.
+
+    Returns the file that was written last; None where a window was opened. Raises ConfigError where a number is out of
+    range or a file cannot be written; DataError where the folder is neither, is damaged, or has no such scene, or a
+    run's data are not there.
+    """
+    return implementation("pri3d.reporting.viewer:view")(**keywords(options, max_frames="frames", max_pairs="pairs"))
