@@ -27,6 +27,8 @@ from benchmarks import rivals
 from benchmarks.loading import loader, make_store
 from benchmarks.machine import describe_machine
 from benchmarks.timing import Cut, CutNetwork, Stopwatch, choose_device, precision, seconds, synchronise
+from pri3d.settings import resolve
+from pri3d.training.settings import PretrainSettings
 from torch import Tensor
 
 from pri3d.files.atomic import write_atomic
@@ -37,9 +39,7 @@ from pri3d.networks.sparse import Geometry
 from pri3d.networks.unet import UNet
 from pri3d.objectives import geometry as geometry_objective
 from pri3d.objectives import view as view_objective
-from pri3d.settings import resolve
 from pri3d.training.pretraining import PretrainModule
-from pri3d.training.settings import PretrainSettings
 from pri3d.types import PairBatch
 
 #: Rows of the table; matching and loss are the step's own work, the others the networks'.

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pri3d.settings import resolve
+from pri3d.training.settings import PretrainSettings
 from torch.utils.data import DataLoader
 
 from pri3d.data.mixture import open_mixture
 from pri3d.preparation.run import prepare
 from pri3d.runs import RunPaths, read_metrics
-from pri3d.settings import resolve
 from pri3d.training.pretrain import pretrain
 from pri3d.training.pretraining_data import Plan
-from pri3d.training.settings import PretrainSettings
 from pri3d.worlds.write import rooms
 
 VOXEL = 0.16

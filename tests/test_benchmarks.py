@@ -12,12 +12,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import embed, gpu, loading, plain, presets, real, rivals, scale
 from benchmarks.timing import Stopwatch, precision
-
-from pri3d.networks.resunet3d import ResUNet3d
-from pri3d.networks.weights import read_state
 from pri3d.settings import presets as preset_names
 from pri3d.settings import resolve
 from pri3d.training.settings import PretrainSettings
+
+from pri3d.networks.resunet3d import ResUNet3d
+from pri3d.networks.weights import read_state
 
 TINY = gpu.SMALL._replace(
     flags={**gpu.SMALL.flags, "voxel": 0.32},

@@ -23,14 +23,14 @@ from typing import NamedTuple
 
 import pytest
 import yaml
+from pri3d.settings import presets, resolve
+from pri3d.training.settings import PretrainSettings
 
 import pri3d
 from pri3d.cli import build_parser, normalise
 from pri3d.labelled.spaces import load_space
 from pri3d.recordings._shared.cameras import read_cameras
-from pri3d.settings import presets, resolve
 from pri3d.tasks import TASKS, find_task
-from pri3d.training.settings import PretrainSettings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from pri3d.registry import ENCODERS
 from pri3d.networks.encoders import Encoder
 from pri3d.networks.unet import UNet, build_unet
 from pri3d.networks.weights import load_model, save_model
+from pri3d.registry import ENCODERS
 
 FLAGS: dict[str, Any] = {"precision": "fp32", "batch": 2, "workers": 2}
 SIZES = [(64, 48), (48, 64), (64, 48), (33, 50), (64, 48), (48, 64), (64, 48)]  # width, height

@@ -14,7 +14,6 @@ import torchvision
 import yaml
 from export_networks import IMAGES, last_map, make_run, run_snippet
 
-from pri3d.registry import ENCODERS
 from pri3d.errors import ConfigError
 from pri3d.exporting import graphs, toolboxes
 from pri3d.exporting.export import export
@@ -22,6 +21,7 @@ from pri3d.exporting.hf import HubModel
 from pri3d.exporting.torchvision import TorchvisionFormat
 from pri3d.networks import load as loading
 from pri3d.networks.weights import read_provenance, read_state
+from pri3d.registry import ENCODERS
 
 SLOW = pytest.mark.slow
 NETWORKS = {

@@ -11,7 +11,6 @@ import torchvision
 from safetensors.torch import save_file
 
 import pri3d
-from pri3d.registry import ENCODERS
 from pri3d.cli import main
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.networks.encoders import build_encoder
@@ -19,6 +18,7 @@ from pri3d.networks.importing import FAMILIES, from_detectron2, guess_encoder, i
 from pri3d.networks.load import load
 from pri3d.networks.unet import build_unet
 from pri3d.networks.weights import init_encoder, read_provenance, save_model
+from pri3d.registry import ENCODERS
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pri3d.api.pretrain import MIN_TEMPERATURE
 from pri3d.errors import ConfigError
 from pri3d.objectives import contrast
-from pri3d.api.pretrain import MIN_TEMPERATURE
 from pri3d.objectives.contrast import Contrast, Near, info_nce
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from pri3d.settings import resolve
+from pri3d.training.settings import PretrainSettings
 
 from pri3d.errors import ConfigError
 from pri3d.reproduction.matrix import build_matrix, experiments, find_experiment, find_study, groups, stated
-from pri3d.settings import resolve
 from pri3d.tasks import find_task
-from pri3d.training.settings import PretrainSettings
 
 STUDIES = [(on, size) for on, sizes in stated("studies").items() for size in sizes]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from flat import pretrain
 from processes import SMALL
 
+from flat import pretrain
 from pri3d.networks.weights import read_state
 from pri3d.runs import read_metrics
 from pri3d.training.launch import InterruptedRunError

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from pri3d.settings import resolve
+from pri3d.training.settings import PretrainSettings
 from small import SMALLER, run_small, same, stop_after
 
 from pri3d.cli import build_parser, normalise
@@ -22,11 +24,9 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.networks.weights import load_model
 from pri3d.preparation.run import prepare
 from pri3d.probing.probe import probe
-from pri3d.settings import resolve
 from pri3d.store import PairTable, write_pairs
 from pri3d.training.pretrain import pretrain
 from pri3d.training.pretraining_data import Plan
-from pri3d.training.settings import PretrainSettings
 from pri3d.worlds.write import rooms
 
 MOCO: dict[str, Any] = {"objectives": {"moco": 1.0}, "crop": 32, "moco_queue": 64}

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pri3d.settings import resolve
+from pri3d.training.settings import PretrainSettings
 from small import SMALLER, run_small
 
 from pri3d.data.crops import CropDataset
@@ -19,11 +21,9 @@ from pri3d.data.mixture import open_mixture
 from pri3d.data.pairs import PairDataset
 from pri3d.data.sampler import Draw
 from pri3d.errors import ConfigError, DataError, Pri3DError, WeightsError
-from pri3d.settings import resolve
 from pri3d.store import PairTable, Store, read_manifest, write_manifest, write_pairs
 from pri3d.training.launch import Launch, Options
 from pri3d.training.pretraining_data import Plan
-from pri3d.training.settings import PretrainSettings
 from pri3d.types import CropBatch
 
 

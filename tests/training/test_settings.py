@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pri3d.settings import presets, resolve
+from pri3d.training.settings import PretrainSettings
 
 from pri3d.errors import ConfigError
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import UNet
 from pri3d.runs import MetricsFile, read_metrics
-from pri3d.settings import presets, resolve
 from pri3d.tasks.instance import InstanceSettings
 from pri3d.tasks.semantic import SemanticSettings
 from pri3d.training.optim import ParameterGroup, build, factor
 from pri3d.training.pretraining import PretrainModule
-from pri3d.training.settings import PretrainSettings
 
 TASKS = {"semantic": SemanticSettings, "instance": InstanceSettings}
 

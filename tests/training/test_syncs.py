@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pri3d.settings import resolve
+from pri3d.training.settings import PretrainSettings
 
 from pri3d.data.mixture import open_mixture
 from pri3d.data.sampler import Draw
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import UNet
-from pri3d.settings import resolve
 from pri3d.training.pretraining import PretrainModule
 from pri3d.training.pretraining_data import Plan
-from pri3d.training.settings import PretrainSettings
 from syncs import CountSyncs
 
 
