@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from pri3d.worlds.room import build_room
 Load = Callable[[Scene, int], Frame]
 
 
-class MadeScene:
+class MadeScene(Scene):
     """A scene whose frames a function makes of those of another, or of a list."""
 
     def __init__(self, scene_id: str, names: Sequence[str], load: Callable[[int], Frame]) -> None:
@@ -31,10 +30,6 @@ class MadeScene:
     def frame(self, index: int) -> Frame:
         """Frame ``names[index]``."""
         return self._load(index)
-
-    def mesh(self) -> Path | None:
-        """None."""
-        return None
 
 
 def of_frames(scene_id: str, frames: list[Frame]) -> MadeScene:

@@ -28,10 +28,10 @@ from benchmarks.faults import (
 from pri3d.checking.judge import judge
 from pri3d.checking.recamera import RecameredScene
 from pri3d.errors import DataError, FrameError
-from pri3d.recordings import Scene
+from pri3d.recordings import CorrectedScene, Scene
 from pri3d.recordings._shared.cameras import read_cameras
-from pri3d.recordings._shared.correction import CorrectedScene, parse_correction
-from pri3d.types import Camera
+from pri3d.recordings._shared.correction import parse_correction
+from pri3d.types import Camera, Frame
 
 FRAMES, PAIRS = 16, 24
 #: mistakes that are judged each time; all of them, at the usual number of frames, in the slow tests
@@ -197,15 +197,18 @@ def test_lost_frames_are_a_warning_and_nothing_but_them_a_fault(room: MadeScene)
 
 
 def test_a_scene_that_cannot_be_opened_raises() -> None:
-    class Closed:
+    class Closed(Scene):
         id = "closed"
 
         @property
         def names(self) -> list[str]:
             raise DataError("closed: cannot be opened")
 
+        def frame(self, index: int) -> Frame:
+            raise AssertionError(index)
+
     with pytest.raises(DataError, match="closed"):
-        judge(Closed(), FRAMES, PAIRS)  # type: ignore[arg-type]
+        judge(Closed(), FRAMES, PAIRS)
 
 
 def test_a_still_camera_is_a_warning(room: MadeScene) -> None:

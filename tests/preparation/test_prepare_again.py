@@ -15,7 +15,8 @@ from pri3d.preparation import run
 from pri3d.preparation import scene as scene_module
 from pri3d.preparation.run import prepare
 from pri3d.preparation.scene import Job, Opened, open_cached, stated_cameras
-from pri3d.recordings._shared.correction import CorrectedReader, parse_correction
+from pri3d.recordings import ChangedRecording, CorrectedScene, Recording
+from pri3d.recordings._shared.correction import parse_correction
 from pri3d.recordings._shared.scenes import FrameList, LazyScene
 from pri3d.store import SceneWriter, Store
 
@@ -145,14 +146,14 @@ def test_what_a_scene_reads_goes_with_it(correct: str, tmp_path: Path) -> None:
     """A recording stays open for thousands of scenes."""
     opened: list[str] = []
 
-    class Reader:
-        class_names, looks_for = None, "nothing"
-
+    class OneRoom(Recording):
         def scenes(self) -> list[LazyScene]:
             return [LazyScene("room", lambda: opened.append("room") or FrameList(["0"], lambda name: None))]
 
-    reader = CorrectedReader(Reader(), parse_correction(correct)) if correct else Reader()
-    scenes = {scene.id: scene for scene in reader.scenes()}
+    recording: Recording = OneRoom()
+    if correct:
+        recording = ChangedRecording(recording, lambda scene: CorrectedScene(scene, parse_correction(correct)))
+    scenes = {scene.id: scene for scene in recording.scenes()}
     for _ in range(2):
         assert len(copy(scenes["room"]).names) == 1
     assert len(opened) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,31 +12,25 @@ from pri3d.errors import DataError, FrameError
 from pri3d.preparation import scene as scene_module
 from pri3d.preparation.run import prepare
 from pri3d.preparation.scale import MEDIAN, ScaledScene
-from pri3d.recordings import open_recording
+from pri3d.recordings import ChangedRecording, ChangedScene, open_recording
 from pri3d.store import Store
 from pri3d.types import Frame
 
 UNIT = 0.01  # units a metre: a room of a few hundredths
 
 
-class Shrunk:
+class Shrunk(ChangedScene):
     """A room whose poses and depth are in another unit."""
 
-    metric = False
-
     def __init__(self, scene, unit: float = UNIT) -> None:
-        self._scene, self._unit = scene, unit
-        self.id: str = scene.id
-        self.names: Sequence[str] = scene.names
+        super().__init__(scene)
+        self.metric, self._unit = False, unit
 
     def frame(self, index: int) -> Frame:
-        frame = self._scene.frame(index)
+        frame = self.scene.frame(index)
         pose = frame.world_from_camera.copy()
         pose[:3, 3] *= self._unit
         return frame._replace(depth=frame.depth * np.float32(self._unit), world_from_camera=pose)
-
-    def mesh(self) -> Path | None:
-        return self._scene.mesh()
 
 
 @pytest.fixture
@@ -45,15 +38,9 @@ def shrunk(recording: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The recording, read as if its unit were unknown."""
     opened = open_recording
 
-    class Reader:
-        def __init__(self, path: Path, *args) -> None:
-            self._reader = opened(path, "rooms")
-            self.class_names = self._reader.class_names
-
-        def scenes(self) -> list[Shrunk]:
-            return [Shrunk(scene) for scene in self._reader.scenes()]
-
-    monkeypatch.setattr(scene_module, "open_recording", lambda path, *_args: Reader(path))
+    monkeypatch.setattr(
+        scene_module, "open_recording", lambda path, *_args: ChangedRecording(opened(path, "rooms"), Shrunk)
+    )
     return recording
 
 

@@ -13,9 +13,9 @@ from stores import files
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.preparation.run import prepare
 from pri3d.preparation.select import LOOKED_AT, MOVED, TURNED, sharpness, stretches
-from pri3d.recordings import open_recording
-from pri3d.recordings._shared.correction import CorrectedScene, Correction
-from pri3d.recordings._shared.scenes import FrameList, LazyScene, pose_of
+from pri3d.recordings import CorrectedScene, Scene, open_recording
+from pri3d.recordings._shared.correction import Correction
+from pri3d.recordings._shared.scenes import FrameList, LazyScene
 from pri3d.store import Store
 from pri3d.types import Frame, View
 
@@ -74,7 +74,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("walked") / "wall", places, {k for k in range(30) if k % 3 != 1})
 
 
-class Still:
+class Still(Scene):
     """A scene of given poses, whose frames must not be loaded."""
 
     id = "still"
@@ -91,9 +91,6 @@ class Still:
         if pose is None:
             raise FrameError(f"{index}: tracking was lost")
         return pose
-
-    def mesh(self) -> None:
-        return None
 
 
 def turned(angle: float, axis: int = 1) -> np.ndarray:
@@ -239,13 +236,13 @@ class TestPrepare:
 class TestPoses:
     def test_of_a_corrected_scene(self, walked: Path) -> None:
         scene = open_recording(walked, correct="inverse,opengl").scenes()[0]
-        np.testing.assert_allclose(pose_of(scene, 5), scene.frame(5).world_from_camera)
-        assert pose_of(scene, 5)[0, 3] == pytest.approx(-5 * STEP)
-        assert pose_of(scene, 5)[1, 1] == -1
+        np.testing.assert_allclose(scene.pose(5), scene.frame(5).world_from_camera)
+        assert scene.pose(5)[0, 3] == pytest.approx(-5 * STEP)
+        assert scene.pose(5)[1, 1] == -1
 
     def test_without_a_quick_way_come_from_the_frame(self, walked: Path) -> None:
         scene = open_recording(walked).scenes()[0]
         names = list(scene.names)
         slow = LazyScene("s", lambda: FrameList(names, lambda name: scene.frame(names.index(name))))
         for one in (slow, CorrectedScene(slow, Correction())):
-            np.testing.assert_array_equal(pose_of(one, 7), pose_of(scene, 7))
+            np.testing.assert_array_equal(one.pose(7), scene.pose(7))

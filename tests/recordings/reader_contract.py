@@ -19,7 +19,6 @@ from samples import SAMPLES
 
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.recordings import READERS, Reader, open_recording
-from pri3d.recordings._shared.scenes import pose_of
 from pri3d.registry import load
 from pri3d.types import Frame
 
@@ -126,7 +125,7 @@ class RecordingContract:
     def test_poses_alone_are_those_of_the_frames(self, samples: dict[str, Sample]) -> None:
         for scene in self.open(samples[self.name].root).scenes():
             for k in range(len(scene.names)):
-                np.testing.assert_allclose(pose_of(scene, k), scene.frame(k).world_from_camera, atol=1e-12)
+                np.testing.assert_allclose(scene.pose(k), scene.frame(k).world_from_camera, atol=1e-12)
 
     def test_given_cameras_win(self, samples: dict[str, Sample], tmp_path: Path) -> None:
         cameras = tmp_path / "mine.yaml"

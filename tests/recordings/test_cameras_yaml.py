@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pri3d.errors import ConfigError, FrameError
 from pri3d.geometry.warping import Lens
 from pri3d.recordings._shared.cameras import Cameras, read_cameras
-from pri3d.recordings._shared.scenes import Origin, build_frame
+from pri3d.recordings._shared.files import Origin, build_frame
 
 PINHOLE = {"fx": 500, "fy": 501.5, "cx": 320, "cy": 240}
 

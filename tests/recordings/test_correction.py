@@ -14,16 +14,17 @@ from samples import write_scannet
 
 from pri3d.errors import ConfigError, FrameError
 from pri3d.geometry.pose import OPENGL_FLIP, invert_array
-from pri3d.recordings import open_recording
-from pri3d.recordings._shared.correction import CorrectedScene, Correction, parse_correction
+from pri3d.recordings import CorrectedScene, Scene, open_recording
+from pri3d.recordings._shared.correction import Correction, parse_correction
 from pri3d.types import Frame
 
 
-class Listed:
+class Listed(Scene):
     """A scene of given frames."""
 
     id = "listed"
     split = "val"
+    metric = False
 
     def __init__(self, frames: Sequence[Frame]) -> None:
         self.frames = list(frames)
@@ -73,7 +74,7 @@ def test_everything_else_is_the_scenes_own() -> None:
     scene = CorrectedScene(Listed(rendered()), Correction(inverse=True))
     assert (scene.id, scene.split, list(scene.names)) == ("listed", "val", [f.name for f in rendered()])
     assert scene.mesh() == Path("mesh.ply")
-    assert not hasattr(scene, "metric")
+    assert (scene.posed, scene.metric) == (True, False)
 
 
 @pytest.mark.parametrize("shift", [1, -1])

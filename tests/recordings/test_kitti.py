@@ -15,8 +15,7 @@ from samples_outdoor import CAMERA2_FROM_LIDAR, DRIVE, EARTH, START, save, scan,
 
 from pri3d.errors import DataError, FrameError
 from pri3d.recordings import detect, open_recording
-from pri3d.recordings._shared.kitti_calibration import project, read_scan
-from pri3d.recordings.kitti import KittiReader
+from pri3d.recordings.kitti import KittiReader, project, read_scan
 from pri3d.types import Camera
 
 

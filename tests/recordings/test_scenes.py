@@ -11,7 +11,8 @@ from sample_frames import HEIGHT, WIDTH, rendered
 from pri3d.errors import DataError, FrameError, IntrinsicsError
 from pri3d.geometry.warping import Lens
 from pri3d.recordings._shared.cameras import Cameras, Intrinsics, same_camera
-from pri3d.recordings._shared.scenes import FrameList, LazyScene, Origin, build_frame
+from pri3d.recordings._shared.files import Origin, build_frame
+from pri3d.recordings._shared.scenes import FrameList, LazyScene
 from pri3d.types import Frame
 
 ORIGIN = Origin("a.jpg", "a.png", "poses.txt")

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.warping import undistort_color, undistort_nearest
 from pri3d.recordings import open_recording
-from pri3d.recordings._shared.trajectory import associate, interpolate
+from pri3d.recordings.tum import associate, interpolate
 
 
 class TestTum(ImageContract):

@@ -15,7 +15,7 @@ from pri3d.checking.sheet import write_sheet
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import write_atomic
 from pri3d.recordings import Scene, open_recording
-from pri3d.recordings._shared.files import clean_id
+from pri3d.recordings._shared.text import clean_id
 from pri3d.runs import write_json
 
 _COLORS = {"ok": "green", "warning": "yellow", "fault": "red", "unknown": "dim"}

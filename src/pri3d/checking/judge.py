@@ -96,7 +96,7 @@ def _judge_streams(
     scene = shots.scene
     if any(f.fault in ("hardly any depth", "no depth") for f in findings):
         return Judgement(scene.id, findings)
-    posed = bool(getattr(scene, "posed", True))
+    posed = scene.posed
     picked = choose_pairs(stack, pairs, seed) if posed else np.zeros((0, 2), np.int64)
     if len(picked) < _FEWEST:
         if posed:
@@ -182,7 +182,7 @@ def of_guess(shots: Shots, guess: Guess) -> tuple[Correction, list[Finding]]:
     if abs(np.log(factor)) <= _LARGE:
         return correct, found
     median = median_depth(shots)
-    metric = bool(getattr(shots.scene, "metric", True))
+    metric = shots.scene.metric
     if metric and plausible(median) and not plausible(median * factor):
         figure = f"{1 / factor:.4g} of them is a metre of the depth"
         correct = correct._replace(translation=float(f"{1 / factor:.4g}"))
@@ -231,7 +231,7 @@ def of_size(shots: Shots, stack: Stack, pairs: NDArray[np.int64], correct: Corre
     if parallax < _STILL:
         figure = f"{parallax:.1%} of the depth between the frames of a pair"
         found.append(Finding("motion", "warning", figure, advice="The camera hardly moves: scale cannot be judged."))
-    if not bool(getattr(shots.scene, "metric", True)):
+    if not shots.scene.metric:
         return [*found, Finding("size", "unknown", "the unit of this format is not known")]
     figure = f"median depth {median:.3g} m, {moved:.2g} m between the frames of a pair"
     if plausible(median):

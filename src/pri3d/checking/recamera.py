@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.geometry.pose import invert_array
-from pri3d.recordings import Scene
+from pri3d.recordings import ChangedScene, Scene
 from pri3d.types import Camera, Frame
 
 
-class RecameredScene:
+class RecameredScene(ChangedScene):
     """A scene whose frames have the cameras given; everything else is the scene's own."""
 
     def __init__(
         self, scene: Scene, color: Camera, depth: Camera, color_from_depth: NDArray[np.float64] | None = None
     ) -> None:
         """``color_from_depth`` (4, 4) None leaves it; else the poses are taken for the depth camera's."""
-        self.id = scene.id
-        self.names: Sequence[str] = scene.names
-        self.posed, self.metric = getattr(scene, "posed", True), getattr(scene, "metric", True)
-        self._scene, self._color, self._depth, self._moved = scene, color, depth, color_from_depth
+        super().__init__(scene)
+        self._color, self._depth, self._moved = color, depth, color_from_depth
 
     def frame(self, index: int) -> Frame:
         """Load frame ``names[index]``. Raises FrameError where it is unusable."""
-        frame = self._scene.frame(index)
+        frame = self.scene.frame(index)
         changed: dict[str, Any] = {"color_camera": self._color, "depth_camera": self._depth}
         if self._moved is not None:
             of_depth = frame.world_from_camera @ frame.color_from_depth
@@ -37,10 +33,6 @@ class RecameredScene:
                 "world_from_camera": of_depth @ invert_array(self._moved),
             }
         return frame._replace(**changed)
-
-    def mesh(self) -> Path | None:
-        """The scene's own."""
-        return self._scene.mesh()
 
 
 def recamered(scene: Scene, color: Camera, depth: Camera) -> Scene:

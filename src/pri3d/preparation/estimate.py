@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from pri3d.preparation.scene import Job, open_job, open_scene, prepare_scene
-from pri3d.recordings import Scene
+from pri3d.recordings import ChangedScene, Scene
 from pri3d.store import scene_folder
 from pri3d.types import Frame
 
@@ -108,7 +108,7 @@ def _measure(job: Job) -> Cost:
     scene, settings = open_scene(job), job.settings
     kept = range(0, len(scene.names), settings.step(open_job(job).reader))
     middle = max(0, (len(kept) - _FRAMES) // 2)
-    few = _Few(scene, kept[middle : middle + _FRAMES])
+    few = _FewFrames(scene, kept[middle : middle + _FRAMES])
     plain = settings._replace(frame_step=1, select="every", min_overlap=0.001)
     with TemporaryDirectory() as folder:
         record = prepare_scene(job._replace(out=Path(folder), settings=plain), report, few)
@@ -127,21 +127,16 @@ def _measure(job: Job) -> Cost:
     )
 
 
-class _Few:
+class _FewFrames(ChangedScene):
     """Some frames of a scene, as one."""
 
     def __init__(self, scene: Scene, indices: Sequence[int]) -> None:
-        self._scene, self._indices, self.id = scene, indices, scene.id
-        self.names: Sequence[str] = [scene.names[index] for index in indices]
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._scene, name)
-
-    def mesh(self) -> Path | None:
-        return self._scene.mesh()
+        super().__init__(scene)
+        self._indices = indices
+        self.names = [scene.names[index] for index in indices]
 
     def frame(self, index: int) -> Frame:
-        return self._scene.frame(self._indices[index])
+        return self.scene.frame(self._indices[index])
 
 
 def _spread(items: Sequence[T], most: int) -> list[T]:

@@ -125,7 +125,7 @@ def read_frames(
     views: list[View] = []
     cameras, poses = [], []
     depth = np.zeros((0, 0, 0), np.uint16)
-    posed = getattr(scene, "posed", True)
+    posed = scene.posed
 
     def load(index: int) -> Prepared:
         item = prepare_frame(scene.frame(index), size, max_depth, reach, min_confidence, need_depth=posed)

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
-from pri3d.recordings import Scene
-from pri3d.recordings._shared.scenes import pose_of
+from pri3d.recordings import ChangedScene, Scene
 from pri3d.types import Frame
 
 MEDIAN = 2.0  #: metres; the median depth of a scaled scene, about that of a room
 _LOOKED_AT = 9  # frames, evenly spread
 
 
-class ScaledScene:
+class ScaledScene(ChangedScene):
     """A scene with poses and depth multiplied by ``factor``, so that its median depth is ``MEDIAN`` metres.
 
     Its mesh, in the unit of the source, is left out. Raises DataError where no frame has depth.
     """
 
     def __init__(self, scene: Scene) -> None:
-        self._scene = scene
-        self.id = scene.id
-        self.names: Sequence[str] = scene.names
+        super().__init__(scene)
         self.metric = True  # of the unit that the factor makes
         self.factor = MEDIAN / _median_depth(scene)  #: metres a unit of the source
 
     def frame(self, index: int) -> Frame:
         """Load and scale frame ``names[index]``. Raises FrameError where it is unusable."""
-        frame = self._scene.frame(index)
+        frame = self.scene.frame(index)
         return frame._replace(
             depth=(frame.depth * self.factor).astype(np.float32),
             color_from_depth=_scaled(frame.color_from_depth, self.factor),
@@ -41,7 +37,7 @@ class ScaledScene:
 
     def pose(self, index: int) -> NDArray[np.float64]:
         """Return the frame's scaled pose (4, 4). Raises FrameError where it is unusable."""
-        return _scaled(pose_of(self._scene, index), self.factor)
+        return _scaled(self.scene.pose(index), self.factor)
 
     def mesh(self) -> Path | None:
         """Return None: the surface is fused from the depth."""

@@ -22,7 +22,7 @@ from pri3d.preparation.scale import ScaledScene
 from pri3d.preparation.select import Select
 from pri3d.preparation.surface import scene_surface
 from pri3d.recordings import Recording, Scene, find_reader, open_recording
-from pri3d.recordings._shared.files import clean_id
+from pri3d.recordings._shared.text import clean_id
 from pri3d.store import PairTable, SceneWriter
 from pri3d.types import Voxels
 
@@ -51,7 +51,7 @@ class Settings(NamedTuple):
 
     def step(self, reader: Recording) -> int:
         """Frames of a recording to go on by; motion chooses among all where no step is given."""
-        usual = int(getattr(reader, "frame_step", 1)) if self.select == "every" else 1
+        usual = reader.frame_step if self.select == "every" else 1
         return self.frame_step or usual
 
 
@@ -139,7 +139,7 @@ def prepare_scene(
             keep_views=settings.surface,
             progress=lambda done, total: report("frames", done, total),
         )
-        relative = not getattr(source, "metric", True) or settings.match == "relative"
+        relative = not source.metric or settings.match == "relative"
         pairs = _pairs(job, frames, relative, report) if settings.pairs else PairTable.empty()
         surface = Voxels(np.zeros((0, 3), np.int32), settings.voxel)
         if settings.surface:
@@ -149,7 +149,7 @@ def prepare_scene(
             "source": str(job.recording),
             "cameras": stated_cameras(job),
             "reader": opened.name,
-            "split": getattr(source, "split", None),
+            "split": source.split,
             "match": "relative" if relative else "point",
             "scale": scene.factor if isinstance(scene, ScaledScene) else None,
             "source_frames": len(scene.names),
@@ -167,14 +167,14 @@ def prepare_scene(
 
 def _in_metres(scene: Scene, settings: Settings) -> Scene:
     """The scene, scaled where its unit is not known. Raises DataError where it has no poses and they are needed."""
-    if not getattr(scene, "posed", True):
+    if not scene.posed:
         if settings.pairs or settings.surface:
             raise DataError(
                 "its frames have no poses, so that they can be neither paired nor fused to a surface. Add --no-pairs "
                 "--no-surface; what learns from single images, as --preset moco does, needs neither."
             )
         return scene
-    return scene if getattr(scene, "metric", True) else ScaledScene(scene)
+    return scene if scene.metric else ScaledScene(scene)
 
 
 def stated_cameras(job: Job) -> dict[str, str]:

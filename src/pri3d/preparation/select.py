@@ -12,7 +12,6 @@ from PIL import Image
 
 from pri3d.errors import DataError, FrameError
 from pri3d.recordings import Scene
-from pri3d.recordings._shared.scenes import pose_of
 from pri3d.types import View
 
 Select = Literal["every", "motion"]
@@ -45,7 +44,7 @@ def stretches(scene: Scene, select: Select, step: int) -> list[Stretch]:
     indices = range(0, len(scene.names), step)
     if select == "every":
         return [Stretch([index], {}) for index in indices]
-    if not getattr(scene, "posed", True):
+    if not scene.posed:
         raise DataError("its frames have no poses to tell the camera's motion from. Leave out --select motion.")
     return list(_cut(scene, indices))
 
@@ -56,7 +55,7 @@ def _cut(scene: Scene, indices: range) -> Iterator[Stretch]:
     first = np.eye(4)
     for index in indices:
         try:
-            pose = pose_of(scene, index)
+            pose = scene.pose(index)
         except FrameError as error:
             lost[index] = str(error)
             continue

@@ -1,19 +1,27 @@
 """A recording -> frames. One file per format; nothing after a reader knows which data set it was.
 
-A reader is a class built with the recording's folder. To add one, write such a class, inherit
-``tests/recordings/reader_contract.py`` for its tests, and add one line to ``READERS`` (or an entry point
-``pri3d.recordings``).
+A reader is a class built with the recording's folder. To add one, inherit :class:`Reader` (or
+:class:`pri3d.recordings._shared.scenes.SceneReader`), inherit :class:`pri3d.testing.ReaderContract` for its tests, and
+add one line to ``READERS``, or to the entry points ``pri3d.readers`` of a package of yours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from copy import copy
+from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pri3d import registry
-from pri3d.errors import ConfigError, DataError
-from pri3d.recordings._shared.correction import CorrectedReader, Correction, parse_correction
+from pri3d.errors import ConfigError, DataError, FrameError
+from pri3d.recordings._shared.cameras import Cameras, cameras_for, registered
+from pri3d.recordings._shared.correction import Correction, parse_correction
+from pri3d.recordings._shared.files import MILLIMETRES, Origin, build_frame
 from pri3d.types import Frame
 
 READERS = {
@@ -40,64 +48,174 @@ READERS = {
     "images": "pri3d.recordings.images:ImagesReader",
 }
 
-
+SPLITS = ("train", "val", "test", "all")  #: which of a data set's official lists of scenes is wanted
 _NAMED = 8  # entries of an unknown folder that an error lists
 _TRIED = 20  # and that are looked into
-SPLITS = ("train", "val", "test", "all")  #: which of a data set's official lists of scenes is wanted
 
 
-class Scene(Protocol):
-    """One continuous recording: frames that share a world frame.
-
-    It may have ``posed = False`` (its frames have no poses, so that nothing can be paired; ``world_from_camera`` is the
-    identity), ``metric = False`` (poses and depth share a unit that is not known), and a method ``pose(index)`` that
-    gives the pose of one frame (4, 4) without its pixels, or raises FrameError.
-    """
+class Scene(ABC):
+    """One continuous recording: frames that share a world frame."""
 
     id: str  #: unique in its recording, made of letters, digits, '-', '_' and '.'
     names: Sequence[str]  #: frame names, sorted = time order; may open the scene's file, and raise DataError
+    posed: bool = True  #: False: frames have no poses (``world_from_camera`` is the identity), nothing can be paired
+    metric: bool = True  #: False: poses and depth share a unit that is not known
+    split: str | None = None  #: the official list that it belongs to, None for none
 
+    @abstractmethod
     def frame(self, index: int) -> Frame:
         """Load frame ``names[index]`` with its pixels. Raises FrameError where this one frame is unusable."""
-        ...
+
+    def pose(self, index: int) -> NDArray[np.float64]:
+        """``world_from_camera`` (4, 4) of frame ``names[index]``; written where it can be had without the pixels.
+
+        Raises FrameError where it is unusable.
+        """
+        return self.frame(index).world_from_camera
 
     def mesh(self) -> Path | None:
-        """Return a triangle mesh of the scene's surface in world metres, or None where the source has none."""
-        ...
+        """A triangle mesh of the scene's surface in world metres; None where the source has none."""
+        return None
 
 
-class Recording(Protocol):
+class Recording(ABC):
     """A recording that is open."""
 
-    class_names: Sequence[str] | None  #: names of the label ids 0..n-1, None where the source has no labels
+    class_names: Sequence[str] | None = None  #: names of the label ids 0..n-1, None where the source has no labels
+    frame_step: int = 1  #: frames to go on by where nothing else is said; about 25 for a video
 
+    @abstractmethod
     def scenes(self) -> Sequence[Scene]:
         """Every scene of the recording, sorted by id."""
-        ...
 
 
-class Reader(Recording, Protocol):
-    """A recording's folder, or file -> its scenes. ``__init__`` may read small text files, never images.
+class Reader(Recording):
+    """A recording's folder, or file -> its scenes. A format writes ``looks_for``, ``detect`` and ``scenes``.
 
-    ``cameras`` is a YAML file that states both cameras (docs/own-data.md); without it the reader takes
-    ``cameras.yaml`` of the folder where there is one, else what the format itself says.
-
-    A reader of a data set with an official split has ``splits = True``, takes a third argument ``split`` (one of
-    :data:`SPLITS`), and its scenes have an attribute ``split``: the official one they belong to, or None.
-
-    One whose recordings may be a single file states their endings in lower case, ``suffixes = (".r3d",)``; without it
-    only folders come to :meth:`detect`. One of a video format, some 30 frames a second, states how many to go on with,
-    ``frame_step = 25``. One with ``last_resort = True`` is only asked where no other reader knows the layout.
+    What else it can do it declares in the attributes below. ``__init__`` may be extended to read small text files,
+    never images.
     """
 
     looks_for: ClassVar[str]  #: what :meth:`detect` looks for, as a phrase for error messages
+    splits: ClassVar[bool] = False  #: whether the data set has an official split: :meth:`scenes` returns ``split``
+    suffixes: ClassVar[tuple[str, ...]] = ()  #: lower-case endings of recordings that are a file; else only folders
+    last_resort: ClassVar[bool] = False  #: whether it is only asked where no other reader knows the layout
+    #: whether its frames have the cameras of :meth:`stated` already; else those of the recording are put on them
+    takes_cameras: ClassVar[bool] = False
 
-    def __init__(self, path: Path, cameras: Path | None = None) -> None: ...
+    def __init__(self, path: Path, cameras: Path | None = None, split: str = "train") -> None:
+        """Raises ConfigError where cameras.yaml cannot be understood, DataError where the given one is missing.
+
+        ``cameras`` is a YAML file that states both cameras (docs/own-data.md); without it ``cameras.yaml`` of the
+        folder is taken where there is one. ``split`` is one of :data:`SPLITS`.
+        """
+        self.path, self.split = path, split
+        #: what the command line, else the recording's own cameras.yaml states
+        self.cameras: Cameras | None = cameras_for(cameras, path if path.is_dir() else path.parent)
+        self.given = self.cameras if cameras is not None else None  #: what the command line states
 
     @classmethod
+    @abstractmethod
     def detect(cls, path: Path) -> bool:
-        """Whether the folder has this format's layout."""
-        ...
+        """Whether the folder, or file of :attr:`suffixes`, has this format's layout."""
+
+    def stated(self, folder: Path) -> Cameras | None:
+        """Cameras of the command line, else of a cameras.yaml of the scene's folder or of the recording, else None."""
+        return self.given or cameras_for(None, folder, self.path)
+
+
+class ChangedScene(Scene):
+    """Another scene in some way changed: what a subclass does not write is that scene's own."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.id, self.posed, self.metric, self.split = scene.id, scene.posed, scene.metric, scene.split
+
+    def __copy__(self) -> Self:
+        """Return one whose scene is a copy too: what it opens stays with it."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, scene=copy(self.scene))
+        return other
+
+    @cached_property
+    def names(self) -> Sequence[str]:  # type: ignore[override]
+        """Names of the frames. Raises DataError where the scene cannot be opened."""
+        return self.scene.names
+
+    def frame(self, index: int) -> Frame:
+        """Load frame ``names[index]``. Raises FrameError where it is unusable."""
+        return self.scene.frame(index)
+
+    def mesh(self) -> Path | None:
+        """Return the scene's triangle mesh in world metres, None where it has none."""
+        return self.scene.mesh()
+
+
+class CorrectedScene(ChangedScene):
+    """A scene whose frames are corrected."""
+
+    def __init__(self, scene: Scene, correction: Correction) -> None:
+        super().__init__(scene)
+        self._correction = correction
+
+    def frame(self, index: int) -> Frame:
+        """Load and correct frame ``names[index]``. Raises FrameError where it, or the one its depth is of, is bad."""
+        frame = self.scene.frame(index)
+        shift = self._correction.shift
+        if shift:
+            if not 0 <= index + shift < len(self.names):
+                raise FrameError(f"{frame.name}: has no depth, shifted by {shift} frames.")
+            other = self.scene.frame(index + shift)
+            frame = frame._replace(depth=other.depth, confidence=other.confidence)
+        return self._correction.apply(frame)
+
+    def pose(self, index: int) -> NDArray[np.float64]:
+        """Return the frame's corrected pose (4, 4). Raises FrameError where it is unusable."""
+        return self._correction.apply_to_pose(self.scene.pose(index), self.names[index])
+
+
+class StatedScene(ChangedScene):
+    """A scene whose frames get the cameras of a cameras.yaml instead of those of their format.
+
+    ``depth_scale`` is metres per millimetre of the format, as for any that does not store whole numbers.
+    """
+
+    def __init__(self, scene: Scene, cameras: Cameras) -> None:
+        super().__init__(scene)
+        self._cameras = cameras
+
+    def frame(self, index: int) -> Frame:
+        """Load frame ``names[index]``. Raises FrameError where it is unusable, or not of the cameras' size."""
+        frame = self.scene.frame(index)
+        what = f"{self.id}: frame {frame.name}"
+        return build_frame(
+            frame.name,
+            frame.color,
+            frame.depth * np.float32(self._cameras.depth_scale / MILLIMETRES),
+            frame.world_from_camera,
+            registered(self._cameras, frame.color.shape, frame.depth.shape, f"{what}: depth"),
+            Origin(f"{what}: colour", f"{what}: depth", f"{what}: pose"),
+            confidence=frame.confidence,
+            label=frame.label,
+            instance=frame.instance,
+            color_jpeg=frame.color_jpeg,
+        )
+
+    def pose(self, index: int) -> NDArray[np.float64]:
+        """Return the pose (4, 4) of the colour camera. Raises FrameError where it is unusable."""
+        return self._cameras.world_from_color(self.scene.pose(index))
+
+
+class ChangedRecording(Recording):
+    """A recording whose scenes are changed."""
+
+    def __init__(self, recording: Recording, change: Callable[[Scene], Scene]) -> None:
+        self.class_names, self.frame_step = recording.class_names, recording.frame_step
+        self._recording, self._change = recording, change
+
+    def scenes(self) -> Sequence[Scene]:
+        """Every scene of the recording, sorted by id."""
+        return [self._change(scene) for scene in self._recording.scenes()]
 
 
 def open_recording(
@@ -112,8 +230,31 @@ def open_recording(
     correction = parse_correction(correct)
     _require(path)
     name = reader or find_reader(path)
-    opened = _open(name, registry.load("readers", READERS, name), path, cameras, split)
-    return opened if correction == Correction() else CorrectedReader(opened, correction)
+    cls = load_reader(name)
+    if path.is_file() and not path.name.lower().endswith(cls.suffixes):
+        raise DataError(f"{path}: is a file; {name} looks for {cls.looks_for}.")
+    if split not in SPLITS:
+        raise registry.unknown("split", SPLITS, split)
+    if not cls.splits and split not in ("train", "all"):
+        raise ConfigError(f"--split {split}: {path} is read as {name}, which has no official split. Leave it out.")
+    opened = cls(path, cameras, split)
+    recording: Recording = opened
+    stated = opened.cameras
+    if stated is not None and not opened.takes_cameras:
+        recording = ChangedRecording(recording, lambda scene: StatedScene(scene, stated))
+    if correction != Correction():
+        recording = ChangedRecording(recording, lambda scene: CorrectedScene(scene, correction))
+    return recording
+
+
+def load_reader(name: str) -> type[Reader]:
+    """Class of the reader of this name. Raises ConfigError for an unknown name, and for a class that is no reader."""
+    cls = registry.load("readers", READERS, name)
+    if not (isinstance(cls, type) and issubclass(cls, Reader)):
+        raise ConfigError(
+            f"reader {name!r}: {cls!r} does not inherit pri3d.recordings.Reader (docs/extending/reader.md)."
+        )
+    return cls
 
 
 def detect(path: Path) -> list[str]:
@@ -122,9 +263,14 @@ def detect(path: Path) -> list[str]:
 
 
 def _detect(path: Path, last_resort: bool) -> list[str]:
-    classes = {name: registry.load("readers", READERS, name) for name in registry.names("readers", READERS)}
-    asked = {name: cls for name, cls in classes.items() if getattr(cls, "last_resort", False) == last_resort}
-    return [name for name, cls in asked.items() if _fits(cls, path)]
+    classes = {name: load_reader(name) for name in registry.names("readers", READERS)}
+    return [
+        name
+        for name, cls in classes.items()
+        if cls.last_resort == last_resort
+        and (path.is_dir() or path.name.lower().endswith(cls.suffixes))
+        and cls.detect(path)
+    ]
 
 
 def find_reader(path: Path) -> str:
@@ -138,42 +284,17 @@ def find_reader(path: Path) -> str:
         raise ConfigError(f"{path}: fits several formats ({', '.join(found)}). Choose one with --reader.")
     if found:
         return found[0]
-    wanted = "".join(
-        f"\n  {name}: {registry.load('readers', READERS, name).looks_for}"
-        for name in registry.names("readers", READERS)
-    )
-    raise DataError(f"{path}: not a known recording.{_seen(path)} Looked for{wanted}")
+    seen = " It is a file."
+    if path.is_dir():  # what lies there instead, and which folder in it is a recording
+        inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
+        known = next(((p, names) for p in inside[:_TRIED] if p.is_dir() and (names := _detect(p, False))), None)
+        hint = f" {known[0]} is one ({', '.join(known[1])}): did you mean that?" if known else ""
+        more = f" and {len(inside) - _NAMED} more" * (len(inside) > _NAMED)
+        seen = f" Found {', '.join(p.name for p in inside[:_NAMED]) or 'nothing'}{more}.{hint}"
+    wanted = "".join(f"\n  {name}: {load_reader(name).looks_for}" for name in registry.names("readers", READERS))
+    raise DataError(f"{path}: not a known recording.{seen} Looked for{wanted}")
 
 
 def _require(path: Path) -> None:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder. Give what holds the recording.")
-
-
-def _fits(cls: Any, path: Path) -> bool:
-    if path.is_file() and not path.name.lower().endswith(getattr(cls, "suffixes", ())):
-        return False
-    return bool(cls.detect(path))
-
-
-def _seen(path: Path) -> str:
-    """What lies there instead, and which folder in it is a recording."""
-    if path.is_file():
-        return " It is a file."
-    inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
-    known = next(((p, names) for p in inside[:_TRIED] if p.is_dir() and (names := _detect(p, False))), None)
-    hint = f" {known[0]} is one ({', '.join(known[1])}): did you mean that?" if known else ""
-    more = f" and {len(inside) - _NAMED} more" * (len(inside) > _NAMED)
-    return f" Found {', '.join(p.name for p in inside[:_NAMED]) or 'nothing'}{more}.{hint}"
-
-
-def _open(name: str, cls: Any, path: Path, cameras: Path | None, split: str) -> Reader:
-    if path.is_file() and not path.name.lower().endswith(getattr(cls, "suffixes", ())):
-        raise DataError(f"{path}: is a file; {name} looks for {cls.looks_for}.")
-    if split not in SPLITS:
-        raise registry.unknown("split", SPLITS, split)
-    if getattr(cls, "splits", False):
-        return cls(path, cameras, split)  # type: ignore[no-any-return]
-    if split not in ("train", "all"):
-        raise ConfigError(f"--split {split}: {path} is read as {name}, which has no official split. Leave it out.")
-    return cls(path, cameras)  # type: ignore[no-any-return]

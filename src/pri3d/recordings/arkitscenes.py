@@ -13,13 +13,18 @@ from scipy.spatial.transform import Rotation
 
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.pose import check_rigid, invert_array
-from pri3d.recordings._shared.arkit import MILLIMETRES, intrinsics, read_levels
-from pri3d.recordings._shared.base import SplitReader, entries
-from pri3d.recordings._shared.cameras import Cameras, registered, same_camera
-from pri3d.recordings._shared.files import clean_id, read_color, read_depth, read_matrix
-from pri3d.recordings._shared.scenes import LazyScene, Origin, build_frame
-from pri3d.recordings._shared.tables import read_rows
-from pri3d.recordings._shared.trajectory import PosedList
+from pri3d.recordings._shared.cameras import Cameras, intrinsics, registered, same_camera
+from pri3d.recordings._shared.files import (
+    MILLIMETRES,
+    Origin,
+    build_frame,
+    read_color,
+    read_depth,
+    read_levels,
+    read_matrix,
+)
+from pri3d.recordings._shared.scenes import LazyScene, PosedList, SceneReader, entries
+from pri3d.recordings._shared.text import clean_id, read_rows
 from pri3d.types import Frame
 
 _SPLITS = {"Training": "train", "Validation": "val"}  # the data set's folders
@@ -40,7 +45,7 @@ _LOW = _Images("lowres_wide", "lowres_depth", "confidence")
 _HIGH = _Images("wide", "highres_depth", None)
 
 
-class ARKitScenesReader(SplitReader):
+class ARKitScenesReader(SceneReader):
     """[Training|Validation]/ID, or ID/ID_frames as in 3dod, of
 
         lowres_wide.traj                    time, rotation (axis-angle) and translation of world to camera, metres
@@ -60,7 +65,8 @@ class ARKitScenesReader(SplitReader):
     """  # noqa: D400, D415 - a layout follows
 
     looks_for: ClassVar[str] = "lowres_wide, lowres_depth and lowres_wide.traj, in ID, ID_frames or Training/ID"
-    frame_step: ClassVar[int] = 8  # of ten poses a second
+    splits: ClassVar[bool] = True
+    frame_step = 8  # of ten poses a second
 
     @staticmethod
     def is_scene(path: Path) -> bool:

@@ -11,17 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
-from pri3d.recordings._shared.cameras import Cameras, cameras_for
+from pri3d.recordings import Reader
+from pri3d.recordings._shared.cameras import Cameras
 from pri3d.recordings._shared.colmap_model import MEGADEPTH, ModelFrames, model_files, read_model
-from pri3d.recordings._shared.files import LARGEST, clean_id, read_depth, sort_scenes
-from pri3d.recordings._shared.scenes import LazyScene
+from pri3d.recordings._shared.files import LARGEST, read_depth
+from pri3d.recordings._shared.scenes import LazyScene, sort_scenes
+from pri3d.recordings._shared.text import clean_id
 
 _MAPS = "stereo/depth_maps"
 _KINDS = ("geometric", "photometric")  # the first are the ones that agree with each other
 _HEADER = re.compile(rb"([0-9]{1,9})&([0-9]{1,9})&([0-9]{1,9})&")
 
 
-class ColmapReader:
+class ColmapReader(Reader):
     """WORKSPACE/images, sparse/0 or sparse, and stereo/depth_maps/NAME.geometric.bin, or depth/NAME.png.
 
     The model is cameras.bin and images.bin, or the same as .txt (:mod:`pri3d.recordings._shared.colmap_model`); NAME is
@@ -41,12 +43,7 @@ class ColmapReader:
     """
 
     looks_for: ClassVar[str] = "images with sparse/0 or sparse, cameras and images as .bin or .txt (COLMAP)"
-    class_names: Sequence[str] | None = None
-
-    def __init__(self, path: Path, cameras: Path | None = None) -> None:
-        """Raises ConfigError where cameras.yaml cannot be understood, DataError where the given one is missing."""
-        self._path = path
-        self._given = None if cameras is None else cameras_for(cameras)
+    takes_cameras: ClassVar[bool] = True
 
     @classmethod
     def detect(cls, path: Path) -> bool:
@@ -56,11 +53,11 @@ class ColmapReader:
     def scenes(self) -> Sequence[LazyScene]:
         """Return every workspace as a scene, sorted by id; none is opened. Raises DataError where there is none."""
         return sort_scenes(
-            self._path, [self._scene(name, folder) for name, folder in _workspaces(self._path)], self.looks_for
+            self.path, [self._scene(name, folder) for name, folder in _workspaces(self.path)], self.looks_for
         )
 
     def _scene(self, name: str, folder: Path) -> LazyScene:
-        stated = self._given or cameras_for(None, folder, self._path)
+        stated = self.stated(folder)
         metric = stated is not None and (folder / "depth").is_dir()
         return LazyScene(name, lambda: _open(folder, stated), metric=metric)
 

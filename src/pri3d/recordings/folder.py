@@ -9,14 +9,16 @@ from typing import Any, ClassVar
 import yaml
 
 from pri3d.errors import DataError
-from pri3d.recordings._shared.cameras import Cameras, cameras_for
-from pri3d.recordings._shared.files import FileScene, FrameFiles, check_scenes, clean_id
+from pri3d.recordings import Reader
+from pri3d.recordings._shared.cameras import Cameras
+from pri3d.recordings._shared.scenes import FileScene, FrameFiles, check_scenes
+from pri3d.recordings._shared.text import clean_id
 
 _IMAGES = {".jpg", ".jpeg", ".png"}
 PARTS = ("color", "depth", "pose")  #: what a scene must have
 
 
-class FolderReader:
+class FolderReader(Reader):
     """RECORDING[/SCENE]/color/*.jpg|png, depth/*.png (16-bit), pose/*.txt (4 x 4 camera to world), cameras.yaml.
 
     Optional: label/*.png, instance/*.png, mesh.ply; classes.txt or classes.yaml beside the scenes name the labels.
@@ -24,12 +26,13 @@ class FolderReader:
     """
 
     looks_for: ClassVar[str] = "folders color, depth and pose (or scenes of them), see docs/own-data.md"
+    takes_cameras: ClassVar[bool] = True
 
-    def __init__(self, path: Path, cameras: Path | None = None) -> None:
+    def __init__(self, path: Path, cameras: Path | None = None, split: str = "train") -> None:
         """Raises DataError where no camera is stated, ConfigError where cameras.yaml cannot be understood."""
-        self._path = path
+        super().__init__(path, cameras, split)
         self.class_names = self._class_names()
-        self._scenes = [(folder, self._cameras(folder, cameras)) for folder in _scene_folders(path)]
+        self._scenes = [(folder, self._cameras(folder)) for folder in _scene_folders(path)]
 
     @classmethod
     def detect(cls, path: Path) -> bool:
@@ -43,10 +46,10 @@ class FolderReader:
             FileScene(clean_id(folder.resolve().name), frame_files(folder), cameras, folder / "mesh.ply", classes)
             for folder, cameras in self._scenes
         ]
-        return check_scenes(self._path, scenes, self.looks_for)
+        return check_scenes(self.path, scenes, self.looks_for)
 
-    def _cameras(self, folder: Path, given: Path | None) -> Cameras:
-        cameras = cameras_for(given, folder, self._path)
+    def _cameras(self, folder: Path) -> Cameras:
+        cameras = self.stated(folder)
         if cameras is None:
             raise DataError(
                 f"{folder}: states no cameras. Write a cameras.yaml there, or give one with --cameras; "
@@ -56,14 +59,14 @@ class FolderReader:
 
     def _class_names(self) -> Sequence[str] | None:
         """Names from classes.txt (one a line) or classes.yaml (a list, or id: name)."""
-        text, mapping = self._path / "classes.txt", self._path / "classes.yaml"
+        text, mapping = self.path / "classes.txt", self.path / "classes.yaml"
         try:
             if text.is_file():
                 return [line.strip() for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
             if mapping.is_file():
                 return _listed(yaml.safe_load(mapping.read_text(encoding="utf-8")), mapping)
         except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise DataError(f"{self._path}: the file of class names is not readable: {error}") from error
+            raise DataError(f"{self.path}: the file of class names is not readable: {error}") from error
         return None
 
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.pose import pose_of_quaternion
-from pri3d.recordings._shared.base import SceneReader
 from pri3d.recordings._shared.cameras import Cameras, Intrinsics, same_camera
-from pri3d.recordings._shared.tables import inside, read_rows, read_words
-from pri3d.recordings._shared.trajectory import PosedList, has_images, load_files
+from pri3d.recordings._shared.files import load_files
+from pri3d.recordings._shared.scenes import PosedList, SceneReader, has_images
+from pri3d.recordings._shared.text import inside, read_rows, read_words
 
 UNITS = 5000  #: of the depth images, per metre
 _MIRROR = np.diag((1.0, -1.0, 1.0, 1.0))  # y up <-> y down
@@ -41,7 +41,7 @@ class IclReader(SceneReader):
     """
 
     looks_for: ClassVar[str] = "folders rgb and depth with a .freiburg file of poses (ICL-NUIM), or such sequences"
-    frame_step: ClassVar[int] = 25  # 30 frames a second
+    frame_step = 25  # 30 frames a second
 
     @staticmethod
     def is_scene(path: Path) -> bool:

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pri3d.errors import DataError, FrameError
-from pri3d.recordings._shared.cameras import Cameras, Intrinsics, cameras_for, same_camera
-from pri3d.recordings._shared.files import LARGEST, clean_id, sort_scenes
-from pri3d.recordings._shared.scenes import FrameList, LazyScene, Origin, build_frame
+from pri3d.recordings import Reader
+from pri3d.recordings._shared.cameras import Cameras, Intrinsics, same_camera
+from pri3d.recordings._shared.files import LARGEST, Origin, build_frame
+from pri3d.recordings._shared.scenes import FrameList, LazyScene, sort_scenes
+from pri3d.recordings._shared.text import clean_id
 from pri3d.types import Frame
 
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -23,7 +25,7 @@ _TRIED = 1000  # files that detection looks at
 _BESIDE = ("cameras.yaml",)  # what may lie among the images
 
 
-class ImagesReader:
+class ImagesReader(Reader):
     """A folder of images and nothing else, or folders of them at any depth; every folder with images is a scene.
 
     .bmp, .jpg, .png, .ppm, .tif and .webp, turned upright as their EXIF data say; hidden files do not count. A scene
@@ -33,13 +35,8 @@ class ImagesReader:
     """
 
     looks_for: ClassVar[str] = "images and no other file, in the folder or in folders below (images alone)"
+    takes_cameras: ClassVar[bool] = True
     last_resort: ClassVar[bool] = True
-    class_names: Sequence[str] | None = None
-
-    def __init__(self, path: Path, cameras: Path | None = None) -> None:
-        """Raises ConfigError where cameras.yaml cannot be understood, DataError where the given one is missing."""
-        self._path = path
-        self._cameras = cameras_for(cameras, path)
 
     @classmethod
     def detect(cls, path: Path) -> bool:
@@ -50,20 +47,20 @@ class ImagesReader:
     def scenes(self) -> Sequence[LazyScene]:
         """Return every folder with images as a scene, sorted by id. Raises DataError where there is none."""
         folders: dict[Path, list[Path]] = {}
-        for path in _files(self._path):
+        for path in _files(self.path):
             if path.suffix.lower() in _SUFFIXES:
                 folders.setdefault(path.parent, []).append(path)
         scenes = [self._scene(folder, images) for folder, images in folders.items()]
-        return sort_scenes(self._path, scenes, self.looks_for)
+        return sort_scenes(self.path, scenes, self.looks_for)
 
     def _scene(self, folder: Path, images: list[Path]) -> LazyScene:
-        parts = folder.relative_to(self._path).parts or (self._path.resolve().name,)
+        parts = folder.relative_to(self.path).parts or (self.path.resolve().name,)
         return LazyScene(clean_id("-".join(parts)), lambda: self._open(images), posed=False, metric=False)
 
     def _open(self, images: list[Path]) -> FrameList:
         """Raises DataError where no image is readable."""
         size = _first_size(images)
-        cameras = self._cameras or same_camera(Intrinsics(size[0], size[0], size[0] / 2, size[1] / 2))
+        cameras = self.cameras or same_camera(Intrinsics(size[0], size[0], size[0] / 2, size[1] / 2))
         stems = {path.stem for path in images}
         files = {path.stem if len(stems) == len(images) else path.name: path for path in images}
         return FrameList(list(files), lambda name: _load(name, files[name], size, cameras))

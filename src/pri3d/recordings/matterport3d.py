@@ -11,12 +11,10 @@ from numpy.typing import NDArray
 
 from pri3d.errors import DataError
 from pri3d.geometry.pose import OPENGL_FLIP
-from pri3d.recordings._shared.base import SplitReader
 from pri3d.recordings._shared.cameras import Cameras, Intrinsics, from_matrix, same_camera
-from pri3d.recordings._shared.files import clean_id, read_color, read_depth
-from pri3d.recordings._shared.scenes import LazyScene, Origin, build_frame
-from pri3d.recordings._shared.tables import inside, numbers, read_words
-from pri3d.recordings._shared.trajectory import PosedList
+from pri3d.recordings._shared.files import Origin, build_frame, read_color, read_depth
+from pri3d.recordings._shared.scenes import LazyScene, PosedList, SceneReader
+from pri3d.recordings._shared.text import clean_id, inside, numbers, read_words
 from pri3d.types import Frame
 
 UNITS = 4000  #: of the depth images, per metre
@@ -34,7 +32,7 @@ _TEST = (
 OFFICIAL = {**dict.fromkeys(_VAL.split(), "val"), **dict.fromkeys(_TEST.split(), "test")}  #: house -> "val" or "test"
 
 
-class View(NamedTuple):
+class StatedImage(NamedTuple):
     """One image as the .conf file states it."""
 
     color: Path
@@ -43,7 +41,7 @@ class View(NamedTuple):
     camera: Intrinsics  #: whose cy counts from the lower edge of the image
 
 
-class Matterport3dReader(SplitReader):
+class Matterport3dReader(SceneReader):
     """HOUSE/undistorted_color_images/*.jpg, undistorted_depth_images/*.png, undistorted_camera_parameters/HOUSE.conf.
 
     The recording is a house, or a folder of houses, which may lie in its ``scans`` or ``v1/scans``. Lines of the
@@ -59,6 +57,7 @@ class Matterport3dReader(SplitReader):
     """
 
     looks_for: ClassVar[str] = "undistorted_camera_parameters/HOUSE.conf beside undistorted_color_images (Matterport3D)"
+    splits: ClassVar[bool] = True
 
     @staticmethod
     def is_scene(path: Path) -> bool:
@@ -100,9 +99,9 @@ def _conf(folder: Path) -> Path:
     return found[0] if len(found) == 1 else folder / _PARAMETERS / f"{folder.resolve().name}.conf"
 
 
-def _read(folder: Path, conf: Path) -> dict[str, View]:
+def _read(folder: Path, conf: Path) -> dict[str, StatedImage]:
     """Image name -> what the .conf file says. Raises DataError where it is missing, cut off or damaged."""
-    views: dict[str, View] = {}
+    views: dict[str, StatedImage] = {}
     camera, count = None, 0.0
     for words in read_words(conf):
         if words[0] == "n_images":
@@ -114,13 +113,13 @@ def _read(folder: Path, conf: Path) -> dict[str, View]:
                 raise DataError(f"{conf}: image {words[2][:80]} stands before any intrinsics_matrix.")
             pose = numbers(words[3:], (16,), f"{conf}: {words[2][:80]}").reshape(4, 4) * OPENGL_FLIP.diagonal()
             depth, color = inside(folder / _DEPTH, words[1], conf), inside(folder / _COLOR, words[2], conf)
-            views[clean_id(color.stem)] = View(color, depth, pose, camera)
+            views[clean_id(color.stem)] = StatedImage(color, depth, pose, camera)
     if not views or count > len(views):
         raise DataError(f"{conf}: holds {len(views)} images, {count:g} are stated; is the file cut off?")
     return views
 
 
-def _load(name: str, view: View, given: Cameras | None, conf: Path) -> Frame:
+def _load(name: str, view: StatedImage, given: Cameras | None, conf: Path) -> Frame:
     """Read one image with its depth. Raises FrameError naming the file that is missing, damaged or of another size."""
     color = read_color(view.color)
     upright = view.camera._replace(cy=color.shape[0] - view.camera.cy)

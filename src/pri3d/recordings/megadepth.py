@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
-from pri3d.recordings._shared.base import entries
-from pri3d.recordings._shared.cameras import Cameras, cameras_for
+from pri3d.recordings import Reader
+from pri3d.recordings._shared.cameras import Cameras
 from pri3d.recordings._shared.colmap_model import MEGADEPTH, ModelFrames, model_files, read_model
-from pri3d.recordings._shared.files import LARGEST, clean_id, sort_scenes
-from pri3d.recordings._shared.scenes import LazyScene
+from pri3d.recordings._shared.files import LARGEST
+from pri3d.recordings._shared.scenes import LazyScene, entries, sort_scenes
+from pri3d.recordings._shared.text import clean_id
 
 _TREE = "MegaDepth_v1"
 _PARENTS = (f"phoenix/S6/zl548/{_TREE}", _TREE)  # the archive's own path, and without what leads there
@@ -25,7 +26,7 @@ _ORDINAL = -1.0
 _MOST_INFLATED = 1100  # bytes that a compressed byte can become
 
 
-class MegaDepthReader:
+class MegaDepthReader(Reader):
     """Undistorted_SfM/SCENE/images and sparse, as ``colmap image_undistorter`` writes them, with depth as .h5.
 
     The depth of SCENE/images/NAME.jpg is the data set ``depth`` of SCENE/stereo/depth_maps/NAME.h5 (or NAME.jpg.h5),
@@ -41,12 +42,7 @@ class MegaDepthReader:
     """
 
     looks_for: ClassVar[str] = f"{MEGADEPTH}/SCENE with images, sparse and .h5 depth (MegaDepth, undistorted)"
-    class_names: Sequence[str] | None = None
-
-    def __init__(self, path: Path, cameras: Path | None = None) -> None:
-        """Raises ConfigError where cameras.yaml cannot be understood, DataError where the given one is missing."""
-        self._path = path
-        self._given = None if cameras is None else cameras_for(cameras)
+    takes_cameras: ClassVar[bool] = True
 
     @classmethod
     def detect(cls, path: Path) -> bool:
@@ -55,8 +51,8 @@ class MegaDepthReader:
 
     def scenes(self) -> Sequence[LazyScene]:
         """Return the scenes, sorted by id; none is opened. Raises DataError where there is none with poses."""
-        found = list(_scenes(self._path))
-        archive = _archive(self._path)
+        found = list(_scenes(self.path))
+        archive = _archive(self.path)
         if not found and archive is not None:
             raise DataError(
                 f"{archive}: has images and depth, but no poses. Run colmap image_undistorter on the models of "
@@ -65,12 +61,12 @@ class MegaDepthReader:
         scenes = [
             LazyScene(
                 clean_id(folder.resolve().name),
-                lambda folder=folder: _open(folder, self._given or cameras_for(None, folder, self._path)),  # type: ignore[misc]
+                lambda folder=folder: _open(folder, self.stated(folder)),  # type: ignore[misc]
                 metric=False,
             )
             for folder in found
         ]
-        return sort_scenes(self._path, scenes, self.looks_for)
+        return sort_scenes(self.path, scenes, self.looks_for)
 
 
 def _open(folder: Path, cameras: Cameras | None) -> ModelFrames:

@@ -12,14 +12,10 @@ from numpy.typing import NDArray
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.pose import OPENGL_FLIP, check_rigid
 from pri3d.geometry.warping import Lens
-from pri3d.recordings._shared.arkit import intrinsics
-from pri3d.recordings._shared.base import SceneReader
-from pri3d.recordings._shared.cameras import Cameras, registered, same_camera
-from pri3d.recordings._shared.files import read_color, read_depth
-from pri3d.recordings._shared.photographs import SUFFIXES, frame_names, listed_file
-from pri3d.recordings._shared.scenes import Origin, build_frame
-from pri3d.recordings._shared.tables import framed, numbers, read_json
-from pri3d.recordings._shared.trajectory import PosedList
+from pri3d.recordings._shared.cameras import Cameras, intrinsics, registered, same_camera
+from pri3d.recordings._shared.files import Origin, build_frame, read_color, read_depth
+from pri3d.recordings._shared.scenes import PosedList, SceneReader
+from pri3d.recordings._shared.text import SUFFIXES, frame_names, framed, listed_file, numbers, read_json
 from pri3d.types import Frame
 
 _FILE = "transforms.json"

@@ -9,10 +9,11 @@ from typing import ClassVar
 import numpy as np
 
 from pri3d.errors import DataError, FrameError
-from pri3d.recordings._shared.cameras import Cameras, cameras_for, from_matrix, same_camera
-from pri3d.recordings._shared.files import read_color, read_depth
+from pri3d.recordings import Reader
+from pri3d.recordings._shared.cameras import Cameras, from_matrix, same_camera
+from pri3d.recordings._shared.files import Origin, build_frame, read_color, read_depth
 from pri3d.recordings._shared.nyu_mat import COLOR, MAT, MatFile, mat_file, numbered, official_train
-from pri3d.recordings._shared.scenes import FrameList, LazyScene, Origin, build_frame
+from pri3d.recordings._shared.scenes import FrameList, LazyScene
 from pri3d.types import Frame
 
 _DEPTH = ("train/depth", "val/depth", "test/depth", "depth")
@@ -21,7 +22,7 @@ _LABELS = ("label40", "labels13_train", "labels13_test", "labels13")
 _MATRIX = ((518.857901, 0, 325.582449), (0, 519.469611, 253.736166), (0, 0, 1))
 
 
-class NYUv2Reader:
+class NYUv2Reader(Reader):
     """nyu_depth_v2_labeled.mat (or a folder holding it), or a folder of images exported from it.
 
     Exported: .png or .jpg in train/color, val/color, test/color or image, and 16-bit depth in millimetres as .png in
@@ -38,15 +39,7 @@ class NYUv2Reader:
     looks_for: ClassVar[str] = f"{MAT}, or depth with train/color, or with image and label40 or labels13 (NYUv2)"
     suffixes: ClassVar[tuple[str, ...]] = (".mat",)
     splits: ClassVar[bool] = True
-    class_names: Sequence[str] | None = None
-
-    def __init__(self, path: Path, cameras: Path | None = None, split: str = "train") -> None:
-        """Raises ConfigError where cameras.yaml cannot be understood, DataError where the given one is missing."""
-        self._path = path
-        self._split = split
-        folder = path if path.is_dir() else path.parent
-        camera = from_matrix(np.array(_MATRIX), "NYUv2")._replace(width=640, height=480)
-        self._cameras = cameras_for(cameras, folder) or same_camera(camera)
+    takes_cameras: ClassVar[bool] = True
 
     @classmethod
     def detect(cls, path: Path) -> bool:
@@ -61,18 +54,20 @@ class NYUv2Reader:
 
     def scenes(self) -> Sequence[LazyScene]:
         """Return the scenes of the split; none is opened yet, so that asking one for names may raise DataError."""
-        wanted = {"train": ["train"], "all": ["test", "train"]}.get(self._split, ["test"])
+        wanted = {"train": ["train"], "all": ["test", "train"]}.get(self.split, ["test"])
         return [
             LazyScene(f"nyuv2-{part}", lambda part=part: self._open(part), posed=False, split=part)  # type: ignore[misc]
             for part in wanted
         ]
 
     def _open(self, part: str) -> FrameList:
-        mat = mat_file(self._path)
-        images = _Mat(mat, self._cameras) if mat is not None else _Exported(self._path, self._cameras)
+        mat = mat_file(self.path)
+        camera = from_matrix(np.array(_MATRIX), "NYUv2")._replace(width=640, height=480)
+        cameras = self.cameras or same_camera(camera)
+        images = _Mat(mat, cameras) if mat is not None else _Exported(self.path, cameras)
         numbers = [n for n in images.numbers if (n in official_train()) == (part == "train")]
         if not numbers:
-            raise DataError(f"{self._path}: holds no image of the official {part} set. Choose another --split.")
+            raise DataError(f"{self.path}: holds no image of the official {part} set. Choose another --split.")
         return FrameList([f"{number:04d}" for number in numbers], images.load)
 
 
@@ -97,7 +92,7 @@ class _Exported:
     """Frames of exported files."""
 
     def __init__(self, path: Path, cameras: Cameras) -> None:
-        self._path = path
+        self.path = path
         self._colors, self._depths = numbered(path, COLOR), numbered(path, _DEPTH)
         self._cameras = cameras
         self.numbers = sorted(self._colors)

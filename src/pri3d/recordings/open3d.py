@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from pri3d.errors import DataError
 from pri3d.geometry.pose import check_rigid, invert_array
-from pri3d.recordings._shared.base import SceneReader
 from pri3d.recordings._shared.cameras import Cameras, Intrinsics, from_matrix, same_camera
-from pri3d.recordings._shared.tables import numbers, read_json, read_text
-from pri3d.recordings._shared.trajectory import PosedList, load_files
+from pri3d.recordings._shared.files import load_files
+from pri3d.recordings._shared.scenes import PosedList, SceneReader
+from pri3d.recordings._shared.text import numbers, read_json, read_text
 
 _COLOR = ("color", "rgb", "image")
 _IMAGES = (".jpg", ".jpeg", ".png")
@@ -42,7 +42,7 @@ class Open3dReader(SceneReader):
     """
 
     looks_for: ClassVar[str] = "folders color (rgb, image) and depth with trajectory.log or trajectory.json (Open3D)"
-    frame_step: ClassVar[int] = 25  # 30 frames a second
+    frame_step = 25  # 30 frames a second
 
     @staticmethod
     def is_scene(path: Path) -> bool:

@@ -10,13 +10,10 @@ from numpy.typing import NDArray
 
 from pri3d.errors import DataError
 from pri3d.geometry.pose import OPENGL_FLIP, check_rigid
-from pri3d.recordings._shared.arkit import MILLIMETRES, intrinsics, read_bytes
-from pri3d.recordings._shared.base import SceneReader, entries
-from pri3d.recordings._shared.cameras import Cameras, registered, same_camera
-from pri3d.recordings._shared.files import read_color, read_depth
-from pri3d.recordings._shared.scenes import Origin, build_frame
-from pri3d.recordings._shared.tables import frame_json, framed, numbers
-from pri3d.recordings._shared.trajectory import PosedList
+from pri3d.recordings._shared.cameras import Cameras, intrinsics, registered, same_camera
+from pri3d.recordings._shared.files import MILLIMETRES, Origin, build_frame, read_bytes, read_color, read_depth
+from pri3d.recordings._shared.scenes import PosedList, SceneReader, entries
+from pri3d.recordings._shared.text import frame_json, framed, numbers
 from pri3d.types import Frame
 
 _POSE = tuple(f"t_{row}{column}" for row in range(3) for column in range(4))

@@ -15,15 +15,12 @@ from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.pose import OPENGL_FLIP, check_rigid, pose_of_quaternion
-from pri3d.recordings._shared.arkit import MILLIMETRES, intrinsics, percent
-from pri3d.recordings._shared.base import SceneReader
-from pri3d.recordings._shared.cameras import Cameras, Intrinsics, registered, same_camera
-from pri3d.recordings._shared.files import LARGEST, decode_image, eight_bits
+from pri3d.recordings._shared.cameras import Cameras, Intrinsics, intrinsics, registered, same_camera
+from pri3d.recordings._shared.files import LARGEST, MILLIMETRES, Origin, build_frame, decode_image, eight_bits, percent
 from pri3d.recordings._shared.lzfse import decompress
-from pri3d.recordings._shared.scenes import Origin, build_frame
+from pri3d.recordings._shared.scenes import PosedList, SceneReader
 from pri3d.recordings._shared.sens import is_rgb
-from pri3d.recordings._shared.tables import numbers
-from pri3d.recordings._shared.trajectory import PosedList
+from pri3d.recordings._shared.text import numbers
 from pri3d.types import Frame
 
 _MOST_METADATA = 1 << 26  # bytes
@@ -49,7 +46,7 @@ class Record3DReader(SceneReader):
 
     looks_for: ClassVar[str] = "a .r3d file, a folder of them, or metadata and rgbd of an unpacked one (Record3D)"
     suffixes: ClassVar[tuple[str, ...]] = (_SUFFIX,)
-    frame_step: ClassVar[int] = 25  # of 30 or 60 a second
+    frame_step = 25  # of 30 or 60 a second
 
     @staticmethod
     def is_scene(path: Path) -> bool:
@@ -66,7 +63,7 @@ class Record3DReader(SceneReader):
         """Open a recording. Raises DataError where its metadata is missing or damaged."""
         read = _reader(source)
         video = _video(read("metadata", _MOST_METADATA), f"{source}: metadata")
-        scene = _Scene(str(source), read, video, given)
+        scene = _Record3DScene(str(source), read, video, given)
         digits = max(6, len(str(len(video.poses) - 1)))
         return PosedList([str(k).zfill(digits) for k in range(len(video.poses))], scene.frame, scene.pose, given)
 
@@ -85,7 +82,7 @@ class _Video(NamedTuple):
         return intrinsics([*values, *self.color_size], what)
 
 
-class _Scene(NamedTuple):
+class _Record3DScene(NamedTuple):
     """What a frame is made of."""
 
     what: str

@@ -22,7 +22,7 @@ class RoomsReader(FolderReader):
         return (path / "rooms.json").is_file()
 
     def _class_names(self) -> Sequence[str] | None:
-        path = self._path / "rooms.json"
+        path = self.path / "rooms.json"
         try:
             names = json.loads(path.read_text(encoding="utf-8"))["class_names"]
         except (OSError, ValueError, KeyError, TypeError) as error:

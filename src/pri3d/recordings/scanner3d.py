@@ -11,13 +11,10 @@ from numpy.typing import NDArray
 
 from pri3d.errors import DataError
 from pri3d.geometry.pose import OPENGL_FLIP, check_rigid
-from pri3d.recordings._shared.arkit import MILLIMETRES, intrinsics, read_levels
-from pri3d.recordings._shared.base import SceneReader, entries
-from pri3d.recordings._shared.cameras import Cameras, registered, same_camera
-from pri3d.recordings._shared.files import read_color, read_depth
-from pri3d.recordings._shared.scenes import Origin, build_frame
-from pri3d.recordings._shared.tables import frame_json, framed, numbers
-from pri3d.recordings._shared.trajectory import PosedList
+from pri3d.recordings._shared.cameras import Cameras, intrinsics, registered, same_camera
+from pri3d.recordings._shared.files import MILLIMETRES, Origin, build_frame, read_color, read_depth, read_levels
+from pri3d.recordings._shared.scenes import PosedList, SceneReader, entries
+from pri3d.recordings._shared.text import frame_json, framed, numbers
 from pri3d.types import Frame
 
 _IMAGE = re.compile(r"frame_([0-9]+)\.(jpg|jpeg|png)", re.IGNORECASE)
@@ -34,7 +31,7 @@ class Scanner3DReader(SceneReader):
     """
 
     looks_for: ClassVar[str] = "frame_00000.jpg, frame_00000.json and depth_00000.png (3D Scanner App, all data)"
-    frame_step: ClassVar[int] = 8  # some ten images a second
+    frame_step = 8  # some ten images a second
 
     @staticmethod
     def is_scene(path: Path) -> bool:

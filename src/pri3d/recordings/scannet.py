@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.pose import check_rigid, invert_array
-from pri3d.recordings._shared.cameras import Cameras, cameras_for, from_matrix
-from pri3d.recordings._shared.files import FileScene, clean_id, read_matrix, sort_scenes
-from pri3d.recordings._shared.scenes import LazyScene
+from pri3d.recordings import Reader
+from pri3d.recordings._shared.cameras import Cameras, from_matrix
+from pri3d.recordings._shared.files import read_matrix
+from pri3d.recordings._shared.scenes import FileScene, LazyScene, scenes_of_split, sort_scenes
 from pri3d.recordings._shared.sens import SensFile, SensScene
-from pri3d.recordings._shared.splits import of_split
+from pri3d.recordings._shared.text import clean_id
 from pri3d.recordings.folder import PARTS, frame_files, is_scannet
 from pri3d.types import Frame
 
@@ -34,7 +35,7 @@ _NYU40 = (*range(1, 13), 14, 16, 24, 28, 33, 34, 36, 39)  # their ids in the lab
 _DOWNLOAD_FOLDERS = ("scans", "scans_test")  # where ScanNet's download script puts scans
 
 
-class ScanNetReader:
+class ScanNetReader(Reader):
     """SCENE/SCENE.sens, exported SCENE/color, depth, pose and intrinsic, or those of scannet_frames_25k.
 
     Scenes lie in the recording or in its ``scans`` and ``scans_test``, or the recording is one; a scene that has both
@@ -51,14 +52,11 @@ class ScanNetReader:
         "SCENE.sens files, or folders color, depth and pose with intrinsic or intrinsics_color.txt (ScanNet)"
     )
     splits: ClassVar[bool] = True
-    class_names: Sequence[str] | None
+    takes_cameras: ClassVar[bool] = True
 
     def __init__(self, path: Path, cameras: Path | None = None, split: str = "train") -> None:
         """Raises ConfigError where cameras.yaml cannot be understood, DataError where the given one is missing."""
-        self._path = path
-        self._split = split
-        stated = cameras_for(cameras, path)
-        self._given = stated if cameras is not None else None
+        super().__init__(path, cameras, split)
         self._found = list(_find(path))
         #: scans are videos; of exported frames some were chosen already
         self.frame_step = 25 if any(source.is_file() for source in self._found) else 1
@@ -73,7 +71,7 @@ class ScanNetReader:
     def scenes(self) -> Sequence[LazyScene]:
         """Return the scenes of the split, sorted by id; none is opened yet. Raises DataError where there is none."""
         scenes = [self._scene(source) for source in self._found]
-        return sort_scenes(self._path, of_split(self._path, scenes, self._split), self.looks_for)
+        return sort_scenes(self.path, scenes_of_split(self.path, scenes, self.split), self.looks_for)
 
     def _scene(self, source: Path) -> LazyScene:
         folder = source if source.is_dir() else source.parent
@@ -81,11 +79,7 @@ class ScanNetReader:
         name = clean_id(source.stem if source.is_file() else source.resolve().name)
         opener = _open_folder if source.is_dir() else _open_sens
         mesh = folder / f"{name}_vh_clean_2.ply"
-        return LazyScene(name, lambda: opener(source, self._stated(folder)), mesh, split=official_split().get(name))
-
-    def _stated(self, folder: Path) -> Cameras | None:
-        """Cameras of the command line, else of the scene or of the recording."""
-        return self._given or cameras_for(None, folder, self._path)
+        return LazyScene(name, lambda: opener(source, self.stated(folder)), mesh, split=official_split().get(name))
 
 
 class _LabelledScene(FileScene):

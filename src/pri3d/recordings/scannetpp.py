@@ -11,19 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
-from pri3d.recordings._shared.base import SplitReader
 from pri3d.recordings._shared.cameras import Cameras, from_matrix, registered, same_camera
-from pri3d.recordings._shared.files import clean_id, read_color, read_depth
-from pri3d.recordings._shared.scenes import LazyScene, Origin, build_frame
-from pri3d.recordings._shared.tables import numbers, read_json, read_words
-from pri3d.recordings._shared.trajectory import PosedList
+from pri3d.recordings._shared.files import Origin, build_frame, read_color, read_depth
+from pri3d.recordings._shared.scenes import LazyScene, PosedList, SceneReader
+from pri3d.recordings._shared.text import clean_id, numbers, read_json, read_words
 from pri3d.types import Frame
 
 _POSES = "pose_intrinsic_imu.json"
 _LISTS = {"nvs_sem_train": "train", "nvs_sem_val": "val", "nvs_test": "test", "sem_test": "test"}
 
 
-class ScanNetppReader(SplitReader):
+class ScanNetppReader(SceneReader):
     """data/SCENE/iphone/rgb/frame_NNNNNN.jpg, depth/frame_NNNNNN.png and pose_intrinsic_imu.json.
 
     The recording is the folder that holds ``data``, ``data`` itself, or a scene. rgb and depth are what the toolkit's
@@ -39,7 +37,8 @@ class ScanNetppReader(SplitReader):
     """
 
     looks_for: ClassVar[str] = "SCENE/iphone/pose_intrinsic_imu.json, in data or not (ScanNet++)"
-    frame_step: ClassVar[int] = 50  # 60 frames a second
+    splits: ClassVar[bool] = True
+    frame_step = 50  # 60 frames a second
 
     @staticmethod
     def is_scene(path: Path) -> bool:
@@ -63,7 +62,7 @@ class ScanNetppReader(SplitReader):
     @cached_property
     def _official(self) -> dict[str, str]:
         """Scene -> official list."""
-        first = next(self.find(self._path), None)
+        first = next(self.find(self.path), None)
         return {} if first is None else _official(first.resolve().parent)
 
     def open(self, source: Path, given: Cameras | None) -> PosedList:

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import ClassVar
 
 from pri3d.errors import ConfigError, FrameError
+from pri3d.recordings import Reader
 from pri3d.recordings._shared.cameras import Cameras, Intrinsics, cameras_for, from_matrix, same_camera
-from pri3d.recordings._shared.files import FileScene, FrameFiles, check_scenes, clean_id, read_matrix
+from pri3d.recordings._shared.files import read_matrix
+from pri3d.recordings._shared.scenes import FileScene, FrameFiles, check_scenes
+from pri3d.recordings._shared.text import clean_id
 
 _COLOR = ".color."
 _PATTERN = "frame-*.color.*"
 
 
-class SevenScenesReader:
+class SevenScenesReader(Reader):
     """frame-NNNNNN.color.png|jpg, .depth.png (mm, 65535 = invalid), .pose.txt; flat, in seq-XX or in SCENE/seq-XX.
 
     Every folder with frames is a scene. Cameras: ``cameras.yaml``, else ``camera-intrinsics.txt`` (3 x 3) of the
@@ -27,12 +30,12 @@ class SevenScenesReader:
     """
 
     looks_for: ClassVar[str] = "frame-000000.color.png (or .jpg), .depth.png and .pose.txt, flat or in seq-XX"
-    class_names: Sequence[str] | None = None
+    takes_cameras: ClassVar[bool] = True
 
-    def __init__(self, path: Path, cameras: Path | None = None) -> None:
+    def __init__(self, path: Path, cameras: Path | None = None, split: str = "train") -> None:
         """Raises ConfigError where cameras.yaml or camera-intrinsics.txt cannot be understood."""
-        self._path = path
-        self._scenes = [(folder, _cameras(path, folder, cameras)) for folder in _scene_folders(path)]
+        super().__init__(path, cameras, split)
+        self._scenes = [(folder, self.given or _cameras(path, folder)) for folder in _scene_folders(path)]
 
     @classmethod
     def detect(cls, path: Path) -> bool:
@@ -43,13 +46,13 @@ class SevenScenesReader:
         """Return every folder of frames as a scene, sorted by id. Raises DataError for two equal ids."""
         scenes = []
         for folder, cameras in self._scenes:
-            parts = folder.relative_to(self._path).parts or (folder.resolve().name,)
+            parts = folder.relative_to(self.path).parts or (folder.resolve().name,)
             files = {}
             for color in folder.glob(_PATTERN):
                 stem = color.name.split(_COLOR)[0]
                 files[stem] = FrameFiles(color, folder / f"{stem}.depth.png", folder / f"{stem}.pose.txt")
             scenes.append(FileScene(clean_id("-".join(parts)), files, cameras))
-        return check_scenes(self._path, scenes, self.looks_for)
+        return check_scenes(self.path, scenes, self.looks_for)
 
 
 def _scene_folders(path: Path) -> list[Path]:
@@ -60,9 +63,9 @@ def _scene_folders(path: Path) -> list[Path]:
     return [folder for folder in below if next(folder.glob(_PATTERN), None) is not None]
 
 
-def _cameras(path: Path, folder: Path, given: Path | None) -> Cameras:
+def _cameras(path: Path, folder: Path) -> Cameras:
     folders = [f for f in (folder, *folder.parents) if f == path or path in f.parents]
-    stated = cameras_for(given, *folders)
+    stated = cameras_for(None, *folders)
     if stated is not None:
         return stated
     for candidate in folders:

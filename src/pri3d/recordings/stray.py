@@ -10,13 +10,10 @@ from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.pose import check_rigid, pose_of_quaternion
-from pri3d.recordings._shared.arkit import MILLIMETRES, intrinsics, read_levels
-from pri3d.recordings._shared.base import SceneReader
-from pri3d.recordings._shared.cameras import Cameras, Intrinsics, registered, same_camera
-from pri3d.recordings._shared.files import LARGEST, in_metres, read_depth
-from pri3d.recordings._shared.scenes import Origin, build_frame
-from pri3d.recordings._shared.tables import framed, numbers, read_text
-from pri3d.recordings._shared.trajectory import PosedList
+from pri3d.recordings._shared.cameras import Cameras, Intrinsics, intrinsics, registered, same_camera
+from pri3d.recordings._shared.files import LARGEST, MILLIMETRES, Origin, build_frame, in_metres, read_depth, read_levels
+from pri3d.recordings._shared.scenes import PosedList, SceneReader
+from pri3d.recordings._shared.text import framed, numbers, read_text
 from pri3d.recordings._shared.video import VideoFrames
 from pri3d.types import Frame
 
@@ -40,7 +37,7 @@ class StrayReader(SceneReader):
     """
 
     looks_for: ClassVar[str] = "odometry.csv and rgb.mp4, or folders that hold them (Stray Scanner)"
-    frame_step: ClassVar[int] = 25  # of 30 or 60 a second
+    frame_step = 25  # of 30 or 60 a second
 
     @staticmethod
     def is_scene(path: Path) -> bool:
@@ -55,7 +52,7 @@ class StrayReader(SceneReader):
         matrix = None
         if given is None and not odometry.has(_CAMERA):
             matrix = _matrix(source / "camera_matrix.csv")
-        scene = _Scene(source, VideoFrames(source / "rgb.mp4"), odometry, matrix, given)
+        scene = _StrayScene(source, VideoFrames(source / "rgb.mp4"), odometry, matrix, given)
         return PosedList(list(odometry.rows), scene.frame, odometry.pose, given)
 
 
@@ -100,7 +97,7 @@ class _Odometry:
         return check_rigid(pose_of_quaternion(values[:3], values[3:], what), what)
 
 
-class _Scene(NamedTuple):
+class _StrayScene(NamedTuple):
     """What a frame is made of."""
 
     folder: Path

@@ -11,9 +11,11 @@ from typing import ClassVar
 import numpy as np
 
 from pri3d.errors import FrameError
-from pri3d.recordings._shared.cameras import cameras_for, from_matrix, same_camera
-from pri3d.recordings._shared.files import clean_id, in_metres, read_color, read_image, read_matrix, sort_scenes
-from pri3d.recordings._shared.scenes import FrameList, LazyScene, Origin, build_frame
+from pri3d.recordings import Reader
+from pri3d.recordings._shared.cameras import from_matrix, same_camera
+from pri3d.recordings._shared.files import Origin, build_frame, in_metres, read_color, read_image, read_matrix
+from pri3d.recordings._shared.scenes import FrameList, LazyScene, sort_scenes
+from pri3d.recordings._shared.text import clean_id
 from pri3d.types import Frame
 
 _SENSORS = ("kv1", "kv2", "realsense", "xtion")
@@ -23,7 +25,7 @@ _LEVELS = 5  # from SUNRGBD down to a frame: SENSOR/SUBSET/PLACE/RUN/FRAME
 _TRIED = 200  # folders that detection looks into
 
 
-class SunRgbdReader:
+class SunRgbdReader(Reader):
     """SENSOR/SUBSET/.../FRAME/image/*.jpg, depth/*.png (else depth_bfx/*.png) and intrinsics.txt.
 
     SENSOR is kv1, kv2, realsense or xtion; the recording is the folder of the sensors, one of them, or any folder
@@ -37,12 +39,7 @@ class SunRgbdReader:
     """
 
     looks_for: ClassVar[str] = "folders with image, depth or depth_bfx, and intrinsics.txt, one a frame (SUN RGB-D)"
-    class_names: Sequence[str] | None = None
-
-    def __init__(self, path: Path, cameras: Path | None = None) -> None:
-        """Raises ConfigError where cameras.yaml cannot be understood, DataError where the given one is missing."""
-        self._path = path
-        self._cameras = cameras_for(cameras, path)
+    takes_cameras: ClassVar[bool] = True
 
     @classmethod
     def detect(cls, path: Path) -> bool:
@@ -52,21 +49,21 @@ class SunRgbdReader:
     def scenes(self) -> Sequence[LazyScene]:
         """Return one scene for each subset, sorted by id. Raises DataError where there is no frame."""
         subsets: dict[str, dict[str, Path]] = {}
-        for folder in (folder for folder, frame in _walk(self._path) if frame):
-            subset, name = _place(self._path, folder)
+        for folder in (folder for folder, frame in _walk(self.path) if frame):
+            subset, name = _place(self.path, folder)
             subsets.setdefault(subset, {})[name] = folder
         scenes = [
             LazyScene(name, lambda frames=frames: self._open(frames), posed=False)  # type: ignore[misc]
             for name, frames in subsets.items()
         ]
-        return sort_scenes(self._path, scenes, self.looks_for)
+        return sort_scenes(self.path, scenes, self.looks_for)
 
     def _open(self, frames: dict[str, Path]) -> FrameList:
         return FrameList(list(frames), lambda name: self._load(name, frames[name]))
 
     def _load(self, name: str, folder: Path) -> Frame:
         statement = folder / "intrinsics.txt"
-        cameras = self._cameras or same_camera(from_matrix(read_matrix(statement, (3, 3)), str(statement)))
+        cameras = self.cameras or same_camera(from_matrix(read_matrix(statement, (3, 3)), str(statement)))
         color, depth = _only(folder, ("image",)), _only(folder, _DEPTH)
         rotated = read_image(depth)
         if rotated.dtype != np.uint16:

@@ -18,7 +18,7 @@ from pri3d.data.mixture import Named, parse_mixture
 from pri3d.errors import ConfigError, DataError, Problems
 from pri3d.preparation.run import prepare
 from pri3d.recordings import detect, find_reader, open_recording
-from pri3d.recordings._shared.files import clean_id
+from pri3d.recordings._shared.text import clean_id
 from pri3d.runs import Run, RunPaths
 from pri3d.store import MANIFEST, finished_scenes, read_manifest
 from pri3d.training import pretrain as training

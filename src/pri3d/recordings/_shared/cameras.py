@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pri3d.errors import ConfigError, DataError, FrameError, IntrinsicsError
 from pri3d.geometry.pose import check_rigid, invert_array
 from pri3d.geometry.warping import Lens
+from pri3d.recordings._shared.text import framed, numbers
 from pri3d.types import Camera
 
 _TOP = ("color", "depth", "color_from_depth", "pose_of", "depth_scale")
@@ -70,10 +71,23 @@ def from_matrix(k: NDArray[np.float64], what: str) -> Intrinsics:
 
     Its cx and cy get 0.5 more on our grid. Raises FrameError where it is no such matrix.
     """
-    numbers = [float(k[at]) for at in ((0, 0), (1, 1), (0, 2), (1, 2))]
-    if not all(0 < number < _LARGEST for number in numbers):
+    fx, fy, cx, cy = (float(k[at]) for at in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    if not all(0 < number < _LARGEST for number in (fx, fy, cx, cy)):
         raise FrameError(f"{what}: is no intrinsic matrix (fx 0 cx / 0 fy cy / 0 0 1).")
-    return Intrinsics(numbers[0], numbers[1], numbers[2] + 0.5, numbers[3] + 0.5)
+    return Intrinsics(fx, fy, cx + 0.5, cy + 0.5)
+
+
+def intrinsics(values: Any, what: str) -> Intrinsics:
+    """Camera of fx, fy, cx, cy in pixels from the image's corner, and of its width and height where they follow.
+
+    Raises FrameError, which calls the values ``what``, where they are not as many positive numbers.
+    """
+    found = framed(lambda: numbers(values, (len(values),), what))
+    if not all(0 < number < _LARGEST for number in found):  # nan compares false
+        raise FrameError(f"{what}: its camera is {', '.join(f'{number:g}' for number in found)} pixels; it is damaged.")
+    fx, fy, cx, cy, *size = found.tolist()
+    width, height = (int(number) for number in size) if size else (None, None)
+    return Intrinsics(fx, fy, cx, cy, width, height)
 
 
 def same_camera(intrinsics: Intrinsics) -> Cameras:
@@ -186,18 +200,18 @@ def _transform(value: Any, path: Path) -> NDArray[np.float64]:
         raise ConfigError(f"{what}: give either translation or matrix.")
     name, shape = ("translation", (3,)) if "translation" in keys else ("matrix", (4, 4))
     try:
-        numbers = np.array(keys[name], dtype=np.float64)
+        stated = np.array(keys[name], dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{what}.{name}: expected numbers, found {keys[name]!r}.") from error
-    if numbers.shape != shape:
-        raise ConfigError(f"{what}.{name}: has shape {numbers.shape}, expected {shape}.")
-    if not (np.abs(numbers) < _LARGEST).all():
+    if stated.shape != shape:
+        raise ConfigError(f"{what}.{name}: has shape {stated.shape}, expected {shape}.")
+    if not (np.abs(stated) < _LARGEST).all():
         raise ConfigError(f"{what}.{name}: {keys[name]!r} is not finite or far too large.")
     result = np.eye(4)
     if name == "translation":
-        result[:3, 3] = numbers
+        result[:3, 3] = stated
     else:
-        result = numbers
+        result = stated
     try:
         return check_rigid(result, what)
     except FrameError as error:

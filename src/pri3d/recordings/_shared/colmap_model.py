@@ -25,10 +25,9 @@ from pri3d.errors import DataError, FrameError
 from pri3d.geometry.pose import invert_array, pose_of_quaternion
 from pri3d.geometry.warping import Lens
 from pri3d.recordings._shared.cameras import Cameras, Intrinsics, registered, same_camera
-from pri3d.recordings._shared.files import LARGEST, read_color
-from pri3d.recordings._shared.photographs import frame_names, listed_file
-from pri3d.recordings._shared.scenes import Origin, build_frame
-from pri3d.recordings._shared.trajectory import PosedList
+from pri3d.recordings._shared.files import LARGEST, Origin, build_frame, read_color
+from pri3d.recordings._shared.scenes import PosedList
+from pri3d.recordings._shared.text import frame_names, listed_file
 from pri3d.types import Frame
 
 MEGADEPTH = "Undistorted_SfM"  #: folder of MegaDepth's undistorted scenes, which have a reader of their own

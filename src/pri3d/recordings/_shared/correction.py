@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from copy import copy
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pri3d.errors import ConfigError, FrameError
+from pri3d.errors import ConfigError
 from pri3d.geometry.pose import OPENGL_FLIP, check_rigid, invert_array
-from pri3d.recordings._shared.scenes import pose_of
 from pri3d.types import Frame
 
 _FLAGS = ("inverse", "opengl", "ray")
@@ -74,62 +70,3 @@ def parse_correction(text: str) -> Correction:
                 "depth comes late)."
             ) from None
     return Correction(**said)
-
-
-class CorrectedScene:
-    """A scene whose frames are corrected; everything else is the scene's own."""
-
-    def __init__(self, scene: Any, correction: Correction) -> None:
-        self._scene = scene
-        self._correction = correction
-        self.id: str = scene.id
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_scene":
-            raise AttributeError(name)
-        return getattr(self._scene, name)
-
-    def __copy__(self) -> CorrectedScene:
-        """Return one whose scene is a copy too: what it opens stays with it."""
-        return CorrectedScene(copy(self._scene), self._correction)
-
-    @property
-    def names(self) -> Sequence[str]:
-        """Names of the frames. Raises DataError where the scene cannot be opened."""
-        names: Sequence[str] = self._scene.names
-        return names
-
-    def frame(self, index: int) -> Frame:
-        """Load and correct frame ``names[index]``. Raises FrameError where it, or the one its depth is of, is bad."""
-        frame: Frame = self._scene.frame(index)
-        shift = self._correction.shift
-        if shift:
-            if not 0 <= index + shift < len(self.names):
-                raise FrameError(f"{frame.name}: has no depth, shifted by {shift} frames.")
-            other: Frame = self._scene.frame(index + shift)
-            frame = frame._replace(depth=other.depth, confidence=other.confidence)
-        return self._correction.apply(frame)
-
-    def pose(self, index: int) -> NDArray[np.float64]:
-        """Return the frame's corrected pose (4, 4). Raises FrameError where it is unusable."""
-        return self._correction.apply_to_pose(pose_of(self._scene, index), self.names[index])
-
-    def mesh(self) -> Path | None:
-        """Return the scene's triangle mesh in world metres, None where it has none."""
-        mesh: Path | None = self._scene.mesh()
-        return mesh
-
-
-class CorrectedReader:
-    """A reader whose scenes are corrected."""
-
-    def __init__(self, reader: Any, correction: Correction) -> None:
-        self.looks_for: str = reader.looks_for
-        self.class_names: Sequence[str] | None = reader.class_names
-        self.frame_step: int = getattr(reader, "frame_step", 1)
-        self._reader = reader
-        self._correction = correction
-
-    def scenes(self) -> Sequence[Any]:
-        """Every scene of the recording, sorted by id."""
-        return [CorrectedScene(scene, self._correction) for scene in self._reader.scenes()]

@@ -1,95 +1,99 @@
-"""Frames that lie as single files: image, depth and pose files -> Frame, with every way they can be damaged."""
+"""A frame from its files: images, depth, confidence, labels and poses, with every way they can be damaged.
+
+Phones with ARKit give depth of the colour camera at a lower resolution, in millimetres, with a confidence of 0 (low), 1
+or 2 (high) a pixel.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol, TypeVar
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pri3d.errors import DataError, FrameError
+from pri3d.errors import FrameError
 from pri3d.geometry.pose import check_rigid
+from pri3d.geometry.warping import undistort_color, undistort_nearest
 from pri3d.recordings._shared.cameras import Cameras
-from pri3d.recordings._shared.scenes import Origin, build_frame
 from pri3d.types import Frame
 
 LARGEST = 10**8  #: pixels of an image; a damaged header can claim any size
+MILLIMETRES = 0.001  #: metres per unit of depth
 _FARTHEST = 1e6  # metres; beyond it a pose is damaged text
 
 
-class HasId(Protocol):
-    """What sorting needs of a scene."""
+class Origin(NamedTuple):
+    """What error messages call the parts of a frame: usually their files."""
 
-    id: str
-
-
-Named = TypeVar("Named", bound=HasId)
-
-
-class FrameFiles(NamedTuple):
-    """Where the parts of one frame lie."""
-
-    color: Path
-    depth: Path
-    pose: Path
-    label: Path | None = None
-    instance: Path | None = None
+    color: str
+    depth: str
+    pose: str
 
 
-class FileScene:
-    """A scene (the protocol of :mod:`pri3d.recordings`) of single files."""
+def build_frame(
+    name: str,
+    color: NDArray[np.uint8],
+    depth: NDArray[np.float32] | None,
+    pose: NDArray[np.float64],
+    cameras: Cameras,
+    origin: Origin,
+    *,
+    confidence: NDArray[np.uint8] | None = None,
+    label: NDArray[np.uint8] | None = None,
+    instance: NDArray[np.uint16] | None = None,
+    color_jpeg: bytes | None = None,
+) -> Frame:
+    """Put a frame together from what its files hold, all as :class:`pri3d.types.Frame` describes it.
 
-    def __init__(
-        self,
-        scene_id: str,
-        files: dict[str, FrameFiles],
-        cameras: Cameras,
-        mesh: Path | None = None,
-        classes: int | None = None,
-    ) -> None:
-        """``files``: frame name -> files; ``classes``: number of label ids, None where it is not stated."""
-        self.id = scene_id
-        self.names: Sequence[str] = sorted(files)
-        self._files = files
-        self._cameras = cameras
-        self._mesh = mesh
-        self._classes = classes
-
-    def frame(self, index: int) -> Frame:
-        """Load frame ``names[index]``. Raises FrameError naming the file that is missing or damaged."""
-        name = self.names[index]
-        return load_frame(name, self._files[name], self._cameras, self._classes)
-
-    def pose(self, index: int) -> NDArray[np.float64]:
-        """Read ``world_from_camera`` (4, 4) alone. Raises FrameError naming a pose file that is missing or damaged."""
-        return self._cameras.world_from_color(read_pose(self._files[self.names[index]].pose))
-
-    def mesh(self) -> Path | None:
-        """Return the scene's triangle mesh in world metres, None where there is none."""
-        return self._mesh if self._mesh is not None and self._mesh.is_file() else None
-
-
-def load_frame(name: str, files: FrameFiles, cameras: Cameras, classes: int | None = None) -> Frame:
-    """Read one frame. Raises FrameError naming the file where any part is missing, damaged or of another size."""
-    pose = read_pose(files.pose)
-    color = read_color(files.color)
-    depth = read_depth(files.depth, cameras.depth_scale)
+    ``pose`` (4, 4) is camera to world with OpenCV axes, of the camera that ``cameras`` says; ``depth`` None gives a
+    frame without any. Distortion that ``cameras`` states is undone. Raises FrameError naming the part where an
+    image does not fit its camera, sizes differ or the pose is not rigid.
+    """
     height, width = color.shape[:2]
-    cameras.color.of_image(width, height, str(files.color))  # before labels are blamed for another size
-    return build_frame(
-        name,
-        color,
-        depth,
-        pose,
-        cameras,
-        Origin(str(files.color), str(files.depth), str(files.pose)),
-        label=read_label(files.label, (height, width), classes) if files.label else None,
-        instance=read_instance(files.instance, (height, width)) if files.instance else None,
+    camera = cameras.color.of_image(width, height, origin.color)
+    if depth is None:
+        depth, depth_camera, lens = np.zeros((height, width), np.float32), camera, None
+    else:
+        depth_camera, lens = cameras.depth.of_image(depth.shape[1], depth.shape[0], origin.depth), cameras.depth.lens
+    if confidence is not None and confidence.shape != depth.shape:
+        sizes = [f"{image.shape[1]}x{image.shape[0]}" for image in (depth, confidence)]
+        raise FrameError(f"{origin.depth}: depth is {sizes[0]}, its confidence {sizes[1]}.")
+    if lens is not None:
+        depth = undistort_nearest(depth, depth_camera, lens)
+        confidence = None if confidence is None else undistort_nearest(confidence, depth_camera, lens)
+    frame = Frame(
+        name=name,
+        color=color,
+        depth=depth,
+        color_camera=camera,
+        depth_camera=depth_camera,
+        color_from_depth=cameras.color_from_depth,
+        world_from_camera=cameras.world_from_color(check_rigid(pose, origin.pose)),
+        label=label,
+        instance=instance,
+        color_jpeg=color_jpeg,
+        confidence=confidence,
     )
+    lens = cameras.color.lens
+    if lens is None:
+        return frame
+    return frame._replace(  # as the pinhole camera would see it
+        color=undistort_color(color, camera, lens),
+        label=None if label is None else undistort_nearest(label, camera, lens, outside=255),
+        instance=None if instance is None else undistort_nearest(instance, camera, lens),
+        color_jpeg=None,
+    )
+
+
+def load_files(name: str, color: Path, depth: Path, pose: NDArray[np.float64], cameras: Cameras, poses: Path) -> Frame:
+    """Read a frame of an image and a depth file, with its pose (4, 4) of the file ``poses``.
+
+    Raises FrameError naming the file that is missing, damaged or of another size.
+    """
+    origin = Origin(str(color), str(depth), f"{poses}: frame {name}")
+    return build_frame(name, read_color(color), read_depth(depth, cameras.depth_scale), pose, cameras, origin)
 
 
 def read_image(path: Path, ids: bool = False) -> NDArray[np.uint8] | NDArray[np.uint16]:
@@ -165,6 +169,29 @@ def in_metres(raw: NDArray[np.uint8] | NDArray[np.uint16], scale: float) -> NDAr
     return np.array(np.where(raw == 65535, 0, raw) * scale, dtype=np.float32)
 
 
+def percent(levels: NDArray[np.uint8], what: str) -> NDArray[np.uint8]:
+    """Confidence levels 0, 1, 2 (h, w) -> 0, 50, 100 percent. Raises FrameError for other levels."""
+    if levels.max(initial=0) > 2:
+        raise FrameError(f"{what}: holds the confidence {levels.max()}, expected 0, 1 or 2.")
+    return (levels * 50).astype(np.uint8)
+
+
+def read_levels(path: Path) -> NDArray[np.uint8] | None:
+    """Read an image of confidence levels 0, 1, 2 as percent (h, w); None where there is no such file.
+
+    Raises FrameError where it is damaged or holds something else.
+    """
+    return percent(read_bytes(path), str(path)) if path.is_file() else None
+
+
+def read_bytes(path: Path) -> NDArray[np.uint8]:
+    """Read an image of one byte a pixel (h, w). Raises FrameError for a missing or damaged file and for 16 bits."""
+    image = read_image(path, ids=True)
+    if image.dtype != np.uint8:
+        raise FrameError(f"{path}: has 16 bits a pixel, expected 8.")
+    return image.astype(np.uint8, copy=False)
+
+
 def read_label(path: Path, shape: tuple[int, int], classes: int | None) -> NDArray[np.uint8]:
     """Read class ids (H, W), 255 = ignored. Raises FrameError for another size or ids beyond ``classes``."""
     label = _ids(path, shape)
@@ -205,27 +232,3 @@ def read_matrix(path: Path, shape: tuple[int, int]) -> NDArray[np.float64]:
     if (np.abs(numbers) > _FARTHEST).any() and not np.isinf(numbers).any():
         raise FrameError(f"{path}: holds {np.abs(numbers).max():g}; the text is damaged.")
     return numbers.reshape(shape)
-
-
-def clean_id(text: str) -> str:
-    """Return ``text`` as a scene id: other characters than letters, digits, '-', '_' and '.' become '_'."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip(".") or "scene"
-
-
-def check_scenes(path: Path, scenes: Sequence[FileScene], looked_for: str) -> list[FileScene]:
-    """Sort scenes by id. Raises DataError where there is none, one is empty or two have the same id."""
-    for scene in scenes:
-        if not scene.names:
-            raise DataError(f"{path}: scene {scene.id} has no frame. Looked for {looked_for}.")
-    return sort_scenes(path, scenes, looked_for)
-
-
-def sort_scenes(path: Path, scenes: Sequence[Named], looked_for: str) -> list[Named]:
-    """Sort scenes by id without opening any. Raises DataError where there is none or two have the same id."""
-    if not scenes:
-        raise DataError(f"{path}: holds no scene. Looked for {looked_for}.")
-    ids = [scene.id for scene in scenes]
-    twice = sorted({i for i in ids if ids.count(i) > 1})
-    if twice:
-        raise DataError(f"{path}: two folders give the scene id {', '.join(twice)}; rename one.")
-    return sorted(scenes, key=lambda scene: scene.id)

@@ -1,23 +1,36 @@
-"""What most readers build their scenes of: a scene opened late, a list of frames, a frame put together and checked."""
+"""What most readers are made of: scenes that lie in a recording, opened late, and their frames by name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pri3d.errors import FrameError
+from pri3d.errors import DataError
 from pri3d.geometry.pose import check_rigid
-from pri3d.geometry.warping import undistort_color, undistort_nearest
+from pri3d.recordings import Reader, Scene
 from pri3d.recordings._shared.cameras import Cameras
-from pri3d.types import Camera, Frame
+from pri3d.recordings._shared.files import (
+    Origin,
+    build_frame,
+    read_color,
+    read_depth,
+    read_instance,
+    read_label,
+    read_pose,
+)
+from pri3d.recordings._shared.text import clean_id
+from pri3d.types import Frame
+
+SceneT = TypeVar("SceneT", bound=Scene)
 
 
-class Frames(Protocol):
+class OpenFrames(Protocol):
     """The frames of a scene that is open."""
 
     names: Sequence[str]
@@ -26,14 +39,9 @@ class Frames(Protocol):
         """Load frame ``names[index]``. Raises FrameError where it is unusable."""
         ...
 
-
-def pose_of(frames: Frames, index: int) -> NDArray[np.float64]:
-    """``world_from_camera`` (4, 4) of one frame, read without its pixels where the frames have a method ``pose``.
-
-    Raises FrameError where it, or where need be its frame, is unusable.
-    """
-    quick: Callable[[int], NDArray[np.float64]] | None = getattr(frames, "pose", None)
-    return frames.frame(index).world_from_camera if quick is None else quick(index)
+    def pose(self, index: int) -> NDArray[np.float64]:
+        """``world_from_camera`` (4, 4) of frame ``names[index]``. Raises FrameError where it is unusable."""
+        ...
 
 
 class FrameList:
@@ -47,18 +55,40 @@ class FrameList:
         """Load frame ``names[index]``. Raises FrameError where it is unusable."""
         return self._load(self.names[index])
 
+    def pose(self, index: int) -> NDArray[np.float64]:
+        """Return the pose (4, 4) of the frame, which is loaded. Raises FrameError where it is unusable."""
+        return self.frame(index).world_from_camera
 
-class LazyScene:
-    """A scene that is opened when it is first asked for frames: a damaged one must not stop the thousand others.
 
-    ``posed`` is False where the frames have no poses (nothing can be paired), ``metric`` where poses and depth share
-    an unknown unit; ``split`` is the official list the scene belongs to, None for none.
-    """
+class PosedList(FrameList):
+    """Frames that a function loads by name, and whose poses are known without them."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        load: Callable[[str], Frame],
+        pose: Callable[[str], NDArray[np.float64]],
+        cameras: Cameras | None = None,
+        what: str = "",
+    ) -> None:
+        """``pose`` gives the (4, 4), by the file ``what``, of the camera that ``cameras`` says, None for colour."""
+        super().__init__(names, load)
+        self._pose, self._cameras, self._what = pose, cameras, what
+
+    def pose(self, index: int) -> NDArray[np.float64]:
+        """Return ``world_from_camera`` (4, 4) of the colour camera. Raises FrameError where it is not rigid."""
+        name = self.names[index]
+        pose = check_rigid(self._pose(name), f"{self._what}: frame {name}")
+        return pose if self._cameras is None else self._cameras.world_from_color(pose)
+
+
+class LazyScene(Scene):
+    """A scene that is opened when it is first asked for frames: a damaged one must not stop the thousand others."""
 
     def __init__(
         self,
         scene_id: str,
-        opener: Callable[[], Frames],
+        opener: Callable[[], OpenFrames],
         mesh: Path | None = None,
         *,
         posed: bool = True,
@@ -72,11 +102,11 @@ class LazyScene:
         self._opener = opener
 
     @cached_property
-    def _opened(self) -> Frames:
+    def _opened(self) -> OpenFrames:
         return self._opener()
 
     @property
-    def names(self) -> Sequence[str]:
+    def names(self) -> Sequence[str]:  # type: ignore[override]
         """Names of the frames. Raises DataError where the scene cannot be opened."""
         return self._opened.names
 
@@ -85,80 +115,149 @@ class LazyScene:
         return self._opened.frame(index)
 
     def pose(self, index: int) -> NDArray[np.float64]:
-        """Return the frame's pose as :func:`pose_of` does. Raises FrameError where it is unusable."""
-        return pose_of(self._opened, index)
+        """Return the frame's pose (4, 4). Raises FrameError where it is unusable."""
+        return self._opened.pose(index)
 
     def mesh(self) -> Path | None:
         """Return the scene's triangle mesh in world metres, None where there is none."""
         return self._mesh if self._mesh is not None and self._mesh.is_file() else None
 
 
-class Origin(NamedTuple):
-    """What error messages call the parts of a frame: usually their files."""
+class FrameFiles(NamedTuple):
+    """Where the parts of one frame lie."""
 
-    color: str
-    depth: str
-    pose: str
+    color: Path
+    depth: Path
+    pose: Path
+    label: Path | None = None
+    instance: Path | None = None
 
 
-def build_frame(
-    name: str,
-    color: NDArray[np.uint8],
-    depth: NDArray[np.float32] | None,
-    pose: NDArray[np.float64],
-    cameras: Cameras,
-    origin: Origin,
-    *,
-    confidence: NDArray[np.uint8] | None = None,
-    label: NDArray[np.uint8] | None = None,
-    instance: NDArray[np.uint16] | None = None,
-    color_jpeg: bytes | None = None,
-) -> Frame:
-    """Put a frame together from what its files hold, all as :class:`pri3d.types.Frame` describes it.
+class FileScene(Scene):
+    """A scene whose frames are single files."""
 
-    ``pose`` (4, 4) is camera to world with OpenCV axes, of the camera that ``cameras`` says; ``depth`` None gives a
-    frame without any. Distortion that ``cameras`` states is undone. Raises FrameError naming the part where an
-    image does not fit its camera, sizes differ or the pose is not rigid.
+    def __init__(
+        self,
+        scene_id: str,
+        files: dict[str, FrameFiles],
+        cameras: Cameras,
+        mesh: Path | None = None,
+        classes: int | None = None,
+    ) -> None:
+        """``files``: frame name -> files; ``classes``: number of label ids, None where it is not stated."""
+        self.id = scene_id
+        self.names = sorted(files)
+        self._files = files
+        self._cameras = cameras
+        self._mesh = mesh
+        self._classes = classes
+
+    def frame(self, index: int) -> Frame:
+        """Load frame ``names[index]``. Raises FrameError naming a file that is missing, damaged or of another size."""
+        name, cameras = self.names[index], self._cameras
+        files = self._files[name]
+        pose = read_pose(files.pose)
+        color = read_color(files.color)
+        depth = read_depth(files.depth, cameras.depth_scale)
+        height, width = color.shape[:2]
+        cameras.color.of_image(width, height, str(files.color))  # before labels are blamed for another size
+        return build_frame(
+            name,
+            color,
+            depth,
+            pose,
+            cameras,
+            Origin(str(files.color), str(files.depth), str(files.pose)),
+            label=read_label(files.label, (height, width), self._classes) if files.label else None,
+            instance=read_instance(files.instance, (height, width)) if files.instance else None,
+        )
+
+    def pose(self, index: int) -> NDArray[np.float64]:
+        """Read ``world_from_camera`` (4, 4) alone. Raises FrameError naming a pose file that is missing or damaged."""
+        return self._cameras.world_from_color(read_pose(self._files[self.names[index]].pose))
+
+    def mesh(self) -> Path | None:
+        """Return the scene's triangle mesh in world metres, None where there is none."""
+        return self._mesh if self._mesh is not None and self._mesh.is_file() else None
+
+
+class SceneReader(Reader):
+    """A recording of scenes that lie in it, or that is one scene; each is opened when it is first used."""
+
+    takes_cameras: ClassVar[bool] = True
+
+    @classmethod
+    def detect(cls, path: Path) -> bool:
+        """Whether the recording is a scene or holds some."""
+        return next(cls.find(path), None) is not None
+
+    @classmethod
+    def find(cls, path: Path) -> Iterator[Path]:
+        """The recording itself where it is a scene, else the scenes directly in it."""
+        if cls.is_scene(path):
+            yield path
+        else:
+            yield from filter(cls.is_scene, entries(path))
+
+    @staticmethod
+    @abstractmethod
+    def is_scene(path: Path) -> bool:
+        """Whether a file or folder has the layout of a scene."""
+
+    @abstractmethod
+    def open(self, source: Path, given: Cameras | None) -> OpenFrames:
+        """Open a scene; ``given`` are cameras that win over what it says. Raises DataError where it is damaged."""
+
+    def scenes(self) -> Sequence[LazyScene]:
+        """Return the scenes of the split, sorted by id; none is opened yet. Raises DataError where there is none."""
+        scenes = [self.scene(source) for source in self.find(self.path)]
+        return sort_scenes(self.path, scenes_of_split(self.path, scenes, self.split), self.looks_for)
+
+    def scene(self, source: Path) -> LazyScene:
+        """The scene of a source, opened when it is first used."""
+        name = source.resolve().name if source.is_dir() else source.stem
+        return LazyScene(clean_id(name), lambda: self.open(source, self.stated(source)))
+
+
+def entries(folder: Path) -> list[Path]:
+    """Files and folders in ``folder``, sorted, but the hidden ones."""
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
+
+
+def has_images(folder: Path) -> bool:
+    """Whether it has folders rgb and depth."""
+    return (folder / "rgb").is_dir() and (folder / "depth").is_dir()
+
+
+def scenes_of_split(path: Path, scenes: Sequence[SceneT], split: str) -> list[SceneT]:
+    """Scenes of the recording ``path`` that belong to ``split``; those in no official list count as train.
+
+    Raises DataError, which says what there is instead, where there are scenes but none of this split.
     """
-    height, width = color.shape[:2]
-    camera = cameras.color.of_image(width, height, origin.color)
-    if depth is None:
-        depth, depth_camera, lens = np.zeros((height, width), np.float32), camera, None
-    else:
-        depth_camera, lens = cameras.depth.of_image(depth.shape[1], depth.shape[0], origin.depth), cameras.depth.lens
-    if confidence is not None and confidence.shape != depth.shape:
-        raise FrameError(f"{origin.depth}: depth is {_size(depth)}, its confidence {_size(confidence)}.")
-    if lens is not None:
-        depth = undistort_nearest(depth, depth_camera, lens)
-        confidence = None if confidence is None else undistort_nearest(confidence, depth_camera, lens)
-    frame = Frame(
-        name=name,
-        color=color,
-        depth=depth,
-        color_camera=camera,
-        depth_camera=depth_camera,
-        color_from_depth=cameras.color_from_depth,
-        world_from_camera=cameras.world_from_color(check_rigid(pose, origin.pose)),
-        label=label,
-        instance=instance,
-        color_jpeg=color_jpeg,
-        confidence=confidence,
-    )
-    return frame if cameras.color.lens is None else _undistorted(frame, camera, cameras)
+    wanted = [scene for scene in scenes if split in ("all", scene.split or "train")]
+    if scenes and not wanted:
+        there = sorted({scene.split or "train" for scene in scenes})
+        raise DataError(
+            f"{path}: none of its {len(scenes)} scenes is in the official {split} list. Choose "
+            f"{' or '.join(f'--split {other}' for other in there)} to take them."
+        )
+    return wanted
 
 
-def _undistorted(frame: Frame, camera: Camera, cameras: Cameras) -> Frame:
-    """The frame with its colour image, and what is seen in it, as the pinhole camera would see them."""
-    lens = cameras.color.lens
-    if lens is None:
-        return frame
-    return frame._replace(
-        color=undistort_color(frame.color, camera, lens),
-        label=None if frame.label is None else undistort_nearest(frame.label, camera, lens, outside=255),
-        instance=None if frame.instance is None else undistort_nearest(frame.instance, camera, lens),
-        color_jpeg=None,
-    )
+def check_scenes(path: Path, scenes: Sequence[FileScene], looked_for: str) -> list[FileScene]:
+    """Sort scenes by id. Raises DataError where there is none, one is empty or two have the same id."""
+    for scene in scenes:
+        if not scene.names:
+            raise DataError(f"{path}: scene {scene.id} has no frame. Looked for {looked_for}.")
+    return sort_scenes(path, scenes, looked_for)
 
 
-def _size(image: NDArray[np.generic]) -> str:
-    return f"{image.shape[1]}x{image.shape[0]}"
+def sort_scenes(path: Path, scenes: Sequence[SceneT], looked_for: str) -> list[SceneT]:
+    """Sort scenes by id without opening any. Raises DataError where there is none or two have the same id."""
+    if not scenes:
+        raise DataError(f"{path}: holds no scene. Looked for {looked_for}.")
+    ids = [scene.id for scene in scenes]
+    twice = sorted({i for i in ids if ids.count(i) > 1})
+    if twice:
+        raise DataError(f"{path}: two folders give the scene id {', '.join(twice)}; rename one.")
+    return sorted(scenes, key=lambda scene: scene.id)

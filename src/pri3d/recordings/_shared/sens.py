@@ -31,8 +31,7 @@ from PIL import Image
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.pose import check_rigid
 from pri3d.recordings._shared.cameras import Cameras
-from pri3d.recordings._shared.files import LARGEST, decode_image, eight_bits, in_metres
-from pri3d.recordings._shared.scenes import Origin, build_frame
+from pri3d.recordings._shared.files import LARGEST, Origin, build_frame, decode_image, eight_bits, in_metres
 from pri3d.types import Frame
 
 _COLOR = {1: "PNG", 2: "JPEG"}  # the numbers the container gives them; 0 is raw pixels

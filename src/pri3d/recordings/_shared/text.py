@@ -1,16 +1,24 @@
-"""Numbers and JSON in text files: rows of a table, values of a given shape, each checked where it is read."""
+"""What text files of a recording say: words, numbers and JSON, each checked where it is read; names of files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterable
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
+
+SUFFIXES = (".png", ".jpg", ".jpeg")  #: of images, in the order in which they are looked for
+_MOST_DIGITS = 20  # to which numbers are padded; longer ones are damaged
+_LONGEST = 1024  # letters of a path
+_LONGEST_PART = 240  # bytes of one of its folders; file systems have 255, some of which endings of depth maps take
+_LAST_NUMBER = re.compile(r"\d+(?!.*\d)", re.ASCII)
 
 
 def read_text(path: Path) -> str:
@@ -79,3 +87,40 @@ def inside(folder: Path, listed: str, what: Path) -> Path:
     if Path(listed).is_absolute() or ".." in Path(listed).parts:
         raise DataError(f"{what}: names {listed[:80]}, which is not in {folder}.")
     return folder / listed
+
+
+def clean_id(text: str) -> str:
+    """Return ``text`` as a scene id: other characters than letters, digits, '-', '_' and '.' become '_'."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip(".") or "scene"
+
+
+def frame_names(listed: Iterable[str], what: Path) -> dict[str, str]:
+    """Frame name -> path as it is listed. Raises DataError naming the list ``what`` where two give one name.
+
+    The name is the path without its ending and without the folders that all share, '-' between the rest; its last
+    number is padded with zeros as the longest needs, so that sorted names count up.
+    """
+    paths = {path: PurePosixPath(path) for path in listed}
+    levels = zip(*(path.parts[:-1] for path in paths.values()), strict=False)
+    shared = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, levels))  # leading folders
+    plain = {}
+    for path, pure in paths.items():
+        stem = pure.stem if pure.suffix.lower() in SUFFIXES else pure.name
+        plain[path] = "-".join((*pure.parts[shared:-1], stem))
+    counts = (_LAST_NUMBER.search(name) for name in plain.values())
+    digits = min(max((len(found[0]) for found in counts if found), default=0), _MOST_DIGITS)
+    names: dict[str, str] = {}
+    for path, name in plain.items():
+        padded = clean_id(_LAST_NUMBER.sub(lambda found: found[0].zfill(digits), name))
+        if padded in names:
+            raise DataError(f"{what}: {names[padded]} and {path} both give the frame name {padded}; rename one.")
+        names[padded] = path
+    return names
+
+
+def listed_file(folder: Path, listed: str, what: Path) -> Path:
+    """Path of a file that the list ``what`` names. Raises DataError where no file in ``folder`` can be called so."""
+    parts = listed.encode("utf-8", "replace").split(b"/")
+    if not listed.isprintable() or max(map(len, parts)) > _LONGEST_PART or len(listed) > _LONGEST:
+        raise DataError(f"{what}: names {listed[:80]!a}, which no file can be called; it is damaged.")
+    return inside(folder, listed, what)
