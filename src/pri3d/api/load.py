@@ -35,7 +35,7 @@ def load(source: AnyPath, part: Literal["encoder", "all"] | None = None) -> Feat
     batch of an image file, a PIL image or an array. Raises WeightsError where there is no such file or name, or it does
     not hold the part, is damaged or unsafe; ConfigError for another ``part``.
     """
-    return implementation("pri3d.networks.load:load_features")(source, part)
+    return implementation("pri3d.networks.load:load")(source, part)
 
 
 def presets(verb: str | None = None) -> list[Preset]:
