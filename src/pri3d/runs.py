@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from pri3d.api.presets import current
+from pri3d.api.results import Output
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import replacing, write_atomic
 
@@ -193,14 +194,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class Run(os.PathLike[str]):
-    """A run: what ``pri3d.pretrain`` and ``pri3d.finetune`` return, and any run folder can be looked at through.
-
-    It is the path of its folder too, so every verb that takes a run takes it.
-    """
+class Run(Output):
+    """A run: what ``pri3d.pretrain`` and ``pri3d.finetune`` return, and any run folder can be looked at through."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        super().__init__(path)
         self._files = RunPaths(self.path)
 
     @property
@@ -223,10 +221,11 @@ class Run(os.PathLike[str]):
         """Logged rows: step, loss and the rest, by name."""
         return read_metrics(self._files.metrics)
 
-    def __fspath__(self) -> str:
-        return str(self.path)
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Resolved settings, nested. Raises DataError where config.yaml is missing or damaged."""
+        return dict(self._files.read_config()["settings"])
 
-    def __repr__(self) -> str:
-        numbers = {name: value for name, value in self.scores.items() if isinstance(value, int | float)}
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        return f"{type(self).__name__}({str(self.path)!r}{', ' + shown if shown else ''})"
+    def facts(self) -> list[str]:
+        """Its last scores."""
+        return [f"{name} {value:.4g}" for name, value in self.scores.items() if isinstance(value, int | float)]

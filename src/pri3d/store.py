@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import zipfile
 from collections.abc import Callable, Container
@@ -30,6 +31,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pri3d.api.results import Output
 from pri3d.contents import FRAMES, MODES, PAIRS, SURFACE, check_manifest, check_record, read_json
 from pri3d.errors import DataError
 from pri3d.files.archive import ImageArchive, encode, read_arrays
@@ -169,12 +171,12 @@ class SceneStore:
         return str(names[row])
 
 
-class Store:
+class Store(Output):
     """Read side of a prepared folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open the folder. Raises DataError where it is no prepared store, unfinished or damaged."""
-        self.path = Path(path)
+        super().__init__(path)
         self.manifest = read_manifest(self.path)
         if self.manifest["state"] != "finished":
             raise DataError(f"{self.path}: its preparation has not finished. Run the same `pri3d prepare` again.")
@@ -185,6 +187,11 @@ class Store:
 
     def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
         return Store, (self.path,)
+
+    def facts(self) -> list[str]:
+        """How much there is."""
+        pairs = [f"{len(self.pairs().i)} pairs"] if self.manifest["settings"]["pairs"] else []
+        return [f"{len(self.scenes)} scenes", *pairs]
 
     @property
     def scenes(self) -> list[str]:

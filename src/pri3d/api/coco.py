@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pri3d.api.labelled import LabelledFields
 from pri3d.api.options import AnyPath, implementation, keywords, option, verb
+from pri3d.api.results import Output
 
 
 class CocoOptions(LabelledFields):
@@ -22,7 +21,7 @@ class CocoOptions(LabelledFields):
 
 
 @verb(CocoOptions, "pri3d coco scannet_frames_25k scannet_val.json --split val")
-def coco(options: CocoOptions) -> Path:
+def coco(options: CocoOptions) -> Output:
     """Write the objects of a labelled data set as COCO json, for any tool that reads COCO.
 
     Images keep their files: ``file_name`` is relative to the json's folder where they lie in it, absolute otherwise.
@@ -32,4 +31,4 @@ def coco(options: CocoOptions) -> Path:
     Returns the json file. Raises ConfigError for another file name than .json, DataError where the set has no objects,
     no object is large enough, or an image is damaged.
     """
-    return implementation("pri3d.labelled.convert:coco")(**keywords(options, label_map="labels"))
+    return Output(implementation("pri3d.labelled.convert:coco")(**keywords(options, label_map="labels")))

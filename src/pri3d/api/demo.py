@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.results import Output
 
 
 class DemoOptions(Options):
@@ -21,7 +20,7 @@ class DemoOptions(Options):
 
 
 @verb(DemoOptions, "pri3d demo --out demo --max-minutes 8")
-def demo(options: DemoOptions) -> Path:
+def demo(options: DemoOptions) -> Output:
     """Run the whole workflow on rendered rooms: no data, no GPU, no download.
 
     Renders rooms, prepares them, pre-trains View+Geo, fine-tunes a segmentation network from scratch and from the
@@ -30,4 +29,4 @@ def demo(options: DemoOptions) -> Path:
 
     Returns the report.
     """
-    return implementation("pri3d.chain:demo")(**keywords(options, processes="workers"))
+    return Output(implementation("pri3d.chain:demo")(**keywords(options, processes="workers")))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.results import Output
 
 
 class EmbedOptions(Options):
@@ -50,7 +50,7 @@ class EmbedOptions(Options):
 
 
 @verb(EmbedOptions, "pri3d embed runs/kitchen photos --out photos.npz")
-def embed(options: EmbedOptions) -> Path:
+def embed(options: EmbedOptions) -> Output:
     """Embed an image, a folder of images (with its subfolders) or a video with any backbone.
 
     Pooled, an image's feature is the mean over the cells of one of the encoder's maps, of a ViT over its patches;
@@ -66,4 +66,6 @@ def embed(options: EmbedOptions) -> Path:
     DataError where the source cannot be read, or some image could not be (the others are there); WeightsError where
     there is no such network, or its features are not finite.
     """
-    return implementation("pri3d.evaluation.embed:embed")(**keywords(options, weights="model", frame_step="every"))
+    return Output(
+        implementation("pri3d.evaluation.embed:embed")(**keywords(options, weights="model", frame_step="every"))
+    )

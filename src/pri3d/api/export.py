@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.results import Output
 
 
 class ExportOptions(Options):
@@ -28,7 +28,7 @@ class ExportOptions(Options):
 
 
 @verb(ExportOptions, "pri3d export runs/kitchen --to torchvision --out kitchen_r18.safetensors")
-def export(options: ExportOptions) -> Path:
+def export(options: ExportOptions) -> Output:
     """Export a run's weights to other libraries, check the reloaded file, and print how to load it.
 
     The features of the reloaded file are compared with those of the run's network.
@@ -40,4 +40,4 @@ def export(options: ExportOptions) -> Path:
     replaced; WeightsError for a damaged run, or where a feature of the reloaded file differs by more than the format's
     bound, 1e-5 (onnx, torchscript: 1e-4) of the largest feature or of 1; then nothing is left at ``out``.
     """
-    return implementation("pri3d.exporting.export:export")(**keywords(options))
+    return Output(implementation("pri3d.exporting.export:export")(**keywords(options)))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.results import Output
 
 
 class ImportOptions(Options):
@@ -20,7 +19,7 @@ class ImportOptions(Options):
 
 
 @verb(ImportOptions, "pri3d import moco_v2_800ep_pretrain.pth.tar moco.safetensors", name="import")
-def import_weights(options: ImportOptions) -> Path:
+def import_weights(options: ImportOptions) -> Output:
     """Turn a checkpoint of another program into a weights file of pri3d, and say which tensors found their place.
 
     Nothing in the file is executed. The written file's header names the file it came from, and that one's SHA-256.
@@ -29,4 +28,4 @@ def import_weights(options: ImportOptions) -> Path:
     ``out`` cannot be written; WeightsError where the file cannot be read safely, or does not fill the network: nothing
     is written then.
     """
-    return implementation("pri3d.networks.importing:import_weights")(**keywords(options))
+    return Output(implementation("pri3d.networks.importing:import_weights")(**keywords(options)))

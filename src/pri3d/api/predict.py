@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.results import Output
 
 
 class PredictOptions(Options):
@@ -31,7 +31,7 @@ class PredictOptions(Options):
 
 
 @verb(PredictOptions, "pri3d predict runs/kitchen-seg photos --out predictions")
-def predict(options: PredictOptions) -> Path:
+def predict(options: PredictOptions) -> Output:
     """Predict an image, a folder of images (with its subfolders) or a video with a fine-tuned network.
 
     Writes for each image NAME_overlay.jpg to look at and NAME.json: of semantic segmentation the fraction of each
@@ -44,4 +44,6 @@ def predict(options: PredictOptions) -> Path:
     task, or ``out`` was made with other weights or another threshold; DataError where the source cannot be read, or
     some image could not be (the others are there); WeightsError where the run has no such network.
     """
-    return implementation("pri3d.evaluation.predict:predict")(**keywords(options, which="weights", frame_step="every"))
+    return Output(
+        implementation("pri3d.evaluation.predict:predict")(**keywords(options, which="weights", frame_step="every"))
+    )

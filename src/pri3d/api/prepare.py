@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pri3d.api.options import AnyPath, implementation, keywords, option, verb
 from pri3d.api.recording import RecordingFields
+
+if TYPE_CHECKING:
+    from pri3d.store import Store
 
 
 class PrepareOptions(RecordingFields):
@@ -68,14 +70,15 @@ class PrepareOptions(RecordingFields):
 
 
 @verb(PrepareOptions, "pri3d prepare scans/kitchen out/kitchen --reader sevenscenes")
-def prepare(options: PrepareOptions) -> Path:
+def prepare(options: PrepareOptions) -> Store | None:
     """Prepare recordings for pre-training: frames, overlapping pairs and the surface of every scene.
 
     Finished scenes are kept, so a stopped run continues, more recordings can be added later, and a second run changes
     nothing. A scene that fails is listed with its reason while the others go on.
 
-    Returns the folder of the prepared dataset. Raises ConfigError where an option is out of range or ``out`` was made
-    with other settings, DataError where some scene failed (the others are there), the disk is full, or the cluster's
-    scheduler is lost.
+    Returns the prepared dataset: its path, scenes and pairs; None with --dry-run. Raises ConfigError where an option is
+    out of range or ``out`` was made with other settings, DataError where some scene failed (the others are there), the
+    disk is full, or the cluster's scheduler is lost.
     """
-    return implementation("pri3d.preparation.run:prepare")(**keywords(options, processes="workers"))
+    implementation("pri3d.preparation.run:prepare")(**keywords(options, processes="workers"))
+    return None if options.dry_run else implementation("pri3d.store:Store")(options.out)

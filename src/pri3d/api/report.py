@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.results import Output
 
 
 class ReportOptions(Options):
@@ -24,7 +24,7 @@ class ReportOptions(Options):
 
 
 @verb(ReportOptions, "pri3d report runs/kitchen --data out/kitchen --out kitchen.html")
-def report(options: ReportOptions) -> Path:
+def report(options: ReportOptions) -> Output:
     """Make one HTML page of a run, or of several side by side: curves, scores, features, predictions, settings.
 
     The page holds everything it shows and asks no other file or network for anything. What cannot be shown, because a
@@ -33,4 +33,4 @@ def report(options: ReportOptions) -> Path:
     Returns the page. Raises ConfigError where ``out`` cannot be written; DataError or WeightsError where a path is no
     run, or a file is there but damaged.
     """
-    return implementation("pri3d.reporting.report:make_report")(**keywords(options))
+    return Output(implementation("pri3d.reporting.report:make_report")(**keywords(options)))

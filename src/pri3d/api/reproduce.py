@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.results import Output
 
 
 class ReproduceOptions(Options):
@@ -47,7 +47,7 @@ class ReproduceOptions(Options):
 
 
 @verb(ReproduceOptions, "pri3d reproduce table1 --fractions 0.2,1 --jobs 2")
-def reproduce(options: ReproduceOptions) -> Path:
+def reproduce(options: ReproduceOptions) -> Output:
     """Reproduce a table or figure of the paper: run, or continue, every training it needs, and compare.
 
     Data are rendered or prepared first; every run has a folder of its own, which other tables use too, so a second call
@@ -57,6 +57,8 @@ def reproduce(options: ReproduceOptions) -> Path:
     unwritten, OUT or the script. Raises ConfigError for an unknown name, or a folder of data that was not given, before
     any work; DataError at the end, where runs have failed: the table is there without them.
     """
-    return implementation("pri3d.reproduction.reproduce:reproduce")(
-        **keywords(options, scale="size", scannet_frames="frames", jobs="workers")
+    return Output(
+        implementation("pri3d.reproduction.reproduce:reproduce")(
+            **keywords(options, scale="size", scannet_frames="frames", jobs="workers")
+        )
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.results import Output
 
 
 class RoomsOptions(Options):
@@ -25,7 +24,7 @@ class RoomsOptions(Options):
 
 
 @verb(RoomsOptions, "pri3d rooms data/rooms --rooms 24 --frames 40")
-def rooms(options: RoomsOptions) -> Path:
+def rooms(options: RoomsOptions) -> Output:
     """Render furnished rooms as RGB-D recordings with exact poses and labels: a recording that needs no download.
 
     A finished room is kept, so a stopped run continues and a larger ``rooms`` adds to what is there. Room k of a seed
@@ -34,4 +33,5 @@ def rooms(options: RoomsOptions) -> Path:
     Returns the folder. Raises ConfigError where an option is out of range or ``out`` holds rooms of other settings,
     DataError where another run wrote one of the rooms meanwhile.
     """
-    return implementation("pri3d.worlds.write:rooms")(**keywords(options, processes="workers"))
+    implementation("pri3d.worlds.write:rooms")(**keywords(options, processes="workers"))
+    return Output(options.out)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.results import Output
 
 
 class ViewOptions(Options):
@@ -25,7 +24,7 @@ class ViewOptions(Options):
 
 
 @verb(ViewOptions, "pri3d view out/kitchen --save kitchen.rrd")
-def view(options: ViewOptions) -> Path | None:
+def view(options: ViewOptions) -> Output | None:
     """Look at a prepared dataset or a run: cameras, images, depth, surface, pairs and matches.
 
     Of a pre-training run: features of its network before and after as false colours, and the matches they make beside
@@ -36,4 +35,5 @@ def view(options: ViewOptions) -> Path | None:
     range or a file cannot be written; DataError where the folder is neither, is damaged, or has no such scene, or a
     run's data are not there.
     """
-    return implementation("pri3d.reporting.viewer:view")(**keywords(options, max_frames="frames", max_pairs="pairs"))
+    written = implementation("pri3d.reporting.viewer:view")(**keywords(options, max_frames="frames", max_pairs="pairs"))
+    return None if written is None else Output(written)

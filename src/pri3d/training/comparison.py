@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from pri3d.api.results import Output
 from pri3d.errors import ConfigError
 from pri3d.intervals import interval_text, mean_interval
 from pri3d.runs import Run, RunPaths, read_json, short_names, write_json
@@ -91,11 +91,11 @@ class Row(NamedTuple):
         return mean_interval(self.scores[name])
 
 
-class Comparison(os.PathLike[str]):
+class Comparison(Output):
     """Several fine-tuning runs of one call, below one folder."""
 
     def __init__(self, path: Path, runs: Mapping[str, Run]) -> None:
-        self.path = path
+        super().__init__(path)
         self.runs = dict(runs)  #: by the name of their folder
 
     @property
@@ -104,11 +104,9 @@ class Comparison(os.PathLike[str]):
         rows: list[dict[str, Any]] = read_json(self.path / "comparison.json")
         return rows
 
-    def __fspath__(self) -> str:
-        return str(self.path)
-
-    def __repr__(self) -> str:
-        return f"Comparison({str(self.path)!r}, {len(self.runs)} runs)"
+    def facts(self) -> list[str]:
+        """How many runs."""
+        return [f"{len(self.runs)} runs"]
 
 
 def compare(root: Path, runs: Mapping[Job, Path], shown: Sequence[str]) -> Comparison:
