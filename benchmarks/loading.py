@@ -22,7 +22,7 @@ from pri3d.training.settings import PretrainSettings
 from torch.utils.data import DataLoader
 
 from pri3d.data.mixture import open_mixture
-from pri3d.preparation.run import prepare
+from pri3d.preparation.prepare import prepare
 from pri3d.runs import RunPaths, read_metrics
 from pri3d.training.pretrain import pretrain
 from pri3d.training.pretraining_data import Plan

@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from pri3d.preparation.overlap import DepthStack
-from pri3d.preparation.pairs import HOPELESS, estimate, measure, mine
+from pri3d.preparation.overlap import HOPELESS, DepthStack, estimate_overlaps, measure_overlaps, mine_pairs
 from pri3d.recordings import open_recording
 from pri3d.store import millimetres
 from pri3d.worlds.render import render_room
@@ -91,10 +90,10 @@ def against_plain_loop(frames: int, sampled: int) -> tuple[float, float, float]:
     rounds = []
     for _ in range(ROUNDS):
         chosen = pairs[rng.choice(len(pairs), sampled, replace=False)]
-        ours = seconds(lambda: mine(stack))
+        ours = seconds(lambda: mine_pairs(stack))
         plain = seconds(lambda chosen=chosen: [brute_force(stack, i, j) for i, j in chosen])
         rounds.append((ours, plain * len(pairs) / sampled))
-    return summary(rounds)
+    return print_summary(rounds)
 
 
 def against_trees(frames: int, sampled: int) -> tuple[float, float, float]:
@@ -118,13 +117,13 @@ def against_trees(frames: int, sampled: int) -> tuple[float, float, float]:
                 hits(trees[j], thinned[i])
                 hits(trees[i], thinned[j])
 
-        ours = seconds(lambda: mine(stack))
+        ours = seconds(lambda: mine_pairs(stack))
         built = seconds(build) * frames / len(used)
         rounds.append((ours, built + seconds(query) * len(pairs) / sampled))
-    return summary(rounds)
+    return print_summary(rounds)
 
 
-def summary(rounds: list[tuple[float, float]]) -> tuple[float, float, float]:
+def print_summary(rounds: list[tuple[float, float]]) -> tuple[float, float, float]:
     """Medians of ours, of theirs, and of theirs over ours."""
     return median(o for o, _ in rounds), median(t for _, t in rounds), median(t / o for o, t in rounds)
 
@@ -138,9 +137,9 @@ def accuracy(frames: int, sampled: int) -> tuple[float, float, float]:
     pairs = all_pairs(frames)
     pairs = pairs[np.random.default_rng(2).choice(len(pairs), sampled, replace=False)]
     truth = np.array([brute_force(stack, i, j) for i, j in pairs])
-    values = estimate(stack, cell=2 * DISTANCE)[pairs[:, 0], pairs[:, 1]]
+    values = estimate_overlaps(stack, cell=2 * DISTANCE)[pairs[:, 0], pairs[:, 1]]
     worth = values >= HOPELESS
-    values[worth] = measure(stack, pairs[worth], distance=DISTANCE, min_overlap=MIN_OVERLAP)
+    values[worth] = measure_overlaps(stack, pairs[worth], distance=DISTANCE, min_overlap=MIN_OVERLAP)
     kept = worth & (values >= MIN_OVERLAP)
     errors = np.abs(values - truth)
     return float(errors.mean()), float(errors.max()), float((kept == (truth >= MIN_OVERLAP)).mean())
@@ -149,7 +148,7 @@ def accuracy(frames: int, sampled: int) -> tuple[float, float, float]:
 def run(sampled: int = 200) -> list[tuple[str, str, str]]:
     """Name, measured value and bar of every figure; ``sampled`` pairs for the accuracy."""
     name, warm = load_stack(3)
-    mine(warm, min_overlap=0.01)  # compiles
+    mine_pairs(warm, min_overlap=0.01)  # compiles
     ours, plain, ratio = against_plain_loop(20, 8)
     rows = [(f"mining 20 frames, times faster than the plain loop ({name})", f"{ratio:.0f}", ">= 30")]
     rows += [("  ours / plain loop (from 8 of 190 pairs), s", f"{ours:.2f} / {plain:.1f}", "")]

@@ -34,7 +34,7 @@ from pri3d.data.augment import STRONG
 from pri3d.data.pairs import PairDataset, collate
 from pri3d.data.sampler import Draw, StreamSampler
 from pri3d.geometry.voxels import coarsen, frustum_box
-from pri3d.preparation.run import prepare
+from pri3d.preparation.prepare import prepare
 from pri3d.recordings import open_recording
 from pri3d.store import Store, millimetres
 from pri3d.worlds.write import rooms

@@ -33,9 +33,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pri3d.preparation.ending import finish
-from pri3d.preparation.run import prepare
-from pri3d.preparation.scene import Job, Settings, open_cached
+from pri3d.preparation.pipeline import SceneJob, StoreSettings, open_cached
+from pri3d.preparation.prepare import finish_store, prepare
 from pri3d.recordings.scannet import official_split
 from pri3d.store import PairTable, read_manifest
 from pri3d.types import Frame
@@ -179,11 +178,11 @@ def keep_books(folder: Path, scenes: int) -> list[tuple[str, str]]:
         file.seek(struct.calcsize("<IQ") + 4 + struct.calcsize("<64f2i4If"))
         file.write(struct.pack("<Q", 1))
     recording, out = write_books(folder, scenes, source)
-    settings = Settings("320x240", STEP, 6.0, "paper", 0.3, 0.02, 0.02, True, True, None)
+    settings = StoreSettings("320x240", STEP, 6.0, "paper", 0.3, 0.02, 0.02, True, True, None)
     manifest = {"state": "unfinished", "settings": settings._asdict(), "class_names": None}
     rows = [
         ("listing the scenes", timed(lambda: open_cached(recording, None, None))),
-        ("finishing: pairs.npz and manifest", timed(lambda: finish(out, dict(manifest), {}))),
+        ("finishing: pairs.npz and manifest", timed(lambda: finish_store(out, dict(manifest), {}))),
         (
             "finding every scene finished (listing, records, headers)",
             timed(lambda: prepare([recording], out, frame_step=STEP, dry_run=True)),
@@ -193,7 +192,7 @@ def keep_books(folder: Path, scenes: int) -> list[tuple[str, str]]:
             timed(lambda: prepare([recording], folder / "none", frame_step=STEP, dry_run=True)),
         ),
     ]
-    job = Job(recording, "scannet", None, "scene000000_00", out, settings)
+    job = SceneJob(recording, "scannet", None, "scene000000_00", out, settings)
     sizes = [(out / name).stat().st_size / 1e6 for name in ("pairs.npz", "dataset.json")]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
     return [

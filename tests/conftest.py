@@ -14,7 +14,7 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent))  # flat.py
 
 from pri3d.machine import limit_spinning
-from pri3d.preparation.run import prepare
+from pri3d.preparation.prepare import prepare
 from pri3d.worlds.write import rooms
 
 torch.set_num_threads(1)

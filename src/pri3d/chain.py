@@ -22,7 +22,7 @@ from pri3d.errors import ConfigError
 from pri3d.exporting.export import export
 from pri3d.machine import cores, limit_spinning
 from pri3d.objectives.geometry import GeometryOptions
-from pri3d.preparation.run import prepare
+from pri3d.preparation.prepare import prepare
 from pri3d.reporting.run import write_overview, write_report
 from pri3d.runs import Run, read_json, write_json
 from pri3d.worlds.write import rooms

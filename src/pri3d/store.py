@@ -20,6 +20,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Container
@@ -32,9 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.api.results import Output
-from pri3d.contents import FRAMES, MODES, PAIRS, SURFACE, check_manifest, check_record, read_json
 from pri3d.errors import DataError
-from pri3d.files.archive import ImageArchive, encode, read_arrays
+from pri3d.files.archive import Column, ImageArchive, encode, read_arrays
 from pri3d.files.atomic import put_folder, temporary, write_atomic
 from pri3d.types import View, Voxels
 
@@ -44,6 +44,23 @@ _SCENE_FILES = ("frames.npz", "frames.zip", "pairs.npz", "surface.npz")
 _KEPT = 64  # scenes in memory: their tables are small, their surfaces are 10 MB each at 2 cm
 _MILLIMETRE = np.float32(0.001)
 _LARGEST = 10**8  # pixels of a stored image; a damaged table can claim any size
+_MODES = {"color": "RGB", "depth": "I;16", "label": "L", "instance": "I;16"}  # pillow's, of the images of a scene
+_FRAMES: dict[str, Column] = {
+    "names": ("U", (None,)),
+    "world_from_camera": ("f", (None, 4, 4)),
+    "intrinsics": ("f", (None, 4)),
+    "valid": ("b", (None,)),
+    "reasons": ("U", (None,)),
+    "size": ("i", (2,)),
+}
+_PAIRS: dict[str, Column] = {
+    "scene": ("U", (None,)),
+    **dict.fromkeys(("i", "j"), ("i", (None,))),
+    **dict.fromkeys(("overlap", "baseline", "angle"), ("f", (None,))),
+}
+_SURFACE: dict[str, Column] = {"cells": ("i", (None, 3)), "size": ("f", ()), "color": ("u", (None, 3))}
+_COUNTS = ("source_frames", "frames", "rejected", "pairs", "voxels", "bytes")  # of every scene.json
+_SCENE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 T = TypeVar("T")
 
 
@@ -97,7 +114,7 @@ class SceneStore:
     def frames(self) -> FrameTable:
         """The scene's frames. Raises DataError where frames.npz is missing or damaged."""
         path = self.path / "frames.npz"
-        data = read_arrays(path, FRAMES, _again(path))
+        data = read_arrays(path, _FRAMES, _again(path))
         width, height = (int(value) for value in data.pop("size"))
         known = data["world_from_camera"][data["valid"]], data["intrinsics"][data["valid"]]
         if not (0 < width * height <= _LARGEST and width > 0 and all(np.isfinite(x).all() for x in known)):
@@ -141,7 +158,7 @@ class SceneStore:
     def surface(self) -> Voxels:
         """Occupied cells of the whole scene, possibly none; read anew by each call. Raises DataError."""
         path = self.path / "surface.npz"
-        data = read_arrays(path, SURFACE, _again(path), optional=("color",))
+        data = read_arrays(path, _SURFACE, _again(path), optional=("color",))
         size = float(data["size"])
         if not 0 < size < np.inf:
             raise DataError(f"{path}: damaged: cells of {size} m. {_again(path)}")
@@ -153,7 +170,7 @@ class SceneStore:
 
     @cached_property
     def _images(self) -> ImageArchive:
-        return ImageArchive(self.path / "frames.zip", _again(self.path / "frames.zip"), MODES)
+        return ImageArchive(self.path / "frames.zip", _again(self.path / "frames.zip"), _MODES)
 
     def _optional(self, entry: str) -> Any:
         return self._images.read([entry], self.frames.size)[0] if entry in self._images else None
@@ -316,13 +333,19 @@ def scene_folder(root: Path, scene_id: str) -> Path:
     return root / "scenes" / scene_id
 
 
+def stored_bytes(root: Path, scene_id: str) -> tuple[int, int]:
+    """Bytes of a finished scene's images, and of its surface."""
+    folder = scene_folder(root, scene_id)
+    return (folder / "frames.zip").stat().st_size, (folder / "surface.npz").stat().st_size
+
+
 def read_scene_record(root: Path, scene_id: str) -> dict[str, Any] | None:
     """Return what :meth:`SceneWriter.finish` wrote, or None where the scene is not finished. Raises DataError."""
     path = scene_folder(root, scene_id) / "scene.json"
     if not path.is_file():
         return None
-    record = read_json(path)
-    check_record(record, path)
+    record = _read_json(path)
+    _check_record(record, path)
     return record
 
 
@@ -336,11 +359,11 @@ def read_manifest(root: Path) -> dict[str, Any]:
     path = root / MANIFEST
     if not path.is_file():
         raise DataError(f"{root}: not a prepared store (no {MANIFEST}). Make one: pri3d prepare RECORDING {root}")
-    manifest = read_json(path)
+    manifest = _read_json(path)
     if manifest.get("format") != FORMAT:
         found = manifest.get("format")
         raise DataError(f"{path}: format {found!r}, this version reads {FORMAT}. Prepare the recording again.")
-    check_manifest(manifest, path)
+    _check_manifest(manifest, path)
     return {"versions": {}, "failed": {}, **manifest}
 
 
@@ -363,7 +386,7 @@ def write_pairs(root: Path, pairs: PairTable) -> None:
 
 def _read_pairs(path: Path, scenes: Container[str] | None = None) -> PairTable:
     """Raises DataError where the file is damaged, or names a scene that is none of ``scenes``."""
-    table = PairTable(**read_arrays(path, PAIRS, _again(path)))
+    table = PairTable(**read_arrays(path, _PAIRS, _again(path)))
     changes = np.flatnonzero(table.scene[1:] != table.scene[:-1]) + 1  # pairs of a scene stand together
     named = {str(table.scene[k]) for k in (0, *changes) if len(table.scene)}
     finite = all(np.isfinite(column).all() for column in (table.overlap, table.baseline, table.angle))
@@ -377,3 +400,50 @@ def _read_pairs(path: Path, scenes: Container[str] | None = None) -> PairTable:
 def _again(path: Path) -> str:
     folder = path.parent if path.suffix else path
     return f"Delete {folder} and run the same `pri3d prepare` again: it makes only what is missing."
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Keys and values of a file. Raises DataError where it is missing or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError("it holds no keys")
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable as JSON ({error}). Delete it and run `pri3d prepare` again.") from error
+    return content
+
+
+def _check_manifest(manifest: dict[str, Any], path: Path) -> None:
+    """Raises DataError where a part of dataset.json is missing or of another kind."""
+    names, scenes, settings = (manifest.get(key) for key in ("class_names", "scenes", "settings"))
+    right = {
+        "state": isinstance(manifest.get("state"), str),
+        "settings": isinstance(settings, dict) and isinstance(settings.get("pairs"), bool),
+        "class_names": names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
+        "scenes": isinstance(scenes, dict) and all(_is_scene(*item) for item in scenes.items()),
+        "versions": isinstance(manifest.get("versions", {}), dict),
+        "failed": isinstance(manifest.get("failed", {}), dict),
+    }
+    right["class_names"] &= "class_names" in manifest
+    _refuse([key for key, fine in right.items() if not fine], path)
+
+
+def _check_record(record: dict[str, Any], path: Path) -> None:
+    """Raises DataError where a part of scene.json is missing or of another kind."""
+    right = {name: isinstance(record.get(name), int) and record[name] >= 0 for name in _COUNTS}
+    right |= {name: isinstance(record.get(name), str) for name in ("source", "hash")}
+    right["seconds"] = isinstance(record.get("seconds"), int | float)
+    right["cameras"] = isinstance(record.get("cameras", {}), dict)
+    _refuse([key for key, fine in right.items() if not fine], path)
+
+
+def _is_scene(name: str, record: Any) -> bool:
+    """Whether it is the name of a folder, and says the digest of what it holds."""
+    return bool(_SCENE_ID.fullmatch(name)) and isinstance(record, dict) and isinstance(record.get("hash"), str)
+
+
+def _refuse(wrong: list[str], path: Path) -> None:
+    if wrong:
+        raise DataError(
+            f"{path}: damaged: {', '.join(wrong)} missing or of another kind. Delete {path.parent} and prepare again."
+        )

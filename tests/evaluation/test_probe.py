@@ -16,7 +16,7 @@ from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import build_unet
 from pri3d.networks.weights import save_model
-from pri3d.preparation.run import prepare
+from pri3d.preparation.prepare import prepare
 from pri3d.probing.networks import open_dense
 from pri3d.probing.probe import TASKS, Scores, _check_seen
 from pri3d.probing.verb import probe

@@ -26,10 +26,10 @@ from stores import FLAGS, files
 from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import write_atomic
-from pri3d.preparation import cluster as cluster_module
-from pri3d.preparation.cluster import attempt, check_cluster
-from pri3d.preparation.run import prepare
-from pri3d.preparation.scene import Job
+from pri3d.preparation import executors as executors_module
+from pri3d.preparation.executors import attempt, check_cluster
+from pri3d.preparation.pipeline import SceneJob
+from pri3d.preparation.prepare import prepare
 from pri3d.store import MANIFEST, Store
 
 ON_CLUSTER = {**FLAGS, "workers": 0}
@@ -234,7 +234,7 @@ def write_record(out: Path) -> None:
 
 
 def test_an_attempt_leaves_a_finished_scene_alone(out: Path) -> None:
-    job = Job(out / "absent", None, None, "room", out, None)  # type: ignore[arg-type]
+    job = SceneJob(out / "absent", None, None, "room", out, None)  # type: ignore[arg-type]
     with pytest.raises(AttributeError):
         attempt(job)
     write_record(out)
@@ -245,20 +245,20 @@ def test_an_attempt_leaves_a_finished_scene_alone(out: Path) -> None:
 def test_an_attempt_may_be_overtaken(finished: bool, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By one that was cancelled or taken for dead, and went on until it was done."""
 
-    def late(job: Job) -> None:
+    def late(job: SceneJob) -> None:
         if finished:
             write_record(out)
         raise DataError("appeared while it was being made")
 
-    monkeypatch.setattr(cluster_module, "prepare_scene", late)
+    monkeypatch.setattr(executors_module, "prepare_scene", late)
     with nullcontext() if finished else pytest.raises(DataError, match="appeared"):
-        attempt(Job(out, None, None, "room", out, None))  # type: ignore[arg-type]
+        attempt(SceneJob(out, None, None, "room", out, None))  # type: ignore[arg-type]
 
 
 def test_workers_have_to_see_the_store(tmp_path: Path) -> None:
-    assert cluster_module._blind(tmp_path) == socket.gethostname()
+    assert executors_module._blind(tmp_path) == socket.gethostname()
     write_atomic(tmp_path / MANIFEST, b"{}")
-    assert not cluster_module._blind(tmp_path)
+    assert not executors_module._blind(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_wrong_flags(cluster: str, workers: int, message: str, recording: Path, 
 
 
 def test_no_scheduler_there(recording: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_module, "_CONNECT", 1)
+    monkeypatch.setattr(executors_module, "_CONNECT", 1)
     with pytest.raises(ConfigError, match=r"no scheduler answers there .*Is it running\?"):
         prepare([recording], out, **ON_CLUSTER, cluster="dask:tcp://127.0.0.1:1")
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from stores import FLAGS
 
-from pri3d.preparation.ending import SHOWN, _all_pairs, listed, summary
-from pri3d.preparation.run import prepare
-from pri3d.store import PairTable, SceneStore, Store, scene_folder
+from pri3d.preparation.prepare import SHOWN, finish_store, list_failures, prepare, print_summary
+from pri3d.store import PairTable, SceneStore, Store, read_manifest, scene_folder
 
 RECORD = {"frames": 10, "rejected": 1, "pairs": 20, "voxels": 1000, "seconds": 2.0, "bytes": 3_000_000}
 
@@ -28,7 +27,7 @@ def test_so_many_rows_are_printed_and_no_more(
     scenes: int, failed: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-    summary(Path("out"), manifest(scenes, failed))
+    print_summary(Path("out"), manifest(scenes, failed))
     said = capfd.readouterr().err
     assert said.count("scene0") == min(scenes, SHOWN)
     assert said.count("lost0") == min(failed, SHOWN)
@@ -41,12 +40,12 @@ def test_so_many_rows_are_printed_and_no_more(
 
 
 def test_reasons_of_failure_end_somewhere() -> None:
-    text = listed({f"scene{k:03d}": "no frame" for k in reversed(range(100))})
+    text = list_failures({f"scene{k:03d}": "no frame" for k in reversed(range(100))})
     lines = text.splitlines()
     assert lines[1] == "  scene000: no frame"
     assert lines[-1] == "  and 60 more, all in dataset.json"
     assert len(lines) == 1 + SHOWN + 1
-    assert listed({"a": "b"}) == "\n  a: b"
+    assert list_failures({"a": "b"}) == "\n  a: b"
 
 
 def test_the_pairs_of_all_scenes_keep_their_names(recording: Path, out: Path) -> None:
@@ -57,4 +56,12 @@ def test_the_pairs_of_all_scenes_keep_their_names(recording: Path, out: Path) ->
     for name, column in store.pairs()._asdict().items():
         np.testing.assert_array_equal(column, getattr(whole, name))
         assert column.dtype == getattr(whole, name).dtype
-    assert len(_all_pairs([], []).scene) == 0
+
+
+def test_a_store_of_no_scene_has_a_table_of_no_pairs(tmp_path: Path) -> None:
+    whole = {"state": "unfinished", "settings": {"pairs": True}, "class_names": None, "scenes": {}, "failed": {}}
+    finish_store(tmp_path, whole, {"room": "lost"})
+    found = read_manifest(tmp_path)
+    assert (found["state"], found["scenes"], found["failed"]) == ("failed", {}, {"room": "lost"})
+    with np.load(tmp_path / "pairs.npz") as table:
+        assert {name: len(table[name]) for name in table.files} == dict.fromkeys(PairTable._fields, 0)

@@ -10,19 +10,19 @@ import pytest
 from stores import FLAGS
 
 from pri3d.preparation import estimate as estimate_module
-from pri3d.preparation.estimate import COUNTED, Cost, combine, estimate
-from pri3d.preparation.run import prepare
-from pri3d.preparation.scene import Job, Settings, open_cached
+from pri3d.preparation.estimate import COUNTED, SceneCost, combine, estimate
+from pri3d.preparation.pipeline import SceneJob, StoreSettings, open_cached
+from pri3d.preparation.prepare import prepare
 from pri3d.store import Store
 
-SETTINGS = Settings("40x30", None, 6.0, "paper", 0.3, 0.05, 0.05, True, True, None)
-COST = Cost(frame=0.1, pair=0.002, scene=1.0, frame_bytes=60e3, scene_bytes=1e6)
+SETTINGS = StoreSettings("40x30", None, 6.0, "paper", 0.3, 0.05, 0.05, True, True, None)
+COST = SceneCost(frame=0.1, pair=0.002, scene=1.0, frame_bytes=60e3, scene_bytes=1e6)
 
 
-def jobs_of(recording: Path, out: Path, **changed: Any) -> list[Job]:
+def jobs_of(recording: Path, out: Path, **changed: Any) -> list[SceneJob]:
     open_cached.cache_clear()
     scenes = open_cached(recording, None, None).scenes
-    return [Job(recording, "rooms", None, scene, out, SETTINGS._replace(**changed)) for scene in scenes]
+    return [SceneJob(recording, "rooms", None, scene, out, SETTINGS._replace(**changed)) for scene in scenes]
 
 
 def test_the_figures_are_multiplied() -> None:
@@ -95,7 +95,7 @@ def test_few_scenes_of_many_are_opened(out: Path, monkeypatch: pytest.MonkeyPatc
     opened: list[str] = []
     monkeypatch.setattr(estimate_module, "_count", lambda job: opened.append(job.scene) or 30)
     monkeypatch.setattr(estimate_module, "_measure", lambda job: opened.append(job.scene) or COST)
-    found = estimate([Job(out, None, None, f"scene{k}", out, SETTINGS) for k in range(10_000)])
+    found = estimate([SceneJob(out, None, None, f"scene{k}", out, SETTINGS) for k in range(10_000)])
     assert len(set(opened)) <= COUNTED + 6
     assert len(opened) == COUNTED + 4  # the first is measured twice
     assert (found.frames, found.counted, found.measured) == (300_000, COUNTED, 3)
@@ -105,7 +105,7 @@ def test_slow_scenes_end_the_measuring(out: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(estimate_module, "_PATIENCE", -1.0)
     monkeypatch.setattr(estimate_module, "_count", lambda job: 300)
     monkeypatch.setattr(estimate_module, "_measure", lambda job: COST)
-    assert estimate([Job(out, None, None, f"scene{k}", out, SETTINGS) for k in range(9)]).measured == 1
+    assert estimate([SceneJob(out, None, None, f"scene{k}", out, SETTINGS) for k in range(9)]).measured == 1
 
 
 def test_dry_run_says_it_and_writes_nothing(recording: Path, out: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,16 @@ from PIL import Image
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-from pri3d.preparation.overlap import DepthStack, overlap, query_step, tile_ranges
-from pri3d.preparation.pairs import estimate, measure, mine, pair_table
+from pri3d.preparation.overlap import (
+    DepthStack,
+    estimate_overlaps,
+    measure_overlaps,
+    mine_pairs,
+    overlap,
+    pair_table,
+    query_step,
+    tile_ranges,
+)
 from pri3d.worlds.render import render_room
 from pri3d.worlds.room import build_room
 
@@ -122,7 +130,7 @@ def all_pairs(n: int) -> NDArray[np.int32]:
 def test_mine_keeps_what_brute_force_keeps(room_stack: DepthStack, mode: str, relative: bool) -> None:
     how = {"distance": 0.02 if relative else 0.04, "mode": mode, "relative": relative}  # a pixel covers 2 cm at 2 m
     truth = {(i, j): brute_force(room_stack, i, j, **how) for i, j in all_pairs(8).tolist()}
-    pairs, values, best = mine(room_stack, min_overlap=0.3, **how)
+    pairs, values, best = mine_pairs(room_stack, min_overlap=0.3, **how)
     assert {tuple(p) for p in pairs.tolist()} == {p for p, value in truth.items() if value >= 0.3}
     assert 0 < len(pairs) < len(truth)
     expected = [truth[tuple(p)] for p in pairs.tolist()]
@@ -135,19 +143,19 @@ def test_a_pair_near_the_threshold_is_decided_exactly(room_stack: DepthStack) ->
     pairs = all_pairs(8)
     for i, j in pairs[:4].tolist():
         truth = brute_force(room_stack, i, j, 0.02)
-        values = measure(room_stack, np.array([(i, j)], np.int32), distance=0.02, min_overlap=truth + 1e-5)
+        values = measure_overlaps(room_stack, np.array([(i, j)], np.int32), distance=0.02, min_overlap=truth + 1e-5)
         assert values[0] == pytest.approx(truth, abs=1e-6)
 
 
 def test_threads_change_nothing(room_stack: DepthStack) -> None:
-    one = mine(room_stack, min_overlap=0.1)
-    two = mine(room_stack, min_overlap=0.1, threads=2)
+    one = mine_pairs(room_stack, min_overlap=0.1)
+    two = mine_pairs(room_stack, min_overlap=0.1, threads=2)
     np.testing.assert_array_equal(one[0], two[0])
     np.testing.assert_array_equal(one[1], two[1])
 
 
 def test_estimate_is_a_safe_filter(room_stack: DepthStack) -> None:
-    guess = estimate(room_stack)
+    guess = estimate_overlaps(room_stack)
     np.testing.assert_allclose(guess, guess.T)
     np.testing.assert_allclose(np.diagonal(guess), 1)
     for i, j in all_pairs(8).tolist():
@@ -157,7 +165,7 @@ def test_estimate_is_a_safe_filter(room_stack: DepthStack) -> None:
 def test_estimate_of_an_empty_frame_is_zero(room_stack: DepthStack) -> None:
     depth = room_stack.depth.copy()
     depth[0] = 0
-    assert estimate(room_stack._replace(depth=depth))[0].max() == 0
+    assert estimate_overlaps(room_stack._replace(depth=depth))[0].max() == 0
 
 
 def test_query_step() -> None:
@@ -188,6 +196,6 @@ def test_real_recording_against_brute_force(real_data) -> None:
     stack = DepthStack(depth, np.tile((k[0, 0], k[1, 1], k[0, 2] + 0.5, k[1, 2] + 0.5), (len(names), 1)), poses)
     pairs = all_pairs(len(names))[::5]
     truth = np.array([brute_force(stack, i, j, 0.02) for i, j in pairs.tolist()])
-    values = measure(stack, pairs, distance=0.02, min_overlap=0.3)
+    values = measure_overlaps(stack, pairs, distance=0.02, min_overlap=0.3)
     assert np.abs(values - truth).mean() <= 0.003
     assert ((values >= 0.3) == (truth >= 0.3)).mean() >= 0.995

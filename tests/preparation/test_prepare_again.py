@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
 from copy import copy
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ import pytest
 from stores import FLAGS, stamps
 
 from pri3d.errors import ConfigError, DataError
-from pri3d.preparation import run
-from pri3d.preparation import scene as scene_module
-from pri3d.preparation.run import prepare
-from pri3d.preparation.scene import Job, Opened, open_cached, stated_cameras
+from pri3d.files.lock import LOCK, lock_folder
+from pri3d.preparation import pipeline as pipeline_module
+from pri3d.preparation.pipeline import Opened, SceneJob, StoreSettings, open_cached, stated_cameras
+from pri3d.preparation.prepare import prepare
 from pri3d.recordings import ChangedRecording, CorrectedScene, Recording
 from pri3d.recordings._shared.correction import parse_correction
 from pri3d.recordings._shared.scenes import FrameList, LazyScene
@@ -44,9 +46,8 @@ def test_more_recordings_can_be_added(recording: Path, out: Path, tmp_path: Path
 
 def test_other_settings_are_refused(recording: Path, out: Path) -> None:
     prepare([recording], out, **FLAGS)
-    with pytest.raises(
-        ConfigError, match=r"min_overlap: 0\.3, now 0\.5; .*Choose another OUT|min_overlap: 0\.3, now 0\.5"
-    ):
+    wanted = r"out: was made with other settings: min_overlap was 0\.3, now 0\.5\. Choose another OUT"
+    with pytest.raises(ConfigError, match=wanted):
         prepare([recording], out, **FLAGS, min_overlap=0.5)
 
 
@@ -107,9 +108,9 @@ def test_which_file_states_the_cameras(tmp_path: Path) -> None:
         (tmp_path / folder / "frame-000000.color.png").touch()
 
     def stated(cameras: Path | None = None) -> list[str]:
-        settings = run.Settings("40x30", 1, 6.0, "paper", 0.3, 0.02, 0.02, True, True, None)
+        settings = StoreSettings("40x30", 1, 6.0, "paper", 0.3, 0.02, 0.02, True, True, None)
         open_cached.cache_clear()
-        jobs = [Job(tmp_path, None, cameras, s.replace("/", "-"), tmp_path, settings) for s in scenes]
+        jobs = [SceneJob(tmp_path, None, cameras, s.replace("/", "-"), tmp_path, settings) for s in scenes]
         return ["".join(stated_cameras(job)).removesuffix("/cameras.yaml") for job in jobs]
 
     assert stated() == [""] * 4
@@ -141,6 +142,36 @@ def test_a_run_at_the_same_time_is_noticed(recording: Path, out: Path, monkeypat
     assert store.manifest["failed"] == {}
 
 
+@pytest.mark.slow
+def test_one_run_at_a_time_writes_a_store(recording: Path, out: Path) -> None:
+    """A second one names the first; once that is killed, the next continues."""
+
+    def stuck(*_: Any) -> None:
+        time.sleep(60)
+
+    def child() -> None:
+        SceneWriter.add = stuck  # type: ignore[method-assign]
+        prepare([recording], out, **FLAGS)
+
+    process = get_context("fork").Process(target=child)
+    process.start()
+    while not (out / LOCK).exists():
+        time.sleep(0.05)
+    with pytest.raises(ConfigError, match=rf"out: process {process.pid} on .* has been writing there since"):
+        prepare([recording], out, **FLAGS)
+    process.kill()
+    process.join()
+    prepare([recording], out, **FLAGS)
+    assert Store(out).scenes == ["room-0000", "room-0001"]
+    assert not (out / LOCK).exists()
+
+
+def test_a_finished_store_may_lie_where_nobody_can_write(recording: Path, out: Path) -> None:
+    prepare([recording], out, **FLAGS)
+    with lock_folder(out):  # nothing to write, nothing to wait for
+        prepare([recording], out, **FLAGS)
+
+
 @pytest.mark.parametrize("correct", ["", "depth=1.5"])
 def test_what_a_scene_reads_goes_with_it(correct: str, tmp_path: Path) -> None:
     """A recording stays open for thousands of scenes."""
@@ -168,11 +199,13 @@ def test_thousands_of_files_with_cameras_take_no_time(tmp_path: Path, monkeypatc
         (tmp_path / name).mkdir()
         (tmp_path / name / "cameras.yaml").write_text(name)
     asked: list[Path] = []
-    holds = scene_module._holds
-    monkeypatch.setattr(scene_module, "_holds", lambda *given: asked.append(given[1]) or holds(*given))
-    opened = Opened("folder", None, {}, scene_module._camera_files(tmp_path))  # type: ignore[arg-type]
-    monkeypatch.setattr(scene_module, "open_job", lambda job: opened)
-    settings = run.Settings("40x30", 1, 6.0, "paper", 0.3, 0.02, 0.02, True, True, None)
+    holds = pipeline_module._holds
+    monkeypatch.setattr(pipeline_module, "_holds", lambda *given: asked.append(given[1]) or holds(*given))
+    opened = Opened("folder", None, {}, pipeline_module._camera_files(tmp_path))  # type: ignore[arg-type]
+    monkeypatch.setattr(pipeline_module, "open_job", lambda job: opened)
+    settings = StoreSettings("40x30", 1, 6.0, "paper", 0.3, 0.02, 0.02, True, True, None)
     for name in names:
-        assert list(stated_cameras(Job(tmp_path, None, None, name, tmp_path, settings))) == [f"{name}/cameras.yaml"]
+        assert list(stated_cameras(SceneJob(tmp_path, None, None, name, tmp_path, settings))) == [
+            f"{name}/cameras.yaml"
+        ]
     assert len(asked) == len(names)

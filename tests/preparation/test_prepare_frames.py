@@ -12,7 +12,7 @@ from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.geometry.fusion import REACH
 from pri3d.geometry.resize import parse_size, resize_nearest
 from pri3d.preparation.frames import prepare_frame, stored_size
-from pri3d.preparation.surface import mesh_cells
+from pri3d.preparation.pipeline import mesh_cells
 from pri3d.types import Camera, Frame
 
 CAMERA = Camera(64, 48, 60.0, 60.0, 32.0, 24.0)

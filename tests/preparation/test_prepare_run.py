@@ -20,9 +20,8 @@ from stores import FLAGS, files, stamps
 
 from pri3d import store as store_module
 from pri3d.errors import ConfigError, DataError, FrameError
-from pri3d.preparation import run
-from pri3d.preparation.run import prepare
-from pri3d.preparation.scene import open_cached
+from pri3d.preparation.pipeline import StoreSettings, open_cached
+from pri3d.preparation.prepare import prepare
 from pri3d.store import SceneWriter, Store
 
 
@@ -281,4 +280,4 @@ def test_manifest_states_where_everything_comes_from(recording: Path, out: Path)
     size = sum((out / "scenes" / "room-0001" / name).stat().st_size for name in store_module._SCENE_FILES)
     assert record["bytes"] == size
     assert len(record["hash"]) == 64
-    assert set(manifest["settings"]) == set(run.Settings._fields)
+    assert set(manifest["settings"]) == set(StoreSettings._fields)

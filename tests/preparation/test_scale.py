@@ -9,9 +9,9 @@ import pytest
 from stores import FLAGS
 
 from pri3d.errors import DataError, FrameError
-from pri3d.preparation import scene as scene_module
-from pri3d.preparation.run import prepare
-from pri3d.preparation.scale import MEDIAN, ScaledScene
+from pri3d.preparation import pipeline as pipeline_module
+from pri3d.preparation.pipeline import MEDIAN, ScaledScene
+from pri3d.preparation.prepare import prepare
 from pri3d.recordings import ChangedRecording, ChangedScene, open_recording
 from pri3d.store import Store
 from pri3d.types import Frame
@@ -39,7 +39,7 @@ def shrunk(recording: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     opened = open_recording
 
     monkeypatch.setattr(
-        scene_module, "open_recording", lambda path, *_args: ChangedRecording(opened(path, "rooms"), Shrunk)
+        pipeline_module, "open_recording", lambda path, *_args: ChangedRecording(opened(path, "rooms"), Shrunk)
     )
     return recording
 

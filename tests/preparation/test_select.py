@@ -11,8 +11,8 @@ from PIL import Image, ImageFilter
 from stores import files
 
 from pri3d.errors import ConfigError, DataError, FrameError
-from pri3d.preparation.run import prepare
-from pri3d.preparation.select import LOOKED_AT, MOVED, TURNED, sharpness, stretches
+from pri3d.preparation.frames import LOOKED_AT, MOVED, TURNED, sharpness, stretches
+from pri3d.preparation.prepare import prepare
 from pri3d.recordings import CorrectedScene, Scene, open_recording
 from pri3d.recordings._shared.correction import Correction
 from pri3d.recordings._shared.scenes import FrameList, LazyScene

@@ -17,7 +17,7 @@ from samples_single import write_images, write_nyu_mat, write_sunrgbd
 from pri3d.data.crops import PairFrames, crop_table
 from pri3d.data.pairs import split_pairs
 from pri3d.errors import DataError
-from pri3d.preparation.run import prepare
+from pri3d.preparation.prepare import prepare
 from pri3d.store import Store
 from pri3d.training.pretrain import pretrain
 

@@ -26,7 +26,7 @@ from samples_outdoor import (
 
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.warping import Lens, undistort_color, undistort_nearest
-from pri3d.preparation.run import prepare
+from pri3d.preparation.prepare import prepare
 from pri3d.recordings import open_recording
 from pri3d.recordings._shared.colmap_model import ModelCamera, intrinsics, read_model
 from pri3d.recordings.colmap import read_depth_map

@@ -17,7 +17,7 @@ from sample_frames import HEIGHT, WIDTH, Sample, rendered
 from samples_phone import INTRINSICS, levels, record3d_entries, record3d_pose, write_r3d
 
 from pri3d.errors import DataError, FrameError
-from pri3d.preparation.run import prepare
+from pri3d.preparation.prepare import prepare
 from pri3d.recordings import open_recording
 from pri3d.recordings._shared.scenes import LazyScene
 from pri3d.store import Store

@@ -15,8 +15,8 @@ from samples import NYU40, write_folder, write_scannet, write_scannet_sens
 from sens_writer import parts, write_sens
 
 from pri3d.errors import ConfigError, DataError, FrameError
-from pri3d.preparation.run import prepare
-from pri3d.preparation.scene import open_cached
+from pri3d.preparation.pipeline import open_cached
+from pri3d.preparation.prepare import prepare
 from pri3d.recordings import open_recording
 from pri3d.recordings.scannet import CLASS_NAMES, official_split
 from pri3d.store import Store

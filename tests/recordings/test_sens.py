@@ -20,7 +20,7 @@ from sample_frames import HEIGHT, WIDTH, rendered
 from sens_writer import Parts, encoded, frame_bytes, header, matrix, parts, write_sens
 
 from pri3d.errors import DataError, FrameError, Pri3DError
-from pri3d.preparation.run import prepare
+from pri3d.preparation.prepare import prepare
 from pri3d.recordings import open_recording
 from pri3d.recordings._shared.sens import SensFile
 from pri3d.types import Camera, Frame

@@ -22,7 +22,7 @@ from pri3d.data.pairs import MixedPairs
 from pri3d.data.sampler import Draw
 from pri3d.errors import ConfigError, DataError
 from pri3d.networks.weights import load_model
-from pri3d.preparation.run import prepare
+from pri3d.preparation.prepare import prepare
 from pri3d.probing.probe import probe
 from pri3d.store import PairTable, write_pairs
 from pri3d.training.pretrain import pretrain

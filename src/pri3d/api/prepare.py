@@ -80,5 +80,5 @@ def prepare(options: PrepareOptions) -> Store | None:
     out of range or ``out`` was made with other settings, DataError where some scene failed (the others are there), the
     disk is full, or the cluster's scheduler is lost.
     """
-    implementation("pri3d.preparation.run:prepare")(**keywords(options, processes="workers"))
+    implementation("pri3d.preparation.prepare:prepare")(**keywords(options, processes="workers"))
     return None if options.dry_run else implementation("pri3d.store:Store")(options.out)

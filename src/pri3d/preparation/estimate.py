@@ -10,9 +10,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from pri3d.preparation.scene import Job, open_job, open_scene, prepare_scene
+from pri3d.preparation.pipeline import ChangedScene, SceneJob, open_job, open_scene, prepare_scene
 from pri3d.recordings import ChangedScene, Scene
-from pri3d.store import scene_folder
+from pri3d.store import stored_bytes
 from pri3d.types import Frame
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ _FRAMES = 3  # neighbours of one scene: three pairs
 _PATIENCE = 5.0  # seconds after which no further scene is measured
 
 
-class Cost(NamedTuple):
+class SceneCost(NamedTuple):
     """What a scene takes of one process, and gives."""
 
     frame: float  #: seconds a frame, until it is stored and its cells are counted
@@ -61,7 +61,7 @@ class Estimate(NamedTuple):
         return f"{said}.{lost}"
 
 
-def estimate(jobs: Sequence[Job], worth: int = WORTH) -> Estimate:
+def estimate(jobs: Sequence[SceneJob], worth: int = WORTH) -> Estimate:
     """Look at a few scenes of ``jobs``, in seconds; nothing is written but to a temporary folder.
 
     The frames of ``COUNTED`` scenes at most are counted; those of ``MEASURED`` are prepared by threes where there are
@@ -69,7 +69,7 @@ def estimate(jobs: Sequence[Job], worth: int = WORTH) -> Estimate:
     """
     unreadable: list[str] = []
     counts = [count for job in _spread(jobs, COUNTED) if (count := _try(_count, job, unreadable)) is not None]
-    costs: list[Cost] = []
+    costs: list[SceneCost] = []
     if counts and sum(counts) / len(counts) * len(jobs) >= worth:
         end = time.monotonic() + _PATIENCE
         for job in _spread(jobs, 2 * MEASURED):
@@ -82,23 +82,23 @@ def estimate(jobs: Sequence[Job], worth: int = WORTH) -> Estimate:
     return combine(len(jobs), counts, costs, list(dict.fromkeys(unreadable)))
 
 
-def combine(scenes: int, counts: Sequence[int], costs: Sequence[Cost], unreadable: list[str]) -> Estimate:
+def combine(scenes: int, counts: Sequence[int], costs: Sequence[SceneCost], unreadable: list[str]) -> Estimate:
     """Multiply: ``counts`` are frames of some of the scenes, ``costs`` those of some, which the others are like."""
     share = scenes / len(counts) if counts else 0.0
     frames = round(share * sum(counts))
     pairs = round(share * sum(n * (n - 1) // 2 for n in counts))
-    cost = Cost(*np.mean(np.array(costs), axis=0).tolist()) if costs else Cost(0, 0, 0, 0, 0)
+    cost = SceneCost(*np.mean(np.array(costs), axis=0).tolist()) if costs else SceneCost(0, 0, 0, 0, 0)
     seconds = frames * cost.frame + pairs * cost.pair + scenes * cost.scene
     size = frames * cost.frame_bytes + scenes * cost.scene_bytes
     return Estimate(scenes, frames, pairs, len(counts), len(costs), seconds, size, unreadable)
 
 
-def _count(job: Job) -> int:
+def _count(job: SceneJob) -> int:
     step = job.settings.step(open_job(job).reader)
     return -(-len(open_scene(job).names) // step)
 
 
-def _measure(job: Job) -> Cost:
+def _measure(job: SceneJob) -> SceneCost:
     """Prepare a few neighbouring frames from the middle of a scene, with a clock."""
     marks: dict[str, list[tuple[float, int]]] = {}
 
@@ -112,18 +112,18 @@ def _measure(job: Job) -> Cost:
     plain = settings._replace(frame_step=1, select="every", min_overlap=0.001)
     with TemporaryDirectory() as folder:
         record = prepare_scene(job._replace(out=Path(folder), settings=plain), report, few)
-        sizes = {path.name: path.stat().st_size for path in scene_folder(Path(folder), job.scene).iterdir()}
+        images, surface = stored_bytes(Path(folder), job.scene)
     end = time.perf_counter()
     frames = max(1, record["frames"])
     mined, measured = marks.get("pairs", [(end, 0)])[0]
     fused = marks.get("surface", [(end, 0)])[0][0]
     per_scene = scene.mesh() is not None  # else every frame adds to the surface, at most as much as these
-    return Cost(
+    return SceneCost(
         frame=((mined - marks["frames"][0][0]) + (end - fused) * (not per_scene)) / frames,
         pair=(fused - mined) / max(1, measured),
         scene=(end - fused) * per_scene,
-        frame_bytes=(sizes["frames.zip"] + sizes["surface.npz"] * (not per_scene)) / frames,
-        scene_bytes=sizes["surface.npz"] * per_scene,
+        frame_bytes=(images + surface * (not per_scene)) / frames,
+        scene_bytes=surface * per_scene,
     )
 
 
@@ -145,7 +145,7 @@ def _spread(items: Sequence[T], most: int) -> list[T]:
     return [items[k * len(items) // number] for k in range(number)]
 
 
-def _try(look: Callable[[Job], T], job: Job, unreadable: list[str]) -> T | None:
+def _try(look: Callable[[SceneJob], T], job: SceneJob, unreadable: list[str]) -> T | None:
     try:
         return look(job)
     except Exception as error:  # the scene fails again when it is its turn, and is listed then

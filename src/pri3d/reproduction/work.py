@@ -28,7 +28,7 @@ from pri3d.api.training import TrainSettings
 from pri3d.errors import ConfigError, Pri3DError
 from pri3d.files.atomic import write_atomic
 from pri3d.machine import cores, limit_spinning
-from pri3d.preparation.run import prepare
+from pri3d.preparation.prepare import prepare
 from pri3d.reproduction.matrix import Experiment, Matrix, PlannedRun, Study, groups
 from pri3d.runs import RunPaths, leaves, read_json, read_metrics, write_json
 from pri3d.worlds.write import rooms

@@ -1,33 +1,51 @@
-"""Recordings -> the prepared store: scenes in parallel, kept where they are finished, one manifest."""
+"""Recordings -> the prepared store: what is to be made, made side by side, one manifest and what is said of it."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
+from rich.table import Table
 
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import is_full, remove_leftovers
+from pri3d.files.lock import lock_folder
+from pri3d.files.stamp import refuse_other_settings
 from pri3d.geometry.resize import parse_size
 from pri3d.machine import cores
-from pri3d.preparation.cluster import check_cluster, run_on_cluster
-from pri3d.preparation.ending import finish, listed, summary
 from pri3d.preparation.estimate import estimate
-from pri3d.preparation.scene import Job, Report, Settings, open_cached, open_scene, stated_cameras
-from pri3d.preparation.select import Select
-from pri3d.preparation.workers import Outcome, run_here, run_in_processes
+from pri3d.preparation.executors import (
+    check_cluster,
+    prepare_here,
+    prepare_in_processes,
+    prepare_on_cluster,
+)
+from pri3d.preparation.frames import Select
+from pri3d.preparation.pipeline import Report, SceneJob, StoreSettings, open_cached, open_scene, stated_cameras
 from pri3d.recordings import find_reader
 from pri3d.recordings._shared.correction import parse_correction
-from pri3d.store import MANIFEST, read_manifest, read_scene_record, scene_folder, write_manifest
+from pri3d.store import (
+    MANIFEST,
+    PairTable,
+    SceneStore,
+    finished_scenes,
+    read_manifest,
+    read_scene_record,
+    scene_folder,
+    write_manifest,
+    write_pairs,
+)
 
 _PACKAGES = ("pri3d", "numpy", "numba", "pillow", "scipy")
 _UNITS = {
@@ -37,6 +55,7 @@ _UNITS = {
     "camera axes": "x right, y down, z forward",
 }
 _READERS = 8  # files read at a time: file systems of clusters answer late
+SHOWN = 40  #: scenes, and reasons of failure, that are printed; the manifest has all
 
 
 def prepare(
@@ -106,7 +125,7 @@ def prepare(
     """
     open_cached.cache_clear()  # recordings may have changed since an earlier call
     digest = None if cameras is None else hashlib.sha256(_read(cameras)).hexdigest()[:16]
-    settings = Settings(
+    settings = StoreSettings(
         size,
         frame_step,
         max_depth,
@@ -128,6 +147,8 @@ def prepare(
         check_cluster(cluster, workers)
     old = _claim(out, settings)
     jobs, class_names = _jobs([Path(r).resolve() for r in recordings], reader, cameras, out, settings)
+    if old is not None and old["class_names"] != class_names:
+        raise DataError("the recordings' class names differ from the store's. Prepare them into another OUT.")
     with ThreadPoolExecutor(_READERS) as pool:
         todo = [job for job, there in zip(jobs, pool.map(_is_finished, jobs), strict=True) if not there]
     if _announce(todo, workers, cluster, dry_run):
@@ -136,27 +157,27 @@ def prepare(
         "state": "unfinished",
         "settings": old["settings"] if old else settings._asdict(),
         "units": _UNITS,
-        "class_names": _merge_names(old, class_names),
+        "class_names": class_names,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "scenes": {},
         "failed": {},
     }
-    with _disk(out):
+    # A store with nothing to add may lie where nobody can write.
+    with _disk(out), lock_folder(out) if todo or old is None else nullcontext():
         for folder in (out, out / "scenes"):
             remove_leftovers(folder)
         if todo or old is None:
-            out.mkdir(parents=True, exist_ok=True)
             write_manifest(out, {**(old or manifest), "state": "unfinished"})
         failed = _run(todo, workers, cluster)
         if old is not None and len(failed) == len(todo):
             manifest["versions"] = old["versions"]  # nothing new was made
-        finish(out, manifest, failed)
-    summary(out, manifest)
+        finish_store(out, manifest, failed)
+    print_summary(out, manifest)
     if failed:
-        raise DataError(f"{len(failed)} of {len(jobs)} scenes failed, the others are in {out}:{listed(failed)}")
+        raise DataError(f"{len(failed)} of {len(jobs)} scenes failed, the others are in {out}:{list_failures(failed)}")
 
 
-def _check(settings: Settings, recordings: list[Path], workers: int) -> None:
+def _check(settings: StoreSettings, recordings: list[Path], workers: int) -> None:
     parse_size(settings.size)
     limits = {
         "--frame_step": (1 if settings.frame_step is None else settings.frame_step, 1, float("inf")),
@@ -184,28 +205,23 @@ def _check(settings: Settings, recordings: list[Path], workers: int) -> None:
         raise ConfigError(f"prepare: {'; '.join(wrong)}.")
 
 
-def _claim(out: Path, settings: Settings) -> dict[str, Any] | None:
+def _claim(out: Path, settings: StoreSettings) -> dict[str, Any] | None:
     """Return the manifest that is already there. Raises ConfigError where ``out`` is something else or differs."""
     if not (out / MANIFEST).is_file():
         if out.exists() and (not out.is_dir() or any(not p.name.startswith(".") for p in out.iterdir())):
             raise ConfigError(f"{out}: exists and is no prepared store. Choose an empty or new folder.")
         return None
     old = read_manifest(out)
-    there, now = old["settings"], settings._asdict()
-    there = {**Settings._field_defaults, **there}
-    differ = [f"{name}: {there.get(name)!r}, now {now[name]!r}" for name in now if there.get(name) != now[name]]
-    if differ:
-        raise ConfigError(
-            f"{out}: was prepared with other settings ({'; '.join(differ)}). Choose another OUT or delete it."
-        )
+    stated = {**StoreSettings._field_defaults, **old["settings"]}  # an older store states fewer
+    refuse_other_settings(out, stated, settings._asdict(), "Choose another OUT or delete it.")
     return old
 
 
 def _jobs(
-    recordings: list[Path], reader: str | None, cameras: Path | None, out: Path, settings: Settings
-) -> tuple[list[Job], list[str] | None]:
+    recordings: list[Path], reader: str | None, cameras: Path | None, out: Path, settings: StoreSettings
+) -> tuple[list[SceneJob], list[str] | None]:
     """Return all scenes of all recordings, and the class names they share."""
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, SceneJob] = {}
     names: list[list[str] | None] = []
     for recording in recordings:
         name = reader or find_reader(recording)  # once, not by every worker
@@ -217,19 +233,13 @@ def _jobs(
                 raise DataError(f"{recording}: scene id {scene!r} is no folder name; use letters, digits, - _ and .")
             if scene in jobs:
                 raise DataError(f"scene {scene} is in {jobs[scene].recording} and in {recording}. Rename one folder.")
-            jobs[scene] = Job(recording, name, cameras, scene, out, settings)
+            jobs[scene] = SceneJob(recording, name, cameras, scene, out, settings)
     if any(other != names[0] for other in names):
         raise DataError("the recordings have different class names. Prepare them into one store each.")
     return list(jobs.values()), names[0]
 
 
-def _merge_names(old: dict[str, Any] | None, new: list[str] | None) -> list[str] | None:
-    if old is not None and old["class_names"] != new:
-        raise DataError("the recordings' class names differ from the store's. Prepare them into another OUT.")
-    return new
-
-
-def _is_finished(job: Job) -> bool:
+def _is_finished(job: SceneJob) -> bool:
     """Whether the store has this scene. Raises ConfigError where its source or cameras are or look other ones."""
     record = read_scene_record(job.out, job.scene)
     if record is None:
@@ -253,7 +263,7 @@ def _is_finished(job: Job) -> bool:
     return True
 
 
-def _announce(jobs: list[Job], workers: int, cluster: str | None, dry_run: bool) -> bool:
+def _announce(jobs: list[SceneJob], workers: int, cluster: str | None, dry_run: bool) -> bool:
     """Print what there is to do and what it will take; return whether that was all that was asked."""
     if jobs:
         processes = workers if cluster is not None else min(workers or cores(), len(jobs))
@@ -264,33 +274,87 @@ def _announce(jobs: list[Job], workers: int, cluster: str | None, dry_run: bool)
     return dry_run
 
 
-def _run(jobs: list[Job], workers: int, cluster: str | None) -> dict[str, str]:
+def _run(jobs: list[SceneJob], workers: int, cluster: str | None) -> dict[str, str]:
     """Prepare the scenes; return the failed ones and why."""
     failed: dict[str, str] = {}
+    processes = max(1, min(workers or cores(), len(jobs)))
     with Progress(console=Console(stderr=True), transient=True) as progress:
         overall = progress.add_task("scenes" if cluster is None else f"scenes on {cluster}", total=len(jobs))
-        for job, reason in _outcomes(jobs, workers, cluster, progress):
-            progress.advance(overall)
-            if reason is not None:
-                failed[job.scene] = reason
+        if cluster is not None and jobs:
+            done = prepare_on_cluster(jobs, cluster, workers)
+        else:
+            jobs = [job._replace(threads=(workers or cores()) // processes) for job in jobs]
+            done = prepare_in_processes(jobs, processes) if processes > 1 else prepare_here(jobs, _shown_by(progress))
+        with closing(done):
+            for job, reason in done:
+                progress.advance(overall)
+                if reason is not None:
+                    failed[job.scene] = reason
     return failed
 
 
-def _outcomes(jobs: list[Job], workers: int, cluster: str | None, progress: Progress) -> Iterator[Outcome]:
-    if cluster is not None and jobs:
-        return run_on_cluster(jobs, cluster, workers)
-    processes = max(1, min(workers or cores(), len(jobs)))
-    jobs = [job._replace(threads=(workers or cores()) // processes) for job in jobs]
-    if processes > 1:
-        return run_in_processes(jobs, processes)
+def _shown_by(progress: Progress) -> Callable[[SceneJob], Report]:
+    """Reports of jobs to a bar of the progress."""
     bar = progress.add_task("", total=None)
 
-    def report(job: Job) -> Report:
+    def report(job: SceneJob) -> Report:
         return lambda step, done, total: progress.update(
             bar, description=f"{job.scene}: {step}", completed=done, total=total
         )
 
-    return run_here(jobs, report)
+    return report
+
+
+def finish_store(out: Path, manifest: dict[str, Any], failed: dict[str, str]) -> None:
+    """Write the pairs of all finished scenes and the manifest, which gets their records and the failed ones."""
+    scenes = finished_scenes(out)
+    with ThreadPoolExecutor(_READERS) as pool:
+        if manifest["settings"]["pairs"]:
+            tables = list(pool.map(lambda scene: _pairs(out, scene), scenes))
+            names = np.repeat(np.array(scenes, dtype=str), [len(table.i) for table in tables])
+            write_pairs(out, PairTable.concatenate(tables)._replace(scene=names))
+        records = pool.map(lambda scene: read_scene_record(out, scene), scenes)
+        manifest["scenes"] = dict(zip(scenes, records, strict=True))
+    # One that failed here may be there all the same, made by a run at the same time.
+    manifest["failed"] = {scene: why for scene, why in sorted(failed.items()) if scene not in manifest["scenes"]}
+    manifest["state"] = "finished" if scenes else "failed"
+    write_manifest(out, manifest)
+
+
+def print_summary(out: Path, manifest: dict[str, Any]) -> None:
+    """Print one line a scene, of ``SHOWN`` at most, and totals."""
+    columns = ("frames", "rejected", "pairs", "voxels", "seconds", "bytes")
+    table = Table("scene", *columns[:-1], "MB", title=str(out))
+    scenes, failed = manifest["scenes"], manifest["failed"]
+    for scene, record in list(scenes.items())[:SHOWN]:
+        table.add_row(escape(scene), *_cells(record))
+    if len(scenes) > SHOWN:
+        table.add_row(f"... and {len(scenes) - SHOWN:,} more")
+    for scene, reason in list(failed.items())[:SHOWN]:
+        table.add_row(escape(scene), f"[red]failed: {escape(reason)}")
+    if len(failed) > SHOWN:
+        table.add_row(f"... and {len(failed) - SHOWN:,} more", "[red]failed")
+    if len(scenes) > 1:
+        totals = {column: sum(record[column] for record in scenes.values()) for column in columns}
+        table.add_row(f"all {len(scenes):,}" if len(scenes) > SHOWN else "all", *_cells(totals), style="bold")
+    Console(stderr=True).print(table)
+
+
+def list_failures(failed: dict[str, str]) -> str:
+    """The reasons as indented lines, of ``SHOWN`` scenes at most."""
+    lines = [f"\n  {scene}: {why}" for scene, why in sorted(failed.items())]
+    more = f"\n  and {len(lines) - SHOWN:,} more, all in {MANIFEST}" * (len(lines) > SHOWN)
+    return "".join(lines[:SHOWN]) + more
+
+
+def _cells(record: dict[str, Any]) -> list[str]:
+    counts = [f"{record[name]:,.0f}" for name in ("frames", "rejected", "pairs", "voxels")]
+    return [*counts, f"{record['seconds']:,.1f}", f"{record['bytes'] / 1e6:,.1f}"]
+
+
+def _pairs(out: Path, scene: str) -> PairTable:
+    """The scene's pairs, but for the column of its name: a hundred thousand scenes have gigabytes of it."""
+    return SceneStore(scene_folder(out, scene)).pairs()._replace(scene=np.zeros(0, "<U1"))
 
 
 @contextmanager

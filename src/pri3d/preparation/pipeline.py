@@ -11,27 +11,30 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import trimesh
+from numpy.typing import NDArray
 
-from pri3d.errors import DataError
-from pri3d.geometry.fusion import REACH
+from pri3d.errors import DataError, FrameError
+from pri3d.geometry.fusion import REACH, color_cells, fuse_depth, voxelise_triangles
 from pri3d.geometry.resize import parse_size
-from pri3d.preparation.frames import SceneFrames, read_frames
-from pri3d.preparation.overlap import Mode
-from pri3d.preparation.pairs import mine, pair_table
-from pri3d.preparation.scale import ScaledScene
-from pri3d.preparation.select import Select
-from pri3d.preparation.surface import scene_surface
-from pri3d.recordings import Recording, Scene, find_reader, open_recording
+from pri3d.preparation.frames import SceneFrames, Select, read_frames
+from pri3d.preparation.overlap import Mode, mine_pairs, pair_table
+from pri3d.recordings import ChangedScene, Recording, Scene, find_reader, open_recording
 from pri3d.recordings._shared.text import clean_id
-from pri3d.store import PairTable, SceneWriter
-from pri3d.types import Voxels
+from pri3d.store import PairTable, SceneWriter, millimetres
+from pri3d.types import Frame, Voxels
 
 Match = Literal["point", "relative"]
 Report = Callable[[str, int, int], None]  #: told a step's name, how much of it is done, and how much there is
 
 
-class Settings(NamedTuple):
-    """What decides the content of a prepared store, see :func:`pri3d.preparation.run.prepare`."""
+MEDIAN = 2.0  #: metres; the median depth of a scaled scene, about that of a room
+_LOOKED_AT = 9  # frames of it, evenly spread
+_MOST_CELLS = 3e7  # 12,000 square metres at 2 cm
+
+
+class StoreSettings(NamedTuple):
+    """What decides the content of a prepared store, see :func:`pri3d.preparation.prepare.prepare`."""
 
     size: str
     frame_step: int | None  #: None leaves it to the format
@@ -55,7 +58,7 @@ class Settings(NamedTuple):
         return self.frame_step or usual
 
 
-class Job(NamedTuple):
+class SceneJob(NamedTuple):
     """One scene to prepare; plain values, so that it travels to a worker process."""
 
     recording: Path
@@ -63,7 +66,7 @@ class Job(NamedTuple):
     cameras: Path | None
     scene: str
     out: Path
-    settings: Settings
+    settings: StoreSettings
     threads: int = 1  #: for the mining
 
 
@@ -102,18 +105,18 @@ def _camera_files(recording: Path) -> dict[str, list[tuple[int, Path]]]:
     return found
 
 
-def open_job(job: Job) -> Opened:
+def open_job(job: SceneJob) -> Opened:
     """:func:`open_cached` of the scene's recording."""
     return open_cached(job.recording, job.reader, job.cameras, job.settings.split, job.settings.correct)
 
 
-def open_scene(job: Job) -> Scene:
+def open_scene(job: SceneJob) -> Scene:
     """Return the job's scene, of its own: what it reads goes with it, and does not add up over thousands of scenes."""
     return copy(open_job(job).scenes[job.scene])
 
 
 def prepare_scene(
-    job: Job, report: Report = lambda _step, _done, _total: None, source: Scene | None = None
+    job: SceneJob, report: Report = lambda _step, _done, _total: None, source: Scene | None = None
 ) -> dict[str, Any]:
     """Prepare and store one scene; return its record (scene.json).
 
@@ -125,6 +128,7 @@ def prepare_scene(
     opened = open_job(job)
     source = source or open_scene(job)
     scene = _in_metres(source, settings)
+    cells = [settings.voxel] * settings.surface + [2 * settings.distance] * settings.pairs  # of the steps to come
     with SceneWriter(job.out, job.scene) as writer:
         frames = read_frames(
             scene,
@@ -134,7 +138,7 @@ def prepare_scene(
             select=settings.select,
             frame_step=settings.step(opened.reader),
             min_confidence=settings.min_confidence,
-            reach=_reach(settings),
+            reach=REACH * min(cells, default=float("inf")),
             keep_depth=settings.pairs or settings.surface,
             keep_views=settings.surface,
             progress=lambda done, total: report("frames", done, total),
@@ -165,7 +169,7 @@ def prepare_scene(
         return writer.finish(pairs, surface, record)
 
 
-def _in_metres(scene: Scene, settings: Settings) -> Scene:
+def _in_metres(scene: Scene, settings: StoreSettings) -> Scene:
     """The scene, scaled where its unit is not known. Raises DataError where it has no poses and they are needed."""
     if not scene.posed:
         if settings.pairs or settings.surface:
@@ -177,7 +181,7 @@ def _in_metres(scene: Scene, settings: Settings) -> Scene:
     return scene if scene.metric else ScaledScene(scene)
 
 
-def stated_cameras(job: Job) -> dict[str, str]:
+def stated_cameras(job: SceneJob) -> dict[str, str]:
     """Return the file of the recording that states the scene's cameras, relative to it, and its digest.
 
     That is the nearest ``cameras.yaml`` of the scene's folder and those above it up to the recording, else the nearest
@@ -200,18 +204,12 @@ def _holds(recording: Path, folder: Path, scene: str) -> bool:
     return not parts or own or (inner != scene and (folder / inner).is_dir())
 
 
-def _reach(settings: Settings) -> float:
-    """Metres from the origin that the finest cells of the steps to come reach."""
-    cells = [settings.voxel] * settings.surface + [2 * settings.distance] * settings.pairs
-    return REACH * min(cells, default=float("inf"))
-
-
-def _pairs(job: Job, frames: SceneFrames, relative: bool, report: Report) -> PairTable:
+def _pairs(job: SceneJob, frames: SceneFrames, relative: bool, report: Report) -> PairTable:
     settings = job.settings
     if len(frames.rows) < 2:
         why = f" The first rejected: {frames.reasons[0]}" if frames.reasons else ""
         raise DataError(f"pairs need two usable frames, found {len(frames.rows)} of {frames.total}.{why}")
-    pairs, overlaps, best = mine(
+    pairs, overlaps, best = mine_pairs(
         frames.stack,
         distance=settings.distance,
         min_overlap=settings.min_overlap,
@@ -226,3 +224,100 @@ def _pairs(job: Job, frames: SceneFrames, relative: bool, report: Report) -> Pai
             f"{best:.2f}. Check poses and cameras (docs/own-data.md), or lower --min-overlap, --frame-step."
         )
     return pair_table(job.scene, frames.rows, pairs, overlaps, frames.stack.world_from_camera)
+
+
+def scene_surface(mesh: Path | None, frames: SceneFrames, size: float) -> Voxels:
+    """Surface cells of edge ``size`` m with the mean colour of the frames that see them.
+
+    Raises DataError where the mesh cannot be read, has no triangles or lies too far from the origin.
+    """
+    stack = frames.stack
+    if mesh is not None:
+        voxels = mesh_cells(mesh, size)
+    else:
+        voxels = fuse_depth(stack.depth, stack.intrinsics, stack.world_from_camera, size)
+    color = [view.color for view in frames.views]
+    depth = [millimetres(view.depth) for view in frames.views]
+    intrinsics = np.array([view.intrinsics for view in frames.views])
+    return color_cells(voxels, color, depth, intrinsics, stack.world_from_camera)
+
+
+def mesh_cells(path: Path, size: float) -> Voxels:
+    """Cells of edge ``size`` m that the mesh file passes through.
+
+    Raises DataError where it is no triangle mesh or has a vertex beyond what the cells reach.
+    """
+    try:
+        mesh = trimesh.load_mesh(path, process=False)
+    except Exception as error:  # the parsers of a dozen formats raise what they like
+        raise DataError(
+            f"{path}: not a readable mesh ({error!r}). Repair it, or remove it to fuse the depth."
+        ) from error
+    faces = np.asarray(getattr(mesh, "faces", ()))
+    if len(faces) == 0:
+        raise DataError(f"{path}: holds no triangles. Give a triangle mesh, or remove it to fuse the depth images.")
+    cells = float(mesh.area) / size**2
+    if not cells < _MOST_CELLS or not np.isfinite(mesh.bounds).all():
+        raise DataError(f"{path}: its triangles span {mesh.area:.3g} square metres; is it written in metres?")
+    farthest = float(np.abs(mesh.bounds).max())
+    if farthest > REACH * size:
+        raise DataError(
+            f"{path}: a coordinate of {farthest:.6g} m is beyond the {REACH * size:.6g} m that cells of {size:g} m "
+            "reach; move the recording, mesh and poses alike, near the origin."
+        )
+    return voxelise_triangles(np.asarray(mesh.vertices, np.float64), faces.astype(np.int64), size)
+
+
+class ScaledScene(ChangedScene):
+    """A scene with poses and depth multiplied by ``factor``, so that its median depth is ``MEDIAN`` metres.
+
+    Its mesh, in the unit of the source, is left out. Raises DataError where no frame has depth.
+    """
+
+    def __init__(self, scene: Scene) -> None:
+        super().__init__(scene)
+        self.metric = True  # of the unit that the factor makes
+        self.factor = MEDIAN / _median_depth(scene)  #: metres a unit of the source
+
+    def frame(self, index: int) -> Frame:
+        """Load and scale frame ``names[index]``. Raises FrameError where it is unusable."""
+        frame = self.scene.frame(index)
+        return frame._replace(
+            depth=(frame.depth * self.factor).astype(np.float32),
+            color_from_depth=_scaled(frame.color_from_depth, self.factor),
+            world_from_camera=_scaled(frame.world_from_camera, self.factor),
+        )
+
+    def pose(self, index: int) -> NDArray[np.float64]:
+        """Return the frame's scaled pose (4, 4). Raises FrameError where it is unusable."""
+        return _scaled(self.scene.pose(index), self.factor)
+
+    def mesh(self) -> Path | None:
+        """Return None: the surface is fused from the depth."""
+        return None
+
+
+def _scaled(transform: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
+    result = transform.copy()
+    result[:3, 3] *= factor
+    return result
+
+
+def _median_depth(scene: Scene) -> float:
+    """Median over the frames that were looked at of their median valid depth, in the unit of the source."""
+    count = len(scene.names)
+    medians, reason = [], "there is no frame"
+    for index in np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).round().astype(int)).tolist():
+        try:
+            depth = scene.frame(index).depth
+        except FrameError as error:
+            reason = str(error)
+            continue
+        valid = depth[np.isfinite(depth) & (depth > 0)]
+        if valid.size:
+            medians.append(float(np.median(valid)))
+        else:
+            reason = f"{scene.names[index]}: has no valid depth"
+    if not medians:
+        raise DataError(f"its unit is not known, and no depth tells how large it is. {reason}")
+    return float(np.median(medians))

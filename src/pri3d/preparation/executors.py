@@ -1,31 +1,66 @@
-"""Scenes on the machines of a cluster: the only file that knows dask.
+"""Where scenes are prepared: in this process, in several of this machine, or on the machines of a cluster.
 
-One scene is one task. The scheduler hands the tasks of a worker that dies to another one, several times
-(``distributed.scheduler.allowed-failures``); what the dead one had not finished leaves a hidden folder and nothing
-else. Recordings and store lie on a file system that all machines see under the same paths.
+One scene is one task. This is the only file that knows dask. Its scheduler hands the tasks of a worker that dies to
+another one, several times (``distributed.scheduler.allowed-failures``); what the dead one had not finished leaves a
+hidden folder and nothing else. Recordings and store lie on a file system that all machines see under the same paths.
 """
 
 from __future__ import annotations
 
+import logging
 import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pri3d.errors import ConfigError, DataError
-from pri3d.files.atomic import remove_leftovers
-from pri3d.preparation.scene import Job, prepare_scene
-from pri3d.preparation.workers import Outcome, run_on
+from pri3d.errors import ConfigError, DataError, Pri3DError
+from pri3d.files.atomic import is_full, remove_leftovers
+from pri3d.preparation.pipeline import Report, SceneJob, prepare_scene
+from pri3d.processes import KilledError, run_in_processes, run_on
 from pri3d.store import MANIFEST, read_scene_record
 
 SUBMITTED = 2000  #: tasks that the scheduler knows of at a time; more workers than that would wait
 _CONNECT = 30  # seconds to find the scheduler
 _AGAIN = "Finished scenes stay: the same command makes the others."
+_log = logging.getLogger(__name__)
+Done = tuple[SceneJob, str | None]  #: a scene that is done, and why it failed, None where it is in the store
+
+
+def prepare_here(jobs: Sequence[SceneJob], report: Callable[[SceneJob], Report]) -> Generator[Done, None, None]:
+    """Prepare the scenes in this process; ``report`` of a job is told what is done of it."""
+    for job in jobs:
+        try:
+            prepare_scene(job, report(job))
+            yield job, None
+        except Exception as error:
+            yield job, _reason(error)
+
+
+def prepare_in_processes(jobs: Sequence[SceneJob], processes: int) -> Generator[Done, None, None]:
+    """Prepare the scenes in so many processes, and yield them as they are done.
+
+    Raises DataError where a process was killed; what it was at is left out, finished scenes stay.
+    """
+    with closing(run_in_processes(prepare_scene, jobs, processes)) as outcomes:
+        for outcome in outcomes:
+            yield outcome.item, None if outcome.error is None else _reason(outcome.error)
+
+
+def _reason(error: BaseException) -> str:
+    """Why a scene failed, or raise what must stop the whole run: a full disk, a killed worker, an interruption."""
+    if isinstance(error, KilledError):
+        raise DataError(f"{error} {_AGAIN}") from error
+    if is_full(error) or isinstance(error, CancelledError) or not isinstance(error, Exception):
+        raise error
+    if not isinstance(error, Pri3DError | OSError):
+        _log.error("unexpected error", exc_info=error)  # a reader's bug must not cost the other scenes
+        return f"{type(error).__name__}: {error}"
+    return str(error)
 
 
 def check_cluster(cluster: str, workers: int) -> None:
@@ -42,7 +77,7 @@ def check_cluster(cluster: str, workers: int) -> None:
         raise ConfigError("--cluster slurm: there is no sbatch here. Run this where jobs are submitted.")
 
 
-def run_on_cluster(jobs: Sequence[Job], cluster: str, workers: int) -> Iterator[Outcome]:
+def prepare_on_cluster(jobs: Sequence[SceneJob], cluster: str, workers: int) -> Generator[Done, None, None]:
     """Prepare the scenes on ``slurm`` with so many jobs, or by the workers of ``dask:ADDRESS``, as they are done.
 
     Raises ConfigError where the cluster cannot be used, DataError where its scheduler is lost on the way.
@@ -52,7 +87,8 @@ def run_on_cluster(jobs: Sequence[Job], cluster: str, workers: int) -> Iterator[
         _check_sight(client, out)
         pool = client.get_executor(pure=False)
         try:
-            yield from run_on(pool, attempt, jobs, SUBMITTED)
+            for outcome in run_on(pool, attempt, jobs, SUBMITTED):
+                yield outcome.item, None if outcome.error is None else _reason(outcome.error)
             client.run(remove_leftovers, out / "scenes")  # of workers that died beside one that lives
         except CancelledError as error:
             raise DataError(f"--cluster {cluster}: lost the connection to the scheduler. {_AGAIN}") from error
@@ -61,7 +97,7 @@ def run_on_cluster(jobs: Sequence[Job], cluster: str, workers: int) -> Iterator[
                 pool.shutdown(wait=False)
 
 
-def attempt(job: Job) -> None:
+def attempt(job: SceneJob) -> None:
     """Prepare one scene on a worker, unless an earlier attempt finishes it: one taken for dead, or cancelled."""
     if read_scene_record(job.out, job.scene) is not None:
         return
