@@ -27,7 +27,7 @@ from benchmarks.faults import (
 )
 from benchmarks.machine import describe_machine
 
-from pri3d.checking.judge import Judgement, judge
+from pri3d.checking.verdict import Judgement, judge
 from pri3d.recordings import Scene
 from pri3d.recordings.sevenscenes import SevenScenesReader
 

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from pri3d.checking.judge import Judgement, judge
-from pri3d.checking.sheet import write_sheet
+from pri3d.checking.evidence import Shot, Stack
+from pri3d.checking.hypotheses import (
+    TOLERANCE,
+    Hypothesis,
+    Reprojection,
+    correlate_colours,
+    measure_agreement,
+    project,
+    reproject,
+    sample,
+)
+from pri3d.checking.registration import find_depth_edges
+from pri3d.checking.verdict import Evidence, Judgement, judge
 from pri3d.errors import ConfigError, DataError
-from pri3d.files.atomic import write_atomic
+from pri3d.files.atomic import replacing, write_atomic
 from pri3d.recordings import Scene, open_recording
 from pri3d.recordings._shared.text import clean_id
 from pri3d.runs import write_json
 
 _COLORS = {"ok": "green", "warning": "yellow", "fault": "red", "unknown": "dim"}
+_WIDTH = 240  # pixels of a picture
+_MARGIN, _LINE = 6, 18  # pixels
+_INK, _PAPER, _RED, _BLUE, _GREEN = (30,) * 3, (250,) * 3, (210, 30, 30), (70, 80, 150), (40, 255, 90)
+_SAID = Hypothesis()  # the recording as it is stated
 
 
 def check(
@@ -35,10 +53,10 @@ def check(
 ) -> dict[str, Any]:
     """Tell whether a recording's poses, axes, depth, cameras and times are right, and what to do where they are not.
 
-    Some frames are carried into others: by depth and pose a pixel of one must land where the other measured the same
-    depth and shows the same colour. Where that fails, the usual mistakes are tried, and the one under which the frames
-    agree is named with the option that mends it. ``out`` gets verdict.json, sheet.png with pairs to look at, and
-    cameras.yaml where the advice is to state other cameras. Returns what is in verdict.json.
+    Some frames are reprojected into others: by depth and pose a pixel of one must land where the other measured the
+    same depth and shows the same colour. Where that fails, the usual mistakes are tried, and the one under which the
+    frames agree is named with the option that corrects it. ``out`` gets verdict.json, sheet.png with pairs to look
+    at, and cameras.yaml where the advice is to state other cameras. Returns what is in verdict.json.
 
     Args:
         recording: folder or file of the recording; nothing is written there.
@@ -141,7 +159,7 @@ def _advice(verdict: dict[str, Any], folder: Path) -> list[str]:
     words = [f"--correct {verdict['correct']}"] * bool(verdict["correct"])
     words += [f"--cameras {folder / 'cameras.yaml'}"] * bool(verdict["cameras"])
     if words:
-        return [f"give to check, then to prepare: {' '.join(words)}"]
+        return [f"re-run check with {' '.join(words)}; if it passes, use the same in prepare"]
     return [f"leave out --correct {verdict['corrected']}"] * bool(verdict["corrected"])
 
 
@@ -167,3 +185,128 @@ def _refusal(recording: Path, verdict: dict[str, Any], folder: Path) -> str:
     )
     advice = "".join(f"\n{line[0].upper()}{line[1:]}" for line in _advice(verdict, folder))
     return f"{recording}: scene {verdict['scene']} has faults:{faults}{advice}\nPictures are in {folder}."
+
+
+class ReprojectedView(NamedTuple):
+    """One frame as another sees it."""
+
+    reprojected: NDArray[np.uint8]  #: (h, w, 3) RGB; red in front of what was measured, blue behind it, grey: unknown
+    difference: NDArray[np.uint8]  #: (h, w, 3)
+    caption: str
+
+
+def write_sheet(path: Path, evidence: Evidence, title: list[str], rows: int = 6) -> None:
+    """Draw ``rows`` pairs: both frames, the first reprojected into the second, and the difference of their colours.
+
+    Where a correction is advised the last two are drawn as the recording states them and as advised.
+    """
+    stack = _whole(evidence)
+    columns = [("as stated", _SAID)] + [("as advised", evidence.hypothesis)] * (evidence.hypothesis != _SAID)
+    pairs = _telling(evidence, rows)
+    height = round(_WIDTH * stack.inverse.shape[1] / stack.inverse.shape[2])
+    wide = (2 + 2 * len(columns)) * (_WIDTH + _MARGIN) + _MARGIN
+    top = _MARGIN + _LINE * (len(title) + 1)
+    sheet = Image.new("RGB", (wide, top + len(pairs) * (height + _LINE + _MARGIN)), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
+    for number, line in enumerate(title):
+        draw.text((_MARGIN, _MARGIN + number * _LINE), line, _INK, font)
+    heads = ["frame a, its depth edges in green", "frame b"]
+    for name, _ in columns:
+        heads += [f"a reprojected into b, {name}", "difference; red: impossible, blue: hidden"]
+    for number, head in enumerate(heads):
+        draw.text((_MARGIN + number * (_WIDTH + _MARGIN), top - _LINE), head, _INK, font)
+    for row, (a, b) in enumerate(pairs.tolist()):
+        shots = evidence.shots.kept(a), evidence.shots.kept(b)
+        if shots[0] is None or shots[1] is None:
+            continue
+        pictures = [(with_edges(shots[0]), f"{shots[0].name}"), (shots[1].color, f"{shots[1].name}")]
+        for _, hypothesis in columns:
+            picture = reproject_view(evidence, stack, a, b, hypothesis)
+            pictures += [(picture.reprojected, picture.caption), (picture.difference, "")]
+        y = top + row * (height + _LINE + _MARGIN)
+        for number, (image, caption) in enumerate(pictures):
+            x = _MARGIN + number * (_WIDTH + _MARGIN)
+            sheet.paste(Image.fromarray(image).resize((_WIDTH, height), Image.Resampling.BILINEAR), (x, y))
+            draw.text((x, y + height), caption, _INK, font)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part:
+        sheet.save(part, format="PNG")
+
+
+def _whole(evidence: Evidence) -> Stack:
+    """The stack with every pixel that has depth, those beside edges too."""
+    stack = evidence.stack
+    depth = np.stack([shot.depth for k in stack.indices.tolist() if (shot := evidence.shots.kept(k)) is not None])
+    inverse = np.where(depth > 0, 1 / np.where(depth > 0, depth, 1), 0).astype(np.float32)
+    numbers = np.arange(inverse[0].size)
+    return stack._replace(inverse=inverse, points=np.where(inverse.reshape(len(inverse), -1) > 0, numbers, -1))
+
+
+def _telling(evidence: Evidence, rows: int) -> NDArray[np.int64]:
+    """Pairs (R, 2) that see much of the same but not from the same place: from every sixth of those by overlap."""
+    score = measure_agreement(reproject(evidence.stack, evidence.pairs, evidence.hypothesis))
+    order = np.argsort(-score.agree / np.maximum(score.points, 1), kind="stable")
+    best = order[: max(rows, int(0.8 * len(order)))]
+    chosen: NDArray[np.int64] = evidence.pairs[best[np.unique(np.linspace(0, len(best) - 1, rows).astype(int))]]
+    return chosen
+
+
+def with_edges(shot: Shot) -> NDArray[np.uint8]:
+    """Colour (h, w, 3) of a frame, of the size of its depth, with the depth's edges drawn on it as they are stated."""
+    height, width = shot.depth.shape
+    image = np.array(Image.fromarray(shot.color).resize((width, height), Image.Resampling.BILINEAR))
+    rows, columns = np.divmod(find_depth_edges(shot.depth), width)
+    z, k = shot.depth[rows, columns].astype(np.float64), shot.depth_camera
+    points = np.stack(((columns + 0.5 - k.cx) / k.fx * z, (rows + 0.5 - k.cy) / k.fy * z, z), axis=-1)
+    m = shot.color_from_depth
+    camera = np.array([shot.color_camera.resized(width, height)[2:]])
+    u, v = project((points @ m[:3, :3].T + m[:3, 3])[None], camera)
+    with np.errstate(invalid="ignore"):
+        inside = (u[0] >= 0) & (v[0] >= 0) & (u[0] < width) & (v[0] < height)
+    image[v[0][inside].astype(int), u[0][inside].astype(int)] = _GREEN
+    return image
+
+
+def reproject_view(evidence: Evidence, stack: Stack, a: int, b: int, hypothesis: Hypothesis) -> ReprojectedView:
+    """What frame ``b`` should show by the colours of frame ``a`` (indices), at the pixels of b's depth image."""
+    reprojected = reproject(stack, np.array([[b, a]]), hypothesis)
+    shape = stack.inverse.shape[1:]
+    from_a, own = (
+        _colors(evidence, stack, points, row)
+        for points, row in ((reprojected.target, reprojected.rows[1]), (reprojected.source, reprojected.rows[0]))
+    )
+    residual = reprojected.residual[0]
+    with np.errstate(invalid="ignore"):
+        agree = np.abs(residual) <= 2 * TOLERANCE
+        tints = ((residual < -2 * TOLERANCE, _RED), (residual > 2 * TOLERANCE, _BLUE))
+    gap = np.abs(from_a - own).mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+    pictures = []
+    for values in (from_a, gap):
+        image = np.full((*values.shape[:1], 3), 128.0)
+        image[agree] = values[agree]
+        for where, tint in tints:
+            image[where] = 0.4 * np.nan_to_num(values[where], nan=128) + 0.6 * np.array(tint)
+        pictures.append(np.nan_to_num(image, nan=128).clip(0, 255).astype(np.uint8).reshape(*shape, 3))
+    return ReprojectedView(pictures[0], pictures[1], _caption(evidence, reprojected))
+
+
+def _caption(evidence: Evidence, reprojected: Reprojection) -> str:
+    score = measure_agreement(reprojected)
+    share = score.agree[0] / max(1, score.landed[0])
+    color = correlate_colours(evidence.stack, reprojected)[0]
+    shown = f", colours {color:.2f}" if np.isfinite(color) else ""
+    return f"{share:.0%} agree of {score.landed[0] / max(1, score.points[0]):.0%} in view{shown}"
+
+
+def _colors(
+    evidence: Evidence, stack: Stack, points: NDArray[np.float64], rows: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """RGB (M, 3) of depth-camera points (1, M, 3) in the colour image of a row (1,); nan outside."""
+    shot = evidence.shots.kept(int(stack.indices[rows[0]])) if rows[0] >= 0 else None
+    if shot is None:
+        return np.full((points.shape[1], 3), np.nan)
+    m = stack.color_from_depth[rows]
+    u, v = project(points @ m[:, :3, :3].transpose(0, 2, 1) + m[:, None, :3, 3], stack.color_k[rows])
+    channels = [shot.color[None, ..., c].astype(np.float32) for c in range(3)]
+    zero = np.zeros(1, np.int64)
+    return np.stack([sample(image, zero, u, v, holes=False)[0] for image in channels], axis=-1)

@@ -1,180 +1,337 @@
-"""What a set of assumptions about a recording predicts, against what its other frames show."""
+"""The evidence: some frames of a scene, reduced and stacked, and what single frames say.
+
+Which are lost, whether their cameras can be theirs, how blurred they are, and how much depth there is.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from pri3d.checking.shots import Stack
-from pri3d.geometry.pose import OPENGL_FLIP
-from pri3d.recordings._shared.correction import Correction
+from pri3d.errors import DataError, FrameError, IntrinsicsError
+from pri3d.geometry.pose import check_rigid
+from pri3d.geometry.resize import resize_color, resize_nearest
+from pri3d.preparation.frames import stored_size
+from pri3d.recordings import Scene
+from pri3d.types import Camera, Frame
 
-SHARP = 0.02  # relative depth residual at which a point counts half
-TOLERANCE = 0.04  #: relative depth residual within which a carried point agrees
-_FLOOR = 0.1  # share of the points that a pair must land before its agreement counts fully
-
-
-class Guess(NamedTuple):
-    """Assumptions that are tried: a correction, and mistakes that no correction states."""
-
-    correction: Correction = Correction()
-    focal: float = 1.0  #: factor of the focal lengths of both cameras
-    pose_shift: int = 0  #: the pose that belongs to frame k is stated for frame k + pose_shift
-    color_shift: int = 0  #: likewise the colour
-
-
-class Carried(NamedTuple):
-    """P pairs of M points each, carried from one frame into the other."""
-
-    residual: NDArray[np.float64]  #: (P, M) carried depth over measured depth, less 1; nan where there is none
-    source: NDArray[np.float64]  #: (P, M, 3) points in the depth camera of the first frame
-    target: NDArray[np.float64]  #: (P, M, 3) the same in that of the second
-    points: NDArray[np.bool_]  #: (P, M) whether there is a point
-    rows: tuple[NDArray[np.int64], NDArray[np.int64]]  #: (P,) rows of the colour images
+LARGEST = (160, 120)  #: width and height, pixels, that a frame is reduced to
+POINTS = 800  # pixels of a frame that are reprojected into others
+_STEPS = (0, 1, 4, 12, 24)  # frames of a group, from its first: pairs of neighbours and pairs half a second apart
+_EDGE = 0.08  # relative; a depth pixel whose neighbours differ by more lies beside an edge
+_SHARP = (640, 480)  # width and height, pixels, at which sharpness is measured
+_MOST_TURN = np.radians(40.0)  # views that turn by more seldom overlap
+Verdict = Literal["ok", "warning", "fault", "unknown"]
+_BLURRED = 0.62  # of blur_of: what a Gaussian of 1.5 pixels at 640 x 480 makes of a sharp image
+_LITTLE, _HARDLY = 0.25, 0.03  # fraction of the pixels with depth
+_OFF_CENTRE = (0.35, 0.65)  # of the image, within which its camera's centre lies
+_FIELD = (0.35, 4.0)  # focal lengths in widths: 110 to 14 degrees
 
 
-class Score(NamedTuple):
-    """Agreement of P directed pairs."""
+class Shot(NamedTuple):
+    """One frame, reduced."""
 
-    soft: NDArray[np.float64]  #: (P,) 0..1: 1 where all points land and agree exactly
-    agree: NDArray[np.int64]  #: (P,) points that agree within the tolerance
-    front: NDArray[np.int64]  #: (P,) points in front of what was measured: impossible
-    behind: NDArray[np.int64]  #: (P,) points behind it: hidden, or wrong
-    landed: NDArray[np.int64]  #: (P,) points that land where depth was measured
-    points: NDArray[np.int64]  #: (P,) points
-
-
-def both_ways(pairs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Pairs (P, 2) -> (2 P, 2): each in both directions."""
-    return np.concatenate((pairs, pairs[:, ::-1]))
+    name: str
+    color: NDArray[np.uint8]  #: (H, W, 3) RGB
+    depth: NDArray[np.float32]  #: (h, w) metres in the depth camera, 0 = invalid
+    color_camera: Camera  #: of ``color``
+    depth_camera: Camera  #: of ``depth``
+    color_from_depth: NDArray[np.float64]  #: (4, 4)
+    world_from_camera: NDArray[np.float64]  #: (4, 4) of the colour camera
+    valid: float  #: fraction of the depth pixels that are measured
+    blur: float  #: 0 sharp .. 1 blurred
 
 
-def carry(stack: Stack, pairs: NDArray[np.int64], guess: Guess) -> Carried:
-    """Carry the points of frames ``pairs[:, 0]`` into ``pairs[:, 1]`` (frame indices) as ``guess`` assumes it."""
-    depth_rows, pose_rows, color_rows = (
-        stack.rows(pairs + shift) for shift in (guess.correction.shift, guess.pose_shift, guess.color_shift)
+class Shots:
+    """The frames of a scene by index, loaded when asked for and kept; what cannot be used is kept as its reason."""
+
+    def __init__(self, scene: Scene) -> None:
+        """Raises DataError where the scene cannot be opened."""
+        self.scene = scene
+        self.count = len(scene.names)
+        self.asked: set[int] = set()
+        self.reasons: dict[int, FrameError] = {}
+        self._kept: dict[int, Shot] = {}
+        self._sizes: tuple[tuple[int, int], tuple[int, int]] | None = None  # of the colour and the depth images
+        self._cameras: tuple[Camera, Camera] | None = None
+
+    @property
+    def usable(self) -> bool:
+        """Whether any frame could be used so far."""
+        return bool(self._kept)
+
+    @property
+    def cameras(self) -> tuple[Camera, Camera]:
+        """Colour and depth camera of the first usable frame, not reduced. Raises DataError where there is none."""
+        if self._cameras is None:
+            raise DataError(f"{self.scene.id}: no frame can be used.")
+        return self._cameras
+
+    def get(self, index: int) -> Shot | None:
+        """Frame ``index`` reduced, None where there is none or it cannot be used; :attr:`reasons` tells why."""
+        if index in self._kept or index in self.reasons or not 0 <= index < self.count:
+            return self._kept.get(index)
+        self.asked.add(index)
+        try:
+            self._kept[index] = self._load(index)
+        except FrameError as error:
+            self.reasons[index] = error
+        return self._kept.get(index)
+
+    def kept(self, index: int) -> Shot | None:
+        """Frame ``index`` where it has been loaded, else None."""
+        return self._kept.get(index)
+
+    def _load(self, index: int) -> Shot:
+        frame = self.scene.frame(index)
+        shot = reduce_frame(frame)
+        sizes = (shot.color_camera[:2], shot.depth_camera[:2])
+        if self._sizes is None:
+            self._sizes, self._cameras = sizes, (frame.color_camera, frame.depth_camera)
+        if sizes != self._sizes:
+            raise FrameError(f"{frame.name}: its size differs from the first frame's; a scene has one camera size.")
+        return shot
+
+
+def reduce_frame(frame: Frame) -> Shot:
+    """Reduce a frame to :data:`LARGEST`. Raises FrameError where it is inconsistent or its pose not rigid."""
+    for what, image, camera in (
+        ("colour", frame.color, frame.color_camera),
+        ("depth", frame.depth, frame.depth_camera),
+    ):
+        if image.shape[:2] != (camera.height, camera.width):
+            size = f"{image.shape[1]}x{image.shape[0]}"
+            raise IntrinsicsError(f"{frame.name}: {what} is {size}, its camera {camera.width}x{camera.height}.")
+    pose = check_rigid(frame.world_from_camera, frame.name)
+    color_camera = frame.color_camera.resized(*stored_size(frame.color_camera, LARGEST))
+    depth_camera = frame.depth_camera.resized(*stored_size(frame.depth_camera, LARGEST))
+    depth = np.where(np.isfinite(frame.depth) & (frame.depth > 0), frame.depth, 0).astype(np.float32)
+    return Shot(
+        frame.name,
+        resize_color(frame.color, color_camera[:2]),
+        resize_nearest(depth, depth_camera[:2]),
+        color_camera,
+        depth_camera,
+        frame.color_from_depth,
+        pose,
+        float((depth > 0).mean()),
+        measure_blur(frame.color),
     )
-    usable = np.stack((depth_rows, pose_rows, color_rows)).min(axis=(0, 2)) >= 0
-    poses = depth_poses(stack, guess.correction)
-    k = stack.depth_k * (guess.focal, guess.focal, 1, 1)
-    first, second = depth_rows.T
-    numbers = stack.points[first]
-    points = (numbers >= 0) & usable[:, None]
-    row, column = np.divmod(np.maximum(numbers, 0), stack.inverse.shape[2])
-    x, y = _rays(column + 0.5, row + 0.5, k[first])
-    inverse = stack.inverse[first[:, None], row, column].astype(np.float64)
-    z = np.where(points, guess.correction.depth / np.where(inverse > 0, inverse, 1), 0)
-    if guess.correction.ray:
-        z /= np.sqrt(1 + x**2 + y**2)
-    source = np.stack((x * z, y * z, z), axis=-1)
-    b_from_a = np.linalg.inv(poses[pose_rows[:, 1]]) @ poses[pose_rows[:, 0]]
-    target = source @ b_from_a[:, :3, :3].transpose(0, 2, 1) + b_from_a[:, None, :3, 3]
-    measured = _measured(stack.inverse, second, k, target, guess.correction)
-    with np.errstate(invalid="ignore"):
-        residual = np.where(points & (target[..., 2] > 0), target[..., 2] * measured - 1, np.nan)
-    return Carried(residual, source, target, points, (color_rows[:, 0], color_rows[:, 1]))
 
 
-def depth_poses(stack: Stack, correction: Correction) -> NDArray[np.float64]:
-    """Poses (N, 4, 4) of the depth camera, corrected as :meth:`Correction.apply` does it."""
-    poses = np.asarray(np.linalg.inv(stack.world_from_camera)) if correction.inverse else stack.world_from_camera
-    return (poses @ OPENGL_FLIP if correction.opengl else poses) @ stack.color_from_depth
+def measure_blur(color: NDArray[np.uint8]) -> float:
+    """How blurred RGB (H, W, 3) is, 0..1: the fraction of its gradients that blurring it again leaves.
 
-
-def _rays(
-    u: NDArray[np.float64], v: NDArray[np.float64], k: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """X / z and y / z (P, M) of pixels (P, M) of cameras (P, 4)."""
-    return (u - k[:, None, 2]) / k[:, None, 0], (v - k[:, None, 3]) / k[:, None, 1]
-
-
-def project(points: NDArray[np.float64], k: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Pixels u, v (P, M) of camera points (P, M, 3) with intrinsics (P, 4); nan behind the camera."""
-    z = np.where(points[..., 2] > 1e-9, points[..., 2], np.nan)
-    return points[..., 0] / z * k[:, None, 0] + k[:, None, 2], points[..., 1] / z * k[:, None, 1] + k[:, None, 3]
-
-
-def sample(
-    images: NDArray[np.float32], rows: NDArray[np.int64], u: NDArray[np.float64], v: NDArray[np.float64], holes: bool
-) -> NDArray[np.float64]:
-    """Bilinear values (P, M) of images (N, H, W) at pixels (P, M) of rows (P,); nan outside.
-
-    With ``holes`` a value that touches a pixel of 0 is nan too.
+    After Crete et al., "The blur effect" (2007): a sharp image loses its gradients to a blur, a blurred one keeps them.
     """
-    height, width = images.shape[1:]
-    with np.errstate(invalid="ignore"):
-        inside = (u >= 0.5) & (v >= 0.5) & (u < width - 0.5) & (v < height - 0.5)
-    x, y = np.where(inside, u - 0.5, 0), np.where(inside, v - 0.5, 0)
-    left, top = np.minimum(x.astype(int), width - 2), np.minimum(y.astype(int), height - 2)
-    fx, fy = x - left, y - top
-    start = (rows[:, None] * height + top) * width + left
-    flat = images.reshape(-1)
-    corners = [flat[start + step] for step in (0, 1, width, width + 1)]
-    weights = ((1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy)
-    value = sum(weight * corner for weight, corner in zip(weights, corners, strict=True))
-    if holes:
-        inside &= (corners[0] > 0) & (corners[1] > 0) & (corners[2] > 0) & (corners[3] > 0)
-    return np.where(inside, value, np.nan)
+    camera = Camera(color.shape[1], color.shape[0], 1, 1, 0, 0)
+    gray = resize_color(color, stored_size(camera, _SHARP)).astype(np.float32).mean(axis=2)
+    shares = []
+    for axis in (0, 1):
+        before = np.abs(np.diff(gray, axis=axis))
+        after = np.abs(np.diff(ndimage.uniform_filter1d(gray, 9, axis=axis), axis=axis))
+        shares.append(1 - float(np.maximum(before - after, 0).sum() / max(float(before.sum()), 1e-6)))
+    return max(shares)
 
 
-def _measured(
-    inverse: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    k: NDArray[np.float64],
-    points: NDArray[np.float64],
-    correction: Correction,
-) -> NDArray[np.float64]:
-    """Inverse z (P, M) measured where the points (P, M, 3) project to in frames ``rows`` (P,); nan for none."""
-    u, v = project(points, k[rows])
-    found = sample(inverse, rows, u, v, holes=True) / correction.depth
-    if correction.ray:
-        x, y = _rays(u, v, k[rows])
-        found = found * np.sqrt(1 + x**2 + y**2)
-    return found
+def choose_frames(count: int, frames: int) -> list[int]:
+    """Indices of about ``frames`` of ``count`` frames: groups spread over the whole, each of several distances."""
+    if count <= frames:
+        return list(range(count))
+    groups = max(1, frames // len(_STEPS))
+    span = min(_STEPS[-1] + 1, count)
+    starts = np.linspace(0, count - span, groups).astype(int)
+    chosen = sorted({int(start) + step for start in starts for step in _STEPS if start + step < count})
+    rest = [k for k in np.linspace(0, count - 1, frames).astype(int).tolist() if k not in chosen]
+    return sorted({*chosen, *rest[: max(0, frames - len(chosen))]})
 
 
-def geometric(carried: Carried) -> Score:
-    """Count how the carried points agree with the depth measured where they land."""
-    r = carried.residual
-    landed = np.isfinite(r)
-    r = np.where(landed, r, np.inf)
-    agree = np.abs(r) <= TOLERANCE
-    count, total = landed.sum(axis=1), carried.points.sum(axis=1)
-    kernel = (1 / (1 + np.minimum(np.abs(r) / SHARP, 1e3) ** 2)) * landed
-    soft = kernel.sum(axis=1) / np.maximum(count + _FLOOR * total, 1)
-    return Score(
-        soft,
-        agree.sum(axis=1),
-        (r < -TOLERANCE).sum(axis=1),
-        (landed & (r > TOLERANCE)).sum(axis=1),
-        count,
-        total,
+class Stack(NamedTuple):
+    """Arrays of N reduced frames, rows in the order of their indices."""
+
+    indices: NDArray[np.int64]  #: (N,) frame indices, ascending
+    inverse: NDArray[np.float32]  #: (N, h, w) 1/m, 0 where nothing was measured or beside a depth edge
+    texture: NDArray[np.float32]  #: (N, H, W) grey levels less their local mean, over their local spread
+    depth_k: NDArray[np.float64]  #: (N, 4) fx, fy, cx, cy of the depth camera, pixels of (h, w)
+    color_k: NDArray[np.float64]  #: (N, 4) of the colour camera, pixels of (H, W)
+    color_from_depth: NDArray[np.float64]  #: (N, 4, 4)
+    world_from_camera: NDArray[np.float64]  #: (N, 4, 4) of the colour camera
+    points: NDArray[np.int64]  #: (N, POINTS) flat pixel numbers of ``inverse`` that are reprojected, -1 for none
+
+    def rows(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the frame indices, -1 for those that are not there."""
+        at = np.searchsorted(self.indices, indices).clip(max=len(self.indices) - 1)
+        return np.where(self.indices[at] == indices, at, -1)
+
+
+def stack_shots(shots: Shots, indices: Iterable[int], seed: int) -> Stack:
+    """Load and stack the frames that can be used. Raises FrameError where there is none."""
+    found = [(index, shot) for index in sorted(set(indices)) if (shot := shots.get(index)) is not None]
+    if not found:
+        raise FrameError("no frame can be used.")
+    inverse = np.stack([smooth_inverse(shot.depth) for _, shot in found])
+    return Stack(
+        indices=np.array([index for index, _ in found]),
+        inverse=inverse,
+        texture=np.stack([local_texture(shot.color) for _, shot in found]),
+        depth_k=np.array([shot.depth_camera[2:] for _, shot in found]),
+        color_k=np.array([shot.color_camera[2:] for _, shot in found]),
+        color_from_depth=np.stack([shot.color_from_depth for _, shot in found]),
+        world_from_camera=np.stack([shot.world_from_camera for _, shot in found]),
+        points=np.stack([_draw(image, (seed, index)) for (index, _), image in zip(found, inverse, strict=True)]),
     )
 
 
-def photometric(stack: Stack, carried: Carried) -> NDArray[np.float64]:
-    """Correlation (P,) of what both colour images show at points seen by both; nan where there are too few."""
-    both = np.abs(np.where(np.isfinite(carried.residual), carried.residual, np.inf)) < 2 * TOLERANCE
-    values = []
-    for points, rows in ((carried.source, carried.rows[0]), (carried.target, carried.rows[1])):
-        m = stack.color_from_depth[rows]
-        seen = points @ m[:, :3, :3].transpose(0, 2, 1) + m[:, None, :3, 3]
-        u, v = project(seen, stack.color_k[rows])
-        values.append(sample(stack.texture, rows, u, v, holes=False))
-    return correlation(values[0], values[1], both)
+def _draw(inverse: NDArray[np.float32], seed: tuple[int, int]) -> NDArray[np.int64]:
+    valid = np.flatnonzero(inverse)
+    if len(valid) == 0:
+        return np.full(POINTS, -1)
+    return np.sort(np.random.default_rng(seed).choice(valid, POINTS, replace=len(valid) < POINTS))
 
 
-def correlation(
-    a: NDArray[np.float64], b: NDArray[np.float64], mask: NDArray[np.bool_], least: int = 30
-) -> NDArray[np.float64]:
-    """Pearson correlation (P,) along the second axis of (P, M) where ``mask``, nan below ``least`` values."""
-    mask = mask & np.isfinite(a) & np.isfinite(b)
-    count = mask.sum(axis=1)
-    safe = np.maximum(count, 1)[:, None]
-    a, b = np.where(mask, a, 0), np.where(mask, b, 0)
-    a = (a - a.sum(axis=1, keepdims=True) / safe) * mask
-    b = (b - b.sum(axis=1, keepdims=True) / safe) * mask
-    norm = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-    return np.where((count >= least) & (norm > 1e-9), (a * b).sum(axis=1) / np.maximum(norm, 1e-9), np.nan)
+def smooth_inverse(depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Inverse depth (h, w) of depth (h, w), 0 where it is invalid or jumps: affine on planes, so it interpolates."""
+    valid = depth > 0
+    inverse = np.where(valid, 1 / np.where(valid, depth, 1), 0).astype(np.float32)
+    high = ndimage.maximum_filter(inverse, 3)
+    low = ndimage.minimum_filter(np.where(valid, inverse, np.inf), 3)
+    return np.where(valid & (high - low < 2 * _EDGE * inverse), inverse, 0).astype(np.float32)
+
+
+def local_texture(color: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Grey levels (H, W) of RGB (H, W, 3) less their local mean, over their local spread: exposure drops out."""
+    gray = ndimage.gaussian_filter(color.astype(np.float32).mean(axis=2), 0.7)
+    mean = ndimage.gaussian_filter(gray, 5.0)
+    spread = np.sqrt(ndimage.gaussian_filter((gray - mean) ** 2, 5.0))
+    return np.asarray((gray - mean) / (spread + 4.0), np.float32)
+
+
+def rotation_angles(poses: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Angles (N, N) in radians between the rotations of poses (N, 4, 4): the same for inverted poses and other axes."""
+    rotation = poses[:, :3, :3]
+    trace = np.einsum("aij,bij->ab", rotation, rotation)
+    return np.asarray(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
+
+
+def choose_pairs(stack: Stack, pairs: int, seed: int) -> NDArray[np.int64]:
+    """Frame indices (P, 2) of up to ``pairs`` pairs: half near in time, half farther apart, that turn little.
+
+    Nothing but rotation angles and time is used: neither changes with the mistakes that are to be told apart.
+    """
+    turn = rotation_angles(stack.world_from_camera)
+    a, b = np.triu_indices(len(stack.indices), 1)
+    gap = stack.indices[b] - stack.indices[a]
+    usable = (turn[a, b] < _MOST_TURN) & (stack.points[a, 0] >= 0) & (stack.points[b, 0] >= 0)
+    a, b, gap = a[usable], b[usable], gap[usable]
+    near = gap <= max(_STEPS[-1], 2)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(a))
+    first = _spread(order[near[order]], gap, pairs // 2)
+    rest = np.setdiff1d(order, first)
+    chosen = np.concatenate((first, rng.permutation(rest)[: pairs - len(first)]))
+    return np.stack((stack.indices[a[chosen]], stack.indices[b[chosen]]), axis=1)
+
+
+def _spread(candidates: NDArray[np.int64], gap: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+    """Up to ``wanted`` of the candidates, taken in turn from each distance in time."""
+    turn: dict[int, int] = {}
+    place = []
+    for candidate in candidates:
+        key = int(gap[candidate])
+        turn[key] = turn.get(key, 0) + 1
+        place.append((turn[key], -key))
+    order = sorted(range(len(candidates)), key=place.__getitem__)
+    return candidates[np.array(order[:wanted], dtype=np.int64)]
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at."""
+
+    check: str  #: what was looked at
+    verdict: Verdict  #: unknown where it cannot be judged
+    figure: str  #: what was measured
+    fault: str = ""  #: name of the mistake, "" where there is none
+    advice: str = ""  #: what to do
+
+
+def check_losses(shots: Shots, chosen: list[int]) -> list[Finding]:
+    """Frames that cannot be used."""
+    lost = [shots.reasons[index] for index in chosen if index in shots.reasons]
+    share = len(lost) / max(1, len(chosen))
+    figure = f"{len(chosen) - len(lost)} of {len(chosen)} sampled frames are usable"
+    if lost:
+        figure += f"; the first of the others: {lost[0]}"
+    if not lost or share <= 0.2:
+        return [Finding("frames", "ok", figure)]
+    if share <= 0.6:
+        return [Finding("frames", "warning", figure, advice="prepare leaves them out.")]
+    return [Finding("frames", "fault", figure, "frames unusable", "Fix what the reason names.")]
+
+
+def check_intrinsics(shots: Shots) -> tuple[Finding, Camera, Camera] | None:
+    """A fault where a camera cannot be that of its images, and both cameras as they should be; None where they can."""
+    if not shots.usable:
+        for error in shots.reasons.values():
+            if isinstance(error, IntrinsicsError) and error.size is not None:
+                mended = rescale_to_image(Camera(*error.size, *error.stated))
+                return _wrong_size(str(error), mended), mended, mended
+        return None
+    wrong = [camera for camera in shots.cameras if not is_centred(camera)]
+    if not wrong:
+        return None
+    color, depth = (camera if is_centred(camera) else rescale_to_image(camera) for camera in shots.cameras)
+    figure = f"centre ({wrong[0].cx:g}, {wrong[0].cy:g}), f = {wrong[0].fx:g} of {wrong[0].width}x{wrong[0].height}"
+    return _wrong_size(figure, rescale_to_image(wrong[0])), color, depth
+
+
+def _wrong_size(figure: str, camera: Camera) -> Finding:
+    advice = f"They belong to another size: f = {camera.fx:.1f}, centre ({camera.cx:.1f}, {camera.cy:.1f}) would fit."
+    return Finding("intrinsics", "fault", figure, "intrinsics of another size", advice)
+
+
+def describe_cameras(shots: Shots) -> Finding:
+    """The cameras in words."""
+    color, depth = shots.cameras
+    angle = np.degrees(2 * np.arctan(color.width / 2 / color.fx))
+    figure = f"colour {color.width}x{color.height}, f {color.fx:.1f} ({angle:.0f} degrees wide)"
+    if depth != color:
+        figure += f"; depth {depth.width}x{depth.height}, f {depth.fx:.1f}"
+    if _FIELD[0] <= color.fx / color.width <= _FIELD[1]:
+        return Finding("intrinsics", "ok", figure)
+    return Finding("intrinsics", "warning", figure, advice="So wide or narrow a camera is rare; see the focal length.")
+
+
+def is_centred(camera: Camera) -> bool:
+    """Whether the centre of the camera lies near that of its image."""
+    low, high = _OFF_CENTRE
+    return low < camera.cx / camera.width < high and low < camera.cy / camera.height < high
+
+
+def rescale_to_image(camera: Camera) -> Camera:
+    """The camera scaled from the size that its centre speaks of to that of its image."""
+    x, y = camera.width / (2 * camera.cx), camera.height / (2 * camera.cy)
+    return Camera(camera.width, camera.height, camera.fx * x, camera.fy * y, camera.width / 2, camera.height / 2)
+
+
+def check_images(shots: Shots, chosen: list[int]) -> list[Finding]:
+    """Blur of the colour images, and how much of the depth images is measured."""
+    found = [shot for index in chosen if (shot := shots.get(index)) is not None]
+    blur, valid = (float(np.median([getattr(shot, name) for shot in found])) for name in ("blur", "valid"))
+    figure = f"{blur:.2f} (0 sharp, 1 blurred); {np.mean([s.blur > _BLURRED for s in found]):.0%} of the frames blurred"
+    result = [Finding("blur", "ok", figure)]
+    if blur > _BLURRED:
+        result = [Finding("blur", "warning", figure, "blurred", "Features of blurred images are poor; record slower.")]
+    figure = f"{valid:.0%} of the pixels have depth"
+    if valid == 0:
+        advice = "prepare needs depth: point clouds, pairs and surface are made of it."
+        return [*result, Finding("valid depth", "fault", figure, "no depth", advice)]
+    if valid < _HARDLY:
+        advice = "Is the depth scale or the reader wrong, or is depth missing? prepare needs it."
+        return [*result, Finding("valid depth", "fault", figure, "hardly any depth", advice)]
+    if valid < _LITTLE:
+        return [*result, Finding("valid depth", "warning", figure, "little depth", "Pairs will have few matches.")]
+    return [*result, Finding("valid depth", "ok", figure)]

@@ -8,21 +8,52 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pri3d.checking import streams
-from pri3d.checking.evidence import Guess, Score, both_ways, carry, depth_poses, geometric
-from pri3d.checking.findings import Finding, of_images, of_intrinsics, of_losses, stated_cameras
-from pri3d.checking.recamera import advised_yaml, recamered
-from pri3d.checking.search import alternatives, estimate, explain, rounded
-from pri3d.checking.shots import Shots, Stack, choose_frames, choose_pairs, stack_shots
+from pri3d.checking.evidence import (
+    Finding,
+    Shots,
+    Stack,
+    check_images,
+    check_intrinsics,
+    check_losses,
+    choose_frames,
+    choose_pairs,
+    describe_cameras,
+    stack_shots,
+)
+from pri3d.checking.hypotheses import (
+    Agreement,
+    Hypothesis,
+    agreement_under,
+    both_directions,
+    correlation_under,
+    depth_poses,
+    fit_factor,
+    is_better,
+    mean_finite,
+    measure_agreement,
+    reproject,
+    round_factor,
+    score_alternatives,
+    search_hypotheses,
+)
+from pri3d.checking.registration import (
+    RecameredScene,
+    Registration,
+    advised_yaml,
+    check_colour_registration,
+    edge_score,
+    stream_edges,
+)
 from pri3d.recordings import Scene
 from pri3d.recordings._shared.correction import Correction
 
 Tell = Callable[[str, int, int], None]  #: told a step's name, how much of it is done, and how much there is
-_GOOD, _POOR = 0.85, 0.7  # share of the points that do not contradict the depth measured where they land
+_GOOD, _POOR = 0.85, 0.7  # fraction of the points that do not contradict the depth measured where they land
 _SMALL, _LARGE = 0.03, 0.05  # relative errors of a factor that are worth a warning, and a fault
 _NEAREST, _FARTHEST = 0.2, 20.0  # metres; median depth of a recording indoors
-_STILL = 0.01  # share of the depth below which movement between frames tells nothing about scale
+_STILL = 0.01  # fraction of the depth below which movement between frames tells nothing about scale
 _FEWEST = 6  # pairs below which nothing is said
+_LATEST = 5  # frames by which a stream is thought to come late
 
 
 class Evidence(NamedTuple):
@@ -31,7 +62,7 @@ class Evidence(NamedTuple):
     shots: Shots
     stack: Stack
     pairs: NDArray[np.int64]  #: (P, 2) frame indices
-    guess: Guess  #: under which the frames agree best
+    hypothesis: Hypothesis  #: under which the frames agree best
 
 
 class Judgement(NamedTuple):
@@ -46,7 +77,7 @@ class Judgement(NamedTuple):
 
     @property
     def faults(self) -> list[Finding]:
-        """Findings that must be mended before the recording is of use."""
+        """Findings that must be fixed before the recording is of use."""
         return [finding for finding in self.findings if finding.verdict == "fault"]
 
     @property
@@ -72,11 +103,11 @@ def judge(
     for done, index in enumerate(chosen):
         tell("frames", done, len(chosen))
         shots.get(index)
-    findings = of_losses(shots, chosen)
-    wrong = of_intrinsics(shots)
+    findings = check_losses(shots, chosen)
+    wrong = check_intrinsics(shots)
     if wrong is not None:
         finding, color, depth = wrong
-        inner = judge(recamered(scene, color, depth), frames, pairs, seed, tell) if shots.usable else None
+        inner = judge(RecameredScene(scene, color, depth), frames, pairs, seed, tell) if shots.usable else None
         rest = [f for f in inner.findings if f.check not in ("intrinsics", "frames")] if inner else []
         yaml = inner.cameras if inner and inner.cameras else advised_yaml(color, depth)
         more = (inner.correct, yaml, inner.alternatives, inner.evidence) if inner else ("", yaml)
@@ -84,7 +115,7 @@ def judge(
         return Judgement(scene.id, [*lost, finding, *rest], *more)
     if not shots.usable:
         return Judgement(scene.id, findings)
-    findings += [stated_cameras(shots), *of_images(shots, chosen)]
+    findings += [describe_cameras(shots), *check_images(shots, chosen)]
     return _judge_streams(shots, chosen, pairs, seed, findings, tell)
 
 
@@ -104,35 +135,36 @@ def _judge_streams(
             findings.append(Finding("poses", "warning", few, advice="Too few to judge poses, depth scale and axes."))
         else:
             findings.append(Finding("poses", "unknown", "the format states no poses"))
-        found, yaml = streams.of_colour(shots, stack, np.zeros((0, 2), np.int64), Guess())
+        found, yaml = check_colour_registration(shots, stack, np.zeros((0, 2), np.int64), Hypothesis())
         return Judgement(scene.id, findings + found, cameras=yaml)
-    stack = with_neighbours(shots, stack, picked, seed, tell)
-    trials = explain(stack, picked, Guess(), lambda done, total: tell("alternatives", done, total))
-    guess = trials[-1].guess
+    stack = add_neighbours(shots, stack, picked, seed, tell)
+    trials = search_hypotheses(stack, picked, Hypothesis(), lambda done, total: tell("alternatives", done, total))
+    hypothesis = trials[-1].hypothesis
     tell("time", 0, 1)
-    stack, guess, late = streams.of_times(shots, stack, picked, guess, seed)
-    score = geometric(carry(stack, both_ways(picked), guess))
+    stack, hypothesis, late = check_time_sync(shots, stack, picked, hypothesis, seed)
+    score = measure_agreement(reproject(stack, both_directions(picked), hypothesis))
     # A factor that makes the movement vanish explains nothing: it only leaves the rotations.
-    empty = rounded(guess.correction.depth) != 1 and (
-        movement(stack, picked, guess.correction) < _STILL * guess.correction.depth * median_depth(shots)
+    empty = round_factor(hypothesis.correction.depth) != 1 and (
+        median_baseline(stack, picked, hypothesis.correction)
+        < _STILL * hypothesis.correction.depth * median_depth(shots)
     )
-    share = 0.0 if empty else share_of(score)
-    findings.append(of_agreement(score, share))
+    consistent = 0.0 if empty else consistent_fraction(score)
+    findings.append(check_agreement(score, consistent))
     correct, yaml = Correction(), ""
-    if share >= _POOR:  # else nothing that the guess says is sure
-        correct, faults = of_guess(shots, guess)
-        fine, yaml = of_factors(shots, stack, picked, guess)
-        colour, two_cameras = streams.of_colour(shots, stack, picked, guess)
-        findings += [*faults, *fine, *late, *of_size(shots, stack, picked, correct), *colour]
+    if consistent >= _POOR:  # else nothing that the hypothesis says is sure
+        correct, faults = check_conventions(shots, hypothesis)
+        fine, yaml = check_scale_and_focal(shots, stack, picked, hypothesis)
+        colour, two_cameras = check_colour_registration(shots, stack, picked, hypothesis)
+        findings += [*faults, *fine, *late, *check_metric_size(shots, stack, picked, correct), *colour]
         yaml = yaml or two_cameras
     tell("alternatives", 3, 3)
-    figures = alternatives(stack, picked, guess)
-    evidence = Evidence(shots, stack, picked, guess if share >= _POOR else Guess())
-    findings += of_overlap(picked, score)
+    figures = score_alternatives(stack, picked, hypothesis)
+    evidence = Evidence(shots, stack, picked, hypothesis if consistent >= _POOR else Hypothesis())
+    findings += check_overlap(picked, score)
     return Judgement(scene.id, findings, str(correct), yaml, figures, evidence)
 
 
-def with_neighbours(shots: Shots, stack: Stack, pairs: NDArray[np.int64], seed: int, tell: Tell) -> Stack:
+def add_neighbours(shots: Shots, stack: Stack, pairs: NDArray[np.int64], seed: int, tell: Tell) -> Stack:
     """The stack, and the frames before and after some of its pairs, to find out whether a stream comes late."""
     some = np.unique(pairs[: len(pairs) // 3 + 4])
     wanted = sorted({int(k) + step for k in some for step in (-1, 1)} - set(stack.indices.tolist()))
@@ -142,19 +174,88 @@ def with_neighbours(shots: Shots, stack: Stack, pairs: NDArray[np.int64], seed: 
     return stack_shots(shots, [*stack.indices.tolist(), *wanted], seed)
 
 
-def share_of(score: Score) -> float:
-    """Share of the carried points in view that agree with the depth measured where they land."""
+def check_time_sync(
+    shots: Shots, stack: Stack, pairs: NDArray[np.int64], hypothesis: Hypothesis, seed: int
+) -> tuple[Stack, Hypothesis, list[Finding]]:
+    """Follow a shift between depth and poses, decide whose it is, and look for one of the colour.
+
+    Returns the stack with the frames that were needed, the hypothesis, and one finding.
+    """
+    directed = both_directions(pairs)
+    shift = hypothesis.correction.shift
+    if shift:
+        stack, hypothesis = _follow_shift(shots, stack, pairs, hypothesis, seed)
+        shift = hypothesis.correction.shift
+        of_poses = hypothesis._replace(correction=hypothesis.correction._replace(shift=0), pose_shift=-shift)
+        if _frame_agreement(shots, stack, directed, of_poses) > _frame_agreement(shots, stack, directed, hypothesis):
+            late = f"poses {-shift:+d} frames"
+            advice = "No --correct fixes this: give each frame its own pose (check the matching of time stamps)."
+            return stack, of_poses, [Finding("time", "fault", late, "poses of other frames", advice)]
+    base = correlation_under(stack, directed, hypothesis)
+    for step in (-1, 1):
+        other = hypothesis._replace(color_shift=step)
+        if _colour_is_late(shots, stack, base, correlation_under(stack, directed, other), hypothesis, step):
+            advice = (
+                "No --correct fixes this: give each frame its own colour image (check the matching of time stamps)."
+            )
+            found = Finding("time", "fault", f"colour {step:+d} frames", "colour of other frames", advice)
+            return stack, other, [found]
+    if shift:
+        found = Finding(
+            "time", "fault", f"depth {shift:+d} frames", "depth of other frames", f"--correct shift={shift}"
+        )
+        return stack, hypothesis, [found]
+    return stack, hypothesis, [Finding("time", "ok", "colour, depth and poses agree best as they are")]
+
+
+def _follow_shift(
+    shots: Shots, stack: Stack, pairs: NDArray[np.int64], hypothesis: Hypothesis, seed: int
+) -> tuple[Stack, Hypothesis]:
+    """Shift the depth on in the same direction while the frames agree better."""
+    directed = both_directions(pairs)
+    some = np.unique(pairs[: len(pairs) // 3 + 4])
+    while abs(hypothesis.correction.shift) < _LATEST:
+        shift = hypothesis.correction.shift + int(np.sign(hypothesis.correction.shift))
+        stack = stack_shots(shots, [*stack.indices.tolist(), *(int(k) + shift for k in some)], seed)
+        other = hypothesis._replace(correction=hypothesis.correction._replace(shift=shift))
+        if not is_better(agreement_under(stack, directed, hypothesis), agreement_under(stack, directed, other)):
+            break
+        hypothesis = other
+    return stack, hypothesis
+
+
+def _frame_agreement(shots: Shots, stack: Stack, directed: NDArray[np.int64], hypothesis: Hypothesis) -> float:
+    """How well colour agrees with the depth of its own frame, and with that of others."""
+    return mean_finite(correlation_under(stack, directed, hypothesis)) + mean_finite(
+        edge_score(stream_edges(shots, stack, hypothesis), Registration())
+    )
+
+
+def _colour_is_late(
+    shots: Shots, stack: Stack, base: NDArray[np.float64], other: NDArray[np.float64], hypothesis: Hypothesis, step: int
+) -> bool:
+    """Whether colour ``step`` frames on agrees better: surely so pair by pair, and edge by edge too."""
+    if not is_better(base, other, 1.1):
+        return False
+    plain, moved = (
+        edge_score(stream_edges(shots, stack, hypothesis._replace(color_shift=k)), Registration()) for k in (0, step)
+    )
+    return mean_finite(moved) > 1.05 * mean_finite(plain)
+
+
+def consistent_fraction(score: Agreement) -> float:
+    """Fraction of the reprojected points in view that agree with the depth measured where they land."""
     return float(score.agree.sum() / max(1, score.agree.sum() + score.front.sum()))
 
 
-def of_agreement(score: Score, share: float) -> Finding:
-    """Whether poses and depth belong together at all; ``share`` of the points in view agree."""
+def check_agreement(score: Agreement, consistent: float) -> Finding:
+    """Whether poses and depth belong together at all; ``consistent`` is :func:`consistent_fraction`."""
     landed = score.landed.sum() / max(1, score.points.sum())
-    figure = f"{share:.0%} of {score.landed.sum():,} carried points agree ({landed:.0%} of all land)"
-    if share >= _GOOD:
+    figure = f"{consistent:.0%} of {score.landed.sum():,} reprojected points are consistent ({landed:.0%} in view)"
+    if consistent >= _GOOD:
         return Finding("poses and depth", "ok", figure)
-    if share >= _POOR:
-        return Finding("poses and depth", "warning", figure, advice="Look at the sheet: poses may drift.")
+    if consistent >= _POOR:
+        return Finding("poses and depth", "warning", figure, advice="Look at sheet.png: poses may drift.")
     return Finding(
         "poses and depth",
         "fault",
@@ -165,42 +266,44 @@ def of_agreement(score: Score, share: float) -> Finding:
     )
 
 
-def of_guess(shots: Shots, guess: Guess) -> tuple[Correction, list[Finding]]:
-    """Name the mistakes that the best guess corrects; return what mends them."""
-    given = guess.correction
-    factor = rounded(given.depth)
+def check_conventions(shots: Shots, hypothesis: Hypothesis) -> tuple[Correction, list[Finding]]:
+    """Name the mistakes that the best hypothesis corrects; return the correction."""
+    given = hypothesis.correction
+    factor = round_factor(given.depth)
     correct = Correction(given.inverse, given.opengl, given.ray, 1.0, given.shift)
     found = []
     if given.inverse:
-        found.append(Finding("direction", "fault", "world to camera", "poses inverted", _say("inverse")))
+        found.append(Finding("direction", "fault", "world to camera", "poses inverted", "--correct inverse"))
     if given.opengl:
-        found.append(Finding("axes", "fault", "y up, z backward", "camera axes of OpenGL", _say("opengl")))
+        found.append(Finding("axes", "fault", "y up, z backward", "camera axes of OpenGL", "--correct opengl"))
     if given.ray:
-        found.append(Finding("depth along", "fault", "the ray", "ray length", _say("ray")))
+        found.append(Finding("depth along", "fault", "the ray", "ray length", "--correct ray"))
     names = (("direction", "camera to world"), ("axes", "x right, y down, z forward"), ("depth along", "z"))
     found += [Finding(name, "ok", figure) for name, figure in names if name not in {f.check for f in found}]
     if abs(np.log(factor)) <= _LARGE:
         return correct, found
     median = median_depth(shots)
     metric = shots.scene.metric
-    if metric and plausible(median) and not plausible(median * factor):
+    if metric and is_room_size(median) and not is_room_size(median * factor):
         figure = f"{1 / factor:.4g} of them is a metre of the depth"
         correct = correct._replace(translation=float(f"{1 / factor:.4g}"))
-        advice = _say(f"translation={correct.translation:g}")
+        advice = f"--correct translation={correct.translation:g}"
         return correct, [*found, Finding("translations", "fault", figure, "translations in another unit", advice)]
     correct = correct._replace(depth=factor)
-    advice = _say(f"depth={factor:g}")
+    advice = f"--correct depth={factor:g}"
     return correct, [*found, Finding("depth scale", "fault", f"x {factor:g} is right", "depth scale", advice)]
 
 
-def of_factors(shots: Shots, stack: Stack, pairs: NDArray[np.int64], guess: Guess) -> tuple[list[Finding], str]:
+def check_scale_and_focal(
+    shots: Shots, stack: Stack, pairs: NDArray[np.int64], hypothesis: Hypothesis
+) -> tuple[list[Finding], str]:
     """Small errors of the depth's scale and of the focal length; and the cameras to write."""
-    directed = both_ways(pairs)
-    depth, focal = (estimate(stack, directed, guess, what) for what in ("depth", "focal"))
+    directed = both_directions(pairs)
+    depth, focal = (fit_factor(stack, directed, hypothesis, what) for what in ("depth", "focal"))
     found: list[Finding] = []
     yaml = ""
-    if guess.focal != 1:
-        factor = guess.focal * focal
+    if hypothesis.focal != 1:
+        factor = hypothesis.focal * focal
         figure = f"x {factor:.3f} is right"
         color, depth_camera = (c._replace(fx=c.fx * factor, fy=c.fy * factor) for c in shots.cameras)
         yaml = advised_yaml(color, depth_camera)
@@ -211,21 +314,21 @@ def of_factors(shots: Shots, stack: Stack, pairs: NDArray[np.int64], guess: Gues
         found.append(Finding("focal length", "warning", f"x {focal:.3f} agrees best", advice=advice))
     else:
         found.append(Finding("focal length", "ok", f"x {focal:.3f} agrees best"))
-    if abs(np.log(rounded(guess.correction.depth))) > _LARGE:
+    if abs(np.log(round_factor(hypothesis.correction.depth))) > _LARGE:
         return found, yaml
-    factor = guess.correction.depth * depth
+    factor = hypothesis.correction.depth * depth
     if abs(np.log(factor)) > _SMALL and found[-1].verdict == "ok":
         found.append(
-            Finding("depth scale", "warning", f"x {factor:.3f} agrees best", advice=_say(f"depth={factor:.3f}"))
+            Finding("depth scale", "warning", f"x {factor:.3f} agrees best", advice=f"--correct depth={factor:.3f}")
         )
     else:
         found.append(Finding("depth scale", "ok", f"x {factor:.3f} agrees best"))
     return found, yaml
 
 
-def of_size(shots: Shots, stack: Stack, pairs: NDArray[np.int64], correct: Correction) -> list[Finding]:
+def check_metric_size(shots: Shots, stack: Stack, pairs: NDArray[np.int64], correct: Correction) -> list[Finding]:
     """Whether lengths are those of rooms and the camera moves: a unit that is wrong everywhere shows only here."""
-    median, moved = median_depth(shots) * correct.depth, movement(stack, pairs, correct)
+    median, moved = median_depth(shots) * correct.depth, median_baseline(stack, pairs, correct)
     parallax = moved / max(median, 1e-9)
     found = []
     if parallax < _STILL:
@@ -234,19 +337,19 @@ def of_size(shots: Shots, stack: Stack, pairs: NDArray[np.int64], correct: Corre
     if not shots.scene.metric:
         return [*found, Finding("size", "unknown", "the unit of this format is not known")]
     figure = f"median depth {median:.3g} m, {moved:.2g} m between the frames of a pair"
-    if plausible(median):
+    if is_room_size(median):
         return [*found, Finding("size", "ok", figure)]
     advice = "Rooms are seen from 0.2 to 20 m. If depth and poses share another unit, state depth= and translation=."
     return [*found, Finding("size", "warning", figure, advice=advice)]
 
 
-def movement(stack: Stack, pairs: NDArray[np.int64], correct: Correction) -> float:
+def median_baseline(stack: Stack, pairs: NDArray[np.int64], correct: Correction) -> float:
     """Median distance between the cameras of a pair, in metres where ``correct`` makes them metres."""
     places = depth_poses(stack, correct)[stack.rows(pairs)][:, :, :3, 3] * correct.translation
     return float(np.median(np.linalg.norm(places[:, 1] - places[:, 0], axis=-1)))
 
 
-def of_overlap(pairs: NDArray[np.int64], score: Score) -> list[Finding]:
+def check_overlap(pairs: NDArray[np.int64], score: Agreement) -> list[Finding]:
     """How much neighbouring frames of the sample see of each other."""
     count = len(pairs)
     overlap = (score.agree[:count] + score.agree[count:]) / np.maximum(1, score.points[:count] + score.points[count:])
@@ -267,10 +370,6 @@ def median_depth(shots: Shots) -> float:
     return float(np.median(joined)) if len(joined) else 0.0
 
 
-def plausible(depth: float) -> bool:
+def is_room_size(depth: float) -> bool:
     """Whether a median depth in metres is that of a room."""
     return _NEAREST <= depth <= _FARTHEST
-
-
-def _say(text: str) -> str:
-    return f"--correct {text}"

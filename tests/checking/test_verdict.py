@@ -25,8 +25,8 @@ from benchmarks.faults import (
     slow_room_scene,
 )
 
-from pri3d.checking.judge import judge
-from pri3d.checking.recamera import RecameredScene
+from pri3d.checking.registration import RecameredScene
+from pri3d.checking.verdict import judge
 from pri3d.errors import DataError, FrameError
 from pri3d.recordings import CorrectedScene, Scene
 from pri3d.recordings._shared.cameras import read_cameras
