@@ -85,7 +85,7 @@ def test_items_that_fail_are_named_and_the_others_go_on() -> None:
 
 def test_a_kill_is_said_to_be_one() -> None:
     errors = [outcome.error for outcome in run_in_processes(square_or_fail, [4], 1)]
-    assert isinstance(errors[0], KilledError) and "--workers" in str(errors[0])
+    assert isinstance(errors[0], KilledError) and "memory" in str(errors[0])
 
 
 def test_apart_a_kill_takes_no_other_along_and_items_wait_for_each_other() -> None:

@@ -6,12 +6,10 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -23,6 +21,7 @@ from pri3d.exporting.export import export
 from pri3d.machine import cores, limit_spinning
 from pri3d.objectives.geometry import GeometryOptions
 from pri3d.preparation.prepare import prepare
+from pri3d.processes import process_pool
 from pri3d.reporting.run import write_overview, write_report
 from pri3d.runs import Run, read_json, write_json
 from pri3d.worlds.write import rooms
@@ -118,7 +117,7 @@ def _train(
     run = out / "runs/pretrain"
     processes = min(workers, 2 * len(SEEDS))
     threads = max(1, cores() // processes)
-    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+    with process_pool(processes, threads) as pool:
         left = deadline - time.perf_counter()
         plan = pool.submit(_plan, out / "trial", stores["pretrain"], left, seed, processes).result()
         if plan.shortened:

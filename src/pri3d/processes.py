@@ -42,7 +42,7 @@ class Outcome(NamedTuple, Generic[T, R]):
             return CancelledError()
         error = self.future.exception()
         if isinstance(error, BrokenProcessPool):
-            killed = KilledError("a process was killed, as systems do when memory runs out: give fewer --workers.")
+            killed = KilledError("a process was killed, as systems do when memory runs out.")
             killed.__cause__ = error
             return killed
         return error

@@ -266,9 +266,9 @@ def test_workers_have_to_see_the_store(tmp_path: Path) -> None:
     [
         ("sge", 0, "choose slurm, or dask:"),
         ("dask:", 0, "choose slurm, or dask:"),
-        ("slurm", 0, "state with --workers"),
+        ("slurm", 0, "state with --processes"),
         ("slurm", 3, "no sbatch here"),
-        ("dask:tcp://127.0.0.1:1", 2, "Leave out --workers"),
+        ("dask:tcp://127.0.0.1:1", 2, "Leave out --processes"),
     ],
 )
 def test_wrong_flags(cluster: str, workers: int, message: str, recording: Path, out: Path) -> None:

@@ -197,10 +197,10 @@ def test_recordings_far_from_the_origin_are_refused_where_cells_are_made(recordi
     ("flags", "message"),
     [
         ({"size": "big"}, "--size big"),
-        ({"frame_step": 0}, "--frame_step 0"),
-        ({"min_overlap": 1.5, "voxel": 0}, "--min_overlap 1.5.*--voxel 0"),
+        ({"frame_step": 0}, "--frame-step 0"),
+        ({"min_overlap": 1.5, "voxel": 0}, "--min-overlap 1.5.*--voxel 0"),
         ({"overlap": "mean"}, "--overlap mean"),
-        ({"max_depth": float("nan")}, "--max_depth nan"),
+        ({"max_depth": float("nan")}, "--max-depth nan"),
         ({"cameras": Path("absent.yaml")}, "--cameras absent.yaml"),
     ],
 )

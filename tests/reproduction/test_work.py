@@ -34,7 +34,7 @@ def test_a_killed_process_takes_no_other_run_along(tmp_path: Path, monkeypatch: 
     said: list[str] = []
     failed = make_runs(place, runs, 1, said.append)
     assert set(failed) == {"killed", "after"}
-    assert "killed" in failed["killed"] and "--workers" in failed["killed"]
+    assert "killed" in failed["killed"] and "--jobs" in failed["killed"]
     assert failed["after"] == "killed failed"
     assert said[-1] == "[3/3] other: 0.0 min"
 

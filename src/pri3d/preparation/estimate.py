@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from pri3d.preparation.pipeline import ChangedScene, SceneJob, open_job, open_scene, prepare_scene
+from pri3d.preparation.pipeline import SceneJob, open_job, open_scene, prepare_scene
 from pri3d.recordings import ChangedScene, Scene
 from pri3d.store import stored_bytes
 from pri3d.types import Frame

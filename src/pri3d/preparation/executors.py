@@ -54,7 +54,7 @@ def prepare_in_processes(jobs: Sequence[SceneJob], processes: int) -> Generator[
 def _reason(error: BaseException) -> str:
     """Why a scene failed, or raise what must stop the whole run: a full disk, a killed worker, an interruption."""
     if isinstance(error, KilledError):
-        raise DataError(f"{error} {_AGAIN}") from error
+        raise DataError(f"{error} Give fewer --processes. {_AGAIN}") from error
     if is_full(error) or isinstance(error, CancelledError) or not isinstance(error, Exception):
         raise error
     if not isinstance(error, Pri3DError | OSError):
@@ -69,9 +69,9 @@ def check_cluster(cluster: str, workers: int) -> None:
     if cluster != "slurm" and (kind != "dask" or "://" not in address):
         raise ConfigError(f"--cluster {cluster}: choose slurm, or dask: and the address of a scheduler, as it says it.")
     if cluster == "slurm" and workers < 1:
-        raise ConfigError("--cluster slurm: state with --workers how many jobs to submit.")
+        raise ConfigError("--cluster slurm: state with --processes how many jobs to submit.")
     if kind == "dask" and workers:
-        raise ConfigError(f"--cluster {cluster}: the scheduler has its own workers. Leave out --workers.")
+        raise ConfigError(f"--cluster {cluster}: the scheduler has its own workers. Leave out --processes.")
     _dask(cluster)
     if cluster == "slurm" and shutil.which("sbatch") is None:
         raise ConfigError("--cluster slurm: there is no sbatch here. Run this where jobs are submitted.")

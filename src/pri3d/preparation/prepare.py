@@ -180,13 +180,13 @@ def prepare(
 def _check(settings: StoreSettings, recordings: list[Path], workers: int) -> None:
     parse_size(settings.size)
     limits = {
-        "--frame_step": (1 if settings.frame_step is None else settings.frame_step, 1, float("inf")),
-        "--min_confidence": (settings.min_confidence, 0, 100),
-        "--max_depth": (settings.max_depth, 0.01, 65.0),
-        "--min_overlap": (settings.min_overlap, 0.001, 1.0),
+        "--frame-step": (1 if settings.frame_step is None else settings.frame_step, 1, float("inf")),
+        "--min-confidence": (settings.min_confidence, 0, 100),
+        "--max-depth": (settings.max_depth, 0.01, 65.0),
+        "--min-overlap": (settings.min_overlap, 0.001, 1.0),
         "--distance": (settings.distance, 1e-4, 10.0),
         "--voxel": (settings.voxel, 1e-3, 10.0),
-        "--workers": (workers, 0, 1024),
+        "--processes": (workers, 0, 1024),
     }
     wrong = [
         f"{flag} {v:g} (allowed: {low:g} to {high:g})"

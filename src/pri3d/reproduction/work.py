@@ -6,10 +6,8 @@ import shlex
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import redirect_stderr, redirect_stdout
-from multiprocessing import get_context
+from contextlib import closing, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -27,14 +25,17 @@ from pri3d.api.pretrain import PretrainOptions, pretrain, resolve_pretraining
 from pri3d.api.training import TrainSettings
 from pri3d.errors import ConfigError, Pri3DError
 from pri3d.files.atomic import write_atomic
-from pri3d.machine import cores, limit_spinning
+from pri3d.files.stamp import read_stamp, refuse_other_settings
+from pri3d.machine import cores
 from pri3d.preparation.prepare import prepare
+from pri3d.processes import KilledError, run_apart, run_in_processes
 from pri3d.reproduction.matrix import Experiment, Matrix, PlannedRun, Study, groups
-from pri3d.runs import RunPaths, leaves, read_json, read_metrics, write_json
+from pri3d.runs import RunPaths, leaves, read_metrics, write_json
 from pri3d.worlds.write import rooms
 
 RECORD = "reproduce.json"  #: what a run was asked for; another request for the same folder is refused
 LOG = "log.txt"  #: what the run said
+_ELSEWHERE = "Choose another --out."
 _PASSES = 4  #: of a trial; the last but one is timed, for the last is followed by a validation
 _TRIAL_BATCH = 16  #: samples of such a pass; 2 for the paper's sizes without a GPU
 _ROOM, _ROOM_FRAMES = "room", 24  #: what a trial trains on
@@ -108,17 +109,10 @@ def make_parts(place: StudyFolder, parts: Sequence[str], workers: int) -> None:
 def is_finished(place: StudyFolder, run: PlannedRun) -> bool:
     """Whether a run is there. Raises ConfigError where its folder holds one of other options."""
     paths = RunPaths(place.folder(run.name))
-    record = paths.path / RECORD
-    if not record.is_file():
+    before = read_stamp(paths.path / RECORD, _ELSEWHERE)
+    if before is None:
         return False
-    before, now = read_json(record), requested_options(run)
-    differ = [
-        f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
-        for key in {**before, **now}
-        if before.get(key) != now.get(key)
-    ]
-    if differ:
-        raise ConfigError(f"{paths.path}: was run with other options ({'; '.join(differ)}). Choose another --out.")
+    refuse_other_settings(paths.path, before, {**dict.fromkeys(before), **requested_options(run)}, _ELSEWHERE)
     # A fine-tuning run writes its scores every so often; its weights are there when it has ended.
     return paths.weights.is_file() and (run.verb == "pretrain" or paths.scores.is_file())
 
@@ -135,41 +129,30 @@ def make_runs(
     todo = {run.name: run for run in runs if not is_finished(place, run)}
     count = len(todo)
     failed: dict[str, str] = {}
+    running: set[str] = set()
+
+    def ready(free: int) -> list[PlannedRun]:
+        """Runs that wait for none; those whose beginning failed go to ``failed``."""
+        for run in list(todo.values()):
+            if run.after in failed:
+                failed[run.name] = f"{run.after} failed"
+                del todo[run.name]
+        found = [run for run in todo.values() if run.after not in todo and run.after not in running][:free]
+        for run in found:
+            running.add(todo.pop(run.name).name)
+        return found
+
     processes = max(1, min(workers, count))
     threads = max(1, cores() // processes)
-    started: dict[Future[str], tuple[str, ProcessPoolExecutor]] = {}
-    try:
-        while todo or started:
-            for run in _ready(todo, failed, {name for name, _ in started.values()})[: processes - len(started)]:
-                # A process each: one that is killed takes no other run along, and its memory is one run's.
-                pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin_process, initargs=(threads,))
-                started[pool.submit(make_run, place, todo.pop(run.name))] = run.name, pool
-            for future in wait(started, return_when=FIRST_COMPLETED).done:
-                name, pool = started.pop(future)
-                pool.shutdown()
-                error = future.exception()
-                if error is not None:
-                    failed[name] = f"{_reason(error)} (see {place.folder(name) / LOG})"
-                say(f"[{count - len(todo) - len(started)}/{count}] {name}: {failed.get(name) or future.result()}")
-    finally:
-        for _, pool in started.values():
-            pool.shutdown()
+    with closing(run_apart(partial(make_run, place), ready, processes, threads)) as outcomes:
+        for outcome in outcomes:
+            name = outcome.item.name
+            running.remove(name)
+            if outcome.error is not None:
+                fix = " Give fewer --jobs." if isinstance(outcome.error, KilledError) else ""
+                failed[name] = f"{outcome.error}{fix} (see {place.folder(name) / LOG})"
+            say(f"[{count - len(todo) - len(running)}/{count}] {name}: {failed.get(name) or outcome.result()}")
     return failed
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, BrokenProcessPool):
-        return "its process was killed, as systems do when memory runs out: give fewer --workers"
-    return str(error)
-
-
-def _ready(todo: dict[str, PlannedRun], failed: dict[str, str], running: set[str]) -> list[PlannedRun]:
-    """Runs that wait for none; those whose beginning failed go to ``failed``."""
-    for run in list(todo.values()):
-        if run.after in failed:
-            failed[run.name] = f"{run.after} failed"
-            del todo[run.name]
-    return [run for run in todo.values() if run.after not in todo and run.after not in running]
 
 
 def make_run(place: StudyFolder, run: PlannedRun) -> str:
@@ -262,11 +245,6 @@ def requested_options(run: PlannedRun) -> dict[str, Any]:
     return {"verb": run.verb, "after": run.after, "parts": list(run.parts), **run.options}
 
 
-def _begin_process(threads: int) -> None:
-    limit_spinning()
-    torch.set_num_threads(threads)
-
-
 class RunCost(NamedTuple):
     """What a run takes, alone on the machine."""
 
@@ -327,9 +305,9 @@ def _run_trial(place: StudyFolder, run: PlannedRun) -> RunCost:
         options |= {"weights": "scratch", "fraction": 1.0, "eval_every": _PASSES, "labels": None}
     tried = PlannedRun(f"trial/{run.name}", run.verb, options, (_ROOM,) if run.verb == "pretrain" else (_ROOM, _ROOM))
     try:
-        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-            pool.submit(make_run, place, tried).result()
-    except BrokenProcessPool as error:
+        for outcome in run_in_processes(partial(make_run, place), [tried], 1):
+            outcome.result()
+    except KilledError as error:
         raise ConfigError(
             f"{run.name}: its trial with {batch} samples was killed, as systems do when memory runs out. Ask for the "
             "estimate on a machine with more."
