@@ -1,17 +1,19 @@
-"""What every format says of itself, and the network that is exported."""
+"""What every export format says of itself, and the network that is exported."""
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pri3d.errors import ConfigError, WeightsError
-from pri3d.networks.load import FeatureNet
+from pri3d.networks.load import HUB_NAME, FeatureNet
 
 #: the encoder alone, or the U-Net
 PARTS = ("encoder", "all")
@@ -25,24 +27,26 @@ def maps_of(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
-class Format(ABC):
+class ExportFormat(ABC):
     """One format, made for one network. It keeps facts of the network, not the network: that can be freed.
 
-    A new one is a subclass and a line in ``FORMATS``. ``__init__`` raises ConfigError where the format cannot hold
-    the network or a package is missing.
+    A new one is a subclass and a line in ``FORMATS``, or an entry point ``pri3d.exports`` of another package; its tests
+    are inherited from :class:`pri3d.testing.exporting.ExportFormatContract`. ``__init__`` raises ConfigError where the
+    format cannot hold the network or a package is missing.
     """
 
     file: ClassVar[str]  #: default name of the file or folder; ``{part}`` is encoder or model
     parts: ClassVar[tuple[str, ...]] = ("encoder",)
     bound: ClassVar[float] = 1e-5  #: largest difference of a feature, as a share of the largest feature or of 1
     inside: ClassVar[str] = ""  #: where ``file`` is a folder, the weights' name in it
-    note: ClassVar[str] = ""  #: a line for the model card
+    published: ClassVar[bool] = False  #: whether it is made to be given away: it then names no file of this machine
+    consumer: ClassVar[str]  #: distribution whose code reads the file in the comparison
 
     def __init__(self, source: FeatureNet, to: str) -> None:
         """Check ``source``, whose record has as ``part`` what of it is written."""
         encoder = source.encoder
         self.to = to
-        self.record = source.record
+        self.record = publishable(source.record) if self.published else source.record
         self.part = str(source.record["part"])
         self.name = encoder.name
         self.channels, self.strides = encoder.channels, encoder.strides
@@ -61,9 +65,9 @@ class Format(ABC):
 
     @abstractmethod
     def features(self, path: Path, images: Tensor) -> list[Tensor]:
-        """Maps of RGB 0..1 (B, 3, H, W) by the target library with the file; the source's last ones, in its order.
+        """Maps of RGB 0..1 (B, 3, H, W) by the consumer with the file; the source's last ones, in its order.
 
-        Raises WeightsError where the library does not take the file.
+        Raises WeightsError where the consumer does not take the file.
         """
 
     @abstractmethod
@@ -73,6 +77,26 @@ class Format(ABC):
     def companions(self, path: Path) -> dict[str, str]:
         """Text files that belong beside the weights that end up at ``path``: name -> content."""
         return {}
+
+    @property
+    def normalised_inside(self) -> bool:
+        """Whether the network takes RGB 0..1 and not normalised images."""
+        return False
+
+    @property
+    def reader(self) -> str:
+        """Who read the file in the comparison, for the card: the consumer itself, or its documented rules."""
+        return f"{self.consumer} {version(self.consumer)}"
+
+    @property
+    def library(self) -> str:
+        """What the hub shows as the library to open the file with."""
+        return "pri3d"
+
+    @property
+    def note(self) -> str:
+        """A line for the model card."""
+        return ""
 
     @property
     def outputs(self) -> str:
@@ -87,6 +111,18 @@ class Format(ABC):
         """Build the error for an encoder that the format cannot hold."""
         others = "timm, safetensors, onnx, torchscript or hf"
         return ConfigError(f"--to {self.to}: it holds {holds}, not {self.name}. Use --to {others}")
+
+
+def publishable(value: Any) -> Any:
+    """A record, or an entry of it, with every path cut to its last part: it goes to others."""
+    if isinstance(value, Mapping):
+        return {key: publishable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [publishable(entry) for entry in value]
+    if not isinstance(value, str) or not re.search(r"[/\\]", value):
+        return value
+    on_hub = HUB_NAME.fullmatch(value) and not Path(value).exists()
+    return value if on_hub else re.split(r"[/\\]", value.rstrip("/\\"))[-1]
 
 
 def fill(net: nn.Module, state: Mapping[str, Tensor], what: str, may_lack: Sequence[str] = ()) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from pri3d import __version__
 from pri3d.errors import DataError, WeightsError
-from pri3d.exporting.base import Format
+from pri3d.exporting.base import ExportFormat, publishable
 from pri3d.networks.weights import read_provenance
 from pri3d.store import Store
 
@@ -58,39 +58,32 @@ Input: RGB in 0..1, {normalisation}. Any image size.
 
 ## Checked
 
-The file was read again by {library} and compared with the run's own network on {probes} of random images: the largest
+The file was read again by {reader} and compared with the run's own network on {probes} of random images: the largest
 absolute difference of a feature was {difference:.1e}; up to {limit:.1e} is let through. Exported by pri3d {version}.
 """
 
-#: format -> who reads it in the comparison
-LIBRARIES = {
-    "detectron2": "PyTorch, its names compared with Detectron2's and its tensors put into torchvision's network,",
-    "mmseg": "PyTorch, its names compared with MMSegmentation's and its tensors put into torchvision's network,",
-    "safetensors": "pri3d",
-    "onnx": "onnxruntime",
-    "torchscript": "torch.jit",
-    "hf": "huggingface_hub",
-    "smp": "segmentation-models-pytorch",
-}
 
+def build_card(form: ExportFormat, record: Mapping[str, Any], path: Path, difference: float, limit: float) -> str:
+    """Markdown with a YAML head as the Hugging Face hub reads it, for the weights that end up at ``path``.
 
-def build_card(form: Format, path: Path, difference: float, limit: float) -> str:
-    """Markdown with a YAML head as the Hugging Face hub reads it, for the weights that end up at ``path``."""
-    stages = list(read_stages(form.record))
-    inside = form.to in ("onnx", "torchscript", "safetensors", "hf")
-    tags = ["pri3d", "rgb-d", "self-supervised", form.record["encoder"], form.to]
-    front = {"library_name": "pri3d", "pipeline_tag": "image-feature-extraction", "tags": tags}
+    ``record`` is the exported network's. A card that is made to be published names no file of this machine.
+    """
+    stages = list(read_stages(record))
+    shown = [publishable(stage) for stage in stages] if form.published else stages
+    tags = list(dict.fromkeys(["pri3d", "rgb-d", "self-supervised", record["encoder"], form.to, form.library]))
+    front = {"library_name": form.library, "pipeline_tag": "image-feature-extraction", "tags": tags}
+    stated = f"then normalised with mean {form.mean}, standard deviation {form.std}"
     return CARD.format(
         front=yaml.safe_dump(front, sort_keys=False),
         title=path.name if not form.inside else path.parent.name,
         what=_what(form),
-        normalisation="normalised inside" if inside else f"then normalised with mean {form.mean}, deviation {form.std}",
-        snippet=form.snippet(path),
+        normalisation="normalised inside" if form.normalised_inside else stated,
+        snippet=form.snippet(Path("USER", path.parent.name, path.name) if form.published else path.absolute()),
         note=f"\n{form.note}\n" if form.note else "",
-        stages="\n\n".join(_table(stage) for stage in stages),
-        licence=describe_licence(stages[-1]),
+        stages="\n\n".join(_table(stage) for stage in shown),
+        licence=describe_licence(shown[-1]),
         leak=describe_leak(stages[-1]),
-        library=LIBRARIES.get(form.to, form.to),
+        reader=form.reader,
         probes=" and ".join(f"{n} x {h} x {w}" for n, h, w in form.probes()),
         difference=difference,
         limit=limit,
@@ -147,7 +140,7 @@ def describe_licence(record: Mapping[str, Any]) -> str:
     return f"those of {init}" if init else UNKNOWN
 
 
-def _what(form: Format) -> str:
+def _what(form: ExportFormat) -> str:
     """One sentence on what the file holds."""
     if form.part == "all":
         return f"U-Net with encoder {form.record['encoder']}: features at half the image's resolution."

@@ -16,7 +16,7 @@ from torch import Tensor
 from pri3d import registry
 from pri3d.errors import ConfigError, Pri3DError, WeightsError, first_line
 from pri3d.exporting import FORMATS
-from pri3d.exporting.base import PARTS, Format, maps_of
+from pri3d.exporting.base import PARTS, ExportFormat, maps_of
 from pri3d.exporting.card import build_card
 from pri3d.files.atomic import remove_leftovers, temporary, usable
 from pri3d.networks.load import load
@@ -28,9 +28,7 @@ OF_TASK = ("task", "network", "class_names", "sizes", "loaded", "part")
 
 def export(
     run: Path,
-    to: Literal[
-        "torchvision", "timm", "smp", "detectron2", "mmseg", "safetensors", "onnx", "torchscript", "hf"
-    ] = "torchvision",
+    to: str = "torchvision",
     out: Path | None = None,
     part: Literal["encoder", "all"] = "encoder",
 ) -> Path:
@@ -56,13 +54,13 @@ def export(
         WeightsError: for a damaged run, or where a feature of the reloaded file differs by more than the format's
             bound, 1e-5 (onnx, torchscript: 1e-4) of the largest feature or of 1; then nothing is left at `out`.
     """
-    if to not in FORMATS:
-        raise registry.unknown("--to", list(FORMATS), to)
+    if to not in (names := registry.names("exports", FORMATS)):
+        raise registry.unknown("--to", names, to)
     if part not in PARTS:
         raise registry.unknown("--part", PARTS, part)
     source = load(run, part)
-    source.record = _record(source.record, part)
-    form: Format = registry.load("formats", FORMATS, to)(source, to)
+    source.record = record = _record(source.record, part)
+    form: ExportFormat = registry.load("exports", FORMATS, to)(source, to)
     out = out or (run if run.is_dir() else run.parent) / form.file.format(
         part="encoder" if part == "encoder" else "model"
     )
@@ -86,10 +84,12 @@ def export(
                 f"{out}: the reloaded features differ from the run's by {difference:.1e}, more than {limit:.1e}; "
                 f"not written. Use another --to: this network does not survive {to}"
             )
-        (stage / card.name).write_text(build_card(form, final, difference, limit), encoding="utf-8")
+        (stage / card.name).write_text(build_card(form, record, final, difference, limit), encoding="utf-8")
         _put(stage, final)
     said = f"largest difference to the run's features {difference:.1e} (bound {limit:.1e})"
-    sys.stdout.write(f"{out}: checked, {said}; model card {card}\n\n{form.snippet(final)}\n")
+    sys.stdout.write(
+        f"{out}: checked by {form.reader}, {said}; model card {card}\n\n{form.snippet(final.absolute())}\n"
+    )
     return out
 
 
@@ -101,7 +101,7 @@ def _record(record: Mapping[str, Any], part: str) -> dict[str, Any]:
     return {**kept, "part": part}
 
 
-def _check_out(out: Path, form: Format, run: Path) -> None:
+def _check_out(out: Path, form: ExportFormat, run: Path) -> None:
     """Refuse a place that is something else. Raises ConfigError."""
     if out.resolve() in {run.resolve(), (run / MODEL_FILE).resolve()}:
         raise ConfigError(f"--out {out} is the run's own: choose another name")
@@ -112,7 +112,7 @@ def _check_out(out: Path, form: Format, run: Path) -> None:
         raise ConfigError(f"--out {out}: {form.to} makes one file, whose name must end in {suffix}")
 
 
-def _keep_others(final: Path, card: Path, form: Format) -> None:
+def _keep_others(final: Path, card: Path, form: ExportFormat) -> None:
     """Refuse to replace what is no export: one is told by its model card. Raises ConfigError."""
     there = [path for path in (final, card, *map(final.with_name, form.companions(final))) if path.exists()]
     if there and not {final, card} <= set(there):

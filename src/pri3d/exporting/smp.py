@@ -10,11 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pri3d.errors import WeightsError
-from pri3d.exporting.base import Format, Probe
-from pri3d.exporting.timm import native_size
+from pri3d.exporting.base import ExportFormat, Probe
 from pri3d.networks.encoders import ResNetEncoder
 from pri3d.networks.load import FeatureNet
-from pri3d.networks.timm_encoders import TimmEncoder, ViTEncoder
+from pri3d.networks.timm_encoders import TimmEncoder, ViTEncoder, native_size
 from pri3d.networks.weights import save_state
 
 SNIPPET = """\
@@ -28,10 +27,11 @@ net.encoder.load_state_dict(load_file({path!r}))  # raises where a tensor is mis
 PYRAMIDS = {(2, 4, 8, 16, 32), (4, 8, 16, 32)}
 
 
-class SmpFormat(Format):
+class SmpFormat(ExportFormat):
     """The encoder of smp's networks."""
 
     file = "encoder_smp.safetensors"
+    consumer = "segmentation-models-pytorch"
 
     def __init__(self, source: FeatureNet, to: str) -> None:
         super().__init__(source, to)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pri3d.errors import ConfigError
-from pri3d.exporting.base import Format, Probe, fill
-from pri3d.networks.encoders import Encoder, ResNetEncoder
+from pri3d.exporting.base import ExportFormat, Probe, fill
+from pri3d.networks.encoders import ResNetEncoder
 from pri3d.networks.load import FeatureNet
-from pri3d.networks.timm_encoders import FREE_SIZE, HieraEncoder, TimmEncoder, ViTEncoder
+from pri3d.networks.timm_encoders import (
+    TimmEncoder,
+    ViTEncoder,
+    map_indices,
+    match_whole,
+    native_size,
+    whole_options,
+)
 from pri3d.networks.weights import save_state
 
 SNIPPET = """\
@@ -27,28 +33,26 @@ net = timm.create_model({name!r}, num_classes=0{options})
 print(net.load_state_dict(load_file({path!r}), strict=False))  # missing: {missing} and nothing else
 # input: RGB 0..1, then torchvision.transforms.v2.Normalize({mean}, {std})"""
 
-#: timm's networks of feature maps join the number of a stage to its name
-JOINED = re.compile(r"^([a-z]+)[._](\d+)\.")
 
-
-class TimmFormat(Format):
+class TimmFormat(ExportFormat):
     """Encoders whose name timm knows: its own, and the ResNets, whose names are torchvision's and timm's alike."""
 
     file = "encoder_timm.safetensors"
+    consumer = "timm"
 
     def __init__(self, source: FeatureNet, to: str) -> None:
         super().__init__(source, to)
         encoder = source.encoder
         if not isinstance(encoder, (ResNetEncoder, TimmEncoder)):
             raise ConfigError(f"--to timm: {self.name} is no network of timm; use --to safetensors")
-        self.options = build_options(encoder)
+        self.options = whole_options(encoder)
         with torch.device("meta"):
             full: Any = timm.create_model(self.name, num_classes=0, **self.options)
         if not hasattr(full, "forward_intermediates"):
             raise ConfigError(f"--to timm: timm gives no maps of {self.name} to compare; use --to safetensors")
-        self.names = timm_names(encoder, full.state_dict())
+        self.names = match_whole(encoder, full.state_dict())
         self.missing = [key for key in full.state_dict() if key not in self.names.values()]
-        self.levels = _levels(encoder)
+        self.levels = map_indices(encoder)
         self.norm = isinstance(encoder, ViTEncoder)
         step = max(self.strides)
         self.size = native_size(encoder) or (step * math.ceil(64 / step), step * math.ceil(96 / step))
@@ -77,43 +81,3 @@ class TimmFormat(Format):
         missing = ", ".join(self.missing) or "nothing"
         facts = {"name": self.name, "options": options, "path": str(path), "mean": self.mean, "std": self.std}
         return SNIPPET.format(**facts, missing=missing).replace("missing: nothing and nothing else", "missing: nothing")
-
-
-def build_options(encoder: Encoder) -> dict[str, Any]:
-    """What makes timm's network of an encoder take any image size, where it can."""
-    if isinstance(encoder, ViTEncoder):
-        return {"dynamic_img_size": True}
-    return FREE_SIZE.get(str(timm.models.model_entrypoint(encoder.name).__module__), {})
-
-
-def native_size(encoder: Encoder) -> tuple[int, int] | None:
-    """Height and width that timm's own network of an encoder was made for, where by default it takes no other."""
-    if not isinstance(encoder, TimmEncoder) or not (isinstance(encoder, HieraEncoder) or build_options(encoder)):
-        return None
-    _, height, width = encoder.net.pretrained_cfg["input_size"]
-    return height, width
-
-
-def timm_names(encoder: Encoder, full: Mapping[str, Tensor]) -> dict[str, str]:
-    """Key of an encoder -> key of timm's whole network, whose state dict is ``full``.
-
-    Raises ConfigError where a key has no counterpart of its shape.
-    """
-    plain = {JOINED.sub(r"\1.\2.", key): key for key in full}
-    names = {}
-    for key, value in encoder.state_dict().items():
-        inner = key if isinstance(encoder, ResNetEncoder) else key.removeprefix("net.").removeprefix("model.")
-        name = plain.get(JOINED.sub(r"\1.\2.", inner))
-        if name is None or full[name].shape != value.shape:
-            raise ConfigError(f"--to timm: timm has no tensor for {key} of {encoder.name}; use --to safetensors")
-        names[key] = name
-    return names
-
-
-def _levels(encoder: Encoder) -> list[int]:
-    """Which of timm's intermediate maps the encoder's are."""
-    if isinstance(encoder, ViTEncoder):
-        return encoder.levels
-    if isinstance(encoder, TimmEncoder):
-        return list(encoder.net.feature_info.out_indices)
-    return list(range(len(encoder.strides)))

@@ -9,7 +9,8 @@ import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pri3d.exporting.base import Format, fill
+from pri3d.exporting._shared import resnet_maps
+from pri3d.exporting.base import ExportFormat, fill
 from pri3d.networks.encoders import Encoder, ResNetEncoder
 from pri3d.networks.load import FeatureNet
 from pri3d.networks.weights import save_state
@@ -37,10 +38,11 @@ INNER = re.compile(
 )
 
 
-class TorchvisionFormat(Format):
+class TorchvisionFormat(ExportFormat):
     """The encoder of a ResNet or of a ConvNeXt that torchvision has too."""
 
     file = "encoder_torchvision.safetensors"
+    consumer = "torchvision"
 
     def __init__(self, source: FeatureNet, to: str) -> None:
         super().__init__(source, to)
@@ -83,18 +85,6 @@ def torchvision_state(encoder: Encoder) -> dict[str, Tensor]:
         name = _convnext_key(key)
         state[name] = value.view(-1, 1, 1) if name.endswith("layer_scale") else value
     return state
-
-
-def resnet_maps(net: nn.Module, images: Tensor) -> list[Tensor]:
-    """Normalised images (B, 3, H, W) -> five maps of torchvision's ResNet, finest first."""
-    parts = dict(net.named_children())
-    x = parts["relu"](parts["bn1"](parts["conv1"](images)))
-    maps = [x]
-    x = parts["maxpool"](x)
-    for number in range(1, 5):
-        x = parts[f"layer{number}"](x)
-        maps.append(x)
-    return maps
 
 
 def _convnext_maps(net: nn.Module, images: Tensor) -> list[Tensor]:

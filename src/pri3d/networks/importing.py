@@ -196,9 +196,9 @@ def _renamed(name: str, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """``state`` of a network's original release under the names that timm gave it; else as it is."""
     if name in registry.names("encoders", registry.ENCODERS):
         return state
-    from pri3d.networks.timm_encoders import timm_names  # noqa: PLC0415 (ResNets do without timm)
+    from pri3d.networks.timm_encoders import from_release  # noqa: PLC0415 (ResNets do without timm)
 
-    return timm_names(name, state) or state
+    return from_release(name, state) or state
 
 
 def _is_whole(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:

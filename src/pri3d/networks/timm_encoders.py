@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pri3d.errors import ConfigError
-from pri3d.networks.encoders import IMAGENET_MEAN, IMAGENET_STD, Encoder, no_weights
+from pri3d.networks.encoders import IMAGENET_MEAN, IMAGENET_STD, Encoder, ResNetEncoder, no_weights
 
 #: timm source modules of plain ViTs, which take any image size when told so
 VITS = frozenset({"timm.models.vision_transformer", "timm.models.eva", "timm.models.deit"})
@@ -35,6 +36,9 @@ ONE_SIZE = frozenset(
         *("vision_transformer_hybrid", "vision_transformer_relpos", "vitamin", "volo"),
     )
 )
+
+#: timm's networks of feature maps join the number of a stage to its name
+JOINED = re.compile(r"^([a-z]+)[._](\d+)\.")
 
 LEVELS = 4  #: maps taken from a network of one scale, evenly spaced in depth
 
@@ -147,7 +151,7 @@ def build_timm_encoder(name: str, pretrained: bool, others: Sequence[str]) -> Ti
     raise ConfigError(f"unknown encoder {name!r}.{hint} Choices: {choices}.")
 
 
-def timm_names(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def from_release(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a network's original release -> timm's names and shapes for ``name``, by timm's own rules.
 
     Empty where timm has no rules for the network, or they do not take these tensors.
@@ -161,6 +165,44 @@ def timm_names(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(rule(dict(state), net))
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError):  # what rules do with foreign tensors
         return {}
+
+
+def whole_options(encoder: Encoder) -> dict[str, Any]:
+    """What makes timm's whole network of an encoder take any image size, where it can."""
+    return {"dynamic_img_size": True} if isinstance(encoder, ViTEncoder) else FREE_SIZE.get(_source(encoder.name), {})
+
+
+def native_size(encoder: Encoder) -> tuple[int, int] | None:
+    """Height and width that timm's own network of an encoder was made for, where by default it takes no other."""
+    if not isinstance(encoder, TimmEncoder) or not (isinstance(encoder, HieraEncoder) or whole_options(encoder)):
+        return None
+    _, height, width = encoder.net.pretrained_cfg["input_size"]
+    return height, width
+
+
+def match_whole(encoder: Encoder, full: Mapping[str, Tensor]) -> dict[str, str]:
+    """Key of an encoder -> key of timm's whole network, whose state dict is ``full``.
+
+    Raises ConfigError where a key has no counterpart of its shape.
+    """
+    plain = {JOINED.sub(r"\1.\2.", key): key for key in full}
+    names = {}
+    for key, value in encoder.state_dict().items():
+        inner = key if isinstance(encoder, ResNetEncoder) else key.removeprefix("net.").removeprefix("model.")
+        name = plain.get(JOINED.sub(r"\1.\2.", inner))
+        if name is None or full[name].shape != value.shape:
+            raise ConfigError(f"timm has no tensor for {key} of {encoder.name}; use --to safetensors")
+        names[key] = name
+    return names
+
+
+def map_indices(encoder: Encoder) -> list[int]:
+    """Which of timm's intermediate maps the encoder's are."""
+    if isinstance(encoder, ViTEncoder):
+        return encoder.levels
+    if isinstance(encoder, TimmEncoder):
+        return list(encoder.net.feature_info.out_indices)
+    return list(range(len(encoder.strides)))
 
 
 def _source(name: str) -> str:

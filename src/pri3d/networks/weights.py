@@ -227,7 +227,10 @@ def _hub_record(path: Path) -> dict[str, Any]:
         record = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{config} is damaged ({first_line(error)}): copy or download it again") from error
-    return record if isinstance(record, dict) else {}
+    if not isinstance(record, dict):
+        return {}
+    ours = record.get("pri3d", record if "encoder" in record else {})  # of version 0.1: the record itself
+    return ours if isinstance(ours, dict) else {}
 
 
 def holds_encoder_alone(state: Mapping[str, Tensor]) -> bool:

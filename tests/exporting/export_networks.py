@@ -50,7 +50,7 @@ def run_snippet(printed):
 @torch.no_grad()
 def last_map(to, net, images, encoder):
     """Mean of the last map (B, C) by what the target library calls its features."""
-    if to in ("safetensors", "hf", "torchscript"):
+    if to in ("safetensors", "torchscript"):
         return maps_of(net(images))[-1].mean((2, 3))
     if to == "onnx":
         return torch.from_numpy(net.run(None, {"images": images.numpy()})[-1]).mean((2, 3))
@@ -60,7 +60,7 @@ def last_map(to, net, images, encoder):
     net.eval()
     if to == "smp":
         return net.encoder(x)[-1].mean((2, 3))
-    if to == "timm":
+    if to in ("timm", "hf"):
         y = net.forward_features(x)
         return y[:, 1:].mean(1) if y.ndim == 3 else y.mean((2, 3))  # a ViT's first token is no patch
     if hasattr(net, "features"):

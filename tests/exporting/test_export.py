@@ -97,6 +97,7 @@ def test_places_that_are_something_else(run, tmp_path):
         ("timm", "net.safetensors", "net.safetensors.md"),
         ("detectron2", "config.pth", "config.yaml"),
         ("mmseg", "train.pth", "train.py"),
+        ("mmseg", "train.pth", "train_mmdet.py"),
         ("hf", "project", "project/README.md"),
     ],
 )
@@ -131,7 +132,7 @@ def test_what_a_killed_export_left_is_removed(run):
     ("to", "value"), [*((to, 0.5) for to in FORMATS if to != "onnx"), ("safetensors", float("nan"))]
 )
 def test_a_file_that_differs_is_not_left_behind(run, monkeypatch, to, value, capsys):
-    form = registry.load("formats", FORMATS, to)
+    form = registry.load("exports", FORMATS, to)
     write = form.write
 
     def bent(self, source, path):
@@ -146,7 +147,7 @@ def test_a_file_that_differs_is_not_left_behind(run, monkeypatch, to, value, cap
 
 
 def test_what_a_library_raises_is_said(run, monkeypatch):
-    form = registry.load("formats", FORMATS, "timm")
+    form = registry.load("exports", FORMATS, "timm")
     monkeypatch.setattr(form, "features", lambda *_: {}["maps"])
     with pytest.raises(WeightsError, match=r"timm cannot hold resnet18.*Use another --to"):
         export(run, "timm")
@@ -204,7 +205,7 @@ class TestCard:
         assert {"pri3d", "resnet18"} <= set(front["tags"])
         assert "license" not in front
         code = text.split("```python\n")[1].split("```")[0]
-        assert "from_pretrained" in code
+        assert "create_model('hf-hub:USER/encoder_hf', pretrained=True)" in code
         for line in (
             "| preset | view |",
             "| steps | 5 |",

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pri3d.exporting.base import PARTS, Format, maps_of
+from pri3d.exporting.base import PARTS, ExportFormat, maps_of
 from pri3d.networks.load import FeatureNet, load
 from pri3d.networks.weights import save_state
 
@@ -17,11 +17,17 @@ net = pri3d.load({path!r})
 # outputs = net(images), images RGB 0..1 (B, 3, H, W) -> {outputs}"""
 
 
-class SafetensorsFormat(Format):
+class SafetensorsFormat(ExportFormat):
     """Encoder or U-Net as a state dict whose header holds the record."""
 
     file = "{part}.safetensors"
     parts: ClassVar[tuple[str, ...]] = PARTS
+    consumer = "pri3d"
+
+    @property
+    def normalised_inside(self) -> bool:
+        """The network takes RGB 0..1."""
+        return True
 
     def write(self, source: FeatureNet, path: Path) -> None:
         """Write the state dict and the record."""
