@@ -14,8 +14,9 @@ import pri3d
 from pri3d.cli import main
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.networks.encoders import build_encoder
-from pri3d.networks.importing import FAMILIES, from_detectron2, guess_encoder, import_weights
+from pri3d.networks.importing import FAMILIES, guess_encoder, import_weights
 from pri3d.networks.load import load
+from pri3d.networks.naming import from_detectron2
 from pri3d.networks.unet import build_unet
 from pri3d.networks.weights import init_encoder, read_provenance, save_model
 from pri3d.registry import ENCODERS

@@ -7,7 +7,6 @@ checkpoint/detection_checkpoint.py, docs/tutorials/configs and tools/convert-tor
 
 from __future__ import annotations
 
-import re
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from pri3d.exporting._rules import detectron2_maps
 from pri3d.exporting._shared import ToolboxFormat, beside
+from pri3d.networks.naming import to_detectron2
 
 SNIPPET = """\
 from detectron2 import model_zoo
@@ -39,9 +39,7 @@ class Detectron2Format(ToolboxFormat):
 
     def rename(self, key: str) -> str:
         """layer1.0.downsample.1.bias -> res2.0.shortcut.norm.bias, conv1.weight -> stem.conv1.weight."""
-        key = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", key) if key.startswith("layer") else f"stem.{key}"
-        key = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", key)
-        return key.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
+        return to_detectron2(key)
 
     def features(self, path: Path, images: Tensor) -> list[Tensor]:
         """Five maps of Detectron2's trunk, by Detectron2 where it is installed, else by its documented rules."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import torchvision
@@ -11,8 +10,9 @@ from torch import Tensor, nn
 
 from pri3d.exporting._shared import resnet_maps
 from pri3d.exporting.base import ExportFormat, fill
-from pri3d.networks.encoders import Encoder, ResNetEncoder
+from pri3d.networks.encoders import ResNetEncoder
 from pri3d.networks.load import FeatureNet
+from pri3d.networks.naming import to_torchvision_convnext
 from pri3d.networks.weights import save_state
 
 SNIPPET = """\
@@ -23,19 +23,6 @@ print(net.load_state_dict(load_file({path!r}), strict=False))  # missing: {missi
 # input: RGB 0..1, then torchvision.transforms.v2.Normalize({mean}, {std})"""
 
 CONVNEXTS = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")
-
-#: a ConvNeXt block's parts in timm -> their places in torchvision's sequence
-BLOCK = {
-    "conv_dw": "block.0",
-    "norm": "block.2",
-    "mlp.fc1": "block.3",
-    "mlp.fc2": "block.5",
-}
-STEM = re.compile(r"net\.stem_(?P<part>[01])\.(?P<leaf>weight|bias)")
-DOWN = re.compile(r"net\.stages_(?P<stage>[123])\.downsample\.(?P<part>[01])\.(?P<leaf>weight|bias)")
-INNER = re.compile(
-    r"net\.stages_(?P<stage>[0-3])\.blocks\.(?P<block>\d+)\.(?:(?P<part>[\w.]+)\.)?(?P<leaf>weight|bias|gamma)"
-)
 
 
 class TorchvisionFormat(ExportFormat):
@@ -53,7 +40,8 @@ class TorchvisionFormat(ExportFormat):
 
     def write(self, source: FeatureNet, path: Path) -> None:
         """Write the encoder under torchvision's names."""
-        save_state(torchvision_state(source.encoder), path, self.record)
+        state = source.encoder.state_dict()
+        save_state(state if self.head == "fc." else to_torchvision_convnext(state), path, self.record)
 
     def features(self, path: Path, images: Tensor) -> list[Tensor]:
         """Maps of torchvision's own network, stage by stage."""
@@ -76,17 +64,6 @@ def base_name(name: str) -> str:
     return name.partition(".")[0]
 
 
-def torchvision_state(encoder: Encoder) -> dict[str, Tensor]:
-    """State dict of a ResNet or ConvNeXt under torchvision's names, without classifier."""
-    if isinstance(encoder, ResNetEncoder):
-        return encoder.state_dict()
-    state = {}
-    for key, value in encoder.state_dict().items():
-        name = _convnext_key(key)
-        state[name] = value.view(-1, 1, 1) if name.endswith("layer_scale") else value
-    return state
-
-
 def _convnext_maps(net: nn.Module, images: Tensor) -> list[Tensor]:
     """Normalised images (B, 3, H, W) -> four maps of torchvision's ConvNeXt: stages stand at odd places."""
     maps, x = [], images
@@ -95,15 +72,3 @@ def _convnext_maps(net: nn.Module, images: Tensor) -> list[Tensor]:
         if number % 2:
             maps.append(x)
     return maps
-
-
-def _convnext_key(key: str) -> str:
-    """Key of a timm ConvNeXt encoder -> torchvision's. Raises KeyError for one that it has not."""
-    if m := STEM.fullmatch(key):
-        return f"features.0.{m['part']}.{m['leaf']}"
-    if m := DOWN.fullmatch(key):
-        return f"features.{2 * int(m['stage'])}.{m['part']}.{m['leaf']}"
-    if m := INNER.fullmatch(key):
-        where = f"features.{2 * int(m['stage']) + 1}.{m['block']}"
-        return f"{where}.layer_scale" if m["leaf"] == "gamma" else f"{where}.{BLOCK[m['part']]}.{m['leaf']}"
-    raise KeyError(key)

@@ -1,12 +1,13 @@
 """``pri3d import``: a checkpoint of another program -> a weights file of pri3d, whole or not at all.
 
 Which network a file is of is told by names and shapes: of each candidate that could be, the tensors are compared.
-Detectron2's names are torchvision's under a mapping (its tools/convert-torchvision-to-d2.py), turned round here.
+Names of other programs are those of :mod:`pri3d.networks.naming`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 from collections import Counter
@@ -19,13 +20,15 @@ import torch
 from torch import Tensor
 
 from pri3d import __version__, registry
-from pri3d.errors import ConfigError, WeightsError
+from pri3d.errors import ConfigError, WeightsError, first_line
 from pri3d.files.atomic import usable
 from pri3d.networks.encoders import Encoder, build_encoder
+from pri3d.networks.naming import DETECTRON2, from_detectron2, from_efficientnet, from_torchvision_convnext
 from pri3d.networks.published import WRAPPERS, fill_unet, read_published
 from pri3d.networks.resnet import SIZES
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import (
+    HUB_FILE,
     PREFIXES,
     WeightsReport,
     find_file,
@@ -68,12 +71,28 @@ FAMILIES: dict[tuple[str, tuple[int, ...]], tuple[str, ...]] = {
         for stem in ("stem_0.weight", "downsample_layers.0.0.weight")  # timm's name and that of the release
         for width, sizes in {96: ("tiny", "small"), 128: ("base",), 192: ("large",)}.items()
     },
+    # efficientnet_pytorch pads as TensorFlow does; timm has networks of both paddings with the same tensors
+    ("_conv_stem.weight", (32, 3, 3, 3)): (
+        *(f"tf_efficientnet_lite{k}.in1k" for k in range(5)),
+        *(f"tf_efficientnet_b{k}.in1k" for k in range(3)),
+    ),
+    ("_conv_stem.weight", (40, 3, 3, 3)): ("tf_efficientnet_b3.in1k",),
+    ("_conv_stem.weight", (48, 3, 3, 3)): ("tf_efficientnet_b4.in1k",),
+    ("conv_stem.weight", (32, 3, 3, 3)): (
+        *(f"tf_efficientnet_lite{k}.in1k" for k in range(5)),
+        "efficientnet_lite0.ra_in1k",
+    ),
+    ("conv_stem.weight", (16, 3, 3, 3)): (
+        *("mobilenetv3_large_100.ra_in1k", "tf_mobilenetv3_large_100.in1k"),
+        *("mobilenetv3_small_100.lamb_in1k", "tf_mobilenetv3_small_100.in1k"),
+    ),
+    ("features_0.weight", (64, 3, 3, 3)): tuple(
+        f"vgg{depth}{norm}.tv_in1k" for depth in (11, 13, 16, 19) for norm in ("", "_bn")
+    ),
 }
 
-DETECTRON2 = re.compile(
-    r"(?:(?:module|model|backbone|bottom_up)\.)*"
-    r"(?:stem|res(?P<stage>[2-5])\.(?P<block>\d+))\.(?P<part>conv[123]|shortcut)\.(?P<norm>norm\.)?(?P<leaf>\w+)"
-)
+#: layers between the last map and the classifier of an EfficientNet or MobileNetV3, which a numbered norm belongs to
+HEAD = re.compile(r"(?:conv_head|bn2)\.")
 
 DETECTRON2_NOTE = (
     "These are Detectron2's names. pri3d gives the network RGB with ImageNet's mean and deviation and has the stride "
@@ -111,7 +130,8 @@ def import_weights(file: Path, out: Path, encoder: str | None = None) -> Path:
     plain = {PREFIXES.sub("", key): value for key, value in from_detectron2(state).items()}
     if len(plain) < len(state):
         plain_names(state, str(file))  # says which two are meant
-    name = encoder or guess_encoder(plain, file)
+    plain = from_torchvision_convnext(plain)
+    name = encoder or stated_encoder(file) or guess_encoder(plain, file)
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     record = {"version": __version__, "imported_from": file.name, "imported_hash": digest}
@@ -130,30 +150,25 @@ def import_weights(file: Path, out: Path, encoder: str | None = None) -> Path:
     return out
 
 
-def from_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename Detectron2's ResNet to torchvision's names: ``res2.0.conv1.norm`` is ``layer1.0.bn1``; others stay."""
-    renamed = {}
-    for key, value in state.items():
-        match = DETECTRON2.fullmatch(key)
-        renamed[key if match is None else _torchvision_name(match)] = value
-    return renamed
-
-
-def _torchvision_name(match: re.Match[str]) -> str:
-    stage, block, part, norm, leaf = match["stage"], match["block"], match["part"], match["norm"], match["leaf"]
-    if part == "shortcut":
-        module = "downsample.1" if norm else "downsample.0"
-    else:
-        module = part.replace("conv", "bn") if norm else part
-    return f"{module}.{leaf}" if stage is None else f"layer{int(stage) - 1}.{block}.{module}.{leaf}"
-
-
 class _Fit(NamedTuple):
     """A network that a file fills completely."""
 
     name: str
     elements: int  #: of the network
     statistics: tuple[tuple[float, ...], tuple[float, ...]]  #: mean and deviation of the images it takes
+
+
+def stated_encoder(file: Path) -> str | None:
+    """Name of the network in the ``config.json`` beside a file that timm or smp saved; None where there is none."""
+    config = file.with_name("config.json")
+    if file.name != HUB_FILE or not config.is_file():
+        return None
+    try:
+        stated = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{config} is damaged ({first_line(error)}): copy or download it again") from error
+    names = [stated.get(key) for key in ("architecture", "encoder_name")] if isinstance(stated, dict) else []
+    return next((name.removeprefix("tu-") for name in names if isinstance(name, str)), None)
 
 
 def guess_encoder(state: Mapping[str, Tensor], file: Path) -> str:
@@ -188,17 +203,19 @@ def _fits(state: Mapping[str, Tensor]) -> list[_Fit]:
             with suppress(ConfigError), torch.device("meta"):  # timm is not there, or older than the network
                 nets.append(build_encoder(name))
     whole = [net for net in nets if _is_whole(net.state_dict(), state)]
-    whole = whole or [net for net in nets if _is_whole(net.state_dict(), _renamed(net.name, state))]
+    whole = whole or [net for net in nets if _is_whole(net.state_dict(), _renamed(net, state))]
     return [_Fit(net.name, sum(v.numel() for v in net.state_dict().values()), net.statistics) for net in whole]
 
 
-def _renamed(name: str, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+def _renamed(net: Encoder, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """``state`` of a network's original release under the names that timm gave it; else as it is."""
-    if name in registry.names("encoders", registry.ENCODERS):
+    if net.name in registry.names("encoders", registry.ENCODERS):
         return state
+    if "_conv_stem.weight" in state:
+        return from_efficientnet(state, net.state_dict())
     from pri3d.networks.timm_encoders import from_release  # noqa: PLC0415 (ResNets do without timm)
 
-    return from_release(name, state) or state
+    return from_release(net.name, state) or state
 
 
 def _is_whole(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
@@ -207,7 +224,8 @@ def _is_whole(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
     wanted = {plain: own[key].shape for plain, key in plain_names(own, "the network").items()}
     counters = {key for key in given.keys() | wanted.keys() if key.endswith("num_batches_tracked")}
     modules = {_module(key) for key in wanted}
-    more = any(_module(key) in modules for key in given.keys() - wanted.keys() - counters)
+    others = {key for key in given.keys() - wanted.keys() - counters if not HEAD.match(key)}
+    more = any(_module(key) in modules for key in others)
     return not more and all(given.get(key) == shape for key, shape in wanted.items() if key not in counters)
 
 
@@ -218,7 +236,7 @@ def _module(plain: str) -> str:
 
 def _fill(net: Encoder, state: Mapping[str, Tensor], file: Path) -> WeightsReport:
     """Load ``state`` into an encoder completely, under its own names or those of the network's release."""
-    taken = state if _is_whole(net.state_dict(), state) else _renamed(net.name, state)
+    taken = state if _is_whole(net.state_dict(), state) else _renamed(net, state)
     try:
         return load_weights(net, taken, minimum=1.0)
     except WeightsError as error:
