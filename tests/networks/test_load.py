@@ -256,3 +256,45 @@ def test_torch_and_safetensors_are_enough(run, exports, tmp_path):
         expected = [float(x.double().sum()) for x in load(run)(torch.ones(1, 3, 40, 56))]
     assert run_sums == encoder_sums == pytest.approx(expected, rel=1e-5)
     assert unet_sums[0] == unet_sums[1]
+
+
+class TestOneMap:
+    """What tools get that take one map."""
+
+    @pytest.mark.parametrize("level", [0, 3, -1, -5])
+    def test_a_level(self, run, level):
+        maps, net = load(run)(IMAGES), load(run, level=level)
+        assert torch.equal(net(IMAGES), maps[level])
+        assert net.channels == (maps[level].shape[1],)
+        assert net.strides == ((2, 4, 8, 16, 32)[level],)
+        torch.testing.assert_close(net.pool(IMAGES), maps[level].mean((2, 3)))
+
+    def test_fused_maps_lie_over_each_other(self, run):
+        maps, net = load(run)(IMAGES), load(run, level="fused")
+        found = net(IMAGES)
+        assert (net.channels, net.strides) == ((128 + 256 + 512,), (8,))
+        assert found.shape == (1, 896, 8, 11)
+        assert torch.equal(found[:, :128], maps[2])
+        expected = torch.nn.functional.interpolate(maps[4], (8, 11), mode="bilinear", align_corners=False)
+        assert torch.equal(found[:, 384:], expected)
+
+    def test_of_one_stride_all_are_fused(self, tmp_path):
+        save_model(UNet(build_encoder("vit_tiny_patch16_224"), "slim", 4), tmp_path / "weights.safetensors", {})
+        net = load(tmp_path, level="fused")
+        assert (net.channels, net.strides) == ((4 * 192,), (16,))
+        assert torch.equal(net(IMAGES), torch.cat(load(tmp_path)(IMAGES), 1))
+
+    def test_images_that_a_tool_normalised(self, run):
+        net = load(run, level=-1)
+        assert torch.equal(net.of_normalised(net.normalise(IMAGES)), net(IMAGES))
+
+    def test_pooled_of_all_maps_is_the_coarsest(self, run):
+        net = load(run)
+        assert torch.equal(net.pool(IMAGES), net(IMAGES)[-1].mean((2, 3)))
+        whole = load(run, "all")
+        assert torch.equal(whole.pool(IMAGES), whole(IMAGES).mean((2, 3)))
+
+    @pytest.mark.parametrize(("part", "level"), [(None, 5), (None, -6), (None, "all"), ("all", 0), ("all", "fused")])
+    def test_levels_that_do_not_exist(self, run, part, level):
+        with pytest.raises(ConfigError, match=r"level .*Choices: a number from"):
+            load(run, part, level)

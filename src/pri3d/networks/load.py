@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pri3d.errors import ConfigError, WeightsError, first_line
 from pri3d.networks.encoders import Encoder
@@ -24,6 +26,10 @@ from pri3d.networks.weights import (
 )
 
 Part = Literal["encoder", "all"]
+Level = int | Literal["fused"] | None
+
+#: smallest stride of the maps that are fused: finer ones would make the result large and say little more
+FUSED = 8
 
 #: a model's name on the hub, with or without a revision
 HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -33,19 +39,36 @@ class FeatureNet(nn.Module):
     """RGB 0..1 (B, 3, H, W) of any size -> features; images are normalised inside.
 
     An encoder gives a list of maps (B, channels[k], ceil(H / strides[k]), ceil(W / strides[k])), finest first; a
-    whole U-Net its feature map alone, (B, channels[0], ceil(H / 2), ceil(W / 2)).
+    whole U-Net its feature map alone, (B, channels[0], ceil(H / 2), ceil(W / 2)). With ``level`` an encoder gives one
+    map too, (B, channels[0], ...): that of the number, 0 the finest and -1 the coarsest; of ``fused`` all maps of
+    stride ``FUSED`` or more, enlarged bilinearly to the finest of them and concatenated, fine channels first.
     """
 
     channels: tuple[int, ...]  #: of each map
     strides: tuple[int, ...]  #: pixels a cell of each map
     record: dict[str, Any]  #: what the file says of its origin: preset, steps, init, data hash, ...
 
-    def __init__(self, net: Encoder | UNet, record: Mapping[str, Any]) -> None:
+    def __init__(self, net: Encoder | UNet, record: Mapping[str, Any], level: Level = None) -> None:
         super().__init__()
         self.net = net
         self.record = dict(record)
         self.channels = (net.channels,) if isinstance(net, UNet) else net.channels
         self.strides = (2,) if isinstance(net, UNet) else net.strides
+        self.chosen: slice | None = None
+        if level is None:
+            return
+        count = len(self.strides)
+        if isinstance(net, UNet) or not (level == "fused" or (isinstance(level, int) and -count <= level < count)):
+            has = (
+                "a whole U-Net, which has one map" if isinstance(net, UNet) else f"{count} maps, strides {self.strides}"
+            )
+            raise ConfigError(f"level {level!r} of {has}. Choices: a number from -{count} to {count - 1}, fused, None.")
+        if isinstance(level, int):
+            self.chosen = slice(level % count, level % count + 1)
+        else:
+            self.chosen = slice(min(sum(stride < FUSED for stride in self.strides), count - 1), count)
+        self.channels = (sum(self.channels[self.chosen]),)
+        self.strides = self.strides[self.chosen][:1]
 
     @property
     def encoder(self) -> Encoder:
@@ -57,21 +80,37 @@ class FeatureNet(nn.Module):
         return self.encoder.normalise(images)
 
     def forward(self, images: Tensor) -> Any:
-        """RGB 0..1 (B, 3, H, W) -> list of maps, or of a whole U-Net one map; see the class."""
-        return self.net(images) if isinstance(self.net, UNet) else self.net(self.net.normalise(images))
+        """RGB 0..1 (B, 3, H, W) -> list of maps, or of a whole U-Net or one level one map; see the class."""
+        return self.net(images) if isinstance(self.net, UNet) else self.of_normalised(self.normalise(images))
+
+    def of_normalised(self, images: Tensor) -> Any:
+        """As the call, of images (B, 3, H, W) that a tool has normalised itself. A U-Net has only the call."""
+        maps = self.encoder(images)
+        if self.chosen is None:
+            return maps
+        first, *others = maps[self.chosen]
+        size = first.shape[-2:]
+        return torch.cat([first, *(F.interpolate(x, size, mode="bilinear", align_corners=False) for x in others)], 1)
+
+    def pool(self, images: Tensor) -> Tensor:
+        """RGB 0..1 (B, 3, H, W) -> one vector an image (B, C): the mean over the cells of its one or coarsest map."""
+        maps = self(images)
+        last: Tensor = maps[-1] if isinstance(maps, list) else maps
+        return last.mean((2, 3))
 
 
-def load(source: str | Path, part: Part | None = None) -> FeatureNet:
+def load(source: str | Path, part: Part | None = None, level: Level = None) -> FeatureNet:
     """Load a trained backbone: on the CPU, in eval mode.
 
     ``source`` is the folder of a pre-training or fine-tuning run (semantic or instance), one of its files, a file or
     folder of ``pri3d export --to safetensors`` or ``hf`` or of ``pri3d import``, or a name on the hub, ``user/name`` or
     ``user/name@revision`` (needs huggingface_hub; cached after the first time). ``part`` "encoder" takes the encoder,
     at its own strides whatever network it was fine-tuned in; "all" the whole U-Net; None what an export was made of,
-    of everything else the encoder.
+    of everything else the encoder. ``level`` makes an encoder give one map, for tools that take one: a number, 0 the
+    finest and -1 the coarsest, or "fused".
 
     Returns a :class:`FeatureNet`, whose call takes RGB 0..1. Raises WeightsError where there is no such file or name,
-    or it does not hold the part, is damaged or unsafe; ConfigError for another ``part``.
+    or it does not hold the part, is damaged or unsafe; ConfigError for another ``part`` or ``level``.
     """
     if part not in (None, "encoder", "all"):
         raise ConfigError(f"part {part!r}. Choices: encoder, all.")
@@ -84,10 +123,10 @@ def load(source: str | Path, part: Part | None = None) -> FeatureNet:
     if part == "all":
         if record.get("network", "unet") != "unet":
             raise WeightsError(f"{path} holds a {record['network']}, no U-Net: load its encoder with part='encoder'")
-        return FeatureNet(load_model(path)[0], record).eval()
+        return FeatureNet(load_model(path)[0], record, level).eval()
     encoder = build_stated_encoder(path, record)
     load_weights(encoder, path, prefix=None if holds_encoder_alone(state) else "encoder.", minimum=1.0)
-    return FeatureNet(encoder, record).eval()
+    return FeatureNet(encoder, record, level).eval()
 
 
 def _find(source: str | Path) -> Path:
