@@ -22,20 +22,23 @@ class Preset(NamedTuple):
     about: str  #: the comment at its head
 
 
-def load(source: AnyPath, part: Literal["encoder", "all"] | None = None) -> FeatureNet:
+def load(
+    source: AnyPath, part: Literal["encoder", "all"] | None = None, level: int | Literal["fused"] | None = None
+) -> FeatureNet:
     """Load a trained backbone as a plain ``nn.Module``: on the CPU, in eval mode.
 
     ``source`` is the folder of a pre-training or fine-tuning run, one of its files, a file or folder of ``pri3d export
     --to safetensors`` or ``hf`` or of ``pri3d import``, or a name on the hub, ``user/name`` or ``user/name@revision``
     (needs huggingface_hub; cached after the first time). ``part`` "encoder" takes the encoder, at its own strides
     whatever network it was fine-tuned in; "all" the whole U-Net; None what an export was made of, of everything else
-    the encoder.
+    the encoder. ``level`` makes an encoder give one map, for tools that take one: a number, 0 the finest and -1 the
+    coarsest, or "fused": the maps of stride 8 or more, enlarged to the finest of them and concatenated.
 
     Returns a module whose call takes RGB 0..1 (B, 3, H, W) and gives maps, finest first; its ``transform`` makes such a
     batch of an image file, a PIL image or an array. Raises WeightsError where there is no such file or name, or it does
-    not hold the part, is damaged or unsafe; ConfigError for another ``part``.
+    not hold the part, is damaged or unsafe; ConfigError for another ``part`` or ``level``.
     """
-    return implementation("pri3d.networks.load:load")(source, part)
+    return implementation("pri3d.networks.load:load")(source, part, level)
 
 
 def presets(verb: str | None = None) -> list[Preset]:

@@ -86,7 +86,8 @@ class MmsegFormat(ToolboxFormat):
                 value.fill_(torch.nan if value.is_floating_point() else 0)
             net.init_weights()
             mean, std = (torch.tensor(config.model["data_preprocessor"][key]).view(3, 1, 1) for key in ("mean", "std"))
-            return list(net.eval()((255 * images - mean) / std))
+            net.eval()  # returns nothing here
+            return list(net((255 * images - mean) / std))
         own = torchvision.models.get_model(self.name, weights=None)
         wanted = {key: value.shape for key, value in own.state_dict().items() if not key.startswith("fc.")}
         counters = [key for key in wanted if key.endswith("num_batches_tracked")]

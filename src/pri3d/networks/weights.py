@@ -37,6 +37,21 @@ CLEAN_PICKLE = (
     "torch.save({k: torch.as_tensor(v) for k, v in d.get('model', d).items()}, 'clean.pth')"
 )
 
+#: endings and first bytes of weights that are no torch file -> whose they are
+OTHER_PROGRAMS = {
+    **dict.fromkeys((".h5", ".hdf5", ".keras"), "Keras"),
+    ".onnx": "ONNX",
+    ".tflite": "TensorFlow Lite",
+    ".pb": "TensorFlow",
+    ".msgpack": "Flax",
+    ".gguf": "llama.cpp",
+    ".npz": "NumPy",
+    ".npy": "NumPy",
+    ".mat": "MATLAB",
+    ".caffemodel": "Caffe",
+}
+OTHER_STARTS = {b"\x89HDF\r\n\x1a\n": "Keras (HDF5)", b"GGUF": "llama.cpp"}
+
 #: dictionaries that checkpoints are nested in, outermost first; of DINO's two the teacher is the one to use
 NESTS = ("state_dict", "model", "model_state_dict", "network", "net", "teacher")
 
@@ -157,6 +172,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Any:
     """Content of a torch file, made of tensors and plain values alone. Raises WeightsError for anything else."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    other = OTHER_PROGRAMS.get(path.suffix.lower()) or next(
+        (n for head, n in OTHER_STARTS.items() if start.startswith(head)), ""
+    )
+    if other:
+        raise WeightsError(
+            f"{path} is a file of {other}: pri3d reads safetensors and torch files. Write its weights as a state dict "
+            "with the program that made it, under the names of torchvision or timm"
+        )
     archive = _is_sound_archive(path)
     if not archive and path.suffix in (".pkl", ".pickle"):
         raise WeightsError(
