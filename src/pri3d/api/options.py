@@ -35,10 +35,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Given = TypeVar("Given", bound="Options")
 _BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
-    "least": (lambda value, bound: value >= bound, "at least {:g}"),
-    "most": (lambda value, bound: value <= bound, "at most {:g}"),
-    "above": (lambda value, bound: value > bound, "more than {:g}"),
-    "below": (lambda value, bound: value < bound, "less than {:g}"),
+    "least": (lambda value, bound: value >= bound, "at least {}"),
+    "most": (lambda value, bound: value <= bound, "at most {}"),
+    "above": (lambda value, bound: value > bound, "more than {}"),
+    "below": (lambda value, bound: value < bound, "less than {}"),
 }
 
 
@@ -82,6 +82,8 @@ class Options:
     """
 
     group: ClassVar[str] = ""  #: name of the group where it is one of an objective or a task
+    #: whether a verb tells what is wrong with the numbers itself, together with what is wrong with its data
+    told_together: ClassVar[bool] = False
     _given: frozenset[str]
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -183,12 +185,15 @@ def convert_all(kind: type[Options], values: Mapping[str, Any], prefix: str = ""
     """Values of the types that the fields want. Raises ConfigError naming every problem."""
     hints, problems, result = hints_of(kind), [], {}
     for name, value in values.items():
-        shown = flag(f"{prefix}.{name}" if prefix else name)
+        way = f"{prefix}." if prefix else ""
+        shown = flag(way + name)
         if name not in hints:
             close = difflib.get_close_matches(name, hints, n=1)
-            problems.append(f"unknown option {shown}" + (f", did you mean {flag(close[0])}?" if close else ""))
+            problems.append(f"unknown option {shown}" + (f", did you mean {flag(way + close[0])}?" if close else ""))
             continue
         try:
+            if name in groups_of(kind) and isinstance(value, Mapping):
+                value = convert_all(hints[name], value, way + name)  # noqa: PLW2901 (its problems name the group)
             result[name] = convert(value, hints[name])
         except ConfigError as error:
             problems.append(str(error).removesuffix("."))
@@ -286,7 +291,10 @@ def verb(
     def decorate(work: Callable[[Given], R]) -> Callable[P, R]:
         @functools.wraps(work)
         def call(*args: P.args, **values: P.kwargs) -> R:
-            return work(options(*args, **values))
+            given = options(*args, **values)
+            if not kind.told_together and (problems := given.problems()):
+                raise ConfigError("; ".join(problems) + ".")
+            return work(given)
 
         signature = inspect.signature(kind)
         call.__signature__ = signature.replace(return_annotation=work.__annotations__["return"])  # type: ignore[attr-defined]

@@ -165,7 +165,7 @@ def resolve_pretraining(preset: str, given: Mapping[str, Any] | None = None) -> 
     if idle:
         raise ConfigError(f"{', '.join(idle)}: not used by the objectives {', '.join(used)}. Leave it out.")
     merged = {name: value for name, value in merged.items() if name not in known - {*used, "keep"}}
-    own = {name: options_class("objectives", name) for name in used}
+    own = {name: options_class("objectives", name) for name in used if name != "keep"}  # which is a weight
     return build(PretrainSettings, merged, own, f"preset {preset!r} and flags")
 
 

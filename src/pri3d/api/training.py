@@ -104,6 +104,8 @@ class TrainSettings(TrainFields):
 class CallOptions(Options):
     """What belongs to a call and not to its run: it may change when a run is continued."""
 
+    told_together = True
+
     workers: int = option("processes that load data, for each training process", default=1, least=0)
     devices: int = option(
         "processes on this machine, one a GPU; torchrun and srun say it themselves", default=1, least=1

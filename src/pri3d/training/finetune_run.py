@@ -173,7 +173,7 @@ class FinetuneRun:
         train, val = names_of(self.train_set), names_of(self.val_set)
         if train != val:
             text = f"{self.train_set.path} and {self.val_set.path} name other classes"
-            raise DataError(f"{text}: {differing(train, val)}. Give both the same --labels.")
+            raise DataError(f"{text}: {differing(train, val)}. Give both the same --label-map.")
         need = self.settings.micro_batch
         if len(self.rows) < need:
             raise DataError(
