@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -22,7 +22,8 @@ from pri3d.machine import cores, limit_spinning
 from pri3d.objectives.geometry import GeometryOptions
 from pri3d.preparation.prepare import prepare
 from pri3d.processes import process_pool
-from pri3d.reporting.run import write_overview, write_report
+from pri3d.reporting.report import build_page, write_overview
+from pri3d.reporting.sources import find_sources
 from pri3d.runs import Run, read_json, write_json
 from pri3d.worlds.write import rooms
 
@@ -45,7 +46,7 @@ START_SECONDS = 20.0  #: of the runs: building networks, reading stores, the fin
 REPORT_SECONDS = 20.0  #: kept back for export and report
 
 
-class Plan(NamedTuple):
+class DemoSteps(NamedTuple):
     """Steps that fit the time."""
 
     pretrain_steps: int
@@ -79,7 +80,7 @@ def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, work
     _clear(out)
     stores = _data(out, seed, workers, say)
     deadline = began + max_minutes * 60 - REPORT_SECONDS
-    plan, run, runs = _train(out, stores, deadline, seed, workers, say)
+    steps, run, runs = _train(out, stores, deadline, seed, workers, say)
     exported = export(run, to="torchvision", out=out / "pri3d_resnet18.safetensors")
     scores = {name: [read_json(r / "scores.json")["last"]["miou"] for r in some] for name, some in runs.items()}
     settings = {
@@ -91,44 +92,49 @@ def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, work
         "finetune_seeds": list(SEEDS),
         "learning_rates": LEARNING_RATES,
         "seed": seed,
-        **plan._asdict(),
+        **steps._asdict(),
     }
-    results = {"semantic_miou": scores, "minutes": (time.perf_counter() - began) / 60}
-    pictures: dict[str, Any] = {
-        "store": stores["pretrain"],
-        "pretrain_run": run,
-        "val_store": stores["test"],
-        "finetune_runs": runs,
-    }
-    write_overview(out / "overview.png", **pictures)
-    report = write_report(
-        out / "report.html", title="Pri3D on rendered rooms", results=results, settings=settings, **pictures
-    )
+    sources = find_sources([out / "runs"])
+    write_overview(out / "overview.png", sources, out / "prepared")
+    page = build_page(sources, out / "prepared", "Pri3D on rendered rooms", _describe(steps))
+    page.facts("The demo", settings)
+    report = page.write(out / "report.html")
     minutes = round((time.perf_counter() - began) / 60, 2)
-    write_json(out / "results.json", {**results, "minutes": minutes, "settings": settings})
+    write_json(out / "results.json", {"semantic_miou": scores, "minutes": minutes, "settings": settings})
     _show(scores, minutes, exported, report)
     return report
 
 
+def _describe(steps: DemoSteps) -> str:
+    """What the page says of the demo's data and steps."""
+    rooms = {name: count for name, (_, count, _) in PARTS.items()}
+    cut = ", cut to fit the time" if steps.shortened else ""
+    return (
+        f"Pre-trained on {rooms['pretrain']} rendered rooms for {steps.pretrain_steps} steps, fine-tuned on "
+        f"{rooms['labelled']} other rooms for {steps.finetune_steps} steps{cut}, scored on {rooms['test']} rooms that "
+        "neither training saw. So few seeds are an indication, not an error bound."
+    )
+
+
 def _train(
     out: Path, stores: dict[str, Path], deadline: float, seed: int, workers: int, say: Callable[[str], None]
-) -> tuple[Plan, Path, dict[str, list[Path]]]:
-    """Pre-train and fine-tune side by side: the plan, the pre-training run, and start -> fine-tuning runs."""
-    run = out / "runs/pretrain"
+) -> tuple[DemoSteps, Path, dict[str, list[Path]]]:
+    """Pre-train and fine-tune side by side: the steps, the pre-training run, and start -> fine-tuning runs."""
+    run = out / "runs/pri3d"
     processes = min(workers, 2 * len(SEEDS))
     threads = max(1, cores() // processes)
     with process_pool(processes, threads) as pool:
         left = deadline - time.perf_counter()
-        plan = pool.submit(_plan, out / "trial", stores["pretrain"], left, seed, processes).result()
-        if plan.shortened:
-            say(f"cut to fit the time: {plan.pretrain_steps} and {plan.finetune_steps} steps")
-        say(f"pre-training View+Geo, {plan.pretrain_steps} steps; beside it, fine-tuning from scratch")
-        training = pool.submit(_pretrain, stores["pretrain"], run, plan.pretrain_steps, seed)
-        scratch = _finetune(pool, out, stores, "scratch", "scratch", plan.finetune_steps)
+        steps = pool.submit(_plan_steps, out / "trial", stores["pretrain"], left, seed, processes).result()
+        if steps.shortened:
+            say(f"cut to fit the time: {steps.pretrain_steps} and {steps.finetune_steps} steps")
+        say(f"pre-training View+Geo, {steps.pretrain_steps} steps; beside it, fine-tuning from scratch")
+        training = pool.submit(_pretrain, stores["pretrain"], run, steps.pretrain_steps, seed)
+        scratch = _finetune(pool, out, stores, "scratch", "scratch", steps.finetune_steps)
         training.result()
-        say(f"fine-tuning from the pre-trained weights, {plan.finetune_steps} steps")
-        jobs = {"scratch": scratch, "pri3d": _finetune(pool, out, stores, "pri3d", str(run), plan.finetune_steps)}
-        return plan, run, {name: [job.result() for job in started] for name, started in jobs.items()}
+        say(f"fine-tuning from the pre-trained weights, {steps.finetune_steps} steps")
+        jobs = {"scratch": scratch, "pri3d": _finetune(pool, out, stores, "pri3d", str(run), steps.finetune_steps)}
+        return steps, run, {name: [job.result() for job in started] for name, started in jobs.items()}
 
 
 def _clear(out: Path) -> None:
@@ -176,7 +182,7 @@ def _pretrain(store: Path, run: Path, steps: int, seed: int) -> Run:
     )
 
 
-def _plan(trial: Path, store: Path, seconds: float, seed: int, processes: int) -> Plan:
+def _plan_steps(trial: Path, store: Path, seconds: float, seed: int, processes: int) -> DemoSteps:
     """Time a few steps of pre-training and cut both numbers of steps alike where they do not fit ``seconds``."""
     began = time.perf_counter()
     run = _pretrain(store, trial, TRIAL_STEPS, seed)
@@ -187,7 +193,7 @@ def _plan(trial: Path, store: Path, seconds: float, seed: int, processes: int) -
     rounds = 2 * len(SEEDS) if processes == 1 else -(-len(SEEDS) // processes)
     units = PRETRAIN_STEPS + FINETUNE_COST * FINETUNE_STEPS * rounds
     share = min(1.0, max(0.0, seconds) * rate / (BATCH * units))
-    return Plan(max(10, int(share * PRETRAIN_STEPS)), max(10, int(share * FINETUNE_STEPS)), share < 1)
+    return DemoSteps(max(10, int(share * PRETRAIN_STEPS)), max(10, int(share * FINETUNE_STEPS)), share < 1)
 
 
 def _finetune(

@@ -81,6 +81,15 @@ def test_settings_that_differ_are_listed(tmp_path: Path):
     assert differing_settings(runs) == {"lr": [0.1, 0.2], "size": [None, "8x6"]}
 
 
+def test_settings_of_a_group_are_compared_one_by_one(tmp_path: Path):
+    for name, every in (("a", 5), ("b", 9)):
+        write_run(tmp_path / name, validation={"every": every, "batch": 2}, objectives={"view": 1.0})
+    found = find_sources([tmp_path])
+    assert differing_settings(found.finetuned) == {"validation.every": [5, 9]}
+    names = [group.name for group in found.groups()["semantic"]]
+    assert names == ["scratch, validation.every 5", "scratch, validation.every 9"]
+
+
 class TestData:
     """The runs name their stores relative to the folder they lie in."""
 

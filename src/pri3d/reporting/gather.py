@@ -14,46 +14,26 @@ from torch import Tensor
 from pri3d import registry
 from pri3d.data.pairs import PairDataset
 from pri3d.data.sampler import Draw
+from pri3d.errors import DataError
 from pri3d.geometry.matching import match_pixels
 from pri3d.geometry.resize import parse_size
 from pri3d.labelled import LabelledImages
 from pri3d.networks.weights import load_model
 from pri3d.reporting.cutaway import Chunk, up_direction
 from pri3d.reporting.figures import Detected, MatchedPair, Segmented
-from pri3d.reporting.sources import Missing, Runs, read_config
+from pri3d.reporting.sources import Missing, RunFolder, Runs, has_pairs
 from pri3d.runs import RunPaths
-from pri3d.store import MANIFEST, Store
+from pri3d.store import Store
 from pri3d.tasks import load_task
 from pri3d.types import Detections
 
 SCORE = 0.5  #: from which on an object is drawn
-_DISTANCE = 0.02  # metres; of runs that do not say
+_DISTANCE = 0.02  # metres; where nothing says
 
 
-def read_settings(run: Path) -> dict[str, Any]:
-    """Return a run's resolved settings; empty where it has no config.yaml. Raises DataError where that is damaged."""
-    return dict(read_config(run).get("settings", {}))
-
-
-def distance_of(settings: Mapping[str, Any]) -> float:
-    """Metres within which two measured points are one to a run of these settings."""
-    return float(settings.get("matching", {}).get("distance") or _DISTANCE)
-
-
-def open_store(folder: Path) -> Store | Missing:
-    """Return the store, or say that there is none."""
-    if not (folder / MANIFEST).is_file():
-        return Missing(f"{folder.name} is no prepared store.")
-    return Store(folder)
-
-
-def store_with_pairs(stores: Sequence[Path]) -> Path | Missing:
-    """First of the stores that holds pairs."""
-    for folder in stores:
-        store = open_store(folder)
-        if isinstance(store, Store) and store.manifest["settings"]["pairs"] and len(store.pairs().i):
-            return folder
-    return Missing(f"no overlapping pairs in {', '.join(folder.name for folder in stores)}.")
+def match_distance(settings: Mapping[str, Any], prepared: Mapping[str, Any]) -> float:
+    """Metres within which two measured points are one: of a run's settings, else of its prepared dataset's."""
+    return float(settings.get("matching", {}).get("distance") or prepared.get("distance") or _DISTANCE)
 
 
 def typical_pairs(store: Store, count: int) -> NDArray[np.int64]:
@@ -63,26 +43,24 @@ def typical_pairs(store: Store, count: int) -> NDArray[np.int64]:
     return np.unique(order[ranks])
 
 
-def matched_pairs(folder: Path, count: int, run: Path) -> tuple[list[MatchedPair], Tensor]:
-    """Typical pairs with their matches, and their images (2 * count, 3, H, W) in 0..1, as the run's network sees them.
+def matched_pairs(folder: Path, count: int, settings: Mapping[str, Any]) -> tuple[list[MatchedPair], Tensor]:
+    """Typical pairs with their matches, and their images (2 * count, 3, H, W) in 0..1, as a run's network sees them.
 
-    Size, match distance and grid (half the image's resolution) are the run's.
+    Size, match distance and grid (half the image's resolution) are those of the run's ``settings``. Raises DataError
+    where the store has no pairs.
     """
-    store, settings = Store(folder), read_settings(run)
+    store = Store(folder)
+    if not has_pairs(store):
+        raise DataError(f"{folder}: has no overlapping pairs. Prepare it with pairs.")
     rows = typical_pairs(store, count)
     size = parse_size(settings["size"]) if "size" in settings else store.scene(store.scenes[0]).frames.size
     dataset, table = PairDataset(folder, rows, size, seed=0), store.pairs()
     grid = (-(-size[1] // 2), -(-size[0] // 2))
+    distance = match_distance(settings, store.manifest["settings"])
     pairs, images = [], []
     for k, row in enumerate(rows):
         item = dataset[Draw(0, k)]
-        matches = match_pixels(
-            item.depth[None],
-            item.intrinsics[None],
-            item.world_from_camera[None],
-            grid,
-            distance_of(settings),
-        )
+        matches = match_pixels(item.depth[None], item.intrinsics[None], item.world_from_camera[None], grid, distance)
         valid = matches.valid[0]
         ends = [_cell_centres(cells[0][valid], grid, size) for cells in (matches.first, matches.second)]
         colors = item.color.permute(0, 2, 3, 1).numpy()
@@ -95,8 +73,8 @@ def matched_pairs(folder: Path, count: int, run: Path) -> tuple[list[MatchedPair
     return pairs, torch.cat(images)
 
 
-def chunk(folder: Path, run: Path) -> Chunk | Missing:
-    """First frame of the median pair; the surface in the run's voxel size, where the store's divides it."""
+def median_chunk(folder: Path, settings: Mapping[str, Any]) -> Chunk | Missing:
+    """First frame of the median pair; the surface in the voxel size of ``settings``, where the store's divides it."""
     store = Store(folder)
     row = int(typical_pairs(store, 1)[0])
     table = store.pairs()
@@ -105,7 +83,7 @@ def chunk(folder: Path, run: Path) -> Chunk | Missing:
     if len(surface.cells) == 0:
         return Missing(f"scene {scene.id} of {folder.name} has no surface.")
     view, frames = scene.view(int(table.i[row])), scene.frames
-    voxel = float(read_settings(run).get("voxel") or surface.size)
+    voxel = float(settings.get("geometry", {}).get("voxel") or surface.size)
     return Chunk(
         color=view.color,
         depth=view.depth,
@@ -118,14 +96,14 @@ def chunk(folder: Path, run: Path) -> Chunk | Missing:
     )
 
 
-def network_files(runs: Mapping[str, Path]) -> dict[str, Path] | Missing:
+def network_files(runs: Sequence[RunFolder]) -> dict[str, Path] | Missing:
     """What to call a network -> its file: of one run before and after pre-training, of several the first one's start.
 
     Runs without weights are left out; Missing where none has any.
     """
-    found = {name: RunPaths(run) for name, run in runs.items() if RunPaths(run).weights.is_file()}
+    found = {run.name: paths for run in runs if (paths := RunPaths(run.path)).weights.is_file()}
     if not found:
-        names = ", ".join(run.name for run in runs.values())
+        names = ", ".join(run.name for run in runs)
         return Missing(f"{names}: no {RunPaths(Path()).weights.name}; pre-training has not finished.")
     first = next(iter(found.values()))
     before = {"before": first.initial} if first.initial.is_file() else {}
@@ -202,13 +180,6 @@ def true_objects(images: LabelledImages, row: int) -> Detections:
 
 def _kept(found: Detections, which: NDArray[np.bool_]) -> Detections:
     return Detections(found.masks[which], found.boxes[which], found.classes[which], found.scores[which])
-
-
-def shares_scenes(first: Store, second: Store) -> bool:
-    """Whether the stores may hold a scene in common: one of the same id, or one of the same content."""
-    ids = set(first.scenes) & set(second.scenes)
-    hashes = [{scene["hash"] for scene in store.manifest["scenes"].values()} for store in (first, second)]
-    return bool(ids or hashes[0] & hashes[1])
 
 
 def _cell_centres(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> NDArray[np.float64]:

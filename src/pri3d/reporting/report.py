@@ -10,9 +10,11 @@ import torch
 from rich.console import Console
 
 import pri3d
-from pri3d.errors import ConfigError
-from pri3d.files.atomic import usable
+from pri3d.errors import ConfigError, DataError
+from pri3d.files.atomic import usable, write_atomic
 from pri3d.networks.weights import read_provenance
+from pri3d.reporting import gather
+from pri3d.reporting.figures import overview_picture
 from pri3d.reporting.html import Page
 from pri3d.reporting.sections import (
     add_curves,
@@ -34,6 +36,7 @@ from pri3d.reporting.sources import (
     find_sources,
     labelled_of,
     pairs_of,
+    there,
 )
 from pri3d.runs import RunPaths
 from pri3d.store import Store
@@ -65,34 +68,55 @@ def make_report(runs: list[Path], data: Path | None = None, out: Path = Path("re
         raise ConfigError(f"--out {out}: is a folder. Name a file, such as {out / 'report.html'}.")
     sources = find_sources(runs)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    names = [run.name for run in (*sources.pretrained, *sources.finetuned)] or [path.name for path in sources.probes]
-    page = Page(_title(names), _lead(sources))
     with console.status("reading runs", spinner="line"):
-        for task, groups in sources.groups().items():
-            _add_task(page, task, groups, data)
-        if sources.pretrained:
-            _add_pretraining(page, sources.pretrained, data)
-        for path in sources.probes:
-            page.heading("What the features know" if len(sources.probes) == 1 else f"Probe: {path.name}")
-            add_probe(page, path)
-        if sources.pretrained or sources.finetuned:
-            _add_provenance(page, [*sources.finetuned, *sources.pretrained], data)
+        page = build_page(sources, data)
     with usable(f"--out {out}"):
         page.write(out)
     console.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser", markup=False)
     return out
 
 
-def _title(names: Sequence[str]) -> str:
-    if len(names) == 1:
-        return f"Run {names[0]}"
-    return f"Comparison of {', '.join(names) if len(names) <= 4 else f'{len(names)} runs'}"
+def build_page(sources: Sources, data: Path | None = None, title: str = "", lead: str = "") -> Page:
+    """The page of all that ``sources`` hold, not yet written; ``data`` as of :func:`make_report`.
 
-
-def _lead(sources: Sources) -> str:
+    ``title`` names the page (default: its runs), ``lead`` is a sentence about them that stands before all sections.
+    """
+    names = [run.name for run in (*sources.pretrained, *sources.finetuned)] or [path.name for path in sources.probes]
+    several = f"Comparison of {', '.join(names) if len(names) <= 4 else f'{len(names)} runs'}"
     counts = {"pre-training run": sources.pretrained, "fine-tuning run": sources.finetuned, "probe": sources.probes}
-    said = [f"{len(of)} {name}{'s' if len(of) > 1 else ''}" for name, of in counts.items() if of]
-    return f"{', '.join(said)}. Pri3D: image backbones pre-trained on the geometry of RGB-D recordings, without labels."
+    said = ", ".join(f"{len(of)} {name}{'s' if len(of) > 1 else ''}" for name, of in counts.items() if of)
+    about = "Pri3D: image backbones pre-trained on the geometry of RGB-D recordings, without labels."
+    page = Page(
+        title or (f"Run {names[0]}" if len(names) == 1 else several), " ".join(filter(None, (f"{said}. {about}", lead)))
+    )
+    for task, groups in sources.groups().items():
+        _add_task(page, task, groups, data)
+    if sources.pretrained:
+        _add_pretraining(page, sources.pretrained, data)
+    for path in sources.probes:
+        page.heading("What the features know" if len(sources.probes) == 1 else f"Probe: {path.name}")
+        add_probe(page, path)
+    if sources.pretrained or sources.finetuned:
+        _add_provenance(page, [*sources.finetuned, *sources.pretrained], data)
+    return page
+
+
+def write_overview(path: Path, sources: Sources, data: Path | None = None) -> Path:
+    """Write the whole method as one wide PNG: a pair, its surface and features, and segmentations, of the first runs.
+
+    ``data`` as of :func:`make_report`. Raises DataError naming the first piece that is missing.
+    """
+    groups = sources.groups().get("semantic", [])
+    if not sources.pretrained or not groups:
+        raise DataError("an overview needs a pre-training run and a fine-tuning run for semantic segmentation.")
+    run = sources.pretrained[0]
+    folder = there(pairs_of(run, data)).folder
+    pairs, images = gather.matched_pairs(folder, 1, run.settings)
+    chunk = there(gather.median_chunk(folder, run.settings))
+    maps = gather.feature_maps(images, there(gather.network_files([run])))
+    methods = {group.method: [member.path for member in group.runs] for group in groups}
+    found = there(gather.predictions(there(labelled_of(groups[0].runs[0], data)).images, methods, 2, "semantic"))
+    return write_atomic(path, overview_picture(pairs[0], chunk, maps, found.segmented, found.class_names))
 
 
 def _add_task(page: Page, task: str, groups: Sequence[SeedGroup], data: Path | None) -> None:
@@ -122,11 +146,10 @@ def _add_task(page: Page, task: str, groups: Sequence[SeedGroup], data: Path | N
 
 
 def _add_pretraining(page: Page, runs: Sequence[RunFolder], data: Path | None) -> None:
-    named = {run.name: run.path for run in runs}
     page.heading("Pre-training")
     header = ["run", "steps", "loss", "recall of each objective", "samples/s"]
-    page.table(header, describe(named), "Means over the last tenth of the steps.")
-    add_curves(page, named)
+    page.table(header, describe(runs), "Means over the last tenth of the steps.")
+    add_curves(page, runs)
     found = pairs_of(runs[0], data)
     page.heading("What pre-training learns from")
     if isinstance(found, Missing):
@@ -134,9 +157,9 @@ def _add_pretraining(page: Page, runs: Sequence[RunFolder], data: Path | None) -
         return
     if found.remark:
         page.note(found.remark)
-    add_data(page, found.folder, runs[0].path)
+    add_data(page, found.folder, runs[0])
     page.heading("Features")
-    add_features(page, found.folder, named)
+    add_features(page, found.folder, runs)
 
 
 def _add_provenance(page: Page, runs: Sequence[RunFolder], data: Path | None) -> None:

@@ -21,6 +21,7 @@ from pri3d.reporting.figures import MatchedPair
 from pri3d.reporting.html import Page
 from pri3d.reporting.sources import (
     Missing,
+    RunFolder,
     Runs,
     RunScores,
     SeedGroup,
@@ -45,7 +46,6 @@ Scores = Mapping[str, Sequence[RunScores]]
 MOST_NETWORKS = 6  #: whose features a page shows
 _SEEN, _REST = "viridis", "bone"  # colours by height of the chunk, and of the rest of the scene
 
-Named = Mapping[str, Path]  #: what to call a pre-training run -> its folder
 _COLUMNS = 9  #: numbers of a table; what has more is told by the file alone
 
 
@@ -223,9 +223,9 @@ def _percent(mean: float | None, half: float, signed: bool = False) -> str:
     return f"{'+' if mean >= 0 else ''}{text}".replace("-", "−") if signed else text
 
 
-def add_curves(page: Page, runs: Named) -> None:
+def add_curves(page: Page, runs: Sequence[RunFolder]) -> None:
     """Loss, recall and learning rate of each run; of several, first their recall in one picture."""
-    tables = {name: read_metrics(RunPaths(run).metrics) for name, run in runs.items()}
+    tables = {run.name: read_metrics(RunPaths(run.path).metrics) for run in runs}
     known = {name: rows for name, rows in tables.items() if rows}
     if len(known) > 1:
         page.figure(
@@ -234,19 +234,21 @@ def add_curves(page: Page, runs: Named) -> None:
             "another's: compare runs of the same objective here, and different ones after fine-tuning.",
             "Curves of match recall by run over the steps.",
         )
-    for name, rows in known.items():
+    for run in runs:
+        if run.name not in known:
+            continue
         if len(known) > 1:
-            page.heading(name, 3)
-        _add_training_curves(page, runs[name], rows)
-    absent = [run.name for name, run in runs.items() if name not in known]
+            page.heading(run.name, 3)
+        _add_training_curves(page, run, known[run.name])
+    absent = [run.name for run in runs if run.name not in known]
     if absent:
         page.note(f"The curves are left out: {', '.join(absent)} has no {RunPaths(Path()).metrics.name}.")
 
 
-def add_data(page: Page, folder: Path, run: Path) -> None:
+def add_data(page: Page, folder: Path, run: RunFolder) -> None:
     """The pair of median overlap with its matches, and the surface in view of its first frame."""
     store = Store(folder)
-    pair = gather.matched_pairs(folder, 1, run)[0][0]
+    pair = gather.matched_pairs(folder, 1, run.settings)[0][0]
     page.figure(
         figures.pair_figure(pair),
         f"Pair {pair.name}: of all {len(store.pairs().i):,} pairs, the one of median overlap. Points of both "
@@ -254,7 +256,7 @@ def add_data(page: Page, folder: Path, run: Path) -> None:
         "objective makes the features of matched points alike and those of all others unlike.",
         "Two frames of a room side by side, lines join the points that both see.",
     )
-    chunk = gather.chunk(folder, run)
+    chunk = gather.median_chunk(folder, run.settings)
     if isinstance(chunk, Missing):
         page.note(f"The surface is left out: {chunk.reason}")
         return
@@ -268,22 +270,21 @@ def add_data(page: Page, folder: Path, run: Path) -> None:
         "with these voxels.",
         "A frame, and the voxels of the room seen from above with the camera's view frustum.",
     )
-    page.widget(_chunk_scene(folder, run, chunk, pair))
+    page.widget(_chunk_scene(folder, run.settings, chunk, pair))
 
 
-def add_features(page: Page, folder: Path, runs: Named) -> None:
+def add_features(page: Page, folder: Path, runs: Sequence[RunFolder]) -> None:
     """Features in false colours, and a pair to click into."""
-    shown = dict(list(runs.items())[:MOST_NETWORKS])
+    shown = runs[:MOST_NETWORKS]
     files = gather.network_files(shown)
     if isinstance(files, Missing):
         page.note(f"Features are left out: {files.reason}")
         return
-    first = next(iter(shown.values()))
-    pairs, images = gather.matched_pairs(folder, 2, first)
+    pairs, images = gather.matched_pairs(folder, 2, shown[0].settings)
     maps = gather.feature_maps(images, files)
     if len(runs) > len(shown):
         page.note(f"Features of the first {MOST_NETWORKS} runs only; give fewer runs to see others.")
-    before = f" Before: the network that {next(iter(shown))} began with." if len(shown) > 1 else ""
+    before = f" Before: the network that {shown[0].name} began with." if len(shown) > 1 else ""
     page.figure(
         figures.features_figure(pairs, maps),
         "Features of two pairs before and after pre-training: the first three principal components as red, green and "
@@ -304,8 +305,8 @@ def add_features(page: Page, folder: Path, runs: Named) -> None:
     )
 
 
-def _add_training_curves(page: Page, run: Path, rows: list[dict[str, float]]) -> None:
-    weights = gather.read_settings(run).get("objectives", {})
+def _add_training_curves(page: Page, run: RunFolder, rows: list[dict[str, float]]) -> None:
+    weights = run.settings.get("objectives", {})
     page.figure(
         charts.training_figure(rows, weights),
         f"Pre-training to step {rows[-1]['step']:.0f}. Dotted: the loss of a network that cannot tell points apart. "
@@ -313,7 +314,7 @@ def _add_training_curves(page: Page, run: Path, rows: list[dict[str, float]]) ->
         "mean.",
         "Curves of loss, match recall and learning rate over the steps of pre-training.",
     )
-    scores = RunPaths(run).scores
+    scores = RunPaths(run.path).scores
     history = read_json(scores)["history"] if scores.is_file() else []
     if history:
         page.figure(
@@ -324,7 +325,7 @@ def _add_training_curves(page: Page, run: Path, rows: list[dict[str, float]]) ->
         )
 
 
-def _chunk_scene(folder: Path, run: Path, chunk: Chunk, pair: MatchedPair) -> str:
+def _chunk_scene(folder: Path, settings: Mapping[str, Any], chunk: Chunk, pair: MatchedPair) -> str:
     """The same chunk to turn around, with the pair's cameras and lines to points that both see."""
     surface = drawable(chunk)
     seen = seen_cells(chunk, surface)
@@ -333,9 +334,10 @@ def _chunk_scene(folder: Path, run: Path, chunk: Chunk, pair: MatchedPair) -> st
     for part, name in ((seen, _SEEN), (~seen, _REST)):
         colors[part] = _by_height(centres[part] @ chunk.up, name)
     store, row = Store(folder), gather.typical_pairs(Store(folder), 1)
-    settings, table = gather.read_settings(run), store.pairs()
+    table = store.pairs()
     frames = store.scene(str(table.scene[row[0]])).frames
-    shown = show_pairs(folder, row, pair.colors.shape[2:0:-1], gather.distance_of(settings), {})[0]
+    distance = gather.match_distance(settings, store.manifest["settings"])
+    shown = show_pairs(folder, row, pair.colors.shape[2:0:-1], distance, {})[0]
     cameras = [
         (str(frames.names[end]), frames.world_from_camera[end], frames.intrinsics[end], frames.size)
         for end in shown.rows
@@ -357,19 +359,19 @@ def _by_height(height: NDArray[np.float64], name: str) -> NDArray[np.uint8]:
     return colors
 
 
-def describe(runs: Named) -> list[list[str]]:
+def describe(runs: Sequence[RunFolder]) -> list[list[str]]:
     """Rows of a table: run, steps, the objectives' recall, speed; a running mean of the last tenth."""
     rows = []
-    for name, run in runs.items():
-        metrics = read_metrics(RunPaths(run).metrics)
+    for run in runs:
+        metrics = read_metrics(RunPaths(run.path).metrics)
         if not metrics:
-            rows.append([series_label(name), "–", "–", "–", "–"])
+            rows.append([series_label(run.name), "–", "–", "–", "–"])
             continue
         tail = metrics[-max(1, len(metrics) // 10) :]
         keys = [key for key in metrics[-1] if key.endswith("/recall") and not key.startswith("heldout/")]
         recall = ", ".join(f"{key.removesuffix('/recall')} {_mean(tail, key):.1%}" for key in keys) or "–"
         speed = _mean(tail, "samples_per_s")
-        rows.append([series_label(name), f"{metrics[-1]['step']:.0f}", f"{_mean(tail, 'loss'):.3f}", recall,
+        rows.append([series_label(run.name), f"{metrics[-1]['step']:.0f}", f"{_mean(tail, 'loss'):.3f}", recall,
                      "–" if np.isnan(speed) else f"{speed:.1f}"])  # fmt: skip
     return rows
 

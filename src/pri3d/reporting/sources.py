@@ -93,21 +93,19 @@ def find_sources(paths: Sequence[Path]) -> Sources:
     return Sources(pretrained, finetuned, list(probes))
 
 
-def read_config(run: Path) -> dict[str, Any]:
-    """``verb``, ``settings`` and ``provenance`` of a run; empty where it has no config.yaml.
-
-    Raises DataError where that is damaged.
-    """
-    folder = RunPaths(run)
-    return folder.read_config() if folder.config.is_file() else {}
-
-
 def differing_settings(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
     """Setting, or part of the provenance -> its value in each run, where the runs differ in it."""
     stated = [{".".join(way): value for way, value in leaves({**run.provenance, **run.settings})} for run in runs]
     names = dict.fromkeys(name for facts in stated for name in facts)
     values = {name: [facts.get(name) for facts in stated] for name in names}
     return {name: of for name, of in values.items() if any(value != of[0] for value in of)}
+
+
+def flat_settings(run: RunFolder) -> dict[str, Any]:
+    """Settings by dotted names, ``matching.distance``; the weights of the objectives are one setting."""
+    grouped = {name: value for name, value in run.settings.items() if name != "objectives"}
+    whole = {"objectives": run.settings["objectives"]} if "objectives" in run.settings else {}
+    return {**whole, **{".".join(way): value for way, value in leaves(grouped)}}
 
 
 def _runs_in(root: Path) -> list[Path]:
@@ -121,7 +119,7 @@ def _runs_in(root: Path) -> list[Path]:
 
 def read_run(path: Path, name: str) -> RunFolder:
     """A run folder under a name. Raises DataError where it is of another verb, or damaged."""
-    stated = read_config(path)
+    stated = RunPaths(path).read_config()
     if stated.get("verb") not in _VERBS:
         raise DataError(f"{RunPaths(path).config}: of no run of pri3d pretrain or finetune. Give another folder.")
     return RunFolder(path, name, stated["verb"], stated["settings"], stated["provenance"])
@@ -293,7 +291,7 @@ def pairs_of(run: RunFolder, data: Path | None, scene: str | None = None) -> Fou
         if not (folder / MANIFEST).is_file():
             continue
         store = Store(folder)
-        if not store.manifest["settings"]["pairs"] or not len(store.pairs().i):
+        if not has_pairs(store):
             continue
         if store.hash in seen:
             exact.append(FoundPairs(folder, ""))
@@ -303,6 +301,11 @@ def pairs_of(run: RunFolder, data: Path | None, scene: str | None = None) -> Fou
         return next((pairs for pairs in found if scene in Store(pairs.folder).scenes), found[0])
     where = f"no store with pairs in {data}" if data is not None else _not_found(stated, run)
     return Missing(f"{where}. Say where the prepared store is: --data.")
+
+
+def has_pairs(store: Store) -> bool:
+    """Whether a store was prepared with pairs, and has some."""
+    return bool(store.manifest["settings"]["pairs"]) and len(store.pairs().i) > 0
 
 
 def labelled_of(run: RunFolder, data: Path | None) -> FoundImages | Missing:

@@ -26,7 +26,7 @@ from pri3d.labelled.prepared import PreparedImages
 from pri3d.networks.weights import load_model
 from pri3d.reporting.cutaway import up_direction
 from pri3d.reporting.figures import pca_colors, spread
-from pri3d.reporting.gather import distance_of, likely_objects, spread_rows, true_objects
+from pri3d.reporting.gather import likely_objects, match_distance, spread_rows, true_objects
 from pri3d.reporting.sources import RunFolder, labelled_of, pairs_of, read_run, there
 from pri3d.runs import RunPaths
 from pri3d.store import MANIFEST, SceneStore, Store
@@ -106,7 +106,7 @@ def _show_scene(
     shown = [_frame(scene, int(valid[k])) for k in spread_rows(len(valid), frames)]
     found: list[ShownPair] = []
     if pairs and made["pairs"]:
-        distance = distance_of({**made, **settings})
+        distance = match_distance(settings, made)
         found = show_pairs(store.path, pairs_of_scene(store, scene.id, pairs), size, distance, networks or {})
     if pairs and not found:
         notes.append(f"Scene {scene.id} has no overlapping pairs.")

@@ -48,8 +48,7 @@ def write_result(plan: ExperimentPlan) -> Path:
 
 def _draw_matches(plan: ExperimentPlan) -> bytes:
     """Figure 3: the pair of median overlap with its matches."""
-    folder = there(gather.store_with_pairs([plan.place.store("pretrain")]))
-    pairs, _ = gather.matched_pairs(folder, 1, plan.place.root)
+    pairs, _ = gather.matched_pairs(plan.place.store("pretrain"), 1, {})
     return figures.pair_figure(pairs[0])
 
 

@@ -1,11 +1,17 @@
+"""The page of runs: its sections, what it says where something is missing, objects, the command line, the overview."""
+
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError
@@ -13,9 +19,11 @@ from pri3d.labelled.prepared import PreparedImages
 from pri3d.networks.detector import SIZES, build_detector
 from pri3d.reporting import gather, style
 from pri3d.reporting.html import Page
-from pri3d.reporting.report import make_report
+from pri3d.reporting.report import build_page, make_report, write_overview
 from pri3d.reporting.sections import add_pictures
+from pri3d.reporting.sources import find_sources
 from pri3d.runs import write_json
+from pri3d.store import read_manifest, write_manifest
 from pri3d.tasks.instance import InstanceTask
 
 
@@ -28,6 +36,11 @@ def make(runs, read_page, tmp_path, monkeypatch: pytest.MonkeyPatch):
         return read_page(out.read_text())
 
     return page_of
+
+
+def drawn(page) -> list[str]:
+    """Pictures of matplotlib; those of widgets are JPEGs."""
+    return [load for load in page.loads if load.startswith("data:image/png")]
 
 
 def headings(page) -> list[str]:
@@ -44,7 +57,7 @@ def test_a_pre_training_run_has_curves_data_and_features(make, runs):
     assert not notes(page)
     classes = {attrs.get("class") for tag, attrs in page.tags if tag == "figure"}
     assert {"pri3d-scene", "pri3d-similarity"} <= classes
-    assert sum(load.startswith("data:image/png") for load in page.loads) == 4
+    assert len(drawn(page)) == 4
     assert "view 30.0%" in page.texts  # the recall of the last step
 
 
@@ -57,7 +70,7 @@ def test_a_fine_tuning_run_has_scores_and_predictions(make, runs):
     assert not any("± " in text for text in page.texts)
 
 
-def test_a_comparison_has_means_intervals_and_differences(make, runs):
+def test_a_comparison_has_means_intervals_and_differences(make, runs, tmp_path):
     page = make(*runs.finetune["scratch"], *runs.finetune["pri3d"], runs.pretrain)
     assert not notes(page)
     assert "30.5 ± 6.4" in page.texts  # Student: 12.706 * 0.5 of 30 and 31
@@ -65,6 +78,11 @@ def test_a_comparison_has_means_intervals_and_differences(make, runs):
     assert "+9.5 ± 6.4" in page.texts  # +10 and +9, seed by seed
     assert {"from scratch", "pre"} <= set(page.texts)
     assert any("2 seeds" in text for text in page.texts)
+    assert len(drawn(page)) == 8
+    for load in drawn(page):
+        with Image.open(io.BytesIO(base64.b64decode(load.removeprefix("data:image/png;base64,")))) as image:
+            assert image.width == 400
+    assert (tmp_path / "out" / "report.html").stat().st_size < 6e6
 
 
 def test_shares_of_the_labels_are_a_curve(make, runs, tmp_path):
@@ -89,6 +107,74 @@ def test_what_is_not_there_is_said(make, runs, tmp_path):
         assert part in said
     assert said.count("--data") == 2
     assert not [load for load in page.loads if load.startswith("data:image")]
+
+
+def test_a_pre_training_that_was_cut_short_has_no_features(make, runs, tmp_path):
+    shutil.copytree(runs.pretrain, tmp_path / "cut")
+    (tmp_path / "cut" / "weights.safetensors").unlink()
+    page = make(tmp_path / "cut", data=runs.store)
+    assert any("weights.safetensors" in note for note in notes(page))
+    assert len(drawn(page)) == 3  # curves, pair and surface
+
+
+def test_a_run_whose_labels_were_all_ignored_counts_as_one_without_scores(make, runs, tmp_path):
+    shutil.copytree(runs.finetune["pri3d"][0], tmp_path / "blind")
+    unknown = {"step": 1, "miou": None, "accuracy": None, "iou": {"wall": None}}
+    write_json(tmp_path / "blind" / "scores.json", {"last": unknown, "best": unknown, "history": [unknown]})
+    page = make(*runs.finetune["scratch"], tmp_path / "blind", data=runs.val)
+    assert "Without scores, and left out: blind." in page.texts
+    assert not any(re.search(r"\bnan\b", text) for text in page.texts)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "null", '{"last": {"miou": 0.5}, "history": []}'])
+def test_damaged_scores_are_an_error(make, runs, tmp_path, content):
+    shutil.copytree(runs.finetune["pri3d"][0], tmp_path / "fine")
+    (tmp_path / "fine" / "scores.json").write_text(content)
+    with pytest.raises(DataError, match=r"scores\.json"):
+        make(tmp_path / "fine")
+
+
+def test_images_without_labels_are_said(make, runs, tmp_path):
+    shutil.copytree(runs.val, tmp_path / "bare")
+    write_manifest(tmp_path / "bare", {**read_manifest(runs.val), "class_names": None})
+    page = make(runs.finetune["pri3d"][0], data=tmp_path / "bare")
+    assert any(note.startswith("Segmentations are left out: ") and "bare" in note for note in notes(page))
+
+
+@pytest.mark.parametrize(
+    ("fact", "words"),
+    [("shared_images", "training images too"), ("pretrained_on_val", "without labels, on the frames that")],
+)
+def test_what_weakens_the_scores_is_said(make, runs, tmp_path, fact, words):
+    shutil.copytree(runs.finetune["pri3d"][0], tmp_path / "fine")
+    config = tmp_path / "fine" / "config.yaml"
+    config.write_text(config.read_text().replace("provenance:", f"provenance:\n  {fact}: true"))
+    assert any(words in text for text in make(tmp_path / "fine", data=runs.val).texts)
+    assert not any(words in text for text in make(runs.finetune["pri3d"][0]).texts)
+
+
+def test_a_page_of_another_title_says_it_first(runs, read_page, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(style, "DPI", 40)
+    sources = find_sources(runs.finetune["scratch"])
+    page = read_page(build_page(sources, runs.val, "Two runs", "They are small.").render())
+    assert page.texts[:1] == ["Two runs"]
+    assert any(text.endswith("without labels. They are small.") for text in page.texts)
+
+
+def test_the_overview_is_a_wide_picture(runs, tmp_path):
+    every = [runs.pretrain, *runs.finetune["scratch"], *runs.finetune["pri3d"]]
+    with Image.open(write_overview(tmp_path / "overview.png", find_sources(every))) as image:
+        assert image.format == "PNG"
+        assert image.width > 1.5 * image.height
+
+
+def test_an_overview_without_a_piece_names_it(runs, tmp_path):
+    with pytest.raises(DataError, match="needs a pre-training run and a fine-tuning run"):
+        write_overview(tmp_path / "o.png", find_sources([runs.pretrain]))
+    shutil.copytree(runs.finetune["pri3d"][0], tmp_path / "cut")
+    (tmp_path / "cut" / "weights.safetensors").unlink()
+    with pytest.raises(DataError, match="no fine-tuning run"):
+        write_overview(tmp_path / "o.png", find_sources([runs.pretrain, tmp_path / "cut"]), runs.val.parent)
 
 
 def test_results_of_probe_are_tables_and_a_curve(make, tmp_path):
