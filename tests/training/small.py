@@ -37,15 +37,15 @@ def stop_after(
     step: int, store: Path | list[Path], run: Path, monkeypatch: pytest.MonkeyPatch, **options: object
 ) -> None:
     """A run that is told to stop during its step number ``step``."""
-    told = StepModule.on_train_batch_start
+    told = StepModule.forward
 
-    def stop(module: StepModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx // module.passes_per_step == step - 1:
+    def stop(module: StepModule, batch: Any) -> Any:
+        if module.step == step - 1:
             signal.raise_signal(signal.SIGTERM)
-        told(module, batch, batch_idx)
+        return told(module, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StepModule, "on_train_batch_start", stop)
+        patch.setattr(StepModule, "forward", stop)
         with pytest.raises(InterruptedRunError, match=f"SIGTERM: stopped at step {step}"):
             run_small(store, run, **options)
     assert step_of(run / "last.ckpt") == step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,20 @@ from torch import nn
 
 from pri3d.errors import DataError, Pri3DError, WeightsError
 from pri3d.networks.weights import read_provenance, read_state
-from pri3d.objectives import OBJECTIVES, Features, Terms
-from pri3d.training.pretraining import HeldOut
+from pri3d.objectives import Features, Objective, Setup, Terms
+from pri3d.registry import OBJECTIVES
+from pri3d.training.pretraining import HeldOut, PretrainModule
 
 
-class Poison(nn.Module):
+class Poison(Objective):
     """A loss that falls, and in pass ``at`` (1 is the first) is not a number, or has no finite gradient."""
 
     at, bad, names = 0, math.nan, [""]
 
-    def __init__(self, channels: int, **_: Any) -> None:
-        super().__init__()
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
         self.passes = 0
-        self.head = nn.Conv2d(channels, 1, 1)
+        self.head = nn.Conv2d(setup.channels, 1, 1)
 
     def forward(self, features: Features, batch: Any) -> Terms:
         self.passes += 1
@@ -116,17 +118,17 @@ def test_a_write_cut_in_the_middle_leaves_the_good_checkpoint(
     run = tmp_path / "run"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     good: list[bytes] = []
-    save = HeldOut.on_train_batch_end
+    after_step = PretrainModule.after_step
 
-    def fill(watch: HeldOut, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        save(watch, trainer, module, outputs, batch, batch_idx)
+    def fill(module: PretrainModule) -> None:
+        after_step(module)
         if (run / "last.ckpt").exists():
             good[:] = [(run / "last.ckpt").read_bytes()]
             resource.setrlimit(resource.RLIMIT_FSIZE, (len(good[0]) // 2, limits[1]))
 
     options = {"steps": 4, "save_every": 2, "holdout": 0.3, "eval_every": 4}
     with monkeypatch.context() as patch:
-        patch.setattr(HeldOut, "on_train_batch_end", fill)
+        patch.setattr(PretrainModule, "after_step", fill)
         try:
             with pytest.raises(DataError, match=r"File too large.*Make room"):
                 run_small(rooms_store, run, **options)
@@ -147,8 +149,8 @@ def test_the_best_weights_are_those_of_the_best_recall(
     invented = {1: 0.2, 2: 0.6, 3: None, 4: 0.5}
     states: dict[int, dict[str, torch.Tensor]] = {}
 
-    def measure(watch: HeldOut, module: Any) -> dict[str, float | None]:
-        step = module.trainer.global_step
+    def measure(watch: HeldOut, module: Any, fabric: Any) -> dict[str, float | None]:
+        step = module.step
         states[step] = {key: value.clone() for key, value in module.unet.state_dict().items()}
         return {"recall": invented[step], "rank": 1.0}
 
@@ -181,3 +183,55 @@ def test_settings_that_cannot_be_read_are_named(rooms_store: Path, tmp_path: Pat
         (run / "config.yaml").write_bytes(content)
         with pytest.raises(Pri3DError, match=r"config\.yaml"):
             run_small(rooms_store, tmp_path, steps=1, resume=True)
+
+
+def test_a_second_ctrl_c_goes_back_to_the_last_checkpoint(
+    rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run stops in the middle of the step, and what asked for it is what the caller sees."""
+    forward = PretrainModule.forward
+
+    def twice(module: PretrainModule, batch: Any) -> Any:
+        if module.step == 2:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return forward(module, batch)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainModule, "forward", twice)
+        with pytest.raises(KeyboardInterrupt):
+            run_small(rooms_store, tmp_path / "run", steps=3, save_every=1)
+    assert signal.getsignal(signal.SIGINT) == before
+    assert step_of(tmp_path / "run" / "last.ckpt") == 2
+    run_small(rooms_store, tmp_path / "run", steps=3, save_every=1, resume=True)
+    whole = run_small(rooms_store, tmp_path / "whole", steps=3)
+    assert same(tmp_path / "run" / "weights.safetensors", whole / "weights.safetensors")
+
+
+def test_a_checkpoint_of_lightnings_trainer_continues(
+    rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pri3d 0.1 wrote them: the same parts, and beside them where the Trainer's own loops stood."""
+    options = {"steps": 3, "save_every": 1}
+    stop_after(2, rooms_store, tmp_path / "run", monkeypatch, **options)
+    path = tmp_path / "run" / "last.ckpt"
+    loops = {"fit_loop": {"epoch_loop.batch_progress": {"total": {"ready": 4}, "current": {"ready": 4}}}}
+    old = {"epoch": 0, "pytorch-lightning_version": "2.6.6", "loops": loops, "callbacks": {}}
+    torch.save(old | torch.load(path, weights_only=True), path)
+    run_small(rooms_store, tmp_path / "run", **options, resume=True)
+    whole = run_small(rooms_store, tmp_path / "whole", **options)
+    assert same(tmp_path / "run" / "weights.safetensors", whole / "weights.safetensors")
+
+
+@pytest.mark.parametrize("lacking", ["state_dict", "optimizer_states", "lr_schedulers"])
+def test_a_checkpoint_of_something_else_is_refused(
+    rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
+    stop_after(2, rooms_store, tmp_path, monkeypatch, steps=3)
+    path = tmp_path / "last.ckpt"
+    state = torch.load(path, weights_only=True)
+    del state[lacking]
+    torch.save(state, path)
+    with pytest.raises(WeightsError, match=r"last\.ckpt: not a checkpoint of this run .*choose another --run"):
+        run_small(rooms_store, tmp_path, steps=3, resume=True)

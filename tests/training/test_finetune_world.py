@@ -82,15 +82,17 @@ def test_ctrl_c_and_resume_change_nothing(
     """Weights, best weights and scores are bit-equal to those of an undisturbed run."""
     options = {**PLAIN, **SMALL[task], "val": rooms_store, "steps": 3, "lr": 0.01, "eval_every": 2, "augment": "light"}
     whole = finetune(task, rooms_store, run=tmp_path / "whole", **options)  # type: ignore[arg-type]
-    told = StepModule.on_train_batch_start
+    told = StepModule.forward
+    asked: list[int] = []
 
-    def stop(module: StepModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx == module.passes_per_step:  # once: a second CTRL-C would not wait for the step
+    def stop(module: StepModule, batch: Any) -> Any:
+        if module.step == 1 and not asked:  # once: a second CTRL-C would not wait for the step
+            asked.append(module.step)
             signal.raise_signal(signal.SIGINT)
-        told(module, batch, batch_idx)
+        return told(module, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(StepModule, "on_train_batch_start", stop)
+        patch.setattr(StepModule, "forward", stop)
         with pytest.raises(InterruptedRunError, match="SIGINT: stopped at step 2"):
             finetune(task, rooms_store, run=tmp_path / "broken", **options)  # type: ignore[arg-type]
     broken = finetune(task, rooms_store, run=tmp_path / "broken", resume=True, **options)  # type: ignore[arg-type]

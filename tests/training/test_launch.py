@@ -129,27 +129,12 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
     assert heard == ["SIGINT"]
 
 
-def test_lightnings_way_out_of_a_ctrl_c_becomes_one_again() -> None:
-    with pytest.raises(KeyboardInterrupt), on_stop(print):
-        raise SystemExit(1)
-
-
-def test_signals_are_taken_back_from_another_library() -> None:
-    heard: list[str] = []
-    with on_stop(heard.append) as take:
-        signal.signal(signal.SIGTERM, lambda *_: pytest.fail("this handler should be gone"))
-        take()
-        signal.raise_signal(signal.SIGTERM)
-    assert heard == ["SIGTERM"]
-
-
 def test_outside_the_main_thread_signals_stay_with_their_owner() -> None:
     before = signal.getsignal(signal.SIGTERM)
     seen: list[object] = []
 
     def work() -> None:
-        with on_stop(print) as take:
-            take()
+        with on_stop(print):
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)

@@ -1,17 +1,28 @@
-"""Where a training run stands: begun or continued in its folder, and how many steps its checkpoint has behind it."""
+"""Where a training run stands: begun or continued in its folder, and its checkpoint, written whole or not at all."""
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 import pri3d
 from pri3d.api.training import TrainSettings
-from pri3d.errors import WeightsError
+from pri3d.errors import DataError, WeightsError
 from pri3d.runs import RunPaths
+
+#: what of the file is the gradient scaler's under fp16
+_SCALER = "MixedPrecision"
 
 
 def open_run(
@@ -25,16 +36,97 @@ def open_run(
     if rank == 0:
         versions = {"pri3d": pri3d.__version__, "torch": str(torch.__version__)}
         run.open(verb, settings.stated(), {**provenance, **versions}, resume)
-    return steps_done(run) if resume else 0
+    return int(_read(run, mmap=True)["global_step"]) if resume and run.checkpoint.exists() else 0
 
 
-def steps_done(run: RunPaths) -> int:
-    """Steps that the run's checkpoint has behind it, 0 without one. Raises WeightsError where it is damaged."""
-    if not run.checkpoint.exists():
-        return 0
+class Checkpoint:
+    """Everything needed to continue a run: network, optimizer, schedule, gradient scaler, steps done.
+
+    The names in the file are those that Lightning's Trainer gave them, so that runs it has written continue too.
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        run: RunPaths,
+        module: nn.Module,
+        optimizer: Optimizer,
+        schedule: LRScheduler,
+        done: int,
+        keep: int,
+    ) -> None:
+        """Of the checkpoints of a run, the last of which is of step ``done``, ``keep`` stay."""
+        self.fabric, self.run, self.module, self.optimizer, self.schedule = fabric, run, module, optimizer, schedule
+        self.saved, self.keep = done, keep
+
+    def load(self) -> None:
+        """Bring all parts to where the file stands. Raises WeightsError where it is damaged or of another network."""
+        state = _read(self.run)
+        try:
+            self.module.load_state_dict(state["state_dict"])
+            self.optimizer.load_state_dict(state["optimizer_states"][0])
+            self.schedule.load_state_dict(state["lr_schedulers"][0])
+            self.fabric.strategy.precision.load_state_dict(state.get(_SCALER, {}))
+        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+            raise WeightsError(
+                f"{self.run.checkpoint}: not a checkpoint of this run ({error}). Continue it with the version of pri3d "
+                "that wrote it, or choose another --run."
+            ) from error
+
+    def save(self, step: int) -> None:
+        """Write the file; a kill at any moment leaves the old one or the new one, whole. Raises DataError."""
+        if self.fabric.is_global_zero:
+            path = self.run.checkpoint
+            part = path.with_name(path.name + ".tmp")
+            try:
+                self._write(part, step)
+            except (OSError, RuntimeError) as error:
+                part.unlink(missing_ok=True)
+                text = f"{path}: cannot be written ({error}). Make room, then continue with --resume."
+                raise DataError(text) from error
+            if self.keep > 1 and path.exists():
+                _second_name(path, self.run.older(self.saved))
+            part.replace(path)
+            for old in self.run.all_older()[: -(self.keep - 1) or None]:
+                old.unlink()
+        self.saved = step
+        self.fabric.barrier("the checkpoint is in place")  # a process that ends earlier may take the writing one along
+
+    def _write(self, path: Path, step: int) -> None:
+        scaler = self.fabric.strategy.precision.state_dict()
+        state = {
+            "global_step": step,
+            "state_dict": self.module.state_dict(),
+            "optimizer_states": [self.optimizer.state_dict()],
+            "lr_schedulers": [self.schedule.state_dict()],
+        }
+        buffer = io.BytesIO()  # PyTorch's own writer says of a full disk that a file "failed writing"
+        torch.save(state | ({_SCALER: scaler} if scaler else {}), buffer)
+        with path.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _read(run: RunPaths, mmap: bool = False) -> dict[str, Any]:
+    """The run's checkpoint on the CPU; mapped, its tensors are read when they are used.
+
+    Raises WeightsError where it is damaged.
+    """
     try:
-        return int(torch.load(run.checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        state: dict[str, Any] = torch.load(run.checkpoint, map_location="cpu", weights_only=True, mmap=mmap)
+        int(state["global_step"])
+    except (RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
         older = [path.name for path in run.all_older()]
         instead = f"Put {older[-1]} in its place, or delete all to start" if older else "Delete it to start"
         raise WeightsError(f"{run.checkpoint}: damaged ({error}). {instead} this run anew.") from error
+    return state
+
+
+def _second_name(path: Path, name: Path) -> None:
+    """Keep a file under another name too; a copy where the file system has no links."""
+    name.unlink(missing_ok=True)
+    try:
+        os.link(path, name)
+    except OSError:
+        shutil.copy2(path, name)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -68,7 +69,7 @@ class Validator(Watch):
         super().__init__(run, done, every, task.key)
         self.task, self.dataset, self.record = task, dataset, record
 
-    def measure(self, module: DownstreamModule) -> dict[str, Any]:
+    def measure(self, module: DownstreamModule, fabric: Fabric) -> dict[str, Any]:
         """The task's scores; None for a number that does not exist."""
         scores = self.task.measure(module.model, self.dataset, module.settings.micro_batch)
         return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in scores.items()}

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.fabric import seed_everything
 from rich.console import Console
 from torch import nn
 
@@ -99,7 +99,7 @@ class FinetuneRun:
 
     def network(self) -> tuple[nn.Module, WeightsReport | None]:
         """The network with its first weights, and what was loaded."""
-        pl.seed_everything(self.settings.seed, verbose=False)
+        seed_everything(self.settings.seed, verbose=False)
         model = self.recipe.build(self.task_type.names_of(self.train_set))
         return model, self._load(model)
 
@@ -131,7 +131,7 @@ class FinetuneRun:
         validator = Validator(module_task, held, folder, done, settings.validation.every, facts)
         data, count = recipe.dataset(self.train_set, self.rows, training=True), len(self.rows)
         feed = Feed(data, self.kind.collate, lambda total, start: StreamSampler(count, total, settings.seed, start))
-        fit(module, feed, folder, done, self.options, [validator])
+        fit(module, feed, folder, done, self.options, validator)
         if self.options.launch.rank == 0:
             module_task.save(model, folder.weights, {**facts, "steps": settings.steps})
         return path

@@ -123,14 +123,13 @@ class Options:
 
 
 @contextmanager
-def on_stop(handler: Callable[[str], None]) -> Iterator[Callable[[], None]]:
+def on_stop(handler: Callable[[str], None]) -> Iterator[None]:
     """Give the first stopping signal's name to ``handler``, once; a CTRL-C after it stops at once.
 
-    Yields a function that takes the signals back, should another library have taken them. Outside the main thread
-    signals stay with their owner.
+    Outside the main thread signals stay with their owner.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+        yield
         return
 
     received: list[int] = []
@@ -143,16 +142,10 @@ def on_stop(handler: Callable[[str], None]) -> Iterator[Callable[[], None]]:
 
     wanted = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
     previous = {number: signal.getsignal(number) for number in wanted}
-
-    def take() -> None:
-        for number in wanted:
-            signal.signal(number, receive)
-
-    take()
+    for number in wanted:
+        signal.signal(number, receive)
     try:
-        yield take
-    except SystemExit as error:  # what Lightning makes of a KeyboardInterrupt
-        raise KeyboardInterrupt from error
+        yield
     finally:
         for number, old in previous.items():
             signal.signal(number, old)

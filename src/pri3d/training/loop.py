@@ -1,26 +1,23 @@
-"""One loop for every kind of training: Lightning's Trainer, exact resume, one process or many."""
+"""One loop for every kind of training, from the first batch to the last checkpoint; one process or many, by Fabric."""
 
 from __future__ import annotations
 
-import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
-import lightning.pytorch as pl
 import torch
+from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy
-from rich.console import Console
+from lightning.fabric.plugins.precision.amp import MixedPrecision
+from lightning.fabric.strategies.ddp import DDPStrategy
 from timm.layers.norm_act import convert_sync_batchnorm
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from pri3d.api.training import Precision, TrainSettings
@@ -28,10 +25,12 @@ from pri3d.data.sampler import Share, StreamSampler, derive
 from pri3d.machine import cpu_has_bf16
 from pri3d.runs import RunPaths
 from pri3d.training import optim
-from pri3d.training.launch import InterruptedRunError, Launch, Options, on_stop, outlive_stopping
-from pri3d.training.recorder import Recorder
+from pri3d.training.checkpoints import Checkpoint
+from pri3d.training.launch import InterruptedRunError, Launch, Options, on_stop, outlive_stopping, requeue
+from pri3d.training.recorder import Recorder, norm_of
+from pri3d.training.watch import Watch
 
-N = TypeVar("N", bound=torch.nn.Module)
+N = TypeVar("N", bound=nn.Module)
 
 #: Who started the processes -> Lightning's name for it. Requeueing is ours, with our checkpoint.
 ENVIRONMENTS: dict[str, Callable[[], Any]] = {
@@ -39,6 +38,108 @@ ENVIRONMENTS: dict[str, Callable[[], Any]] = {
     "srun": lambda: SLURMEnvironment(auto_requeue=False),
     "Lightning": LightningEnvironment,
 }
+
+
+class StepModule(nn.Module):
+    """Base of the two kinds of training: a network under its loss."""
+
+    def __init__(self, settings: TrainSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.step = 0  #: optimizer steps that are done
+
+    def parameter_groups(self) -> list[optim.ParameterGroup]:
+        """What is trained, at which share of the learning rate."""
+        return [optim.ParameterGroup(self.parameters())]
+
+    @property
+    def network(self) -> nn.Module:
+        """What is compiled where the user asks for it: fixed shapes go in."""
+        raise TypeError(f"{type(self).__name__} must define network.")
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss of a batch and named scalars to log."""
+        raise TypeError(f"{type(self).__name__} must define loss(); it was given {type(batch).__name__}.")
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss, as a call that DDP can wrap."""
+        return self.loss(batch)
+
+    def after_step(self) -> None:
+        """Called after every optimizer step."""
+
+
+class Feed(NamedTuple):
+    """Where batches come from."""
+
+    dataset: Dataset[Any]  #: asked with a Draw
+    collate: Callable[[list[Any]], Any]  #: items -> batch
+    sampler: Callable[[int, int], StreamSampler]  #: (total, start) -> positions start..total-1 of the stream
+
+
+def fit(module: StepModule, feed: Feed, run: RunPaths, done: int, options: Options, watch: Watch | None = None) -> None:
+    """Train ``module`` until its settings' last step, from step ``done`` with the run's checkpoint where done > 0.
+
+    Raises InterruptedRunError after a signal that asks to stop, with the checkpoint written.
+    """
+    settings, launch = module.settings, options.launch
+    passes = settings.accumulate // launch.world  # of this process in one step
+    fabric = make_fabric(settings.precision, launch)
+    fabric.launch()  # with --devices the other processes start here, each from the top of the program
+    if settings.compute.compile:
+        module.network.compile()
+    model = fabric.setup_module(module)
+    optimizer, schedule = optim.build(module.parameter_groups(), settings)
+    checkpoint = Checkpoint(fabric, run, module, optimizer, schedule, done, options.keep)
+    if done:
+        checkpoint.load()
+    module.step = done
+    loader = _loader(feed, settings, done, options)
+    recorder = Recorder(fabric, run, settings, done, options)
+
+    with on_stop(recorder.interrupt), closing(recorder):
+        batches = iter(loader)
+        while module.step < settings.steps:
+            optimizer.zero_grad()
+            for k in range(passes):
+                with recorder.waiting():
+                    batch = fabric.to_device(next(batches))
+                # Networks with dropout or stochastic depth draw from the global generator: a resumed run repeats the
+                # draws, and it does not matter how many processes share the passes of a step.
+                torch.manual_seed(derive(settings.seed, module.step, k * launch.world + launch.rank))
+                with fabric.no_backward_sync(model, enabled=k < passes - 1):
+                    loss, log = model(batch)
+                    fabric.backward(loss / passes)
+                recorder.add_pass(module.step + 1, batch.names, loss.detach(), log, passes)
+            fabric.strategy.precision.unscale_gradients(optimizer)  # fp16's, whose norm could not be told otherwise
+            recorder.add("grad_norm", norm_of([p.grad for p in module.parameters() if p.grad is not None]))
+            fabric.strategy.optimizer_step(optimizer)
+            schedule.step()
+            module.step += 1
+            module.after_step()
+
+            step, last = module.step, module.step == settings.steps
+            notes = watch.look(fabric, module, step) if watch and (step % watch.every == 0 or last) else {}
+            saving = step % options.save_every == 0 or last
+            recorder.end_step(step, optimizer.param_groups[0]["lr"], notes, saving)
+            if saving or recorder.stop:
+                recorder.refuse_broken(module, step)
+                checkpoint.save(step)
+            if recorder.stop and not last:
+                _leave(fabric, run, step, recorder.stop, launch)
+    fabric.strategy.teardown()
+
+
+def _leave(fabric: Fabric, run: RunPaths, step: int, signal: str, launch: Launch) -> NoReturn:
+    """End the run here, all processes together: the first to go may take the others along."""
+    job = requeue() if signal == "SIGUSR1" and fabric.is_global_zero else None
+    fabric.barrier("the run stops")
+    if launch.starter == "Lightning" and launch.rank > 0:
+        raise SystemExit(0)  # the first process is killed where one that it started ends otherwise
+    text = f"{signal}: stopped at step {step}."
+    if job is not None:
+        raise InterruptedRunError(f"{text} Slurm job {job} is queued again; give its command --resume.")
+    raise InterruptedRunError(f"{text} Continue with --resume --run {run.path}.")
 
 
 def synchronised(network: N, settings: TrainSettings, launch: Launch) -> N:
@@ -52,109 +153,8 @@ def synchronised(network: N, settings: TrainSettings, launch: Launch) -> N:
     return converted
 
 
-class StepModule(pl.LightningModule):
-    """Base of the two kinds of training: settings, optimizer, and one method to fill in."""
-
-    def __init__(self, settings: TrainSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.launch = Launch(0, 1, 1)
-        self.notes: dict[str, float] = {}  #: for the next row of the metrics
-
-    @property
-    def passes_per_step(self) -> int:
-        """Forward passes of this process in one optimizer step."""
-        return self.settings.accumulate // self.launch.world
-
-    def configure_optimizers(self) -> Any:
-        """Optimizer and per-step schedule from the settings."""
-        optimizer, schedule = optim.build(self.parameter_groups(), self.settings)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def parameter_groups(self) -> list[optim.ParameterGroup]:
-        """What is trained, at which share of the learning rate."""
-        return [optim.ParameterGroup(self.parameters())]
-
-    @property
-    def network(self) -> torch.nn.Module:
-        """What is compiled where the user asks for it: fixed shapes go in."""
-        raise TypeError(f"{type(self).__name__} must define network.")
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss of a batch and named scalars to log."""
-        raise TypeError(f"{type(self).__name__} must define loss(); it was given {type(batch).__name__}.")
-
-    def after_step(self) -> None:
-        """Called after every optimizer step."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Lightning's hook; the log stays on the device until the recorder wants it."""
-        # Networks with dropout or stochastic depth draw from the global generator: a resumed run repeats the draws,
-        # and it does not matter how many processes share the passes of a step.
-        share = batch_idx % self.passes_per_step * self.launch.world + self.launch.rank
-        torch.manual_seed(derive(self.settings.seed, self.global_step, share))
-        loss, log = self.loss(batch)
-        return {"loss": loss, "log": {"loss": loss.detach(), **log}, "names": batch.names}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Count the passes as this many processes would have, whatever number wrote the checkpoint."""
-        done = checkpoint["global_step"] * self.passes_per_step
-        loop = checkpoint["loops"]["fit_loop"]
-        for progress in ("total", "current"):
-            counts = loop["epoch_loop.batch_progress"][progress]
-            counts.update(dict.fromkeys(counts, done))
-
-
-class Feed(NamedTuple):
-    """Where batches come from."""
-
-    dataset: Dataset[Any]  #: asked with a Draw
-    collate: Callable[[list[Any]], Any]  #: items -> batch
-    sampler: Callable[[int, int], StreamSampler]  #: (total, start) -> positions start..total-1 of the stream
-
-
-def resolve_precision(precision: Precision) -> str:
-    """Lightning's name of a precision; ``auto`` is bf16 where the hardware multiplies it, else fp32."""
-    if precision != "auto":
-        return {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision]
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else cpu_has_bf16()
-    return "bf16-mixed" if native else "32-true"
-
-
-def fit(module: StepModule, feed: Feed, run: RunPaths, done: int, options: Options, extra: Sequence[Callback]) -> None:
-    """Train ``module`` until its settings' last step, from step ``done`` with the run's checkpoint where done > 0.
-
-    Raises InterruptedRunError after a signal that asks to stop, with the checkpoint written.
-    """
-    settings = module.settings
-    module.launch = options.launch
-    # The progress lines say what a user needs; Lightning's own are about products and loaders that do not apply here.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module=r"lightning\.pytorch")
-    say = Console(stderr=True, highlight=False, soft_wrap=True, quiet=options.launch.rank > 0).print
-    recorder = Recorder(run, settings, done, options, say)
-    trainer = _trainer(module, run, options, [*extra, recorder])  # what a checkpoint vouches for is done before it
-    resume: dict[str, Any] = {"ckpt_path": run.checkpoint if done else None}
-    if "weights_only" in inspect.signature(trainer.fit).parameters:
-        resume["weights_only"] = True
-    loader = _loader(module, feed, done, options)
-    # Lightning has the processes ask each other before every pass whether one got SIGTERM, which waits for the GPU;
-    # the recorder has them agree where they exchange values anyway.
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-    with on_stop(recorder.interrupt) as recorder.take_signals:
-        trainer.fit(module, loader, **resume)
-    if recorder.stop and trainer.global_step < settings.steps:
-        text = f"{recorder.stop}: stopped at step {trainer.global_step}."
-        if options.launch.starter == "Lightning" and options.launch.rank > 0:
-            raise SystemExit(0)  # the first process is killed where one that it started ends otherwise
-        if recorder.job is not None:
-            raise InterruptedRunError(f"{text} Slurm job {recorder.job} is queued again; give its command --resume.")
-        raise InterruptedRunError(f"{text} Continue with --resume --run {run.path}.")
-
-
-def _loader(module: StepModule, feed: Feed, done: int, options: Options) -> DataLoader[Any]:
+def _loader(feed: Feed, settings: TrainSettings, done: int, options: Options) -> DataLoader[Any]:
     """Batches from step ``done`` on; workers hold their own file handles and stay until the stream ends."""
-    settings = module.settings
     start, total = done * settings.batch, settings.steps * settings.batch
     return DataLoader(
         feed.dataset,
@@ -171,44 +171,50 @@ def _loader(module: StepModule, feed: Feed, done: int, options: Options) -> Data
     )
 
 
-def _trainer(module: StepModule, run: RunPaths, options: Options, callbacks: list[Callback]) -> pl.Trainer:
-    settings, launch = module.settings, options.launch
+class Autocast(MixedPrecision):
+    """Mixed precision inside the network alone: what goes in, poses and depths among it, stays in float32."""
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        """Each use of a weight has a copy of its own, whose gradient is summed up in float32."""
+        dtype = torch.bfloat16 if self.precision == "bf16-mixed" else torch.float16
+        return torch.autocast(self.device, dtype=dtype, cache_enabled=False)
+
+    def convert_input(self, data: Any) -> Any:
+        """As it is."""
+        return data
+
+    def convert_output(self, data: Any) -> Any:
+        """As it is."""
+        return data
+
+
+def resolve_precision(precision: Precision) -> Precision:
+    """What ``auto`` is here: bf16 where the hardware multiplies it, else fp32."""
+    if precision != "auto":
+        return precision
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else cpu_has_bf16()
+    return "bf16" if native else "fp32"
+
+
+def make_fabric(precision: Precision, launch: Launch) -> Fabric:
+    """Fabric over the processes of the launch: one a device, DDP where there are several."""
+    # The progress lines say what a user needs; Lightning's own are about products.
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"lightning\.fabric")
+    # Where fp16's scaler leaves the first step out the schedule goes on all the same: it counts steps.
+    warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
     # Said, and not detected: inside a Slurm job Lightning takes everything for srun's.
     plugins: list[Any] = [ENVIRONMENTS[launch.starter]()]
-    precision: Any = resolve_precision(settings.precision)
-    if precision == "16-mixed":
-        # Handed over as a plugin because Lightning would quietly take bf16 on a CPU.
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        plugins.append(MixedPrecision("16-mixed", device, torch.amp.GradScaler(device)))
-        precision = None
-    if settings.compute.compile:
-        module.network.compile()
-    return pl.Trainer(
-        max_steps=settings.steps,
-        max_epochs=-1,
-        accumulate_grad_batches=module.passes_per_step,
-        precision=precision,
-        plugins=plugins,
-        logger=_loggers(run, options),
-        callbacks=callbacks,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        log_every_n_steps=1 << 30,
-        num_sanity_val_steps=0,
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    resolved = resolve_precision(precision)
+    if resolved == "bf16":
+        plugins.append(Autocast("bf16-mixed", device))
+    elif resolved == "fp16":
+        plugins.append(Autocast("16-mixed", device, torch.amp.GradScaler(device)))
+    return Fabric(
         devices=launch.devices,
         num_nodes=launch.nodes,
         # Every process keeps its own running statistics and an equal queue: nothing has to be sent at each pass.
         strategy=DDPStrategy(broadcast_buffers=False) if launch.world > 1 else "auto",
+        plugins=plugins,
     )
-
-
-def _loggers(run: RunPaths, options: Options) -> list[Logger]:
-    """TensorBoard always, Weights & Biases where it is asked for; metrics.csv is the recorder's."""
-    if options.launch.rank > 0:
-        return []
-    loggers: list[Logger] = [TensorBoardLogger(run.path, name="tensorboard", version="")]
-    if options.wandb is not None:
-        loggers.append(WandbLogger(name=run.path.name, project=options.wandb, save_dir=run.path))
-    return loggers

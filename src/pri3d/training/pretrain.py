@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.fabric import seed_everything
 
 from pri3d.api.options import AnyPath
 from pri3d.api.pretrain import PretrainOptions, PretrainSettings, resolve_pretraining
@@ -34,7 +34,7 @@ def pretrain(call: PretrainOptions) -> Run:
         settings = resolve_call(call)
     problems.refuse()
     options = Options.of(call)
-    pl.seed_everything(settings.seed, verbose=False)
+    seed_everything(settings.seed, verbose=False)
     data = PretrainData(mixture, settings)
     with problems.collect():
         options.check(settings)
@@ -61,7 +61,7 @@ def pretrain(call: PretrainOptions) -> Run:
     if done < settings.steps or not folder.weights.exists():
         if settings.compute.channels_last:
             module.to(memory_format=torch.channels_last)
-        watch = [HeldOut(data.heldout(), folder, done, settings.validation.every, facts)] if data.watched else []
+        watch = HeldOut(data.heldout(), folder, done, settings.validation.every, facts) if data.watched else None
         fit(module, data.feed(module.views), folder, done, options, watch)
         if first:
             save_model(module.unet, folder.weights, {**facts, "steps": settings.steps})

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from pri3d.api.pretrain import PretrainSettings
@@ -51,7 +52,7 @@ class PretrainModule(StepModule):
         for module in self.fixed:
             module.eval()
         if self.settings.unet.bn_schedule == "decay":
-            self._set_momentum(decayed_momentum(self.global_step))
+            self._set_momentum(decayed_momentum(self.step))
         terms = self.objective(self.features(batch), batch)
         return terms.loss, terms.log
 
@@ -109,7 +110,7 @@ class HeldOut(Watch):
         self.dataset, self.facts = dataset, facts
 
     @torch.no_grad()
-    def measure(self, module: PretrainModule) -> dict[str, float | None]:
+    def measure(self, module: PretrainModule, fabric: Fabric) -> dict[str, float | None]:
         """Recall, alignment, uniformity and rank of the network in evaluation mode, see PairQuality."""
         training, settings = module.unet.training, module.settings
         module.unet.eval()
@@ -117,7 +118,7 @@ class HeldOut(Watch):
         for start in range(0, len(self.dataset), settings.micro_batch):
             end = min(start + settings.micro_batch, len(self.dataset))
             batch = collate([self.dataset[Draw(0, k)] for k in range(start, end)])
-            batch = module.transfer_batch_to_device(batch, module.device, 0)
+            batch = fabric.to_device(batch)
             quality.update(
                 module.features(batch), batch, distance=settings.matching.distance, match=settings.matching.match
             )
