@@ -8,9 +8,15 @@ from typing import Any
 
 import pri3d
 from pri3d.api.finetune import FinetuneOptions, FinetuneSettings, resolve_finetuning
-from pri3d.api.plugins import gathered
+from pri3d.api.plugins import gathered, options_class
 from pri3d.api.presets import current
-from pri3d.api.pretrain import PretrainOptions, PretrainSettings, resolve_pretraining
+from pri3d.api.pretrain import (
+    ContrastOptions,
+    MatchingOptions,
+    PretrainOptions,
+    PretrainSettings,
+    resolve_pretraining,
+)
 
 
 def pretrain(data: str | os.PathLike[str] | Sequence[os.PathLike[str]], *preset: str, **options: Any) -> pri3d.runs.Run:
@@ -37,3 +43,18 @@ def finetuning(task: str, preset: str = "quick", **options: Any) -> FinetuneSett
 
 def _known(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
+
+
+def weighted(weights: Mapping[str, float], channels: int = 0, encoder: Any = None, **options: Any) -> Any:
+    """A :class:`pri3d.objectives.WeightedSum`."""
+    from pri3d.objectives import Setup, WeightedSum  # noqa: PLC0415 (this module stays light)
+
+    given = current(options, "pretrain")
+    contrast, matching = ContrastOptions(**given.pop("contrast", {})), MatchingOptions(**given.pop("matching", {}))
+    own = {name: found(**group) for name, group in given.items() if (found := options_class("objectives", name))}
+    return WeightedSum(weights, Setup(channels, encoder, contrast, matching), own)
+
+
+def objective(name: str, **options: Any) -> Any:
+    """The objective of that name."""
+    return weighted({name: 1.0}, **options).terms[name]

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from pri3d.objectives.moco import MocoObjective
+from pri3d.objectives import Setup
+from pri3d.objectives.moco import MocoObjective, MocoOptions
 from pri3d.types import CropBatch
 
 
@@ -39,8 +40,8 @@ def build(norm: str = "batch", seed: int = 0, **options: Any) -> tuple[TinyEncod
     """Encoder and objective whose two sides differ, as after many steps."""
     torch.manual_seed(seed)
     encoder = TinyEncoder(norm)
-    options = {"moco_queue": 20, "moco_dim": 8, "moco_momentum": 0.9, **options}
-    objective = MocoObjective(encoder=encoder, **options)  # type: ignore[arg-type]
+    options = {"queue": 20, "dim": 8, "momentum": 0.9, **options}
+    objective = MocoObjective(Setup(encoder=encoder), MocoOptions(**options))  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in [*objective.key_encoder.parameters(), *objective.key_head.parameters()]:
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -91,7 +92,7 @@ def main(rank: int, world: int, folder: Path) -> None:
         encoder.train(not frozen)
         results[name] = two_steps(encoder, objective, mine, world)
     for norm, group in (("idle", 32), ("batch", 2)):
-        _, objective = build(norm, moco_group=group)
+        _, objective = build(norm, group_size=group)
         torch.manual_seed(10 + rank)
         images = mine[0].crops[:, 1]
         results[f"keys-{norm}"] = objective._keys(images, objective._groups(len(images)))

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import start_processes
 
-from pri3d.objectives import Features, contrast
+from pri3d.api.pretrain import ContrastOptions
+from pri3d.objectives import Features, Setup, contrast
 from pri3d.objectives.contrast import Near, info_nce
-from pri3d.objectives.geometry import GeometryObjective
+from pri3d.objectives.geometry import GeometryObjective, GeometryOptions
 from pri3d.types import PairBatch
 
 SIZES = (2, 3)
@@ -76,7 +77,8 @@ def plane(voxels: bool) -> PairBatch:
 def geometry(rank: int) -> list[Tensor]:
     """Loss and gradients where only process 0 has a surface."""
     torch.manual_seed(0)
-    objective = GeometryObjective(4, points=16, net3d="tiny", negatives="world", exclude_cm=5.0)
+    contrasted = ContrastOptions(points=16, negatives="world", exclude_cm=5.0)
+    objective = GeometryObjective(Setup(channels=4, contrast=contrasted), GeometryOptions(net3d="tiny"))
     terms = objective(Features(torch.randn(1, 2, 4, 8, 8), []), plane(voxels=rank == 0))
     terms.loss.backward()
     return [terms.loss.detach(), *averaged(objective)]

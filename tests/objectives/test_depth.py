@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from test_objectives import CountSyncs
 from torch.nn import functional as F
 
-from pri3d.objectives import Features, WeightedSum
+from flat import weighted
+from pri3d.objectives import Features, Setup
 from pri3d.objectives.depth import DepthObjective, depth_loss, sobel
 from pri3d.types import PairBatch
 
@@ -153,7 +154,7 @@ def test_head_that_knows_the_depth() -> None:
     depth = measured()
     dense = torch.randn(3, 2, 4, 6, 8)
     dense[:, :, 3] = depth[:, :, 1::2, 1::2]
-    objective = DepthObjective(channels=4, points=9)
+    objective = DepthObjective(Setup(channels=4))
     with torch.no_grad():
         objective.head.weight.copy_(torch.tensor([[0.0, 0, 0, 1]]))
         objective.head.bias.zero_()
@@ -173,7 +174,7 @@ def test_head_that_knows_the_depth() -> None:
 
 def test_images_without_depth_are_left_out_of_the_mean() -> None:
     torch.manual_seed(0)
-    objective, dense = DepthObjective(channels=4), torch.randn(3, 2, 4, 6, 8)
+    objective, dense = DepthObjective(Setup(channels=4)), torch.randn(3, 2, 4, 6, 8)
     depth = measured()
     whole = objective(Features(dense, []), batch(depth))
     part = objective(Features(dense[:2], []), batch(depth[:2]))
@@ -192,7 +193,7 @@ def test_images_without_depth_are_left_out_of_the_mean() -> None:
 
 
 def test_nothing_to_measure_gives_zero_and_a_zero_gradient() -> None:
-    objective, dense = DepthObjective(channels=4), torch.randn(2, 2, 4, 6, 8, requires_grad=True)
+    objective, dense = DepthObjective(Setup(channels=4)), torch.randn(2, 2, 4, 6, 8, requires_grad=True)
     terms = objective(Features(dense, []), batch(torch.zeros(2, 2, 12, 16)))
     terms.loss.backward()
     assert float(terms.loss.detach()) == 0
@@ -203,7 +204,7 @@ def test_nothing_to_measure_gives_zero_and_a_zero_gradient() -> None:
 
 
 def test_the_copy_is_not_used() -> None:
-    objective = DepthObjective(channels=4)
+    objective = DepthObjective(Setup(channels=4))
     dense = torch.randn(3, 3, 4, 6, 8, requires_grad=True)
     views = ("first", "second", "copy")
     loss = objective(Features(dense, [], views), batch(measured(), views)).loss
@@ -216,7 +217,7 @@ def test_the_copy_is_not_used() -> None:
 
 
 def test_full_precision_under_autocast() -> None:
-    objective, dense = DepthObjective(channels=4), torch.randn(3, 2, 4, 6, 8).bfloat16()
+    objective, dense = DepthObjective(Setup(channels=4)), torch.randn(3, 2, 4, 6, 8).bfloat16()
     wanted = objective(Features(dense.float(), []), batch(measured())).loss
     with torch.autocast("cpu", torch.bfloat16):
         got = objective(Features(dense, []), batch(measured())).loss
@@ -225,7 +226,7 @@ def test_full_precision_under_autocast() -> None:
 
 
 def test_no_wait_for_the_device() -> None:
-    objective, dense = DepthObjective(channels=4), torch.randn(3, 2, 4, 6, 8, requires_grad=True)
+    objective, dense = DepthObjective(Setup(channels=4)), torch.randn(3, 2, 4, 6, 8, requires_grad=True)
     with CountSyncs() as counter:
         objective(Features(dense, []), batch(measured())).loss.backward()
     assert counter.calls == []
@@ -233,7 +234,7 @@ def test_no_wait_for_the_device() -> None:
 
 
 def test_by_name_beside_another() -> None:
-    objective = WeightedSum({"trivial": 1.0, "depth": 1.0}, {"points": 20, "temperature": 0.2, "channels": 4})
+    objective = weighted({"trivial": 1.0, "depth": 1.0}, points=20, temperature=0.2, channels=4)
     assert objective.views == ("first", "second", "copy")
     terms = objective(Features(torch.randn(3, 3, 4, 6, 8), [], objective.views), batch(measured(), objective.views))
     assert {"trivial/loss", "depth/loss", "depth/rmse", "depth/delta1"} <= set(terms.log)

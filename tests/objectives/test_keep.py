@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pri3d.errors import ConfigError
 from pri3d.networks.encoders import Encoder
-from pri3d.objectives import Features
+from pri3d.objectives import Features, Setup
 from pri3d.objectives.keep import KeepObjective, drift
 from pri3d.types import PairBatch
 
@@ -56,7 +56,7 @@ def change(encoder: Encoder) -> None:
 
 
 def test_zero_at_the_start_and_positive_after_a_change(encoder: Encoder, batch: PairBatch) -> None:
-    objective = KeepObjective(encoder, channels=8, points=3)
+    objective = KeepObjective(Setup(channels=8, encoder=encoder))
     start = objective(look(encoder, batch), batch)
     # Not to the last bit: without gradients a convolution may take another path.
     assert float(start.loss.detach()) == pytest.approx(0, abs=1e-12)
@@ -68,7 +68,7 @@ def test_zero_at_the_start_and_positive_after_a_change(encoder: Encoder, batch: 
 
 
 def test_equals_the_cosine_cell_by_cell(encoder: Encoder, batch: PairBatch) -> None:
-    objective = KeepObjective(encoder)
+    objective = KeepObjective(Setup(encoder=encoder))
     with torch.no_grad():
         before = look(encoder, batch).maps
         change(encoder)
@@ -102,7 +102,7 @@ def test_distance_of_turned_opposite_and_empty_features() -> None:
 
 
 def test_gradient_reaches_the_encoder_and_not_the_copy(encoder: Encoder, batch: PairBatch) -> None:
-    objective = KeepObjective(encoder)
+    objective = KeepObjective(Setup(encoder=encoder))
     before = {name: value.clone() for name, value in objective.state_dict().items()}
     objective.train()
     encoder.train()
@@ -119,16 +119,16 @@ def test_gradient_reaches_the_encoder_and_not_the_copy(encoder: Encoder, batch: 
 
 
 def test_a_checkpoint_brings_the_first_start_back(encoder: Encoder, batch: PairBatch) -> None:
-    objective = KeepObjective(encoder)
+    objective = KeepObjective(Setup(encoder=encoder))
     change(encoder)
     wanted = objective(look(encoder, batch), batch).loss
-    resumed = KeepObjective(Small())
+    resumed = KeepObjective(Setup(encoder=Small()))
     resumed.load_state_dict(objective.state_dict())
     assert torch.equal(resumed(look(encoder, batch), batch).loss, wanted)
 
 
 def test_no_wait_for_the_device(encoder: Encoder, batch: PairBatch) -> None:
-    objective, features = KeepObjective(encoder), look(encoder, batch)
+    objective, features = KeepObjective(Setup(encoder=encoder)), look(encoder, batch)
     with CountSyncs() as counter:
         objective(features, batch).loss.backward()
     assert counter.calls == []
@@ -136,7 +136,7 @@ def test_no_wait_for_the_device(encoder: Encoder, batch: PairBatch) -> None:
 
 
 def test_refuses_what_it_cannot_compare(encoder: Encoder, batch: PairBatch) -> None:
-    objective, features = KeepObjective(encoder), look(encoder, batch)
+    objective, features = KeepObjective(Setup(encoder=encoder)), look(encoder, batch)
     with pytest.raises(ConfigError, match="beside an objective"):
         objective(features._replace(maps=[]), batch)
     with pytest.raises(ConfigError, match="1 maps, but the initial encoder gives 2"):

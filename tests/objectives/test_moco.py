@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from pri3d.errors import ConfigError
 from pri3d.networks.encoders import build_encoder
-from pri3d.objectives import WeightedSum
-from pri3d.objectives.moco import MocoObjective
+from pri3d.objectives import Setup, WeightedSum
+from pri3d.objectives.moco import MocoObjective, MocoOptions
 from pri3d.types import CropBatch
 
 State = dict[str, Tensor]
@@ -89,7 +89,7 @@ def test_steps_equal_the_algorithm_in_loops() -> None:
 
 def test_gradient_reaches_the_query_side_alone() -> None:
     encoder = build_encoder("resnet18")
-    objective = MocoObjective(encoder=encoder, moco_queue=64)
+    objective = MocoObjective(Setup(encoder=encoder), MocoOptions(queue=64))
     before = copied(objective)
     terms = objective(None, CropBatch(crops(4).crops.repeat(1, 1, 1, 3, 3)[..., :32, :32], ["a"] * 4))
     terms.loss.backward()
@@ -110,7 +110,7 @@ def test_gradient_reaches_the_query_side_alone() -> None:
 def test_first_keys_come_from_the_weights_of_the_queries() -> None:
     torch.manual_seed(0)
     encoder = build_encoder("resnet18").eval()
-    objective = MocoObjective(encoder=encoder, moco_queue=64)
+    objective = MocoObjective(Setup(encoder=encoder), MocoOptions(queue=64))
     one = torch.rand(4, 1, 3, 32, 32)
     log = objective(None, CropBatch(one.expand(-1, 2, -1, -1, -1), ["a"] * 4)).log
     assert float(log["cosine"]) == pytest.approx(1, abs=1e-5)
@@ -119,7 +119,7 @@ def test_first_keys_come_from_the_weights_of_the_queries() -> None:
 
 def test_momentum_has_its_closed_form() -> None:
     """With queries that stand still, n steps leave m^n of the way between the two sides."""
-    encoder, objective = build(moco_momentum=0.8)
+    encoder, objective = build(momentum=0.8)
     query, start = copied(encoder), copied(objective.key_encoder)
     for _ in range(9):
         objective.after_step()
@@ -130,12 +130,12 @@ def test_momentum_has_its_closed_form() -> None:
 
 def test_resumed_objective_goes_on_to_the_bit(tmp_path: Path) -> None:
     batches = [crops(6, seed) for seed in range(4)]
-    encoder, objective = build(moco_group=2)
+    encoder, objective = build(group_size=2)
     two_steps(encoder, objective, batches[:2])
     torch.save({"encoder": encoder.state_dict(), "objective": objective.state_dict()}, tmp_path / "state.pt")
     wanted = two_steps(encoder, objective, batches[2:])
     saved = torch.load(tmp_path / "state.pt", weights_only=True)
-    encoder, objective = build(seed=5, moco_group=2)
+    encoder, objective = build(seed=5, group_size=2)
     encoder.load_state_dict(saved["encoder"])
     objective.load_state_dict(saved["objective"])
     found = two_steps(encoder, objective, batches[2:])
@@ -182,7 +182,7 @@ def slow_groups(objective: MocoObjective, images: Tensor, order: list[int], grou
 
 def test_groups_of_a_big_batch_are_shuffled_for_the_keys() -> None:
     """12 crops in groups of 4: queries in order, keys across the groups, each with its own statistics."""
-    encoder, objective = build(moco_group=4)
+    encoder, objective = build(group_size=4)
     batch = crops(12)
     torch.manual_seed(7)
     objective(None, batch)
@@ -196,14 +196,14 @@ def test_groups_of_a_big_batch_are_shuffled_for_the_keys() -> None:
 
 @pytest.mark.parametrize(("norm", "training", "groups"), [("batch", True, 3), ("batch", False, 0), ("none", True, 0)])
 def test_only_statistics_of_the_batch_are_grouped(norm: str, training: bool, groups: int) -> None:
-    encoder, objective = build(norm, moco_group=4)
+    encoder, objective = build(norm, group_size=4)
     encoder.train(training)
     assert objective._groups(12) == groups
-    assert build(norm, moco_group=0)[1]._groups(12) == min(groups, 1) or not training
+    assert build(norm, group_size=0)[1]._groups(12) == min(groups, 1) or not training
 
 
 def test_synchronised_norm_is_not_shuffled() -> None:
-    encoder, objective = build(moco_group=4)
+    encoder, objective = build(group_size=4)
     torch.nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
     assert objective._groups(12) == 0
 
@@ -217,7 +217,7 @@ def test_frozen_layers_normalise_alike_on_both_sides() -> None:
 
 
 def test_nothing_waits_for_the_device() -> None:
-    _, objective = build(moco_group=3)
+    _, objective = build(group_size=3)
     with CountSyncs() as counted:
         objective(None, crops(6)).loss.backward()
         objective.after_step()
@@ -234,8 +234,8 @@ def test_contrast_stays_float32_under_autocast() -> None:
 
 
 def test_queue_must_hold_a_step() -> None:
-    _, objective = build(moco_queue=7)
-    with pytest.raises(ConfigError, match="moco_queue = 7: one optimizer step makes 8 keys"):
+    _, objective = build(queue=7)
+    with pytest.raises(ConfigError, match=r"--moco\.queue 7: one optimizer step makes 8 keys"):
         objective(None, crops(8))
     objective(None, crops(4))
     with pytest.raises(ConfigError, match="after_step"):
@@ -245,16 +245,17 @@ def test_queue_must_hold_a_step() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"moco_queue": 0}, "moco_queue = 0"),
-        ({"moco_momentum": 1.0}, "moco_momentum = 1.0"),
-        ({"moco_temperature": 0.0}, "moco_temperature = 0.0"),
-        ({"moco_group": -1, "moco_dim": 0}, "moco_dim = 0.*moco_group = -1"),
+        ({"queue": 0}, "--moco.queue 0: give at least 1"),
+        ({"momentum": 1.0}, "--moco.momentum 1.0: give less than 1"),
+        ({"temperature": 0.0}, "--moco.temperature 0.0: give at least 0.025"),
+        ({"group_size": -1, "dim": 0}, "--moco.group-size -1.*--moco.dim 0"),
         ({"encoder": None}, "needs the network's encoder"),
     ],
 )
 def test_impossible_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        MocoObjective(**{"encoder": build_encoder("resnet18"), **options})
+        encoder = options.pop("encoder", build_encoder("resnet18"))
+        MocoObjective(Setup(encoder=encoder), MocoOptions(**options))
 
 
 def test_batch_without_crops_is_refused() -> None:
@@ -266,7 +267,7 @@ def test_batch_without_crops_is_refused() -> None:
 
 def test_runs_beside_other_settings_and_wants_no_image_of_a_pair() -> None:
     encoder = build_encoder("resnet18")
-    total = WeightedSum({"moco": 2.0}, {"encoder": encoder, "channels": 8, "temperature": 0.4, "moco_queue": 32})
+    total = WeightedSum({"moco": 2.0}, Setup(channels=8, encoder=encoder), {"moco": MocoOptions(queue=32)})
     assert total.views == ()
     terms = total(None, CropBatch(torch.rand(3, 2, 3, 32, 32), ["a"] * 3))
     assert float(terms.loss.detach()) == pytest.approx(2 * float(terms.log["moco/loss"]))

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from flat import objective as build
+from flat import weighted
+from pri3d.api.pretrain import ContrastOptions
 from pri3d.data.pairs import PairDataset, collate
 from pri3d.data.sampler import Draw
 from pri3d.errors import ConfigError
 from pri3d.geometry.matching import choose, match_pixels, match_voxels
-from pri3d.objectives import Features, WeightedSum
+from pri3d.objectives import Features
 from pri3d.objectives.contrast import Near, info_nce
-from pri3d.objectives.geometry import GeometryObjective
-from pri3d.objectives.view import ViewObjective, pick_views
+from pri3d.objectives.view import pick_views
 from pri3d.store import Store
 from pri3d.types import PairBatch
 from syncs import CountSyncs
@@ -43,7 +45,7 @@ def features(batch: PairBatch, seed: int = 0) -> torch.Tensor:
 
 def test_sum_is_weighted_and_every_part_gets_gradients(batch: PairBatch) -> None:
     torch.manual_seed(0)
-    objective = WeightedSum({"view": 2.0, "geometry": 0.5}, SETTINGS)
+    objective = weighted({"view": 2.0, "geometry": 0.5}, **SETTINGS)
     maps = features(batch)
     terms = objective(Features(maps, []), batch)
     wanted = 2 * terms.log["view/loss"] + 0.5 * terms.log["geometry/loss"]
@@ -55,7 +57,7 @@ def test_sum_is_weighted_and_every_part_gets_gradients(batch: PairBatch) -> None
 
 
 def test_loss_of_random_features_is_near_chance_and_of_true_ones_near_zero(batch: PairBatch) -> None:
-    objective = ViewObjective(points=50, temperature=0.1, distance=0.1)
+    objective = build("view", points=50, temperature=0.1, distance=0.1)
     log = objective(Features(features(batch), []), batch).log
     grid = (24, 32)
     matches = match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, grid, 0.1)
@@ -91,11 +93,11 @@ def test_matching_and_loss_never_wait_for_the_device(batch: PairBatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("match", "negatives", "points"), [("point", "sample", 0), ("depth", "batch", 50), ("relative", "world", 50)]
+    ("match", "negatives", "points"), [("point", "sample", "all"), ("depth", "batch", 50), ("relative", "world", 50)]
 )
-def test_no_option_waits_for_the_device(batch: PairBatch, match: str, negatives: str, points: int) -> None:
+def test_no_option_waits_for_the_device(batch: PairBatch, match: str, negatives: str, points: int | str) -> None:
     options = {"match": match, "negatives": negatives, "points": points, "exclude_px": 3.0, "exclude_cm": 5.0}
-    view, geometry = ViewObjective(**options), GeometryObjective(8, net3d="tiny", **options)  # type: ignore[arg-type]
+    view, geometry = build("view", **options), build("geometry", channels=8, net3d="tiny", **options)
     given, volume = Features(features(batch), []), torch.randn(len(batch.voxel_cells), 96)
     with CountSyncs() as counter:
         (view(given, batch).loss + geometry.contrast(given, batch, volume).loss).backward()
@@ -124,7 +126,7 @@ def test_pick_equals_indexing_and_its_gradient_adds_up() -> None:
 
 
 def test_batches_without_matches_or_voxels_give_zero(batch: PairBatch) -> None:
-    objective = WeightedSum({"view": 1.0, "geometry": 1.0}, SETTINGS)
+    objective = weighted({"view": 1.0, "geometry": 1.0}, **SETTINGS)
     maps = features(batch)
     blind = batch._replace(depth=torch.zeros_like(batch.depth), voxel_cells=batch.voxel_cells[:0])
     terms = objective(Features(maps, []), blind)
@@ -137,7 +139,7 @@ def test_batches_without_matches_or_voxels_give_zero(batch: PairBatch) -> None:
 def test_exclusion_is_by_pixels_of_either_image_and_by_measured_points(batch: PairBatch) -> None:
     """Against places worked out here: cells of 2 x 2 pixels, and world points of the first frame's pixels."""
     maps, grid = features(batch), (24, 32)
-    objective = ViewObjective(points=60, distance=0.1, exclude_px=5.0, exclude_cm=30.0)
+    objective = build("view", points=60, distance=0.1, exclude_px=5.0, exclude_cm=30.0)
     matches = match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, grid, 0.1)
     matches = choose(matches, 60, batch.seeds)
     pixels = [torch.stack((cell % 32 * 2 + 1, cell // 32 * 2 + 1), -1).float() for cell in matches[:2]]
@@ -153,18 +155,20 @@ def test_exclusion_is_by_pixels_of_either_image_and_by_measured_points(batch: Pa
     torch.testing.assert_close(terms.loss, wanted.loss.mean())
     torch.testing.assert_close(terms.log["chance"], wanted.chance.mean())
     for fewer in ({"exclude_px": 5.0}, {"exclude_cm": 30.0}):
-        other = ViewObjective(points=60, distance=0.1, **fewer)(Features(maps, []), batch)
+        other = build("view", points=60, distance=0.1, **fewer)(Features(maps, []), batch)
         assert float(terms.log["chance"]) < float(other.log["chance"])
 
 
 def test_geometry_excludes_voxels_of_both_frames_of_a_pair(batch: PairBatch) -> None:
     """Pooled, the world of a pair is one: excluding by 3D then takes more than the own frame's voxels."""
     torch.manual_seed(0)
-    objective = GeometryObjective(8, points=60, net3d="tiny", negatives="batch")
+    objective = build("geometry", channels=8, points=60, net3d="tiny", negatives="batch")
     given, volume = Features(features(batch), []), torch.randn(len(batch.voxel_cells), 96)
     log = {}
     for radii in ((0, 0), (0, 30), (4, 0), (4, 30), (0, 1e-6), (1e4, 0), (0, 1e6)):
-        objective.exclude_px, objective.exclude_cm = map(float, radii)
+        objective.contrast_options = ContrastOptions(
+            points=60, negatives="batch", exclude_px=radii[0], exclude_cm=radii[1]
+        )
         log[radii] = float(objective.contrast(given, batch, volume).log["chance"])
     matched = 6 * float(objective.contrast(given, batch, volume).log["matches"])
     assert log[0, 0] == pytest.approx(np.log(matched), abs=1e-5)
@@ -179,16 +183,16 @@ def test_geometry_excludes_voxels_of_both_frames_of_a_pair(batch: PairBatch) -> 
 def test_all_points_of_a_pair_can_be_contrasted(batch: PairBatch) -> None:
     maps, grid = features(batch), (24, 32)
     matches = match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, grid, 0.1)
-    terms = ViewObjective(points=0, distance=0.1)(Features(maps, []), batch)
+    terms = build("view", points="all", distance=0.1)(Features(maps, []), batch)
     assert float(terms.log["matches"]) == pytest.approx(float(matches.valid.sum(1).float().mean()))
-    drawn = ViewObjective(points=10_000, distance=0.1)(Features(maps, []), batch)
+    drawn = build("view", points=10_000, distance=0.1)(Features(maps, []), batch)
     torch.testing.assert_close(terms.loss, drawn.loss)
 
 
 def test_processes_evaluate_by_themselves(batch: PairBatch, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr("pri3d.objectives.view.info_nce", lambda *args: asked.append(args[4]) or info_nce(*args))
-    objective = ViewObjective(points=50, distance=0.1, negatives="world")
+    objective = build("view", points=50, distance=0.1, negatives="world")
     losses = [objective.train(mode)(Features(features(batch), []), batch).loss for mode in (True, False)]
     assert asked == ["world", "batch"]
     torch.testing.assert_close(losses[0], losses[1])
@@ -196,13 +200,13 @@ def test_processes_evaluate_by_themselves(batch: PairBatch, monkeypatch: pytest.
 
 @pytest.mark.parametrize("name", ["exclude_px", "exclude_cm"])
 def test_negative_radii_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=name):
-        ViewObjective(**{name: -1.0})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=f"--contrast.{name.replace('_', '-')} -1.0: give at least 0"):
+        build("view", **{name: -1.0})
 
 
 def test_one_chunk_a_pair_contrasts_the_first_frames_alone(batch: PairBatch) -> None:
     torch.manual_seed(0)
-    one = WeightedSum({"geometry": 1.0}, SETTINGS | {"chunks": 1})
+    one = weighted({"geometry": 1.0}, **SETTINGS, chunks=1)
     first = batch.voxel_cells[:, 0] % 2 == 0
     cells = batch.voxel_cells[first].clone()
     cells[:, 0] //= 2
@@ -215,7 +219,7 @@ def test_one_chunk_a_pair_contrasts_the_first_frames_alone(batch: PairBatch) -> 
 
 def test_colour_input_changes_the_result(batch: PairBatch) -> None:
     torch.manual_seed(0)
-    objective = WeightedSum({"geometry": 1.0}, SETTINGS | {"voxel_input": "color"})
+    objective = weighted({"geometry": 1.0}, **SETTINGS | {"voxel_input": "color"})
     maps = features(batch)
     plain = objective(Features(maps, []), batch).loss
     tinted = objective(Features(maps, []), batch._replace(voxel_color=torch.randint_like(batch.voxel_color, 256))).loss
@@ -225,4 +229,4 @@ def test_colour_input_changes_the_result(batch: PairBatch) -> None:
 @pytest.mark.parametrize("weights", [{}, {"view": 0.0}, {"view": -1.0}])
 def test_weights_must_make_sense(weights: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="objectives"):
-        WeightedSum(weights, SETTINGS)
+        weighted(weights, **SETTINGS)

@@ -9,9 +9,11 @@ import torch
 from test_objectives import CountSyncs
 from torch.nn import functional as F
 
+from flat import objective as build
+from flat import weighted
 from pri3d.errors import ConfigError
-from pri3d.objectives import Features, WeightedSum
-from pri3d.objectives.trivial import TrivialObjective, draw_cells
+from pri3d.objectives import Features
+from pri3d.objectives.trivial import draw_cells
 from pri3d.types import PairBatch
 
 VIEWS = ("first", "copy")
@@ -42,7 +44,7 @@ def random_maps(images: int = 2, channels: int = 64) -> torch.Tensor:
 @pytest.mark.parametrize("points", [0, 20, 1000])
 def test_equals_the_formula_in_loops(points: int) -> None:
     dense = random_maps(channels=5).detach()
-    terms = TrivialObjective(points=points, temperature=0.3)(Features(dense, [], VIEWS), batch())
+    terms = build("trivial", points=points or "all", temperature=0.3)(Features(dense, [], VIEWS), batch())
     cells = draw_cells(GRID, points, batch().seeds)
     total, hits = 0.0, 0
     for b in range(3):
@@ -61,11 +63,11 @@ def test_equals_the_formula_in_loops(points: int) -> None:
 
 def test_equal_copies_score_zero_and_unrelated_ones_chance() -> None:
     dense = random_maps().detach()
-    objective = TrivialObjective(points=0, temperature=0.05)
+    objective = build("trivial", points="all", temperature=0.05)
     same = objective(Features(dense[:, :1].expand(-1, 2, -1, -1, -1), [], VIEWS), batch())
     assert float(same.loss) < 1e-2
     assert float(same.log["recall"]) == 1
-    apart = TrivialObjective(points=0, temperature=1.0)(Features(dense, [], VIEWS), batch())
+    apart = build("trivial", points="all", temperature=1.0)(Features(dense, [], VIEWS), batch())
     assert float(apart.loss) == pytest.approx(float(apart.log["chance"]), abs=0.05)
     assert float(apart.log["recall"]) < 0.1
 
@@ -73,8 +75,8 @@ def test_equal_copies_score_zero_and_unrelated_ones_chance() -> None:
 def test_second_frame_takes_no_part() -> None:
     dense = random_maps(images=3)
     views = ("first", "second", "copy")
-    loss = TrivialObjective(points=20)(Features(dense, [], views), batch()).loss
-    two = TrivialObjective(points=20)(Features(dense[:, ::2], [], VIEWS), batch()).loss
+    loss = build("trivial", points=20)(Features(dense, [], views), batch()).loss
+    two = build("trivial", points=20)(Features(dense[:, ::2], [], VIEWS), batch()).loss
     assert torch.equal(loss, two)
     loss.backward()
     assert dense.grad is not None
@@ -97,7 +99,7 @@ def test_cells_are_drawn_without_replacement_and_by_the_seed_alone() -> None:
 def test_near_cells_are_no_negatives_where_asked() -> None:
     """A cell is 2 pixels wide; within 2.5 pixels lie the four neighbours, which leaves 48 - 5 negatives inside."""
     dense = random_maps()
-    objective = TrivialObjective(points=0, temperature=0.3, exclude_px=2.5, exclude_cm=5.0)
+    objective = build("trivial", points="all", temperature=0.3, exclude_px=2.5, exclude_cm=5.0)
     terms = objective(Features(dense, [], VIEWS), batch())
     row, column = torch.arange(48) // 8, torch.arange(48) % 8
     apart = (row[:, None] - row).abs() + (column[:, None] - column).abs()
@@ -110,7 +112,7 @@ def test_near_cells_are_no_negatives_where_asked() -> None:
 
 
 def test_negatives_of_the_whole_batch() -> None:
-    objective = TrivialObjective(points=20, temperature=0.3, negatives="batch")
+    objective = build("trivial", points=20, temperature=0.3, negatives="batch")
     log = objective(Features(random_maps(), [], VIEWS), batch()).log
     assert float(log["chance"]) == pytest.approx(math.log(60))
     assert float(log["matches"]) == 20
@@ -118,18 +120,18 @@ def test_negatives_of_the_whole_batch() -> None:
 
 def test_no_wait_for_the_device() -> None:
     with CountSyncs() as counter:
-        terms = TrivialObjective(points=20)(Features(random_maps(), [], VIEWS), batch())
+        terms = build("trivial", points=20)(Features(random_maps(), [], VIEWS), batch())
         terms.loss.backward()
     assert counter.calls == []
     assert counter.total > 30
 
 
 def test_by_name_with_its_views() -> None:
-    objective = WeightedSum({"trivial": 1.0}, {"points": 20, "temperature": 0.2, "channels": 64})
+    objective = weighted({"trivial": 1.0}, points=20, temperature=0.2, channels=64)
     assert objective.views == VIEWS
     assert "trivial/recall" in objective(Features(random_maps(), [], VIEWS), batch()).log
 
 
 def test_one_point_has_no_negative() -> None:
-    with pytest.raises(ConfigError, match="points"):
-        TrivialObjective(points=1)(Features(random_maps(), [], VIEWS), batch())
+    with pytest.raises(ConfigError, match="points 1: give at least 2, or all"):
+        build("trivial", points=1)(Features(random_maps(), [], VIEWS), batch())

@@ -12,21 +12,26 @@ import pytest
 import torch
 import yaml
 
+import pri3d
+from flat import finetune
+from pri3d.api.finetune import FinetuneSettings
+from pri3d.api.options import VERBS
+from pri3d.cli import flags_of
 from pri3d.errors import ConfigError, DataError, Pri3DError, WeightsError
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.networks.unet import build_unet
 from pri3d.networks.weights import read_provenance, read_state, save_model, save_state
+from pri3d.registry import TASKS
 from pri3d.store import Store
-from pri3d.tasks import TASKS, find_task
+from pri3d.tasks import find_task
 from pri3d.tasks.semantic import load_semantic
 from pri3d.training.comparison import Job, Row, default_name
-from pri3d.training.finetune import finetune
 
 SMALL = {"size": "64x48", "batch": 4, "micro_batch": 4, "workers": 0, "precision": "fp32"}
 
 
 def run_small(store: Path, run: Path, **options: object) -> Path:
-    return finetune("semantic", store, run=run, **{"val": store, "steps": 4, **SMALL, **options})  # type: ignore[arg-type]
+    return finetune("semantic", store, run=run, **{"val": store, "steps": 4, **SMALL, **options}).path
 
 
 def test_run_leaves_scores_and_a_network_that_loads(rooms_store: Path, tmp_path: Path) -> None:
@@ -99,7 +104,7 @@ def test_finished_run_resumes_to_itself_and_a_shorter_history_is_continued(rooms
         ({"fraction": 0.0}, "fraction"),
         ({"fraction": 0.05}, "--fraction"),
         ({"preset": "quik"}, "Choices"),
-        ({"augment": "nope"}, "--augment nope: unknown. Choices: strong"),
+        ({"augment": "nope"}, "--augment 'nope': choose one of strong"),
         ({"tune": "last-9"}, "last-9"),
         ({"tune": "lora-4"}, "has no attention"),
         ({"network": "deeplabv3", "micro_batch": 1, "sync_bn": True}, "--micro-batch 1: deeplabv3 needs 2"),
@@ -113,13 +118,13 @@ def test_wrong_input_is_refused(rooms_store: Path, tmp_path: Path, options: dict
 
 def test_network_flags_may_not_contradict_the_weights(rooms_store: Path, tmp_path: Path) -> None:
     save_model(build_unet("resnet18", "slim", 32), tmp_path / "pre.safetensors", {})
-    with pytest.raises(ConfigError, match="--channels 64"):
+    with pytest.raises(ConfigError, match=r"--semantic\.channels 64"):
         run_small(rooms_store, tmp_path / "run", weights=str(tmp_path / "pre.safetensors"), channels=64)
 
 
 def test_unknown_task_is_refused(rooms_store: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="semantic"):
-        finetune("depth", rooms_store, rooms_store)
+        finetune("depth", rooms_store, val=rooms_store)
 
 
 def test_missing_store_is_named(tmp_path: Path) -> None:
@@ -128,13 +133,18 @@ def test_missing_store_is_named(tmp_path: Path) -> None:
 
 
 def test_every_setting_is_an_option_of_the_verb() -> None:
-    options = inspect.signature(finetune).parameters
+    """Those of a task are handed over as ``options`` and are flags of its group."""
+    parameters = inspect.signature(pri3d.finetune).parameters
+    assert {field.name for field in dataclasses.fields(FinetuneSettings)} - {"own"} <= parameters.keys()
     for task in TASKS:
-        assert {field.name for field in dataclasses.fields(find_task(task).recipe.settings_type)} <= options.keys()
+        flags = {flag.name for flag in flags_of(VERBS["finetune"], [task])}
+        own = find_task(task).options
+        assert own.group == task
+        assert {f"{task}.{field.name}" for field in dataclasses.fields(own)} <= flags
 
 
 def test_an_option_of_another_task_is_refused(rooms_store: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--rois: no setting of task semantic"):
+    with pytest.raises(ConfigError, match=r"--instance\.rois: no option of task semantic"):
         run_small(rooms_store, tmp_path / "run", rois=8)
 
 
@@ -270,7 +280,7 @@ def test_what_was_not_loaded_is_not_kept(rooms_store: Path, tmp_path: Path) -> N
     for name, given in (("scratch", {}), (str(tmp_path / "pre.safetensors"), {}), ("scratch", {"tune": "last-3"})):
         run = run_small(rooms_store, tmp_path / str(len(stated)), preset=str(preset), weights=name, steps=1, **given)
         settings = yaml.safe_load((run / "config.yaml").read_text())["settings"]
-        stated.append((settings["tune"], settings["norm"]))
+        stated.append((settings["tune"], settings["backbone"]["norm"]))
     assert stated == [("full", "train"), ("last-3", "frozen"), ("last-3", "train")]
 
 
@@ -305,7 +315,7 @@ def test_a_fine_tuned_network_is_a_start_too(rooms_store: Path, tmp_path: Path) 
     boxes = finetune(
         "instance", rooms_store, run=tmp_path / "c", weights=str(first), steps=1, batch=2, micro_batch=2, workers=0,
         short_side=48, long_side=64, rois=8, min_area=1, lr=1e-12, precision="fp32",
-    )  # fmt: skip
+    ).path  # fmt: skip
     third = run_small(rooms_store, tmp_path / "d", weights=str(boxes), network="pspnet", steps=1, lr=1e-12)
     after = read_state(third)
     assert torch.allclose(after["encoder.layer4.1.conv2.weight"], before["encoder.layer4.1.conv2.weight"], atol=1e-9)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from processes import finish, gap, start_verb, wait_until
 
+from flat import finetune
 from pri3d.networks.weights import read_state
 from pri3d.runs import read_json, read_metrics
-from pri3d.training.finetune import finetune
 from pri3d.training.launch import InterruptedRunError
 from pri3d.training.loop import StepModule
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from pri3d.settings import resolve
-from pri3d.training.settings import PretrainSettings
 from small import SMALLER, run_small, same, stop_after
 
-from pri3d.cli import build_parser, normalise
+from flat import pretrain, pretraining
+from pri3d.api.options import VERBS
+from pri3d.cli import parse as parse_words
 from pri3d.data.crops import CropDataset
 from pri3d.data.mixture import open_mixture
 from pri3d.data.pairs import MixedPairs
@@ -25,8 +25,7 @@ from pri3d.networks.weights import load_model
 from pri3d.preparation.prepare import prepare
 from pri3d.probing.probe import probe
 from pri3d.store import PairTable, write_pairs
-from pri3d.training.pretrain import pretrain
-from pri3d.training.pretraining_data import Plan
+from pri3d.training.pretraining_data import PretrainData
 from pri3d.worlds.write import rooms
 
 MOCO: dict[str, Any] = {"objectives": {"moco": 1.0}, "crop": 32, "moco_queue": 64}
@@ -47,9 +46,9 @@ def both(rooms_store: Path, other_store: Path) -> list[Path]:
     return [rooms_store, Path(f"{other_store}:0.5")]
 
 
-def plan(data: list[Path], images: Path | None = None, **given: object) -> Plan:
-    settings = resolve(PretrainSettings, "pretrain", "quick", {**SMALLER, **given})
-    planned = Plan(open_mixture(data), settings, images)
+def plan(data: list[Path], **given: object) -> PretrainData:
+    own = {name: value for name, value in {**SMALLER, **given}.items() if name != "workers"}
+    planned = PretrainData(open_mixture(data), pretraining(**own))
     planned.check()
     return planned
 
@@ -118,7 +117,7 @@ def test_the_run_is_called_after_all(
     both: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rooms_store: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert pretrain(both, **SMALLER) == Path(f"runs/{rooms_store.name}+wide-quick")
+    assert pretrain(both, **SMALLER).path == Path(f"runs/{rooms_store.name}+wide-quick")
 
 
 def test_probing_a_member_on_pairs_it_has_seen_is_refused(both: list[Path], other_store: Path, tmp_path: Path) -> None:
@@ -154,7 +153,7 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
-def crop_sources(planned: Plan, total: int) -> list[int]:
+def crop_sources(planned: PretrainData, total: int) -> list[int]:
     feed = planned.feed(())
     assert isinstance(feed.dataset, CropDataset)
     ends = np.cumsum(feed.dataset.sizes)
@@ -164,13 +163,13 @@ def crop_sources(planned: Plan, total: int) -> list[int]:
 def test_crops_of_several_stores(both: list[Path], images: Path) -> None:
     frames = crop_sources(plan(both, **MOCO, batch=6), 60)
     assert all(frames[k : k + 6].count(1) == 2 for k in range(0, 60, 6))
-    half = crop_sources(plan(both, images, **MOCO, batch=12, mix="half"), 60)
+    half = crop_sources(plan(both, images=images, **MOCO, batch=12, mix="half"), 60)
     assert all([half[k : k + 12].count(s) for s in range(3)] == [4, 2, 6] for k in range(0, 60, 12))
-    turns = crop_sources(plan(both, images, **MOCO, batch=4, mix="alternate"), 48)
+    turns = crop_sources(plan(both, images=images, **MOCO, batch=4, mix="alternate"), 48)
     assert all(len(set(turns[k : k + 4])) == 1 for k in range(0, 48, 4))
     assert [turns.count(s) for s in range(3)] == [16, 8, 24]
     with pytest.raises(ConfigError, match="--mix combine: shuffles all"):
-        plan(both, images, **MOCO, mix="combine")
+        plan(both, images=images, **MOCO, mix="combine")
 
 
 def test_crops_of_several_stores_train(both: list[Path], tmp_path: Path) -> None:
@@ -180,12 +179,12 @@ def test_crops_of_several_stores_train(both: list[Path], tmp_path: Path) -> None
 
 def test_the_command_line_takes_several() -> None:
     def parse(line: str) -> Any:
-        words = normalise(line.split(), pretrain)
-        return build_parser("pretrain", pretrain).parse_args(words)
+        return VERBS["pretrain"].options(**parse_words(VERBS["pretrain"], line.split()))
 
     assert parse("out/a").data == [Path("out/a")]
-    found = parse("out/a:1 out/b:0.5 --steps 3 --no-channels-last")
-    assert (found.data, found.steps, found.channels_last) == ([Path("out/a:1"), Path("out/b:0.5")], 3, False)
+    found = parse("out/a:1 out/b:0.5 --steps 3 --compute.no-channels-last")
+    assert (found.data, found.steps) == ([Path("out/a:1"), Path("out/b:0.5")], 3)
+    assert found.given()["compute"] == {"channels_last": False}
     assert parse("--steps 3 out/a").data == [Path("out/a")]
     with pytest.raises(SystemExit):
         parse("--steps 3")

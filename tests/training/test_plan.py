@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pri3d.settings import resolve
-from pri3d.training.settings import PretrainSettings
 from small import SMALLER, run_small
 
+from flat import pretraining
+from pri3d.api.pretrain import PretrainSettings
 from pri3d.data.crops import CropDataset
 from pri3d.data.mixture import open_mixture
 from pri3d.data.pairs import PairDataset
@@ -23,7 +23,7 @@ from pri3d.data.sampler import Draw
 from pri3d.errors import ConfigError, DataError, Pri3DError, WeightsError
 from pri3d.store import PairTable, Store, read_manifest, write_manifest, write_pairs
 from pri3d.training.launch import Launch, Options
-from pri3d.training.pretraining_data import Plan
+from pri3d.training.pretraining_data import PretrainData
 from pri3d.types import CropBatch
 
 
@@ -49,11 +49,11 @@ def images(tmp_path: Path) -> Path:
 
 
 def settings(**given: object) -> PretrainSettings:
-    return resolve(PretrainSettings, "pretrain", "quick", {**SMALLER, **given})
+    return pretraining(**{name: value for name, value in {**SMALLER, **given}.items() if name != "workers"})
 
 
-def plan(store: Path, images: Path | None = None, **given: object) -> Plan:
-    return Plan(open_mixture(store), settings(**given), images)
+def plan(store: Path, **given: object) -> PretrainData:
+    return PretrainData(open_mixture(store), settings(**given))
 
 
 def refusal(store: Path, run: Path, kind: type[Pri3DError] = ConfigError, **options: object) -> str:
@@ -92,10 +92,10 @@ def test_everything_in_the_way_is_told_at_once(
         "unknown encoder 'resnet19'. Did you mean resnet18",
         "--size",
         "wild",
-        "--mix half: name the folder of further images with --images",
+        "--moco.mix half: name the folder of further images with --moco.images",
         "--workers -1: give at least 0",
-        "--save-every 0: give at least 1",
-        "--keep-checkpoints 0: give at least 1",
+        "--checkpoint.every 0: give at least 1",
+        "--checkpoint.keep 0: give at least 1",
         "--wandb: Weights & Biases is not installed; run pip install wandb",
     ):
         assert part in text
@@ -109,7 +109,7 @@ def test_settings_and_store_are_told_together(tmp_path: Path) -> None:
 
 
 def test_a_network_that_cannot_be_is_told_with_the_data(bare_store: Path, tmp_path: Path) -> None:
-    text = refusal(bare_store, tmp_path / "run", init=str(tmp_path / "no.pth"))
+    text = refusal(bare_store, tmp_path / "run", weights=str(tmp_path / "no.pth"))
     assert "training pairs" in text
     assert "no.pth': no such file. Choices: scratch, imagenet, timm:NAME, or a weights file" in text
 
@@ -122,7 +122,7 @@ def test_metres_of_an_unknown_unit_are_refused(rooms_store: Path, tmp_path: Path
     write_manifest(folder, manifest)
     text = refusal(folder, tmp_path / "run")
     assert "room-0001" in text
-    assert "--match relative" in text
+    assert "--matching.match relative" in text
     plan(folder, match="relative", distance=0.02).check()
     plan(folder, objectives={"trivial": 1.0}).check()
 
@@ -155,9 +155,9 @@ def test_imagenet_weights_that_cannot_be_fetched_say_how_to_give_a_file(
 
     monkeypatch.setattr(torch.hub, "urlopen", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
-    text = refusal(rooms_store, tmp_path / "run", WeightsError, encoder="resnet18", init="imagenet")
+    text = refusal(rooms_store, tmp_path / "run", WeightsError, encoder="resnet18", weights="imagenet")
     assert "the ImageNet weights of 'resnet18' cannot be fetched" in text
-    assert "give the file with --init PATH, or start with --init scratch" in text
+    assert "give the file with --weights PATH, or start with --weights scratch" in text
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_processes_share_whole_passes(world: int, micro: int, fits: bool) -> Non
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_synchronised_norms_need_gpus() -> None:
     Options().check(settings(sync_bn=True))  # of one process nothing is to be synchronised
-    with pytest.raises(ConfigError, match="--sync-bn"):
+    with pytest.raises(ConfigError, match=r"--compute\.sync-bn"):
         Options(launch=Launch(0, 2, 1)).check(settings(sync_bn=True))
 
 
@@ -185,8 +185,8 @@ MOCO: dict[str, Any] = {"objectives": {"moco": 1.0}, "crop": 32, "moco_queue": 6
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        ({**MOCO, "mix": "combine"}, "--mix combine: name the folder"),
-        ({"mix": "alternate"}, "--mix alternate: name the folder"),
+        ({**MOCO, "mix": "combine"}, "--moco.mix combine: name the folder"),
+        ({"mix": "alternate"}, "--moco.mix alternate: name the folder"),
     ],
 )
 def test_a_mixture_needs_images(rooms_store: Path, given: dict[str, Any], word: str) -> None:
@@ -199,13 +199,13 @@ def test_images_that_nothing_would_learn_from_are_refused(
     rooms_store: Path, images: Path, given: dict[str, Any]
 ) -> None:
     with pytest.raises(ConfigError, match="only moco by itself learns from further images"):
-        plan(rooms_store, images, **given).check()
+        plan(rooms_store, images=images, **given).check()
 
 
 def test_a_folder_without_images_is_refused(rooms_store: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no image in this folder"):
-        plan(rooms_store, tmp_path / "empty", **MOCO, mix="combine").check()
+        plan(rooms_store, images=tmp_path / "empty", **MOCO, mix="combine").check()
 
 
 def test_geometry_needs_a_voxel_that_the_store_can_give(rooms_store: Path) -> None:
@@ -217,7 +217,7 @@ def test_geometry_needs_a_voxel_that_the_store_can_give(rooms_store: Path) -> No
 
 def sources(store: Path, images: Path, mix: str, total: int, start: int = 0) -> list[str]:
     """Where the items of a stream come from, by their names."""
-    planned = plan(store, images, **MOCO, mix=mix)
+    planned = plan(store, images=images, **MOCO, mix=mix)
     planned.check()
     feed = planned.feed(())
     assert isinstance(feed.dataset, CropDataset)
@@ -244,7 +244,7 @@ def test_combined_sources_are_one_data_set(rooms_store: Path, images: Path) -> N
 
 
 def test_crops_are_batches_of_two_of_each_image(rooms_store: Path, images: Path) -> None:
-    feed = plan(rooms_store, images, **MOCO, mix="half").feed(())
+    feed = plan(rooms_store, images=images, **MOCO, mix="half").feed(())
     batch = feed.collate([feed.dataset[Draw(0, k)] for k in (0, 41)])  # type: ignore[index]
     assert isinstance(batch, CropBatch)
     assert batch.crops.shape == (2, 2, 3, 32, 32)

@@ -13,14 +13,15 @@ import torch
 import yaml
 from processes import SMALL, wait_until
 
+from flat import pretrain
+from pri3d.api.presets import RENAMED
 from pri3d.errors import ConfigError, DataError, Pri3DError
 from pri3d.networks.weights import load_model, read_provenance, read_state
 from pri3d.runs import read_metrics
-from pri3d.training.pretrain import pretrain
 
 
 def run_small(store: Path, run: Path, **options: object) -> Path:
-    return pretrain(store, run=run, **{"steps": 2, "workers": 0, **SMALL, **options})  # type: ignore[arg-type]
+    return pretrain(store, run=run, **{"steps": 2, "workers": 0, **SMALL, **options}).path
 
 
 def same(one: Path, two: Path) -> bool:
@@ -31,7 +32,7 @@ def same(one: Path, two: Path) -> bool:
 def test_run_leaves_weights_metrics_and_provenance(rooms_store: Path, tmp_path: Path) -> None:
     run = run_small(rooms_store, tmp_path / "run")
     config = yaml.safe_load((run / "config.yaml").read_text())
-    assert config["settings"]["points"] == 64
+    assert config["settings"]["contrast"]["points"] == 64
     assert config["provenance"]["data_hash"]
     rows = read_metrics(run / "metrics.csv")
     assert [row["step"] for row in rows] == [1, 2]
@@ -60,7 +61,7 @@ def test_only_the_chosen_objectives_run(rooms_store: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_continue(rooms_store: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = [f"--{key.replace('_', '-')}={value}" for key, value in SMALL.items()]
+    words = [f"--{RENAMED.get(key, key).replace('_', '-')}={value}" for key, value in SMALL.items()]
     command = [sys.executable, "-m", "pri3d", "pretrain", str(rooms_store), "--run", str(run), "--steps", "500", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True)
     wait_until(lambda: (run / "metrics.csv").exists() and len(read_metrics(run / "metrics.csv")) >= 1, process)
@@ -101,7 +102,7 @@ def test_damaged_checkpoint_is_named(rooms_store: Path, tmp_path: Path) -> None:
         ({"size": "big"}, "320x240"),
         ({"batch": 512, "micro_batch": 512}, "training pairs"),
         ({"voxel": 0.05}, "whole multiple"),
-        ({"init": "no-such-file.pth"}, "no-such-file.pth"),
+        ({"weights": "no-such-file.pth"}, "no-such-file.pth"),
         ({"augment": "wild"}, "strong"),
         ({"net3d": "50Z"}, "34C"),
     ],

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import shutil
 import threading
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 import yaml
@@ -15,13 +13,13 @@ from processes import finish, start
 from small import SMALLER, same
 
 import pri3d
+from flat import pretrain
 from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError
 from pri3d.preparation.prepare import prepare
 from pri3d.runs import RunPaths
 from pri3d.store import Store, read_manifest, write_manifest
 from pri3d.training import recordings as prepared
-from pri3d.training.pretrain import pretrain as of_stores
 from pri3d.training.recordings import cache_folder
 from pri3d.worlds.write import rooms
 
@@ -56,13 +54,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_small(data: Any, run: Path, **options: object) -> Path:
-    return pri3d.pretrain(data, run=run, **{**SMALLER, **options})  # type: ignore[no-any-return]
-
-
-def test_the_verb_is_that_of_stores_outside() -> None:
-    assert inspect.signature(pri3d.pretrain) == inspect.signature(of_stores)
-    assert get_type_hints(pri3d.pretrain) == get_type_hints(of_stores)
-    assert pri3d.pretrain.__doc__ == of_stores.__doc__
+    return pretrain(data, run=run, **{**SMALLER, **options}).path
 
 
 def test_a_recording_is_prepared_once_and_trained_on(
@@ -76,7 +68,7 @@ def test_a_recording_is_prepared_once_and_trained_on(
     made = {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")}
     second = run_small(data=recording, run=tmp_path / "second")
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.npz")} == made
-    stored = of_stores(out, run=tmp_path / "third", **SMALLER)
+    stored = run_small(out, tmp_path / "third")
     assert same(first / "weights.safetensors", second / "weights.safetensors")
     assert same(first / "weights.safetensors", stored / "weights.safetensors")
     assert yaml.safe_load((first / "config.yaml").read_text())["provenance"]["data"] == str(out)
@@ -158,8 +150,8 @@ def test_wrong_settings_are_told_before_anything_is_prepared(recording: Path, ca
     (tmp_path / "taken" / "config.yaml").touch()
     with pytest.raises(ConfigError, match=r"2 things[^$]*--steps 0[^$]*holds a run already"):
         run_small(recording, tmp_path / "taken", steps=0)
-    with pytest.raises(TypeError, match="stepps"):
-        run_small(recording, tmp_path / "run", stepps=3)
+    with pytest.raises(ConfigError, match="unknown option --stepps, did you mean --steps"):
+        pri3d.pretrain(recording, run=tmp_path / "run", stepps=3)  # type: ignore[call-arg]
     assert not cache.exists()
 
 
@@ -195,12 +187,11 @@ class TestOtherProcesses:
         """This is the second of two processes, which only shows the data it would train on."""
         for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 2, "RANK": 1}.items():
             monkeypatch.setenv(name, str(value))
-        shown = functools.wraps(of_stores)(lambda data, *_: data)
-        monkeypatch.setattr(prepared.training, "pretrain", shown)
+        monkeypatch.setattr(prepared.training, "pretrain", lambda call: call.data)
         monkeypatch.setattr(prepared, "_PAUSE", 0.01)
 
     def data(self, recording: Path) -> Any:
-        return pri3d.pretrain(recording, run=recording / "run", **SMALLER)
+        return pretrain(recording, run=recording / "run", **SMALLER)
 
     def test_wait_for_a_finished_store_of_all_scenes(
         self, recording: Path, pristine_store: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,9 +14,9 @@ import pytest
 import torch
 from processes import SMALL
 
+from flat import pretrain
 from pri3d.networks.weights import read_state
 from pri3d.runs import read_metrics
-from pri3d.training.pretrain import pretrain
 
 OPTIONS = {**SMALL, "steps": 24, "workers": 2, "save_every": 2, "eval_every": 5, "eval_pairs": 4, "holdout": 0.3}
 KILLS = 10
@@ -25,13 +25,13 @@ KILLS = 10
 def train(store: Path, run: Path) -> None:
     torch.set_num_threads(1)
     os.setsid()  # so that a kill takes the loader processes along
-    pretrain(store, run=run, resume=True, **OPTIONS)  # type: ignore[arg-type]
+    pretrain(store, run=run, resume=True, **OPTIONS)
 
 
 def start(store: Path, run: Path) -> Any:
     # A server that has imported everything once and forks: a start takes a moment, not ten seconds.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pri3d.training.pretrain"])
+    context.set_forkserver_preload(["pri3d.training.pretrain", "pri3d.training.recordings"])
     process = context.Process(target=train, args=(store, run))
     process.start()
     return process

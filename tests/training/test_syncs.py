@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pri3d.settings import resolve
-from pri3d.training.settings import PretrainSettings
 
+from flat import pretraining
 from pri3d.data.mixture import open_mixture
 from pri3d.data.sampler import Draw
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import UNet
 from pri3d.training.pretraining import PretrainModule
-from pri3d.training.pretraining_data import Plan
+from pri3d.training.pretraining_data import PretrainData
 from syncs import CountSyncs
 
 
@@ -27,14 +26,16 @@ from syncs import CountSyncs
         ("depth,small", {"keep": 0.1}, 0),
         ("moco,small", {"crop": 32}, 0),
         # Sizes of the 3D network's maps depend on the data: 12 operators for the four levels of `tiny`.
-        ("paper,small", {}, 12),
+        ("paper,small", {"voxel": 0.08}, 12),
     ],
 )
 def test_a_pass_does_not_wait(rooms_store: Path, preset: str, options: dict[str, Any], most: int) -> None:
-    small = {"size": "64x48", "batch": 4, "micro_batch": 4, "distance": 0.1, "voxel": 0.08, "holdout": 0.0}
-    settings = resolve(PretrainSettings, "pretrain", preset, {**small, "encoder": "test_resnet", **options})
-    plan = Plan(open_mixture(rooms_store), settings, None)
-    module = PretrainModule(settings, UNet(build_encoder(settings.encoder), settings.decoder, settings.channels))
+    small = {"size": "64x48", "batch": 4, "micro_batch": 4, "distance": 0.1, "holdout": 0.0}
+    settings = pretraining(preset, **{**small, "encoder": "test_resnet", **options})
+    plan = PretrainData(open_mixture(rooms_store), settings)
+    module = PretrainModule(
+        settings, UNet(build_encoder(settings.encoder), settings.unet.decoder, settings.unet.channels)
+    )
     feed = plan.feed(module.views)
     batch = feed.collate([feed.dataset[Draw(0, item)] for item in range(4)])
     with CountSyncs() as counter:

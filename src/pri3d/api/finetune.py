@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class BackboneOptions(Options):
     """How the encoder is treated beside the layers that are new."""
 
+    group = "backbone"
+
     norm: Literal["train", "frozen"] = option("batch norms of the encoder: train, or frozen as loaded", default="train")
     bn_momentum: float = option("momentum of the encoder's batch norms", default=0.1, above=0, most=1)
     head_lr: float = option("learning rate of everything but the encoder, in multiples of lr", default=1.0, above=0)

@@ -81,7 +81,7 @@ class Options:
     Raises ConfigError that names every unknown option and every value of a wrong type at once.
     """
 
-    group: ClassVar[str] = ""  #: name of the group where it is one of an objective or a task
+    group: ClassVar[str] = ""  #: name of the group where it is one: of its field, its objective or its task
     #: whether a verb tells what is wrong with the numbers itself, together with what is wrong with its data
     told_together: ClassVar[bool] = False
     _given: frozenset[str]
@@ -97,7 +97,7 @@ class Options:
             values |= dict(zip(positional, args, strict=False))
             if len(args) > len(positional):
                 raise TypeError(f"{len(positional)} positional arguments at most, {len(args)} were given")
-            build(self, **convert_all(cls, values, prefix=cls.group))
+            build(self, **convert_all(cls, values))
             object.__setattr__(self, "_given", frozenset(values))
 
         cls.__init__ = init  # type: ignore[method-assign, assignment]
@@ -122,27 +122,22 @@ class Options:
         return {name: _plain(value) for name, value in self.items()}
 
     def problems(self) -> list[str]:
-        """Everything wrong with the numbers, each with its flag."""
-        return self.out_of_bounds()
-
-    def conflicts(self, settings: Any) -> list[str]:
-        """What does not fit the other settings of the run, for the options of an objective or a task."""
-        return []
-
-    def out_of_bounds(self, prefix: str | None = None) -> list[str]:
-        """Numbers outside their bounds, those of groups included."""
+        """Everything wrong with the numbers, those of groups included, each with its flag."""
         found = []
-        above = self.group if prefix is None else prefix
         for field in fields_of(type(self)):
-            value, way = getattr(self, field.name), f"{above}.{field.name}" if above else field.name
+            value = getattr(self, field.name)
             if isinstance(value, Options):
-                found += value.out_of_bounds(way)
+                found += value.problems()
             elif isinstance(value, int | float) and not isinstance(value, bool):
                 for kind, bound in field.metadata.get("bounds", {}).items():
                     holds, words = _BOUNDS[kind]
                     if not holds(value, bound):
-                        found.append(f"{flag(way)} {value}: give {words.format(bound)}")
+                        found.append(f"{flag(field.name, self.group)} {value}: give {words.format(bound)}")
         return found
+
+    def conflicts(self, settings: Any) -> list[str]:
+        """What does not fit the other settings of the run, for the options of an objective or a task."""
+        return []
 
 
 def _plain(value: Any) -> Any:
@@ -155,9 +150,9 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, os.PathLike) else value
 
 
-def flag(name: str) -> str:
-    """An option as it is typed: ``min_overlap`` is ``--min-overlap``."""
-    return "--" + name.replace("_", "-")
+def flag(name: str, group: str = "") -> str:
+    """An option as it is typed: ``min_overlap`` is ``--min-overlap``, in a group ``--GROUP.min-overlap``."""
+    return "--" + (f"{group}.{name}" if group else name).replace("_", "-")
 
 
 _HINTS: dict[type[Options], dict[str, Any]] = {}
@@ -181,19 +176,18 @@ def groups_of(kind: type[Options]) -> dict[str, type[Options]]:
     return {name: hint for name, hint in hints_of(kind).items() if isinstance(hint, type) and issubclass(hint, Options)}
 
 
-def convert_all(kind: type[Options], values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def convert_all(kind: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
     """Values of the types that the fields want. Raises ConfigError naming every problem."""
     hints, problems, result = hints_of(kind), [], {}
     for name, value in values.items():
-        way = f"{prefix}." if prefix else ""
-        shown = flag(way + name)
+        shown = flag(name, kind.group)
         if name not in hints:
             close = difflib.get_close_matches(name, hints, n=1)
-            problems.append(f"unknown option {shown}" + (f", did you mean {flag(way + close[0])}?" if close else ""))
+            problems.append(
+                f"unknown option {shown}" + (f", did you mean {flag(close[0], kind.group)}?" if close else "")
+            )
             continue
         try:
-            if name in groups_of(kind) and isinstance(value, Mapping):
-                value = convert_all(hints[name], value, way + name)  # noqa: PLW2901 (its problems name the group)
             result[name] = convert(value, hints[name])
         except ConfigError as error:
             problems.append(str(error).removesuffix("."))

@@ -31,6 +31,8 @@ PRESETS = Path(pri3d.__file__).parent / "training" / "presets" / "pretrain"
 class UNetOptions(Options):
     """The decoder on the encoder, and how images pass through both."""
 
+    group = "unet"
+
     decoder: Literal["paper", "slim"] = option(
         "paper (5x5 convolutions, wide) or slim (3x3, for small machines)", default="paper"
     )
@@ -47,6 +49,8 @@ class UNetOptions(Options):
 class MatchingOptions(Options):
     """Which pixels of two frames show the same point."""
 
+    group = "matching"
+
     match: Mode = option(
         "what decides: point (3D distance, the paper), depth (difference along z), relative (distance / depth)",
         default="point",
@@ -60,6 +64,8 @@ class MatchingOptions(Options):
 
 class ContrastOptions(Options):
     """PointInfoNCE, of every objective that contrasts points."""
+
+    group = "contrast"
 
     points: int | Literal["all"] = option("matches a frame that enter the contrast, or all", default=1024)
     temperature: float = option("divides the cosines", default=0.4, least=MIN_TEMPERATURE)
@@ -77,7 +83,7 @@ class ContrastOptions(Options):
     def problems(self) -> list[str]:
         """Everything wrong with the numbers, each with its flag."""
         few = isinstance(self.points, int) and self.points < 2
-        return [f"--contrast.points {self.points}: give at least 2, or all"] if few else []
+        return [*super().problems(), *([f"--contrast.points {self.points}: give at least 2, or all"] if few else [])]
 
 
 class PretrainSettings(TrainSettings):
@@ -118,7 +124,7 @@ class PretrainSettings(TrainSettings):
 
     def problems(self) -> list[str]:
         """Everything wrong with the numbers, each with its flag."""
-        found = [*super().problems(), *self.contrast.problems()]
+        found = super().problems()
         if self.compute.compile and self.unet.bn_schedule == "decay":
             found.append("--compute.compile: --unet.bn-schedule decay changes the network ten times; take constant")
         wanted = {name for name, weight in self.objectives.items() if weight > 0}

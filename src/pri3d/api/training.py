@@ -21,6 +21,8 @@ Schedule = Literal["constant", "step", "poly", "cosine", "onecycle", "multistep"
 class OptimOptions(Options):
     """The optimizer beside its learning rate."""
 
+    group = "optim"
+
     optimizer: Literal["sgd", "adamw"] = option("optimizer", default="sgd")
     momentum: float = option("momentum of sgd", default=0.9, least=0)
     dampening: float = option("dampening of sgd", default=0.1, least=0)
@@ -36,6 +38,8 @@ class OptimOptions(Options):
 class ComputeOptions(Options):
     """How the hardware is used; it changes rounding and speed alone."""
 
+    group = "compute"
+
     sync_bn: bool = option("batch norms over all processes (GPUs only)", default=False)
     channels_last: bool = option("memory layout of images and convolutions", default=True)
     compile: bool = option("compile the network by torch.compile", default=False)
@@ -43,6 +47,8 @@ class ComputeOptions(Options):
 
 class CheckpointOptions(Options):
     """Checkpoints; these may change when a run is continued."""
+
+    group = "checkpoint"
 
     every: int = option("steps between checkpoints", default=100, least=1)
     keep: int = option("how many of the last checkpoints stay", default=1, least=1)
@@ -131,6 +137,8 @@ class CallOptions(Options):
 
 class ValidationOptions(Options):
     """Measuring while a run trains."""
+
+    group = "validation"
 
     every: int = option(
         "steps between measurements on held-out pairs or validation images; 0 for none", default=1000, least=0

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from pri3d.errors import ConfigError
 from pri3d.geometry.matching import cell_pixels, cell_points, choose, match_pixels
 from pri3d.geometry.pose import transform
 from pri3d.objectives import Features, Objective, Setup, Terms
@@ -47,10 +48,14 @@ class PointContrast(Objective):
 
     Of ``negatives``, ``world`` holds in training only, for processes may evaluate different numbers of batches. The
     radii of excluded negatives act within a pair: others have no image and no world in common.
+
+    Raises ConfigError for numbers that cannot be.
     """
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
+        if wrong := setup.contrast.problems():
+            raise ConfigError("; ".join(wrong) + ".")
         self.contrast_options = setup.contrast
 
     @property

@@ -115,7 +115,7 @@ class Options:
                 "--gres, not --gpus-per-task)"
             )
         if settings.compute.sync_bn and self.launch.world > 1 and not torch.cuda.is_available():
-            found.append("--sync-bn: batch norms are synchronised on GPUs only; leave it out")
+            found.append("--compute.sync-bn: batch norms are synchronised on GPUs only; leave it out")
         if self.wandb is not None and importlib.util.find_spec("wandb") is None:
             found.append("--wandb: Weights & Biases is not installed; run pip install wandb")
         if found:
