@@ -37,21 +37,32 @@ OBJECTIVE = '''
 import torch
 from torch import nn
 
-from pri3d.objectives import Terms
+from pri3d.api.options import Options, option
+from pri3d.objectives import Objective, Setup, Terms
 
 
-class TwinsObjective(nn.Module):
+class TwinsOptions(Options):
+    """Equal features of two copies."""
+
+    group = "twins"
+
+    outputs: int = option("channels of the head", default=2, least=1)
+
+
+class TwinsObjective(Objective):
+    options = TwinsOptions
     views = ("first", "copy")
 
-    def __init__(self, channels, temperature, **_):
-        super().__init__()
-        self.head = nn.Conv2d(channels, 2, 1)
+    def __init__(self, setup, options=TwinsOptions()):
+        super().__init__(setup)
+        self.head = nn.Conv2d(setup.channels, options.outputs, 1)
         self.register_buffer("steps", torch.zeros(()))
 
     def forward(self, features, batch):
         one, other = (self.head(features.of(view).float()) for view in self.views)
         far = (batch.color[:, batch.views.index("first")] - batch.color[:, batch.views.index("copy")]).abs().mean()
-        return Terms((one - other).square().mean(), {"far": far, "steps": self.steps.clone()})
+        outputs = far.new_tensor(one.shape[1])
+        return Terms((one - other).square().mean(), {"far": far, "steps": self.steps.clone(), "outputs": outputs})
 
     def after_step(self):
         self.steps += 1
@@ -93,7 +104,8 @@ def test_objective_of_an_installed_package_works_from_yaml(rooms_store: Path, tm
         "base": "quick",
         "objectives": {"view": 1.0, "twins": 0.5},
         "size": "64x48",
-        "distance": 0.1,
+        "matching": {"distance": 0.1},
+        "twins": {"outputs": 5},
         "steps": 3,
         "batch": 2,
         "micro_batch": 2,
@@ -108,6 +120,16 @@ def test_objective_of_an_installed_package_works_from_yaml(rooms_store: Path, tm
     assert 0 < last["twins/loss"] < 100
     assert last["twins/steps"] > 0  # after_step was called
     assert last["twins/far"] > 0  # the copy is recoloured
+    assert last["twins/outputs"] == 5  # of the preset
+    stated = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["settings"]
+    assert stated["twins"] == {"outputs": 5}
+
+    helped = run("pri3d", "pretrain", "--help", path=site)
+    assert "twins: Equal features of two copies:" in helped and "--twins.outputs N" in helped
+    more = ("--twins.outputs", 3, "--run", tmp_path / "more")
+    run("pri3d", *words[:4], "--workers", 0, *more, path=site)
+    stated = yaml.safe_load((tmp_path / "more" / "config.yaml").read_text())["settings"]
+    assert stated["twins"] == {"outputs": 3}
     assert last["loss"] == pytest.approx(last["view/loss"] + 0.5 * last["twins/loss"], rel=1e-3)
 
 
@@ -126,16 +148,16 @@ def test_task_of_the_documentation_works_when_it_is_installed(
     install(tmp_path / "source", site)
     assert (site / "mylab" / "presets" / "tags" / "quick.yaml").is_file()
 
-    small = "--size 64x48 --steps 2 --batch 2 --micro-batch 2 --workers 0"
+    small = "--tags.size 64x48 --steps 2 --batch 2 --micro-batch 2 --workers 0"
     with monkeypatch.context() as patch:
         patch.syspath_prepend(str(site))
         words = ["finetune", "tags", str(rooms_store), "--val", str(rooms_store), *small.split()]
-        assert main([*words, "--settings", "{dropout: 0.3}", "--run", str(finished)]) == 0
+        assert main([*words, "--tags.dropout", "0.3", "--run", str(finished)]) == 0
         assert main(["evaluate", str(finished), "--which", "last"]) == 0
     for name in [name for name in sys.modules if name.partition(".")[0] == "mylab"]:
         del sys.modules[name]
     settings = yaml.safe_load((finished / "config.yaml").read_text())["settings"]
-    assert (settings["dropout"], settings["steps"], settings["network"]) == (0.3, 2, "pooled")
+    assert (settings["tags"]["dropout"], settings["steps"], settings["network"]) == (0.3, 2, "pooled")
     validated = json.loads((finished / "scores.json").read_text())["last"]
     scored = json.loads((finished / "evaluation.json").read_text())["scores"]["last"]
     assert 0 < scored["map"] <= 1

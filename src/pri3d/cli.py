@@ -6,26 +6,45 @@ The only file that knows jsonargparse. Nothing here imports PyTorch: ``--help`` 
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 
 import pri3d
 from pri3d import registry
-from pri3d.api.finetune import resolve_finetuning
-from pri3d.api.options import VERBS, AnyPath, Options, Verb, fields_of, hints_of
+from pri3d.api.finetune import FinetuneSettings, resolve_finetuning
+from pri3d.api.options import VERBS, AnyPath, Options, Verb, fields_of, flag_as_typed, hints_of, in_words
 from pri3d.api.plugins import gathered, options_class
-from pri3d.api.presets import RENAMED
-from pri3d.api.pretrain import PretrainOptions, resolve_pretraining
+from pri3d.api.presets import RENAMED, RENAMED_IN
+from pri3d.api.pretrain import PretrainOptions, PretrainSettings, resolve_pretraining
 from pri3d.api.training import CallOptions, TrainSettings
 from pri3d.errors import ConfigError, Pri3DError
 from pri3d.files.atomic import is_full
 from pri3d.machine import limit_spinning
+
+#: Flags of version 0.1 -> the present ones, by command, beside the options of training in ``RENAMED``.
+RENAMED_FLAGS = {
+    "check": {"frames": "max_frames", "pairs": "max_pairs"},
+    "coco": {"labels": "label_map"},
+    "demo": {"workers": "processes"},
+    "embed": {"every": "frame_step"},
+    "evaluate": {"labels": "label_map"},
+    "finetune": {"labels": "label_map"},
+    "predict": {"every": "frame_step", "weights": "which"},
+    "prepare": {"workers": "processes"},
+    "probe": {"frames": "max_frames", "pairs": "max_pairs", "split": "portion", "labels": "label_map"},
+    "reproduce": {"size": "scale", "workers": "jobs", "frames": "scannet_frames"},
+    "rooms": {"workers": "processes"},
+    "view": {"frames": "max_frames", "pairs": "max_pairs"},
+}
 
 
 class Flag(NamedTuple):
@@ -40,13 +59,90 @@ class Flag(NamedTuple):
 
 
 class Parser(ArgumentParser):
-    """Shows flags with hyphens, as they are usually typed; underscores work as well."""
+    """Parser of one command, whose help and errors name flags and types as a user would say them."""
+
+    verb: Verb
+    flags: Sequence[Flag] = ()
 
     def format_help(self, *args: Any, **options: Any) -> str:
-        """Help text with hyphenated flags, and the types in a user's words."""
-        text = str(super().format_help(*args, **options))
-        text = re.sub(r"--[\w.]+", lambda found: "--" + found[0][2:].replace("_", "-"), text)
-        return text.replace("<class 'Path'>", "path")
+        """Flags by group, each with its choices and the value that it has where it is not given."""
+        about = textwrap.fill(self.verb.about + ".", _width(), break_on_hyphens=False)
+        example = textwrap.wrap(self.verb.example, _width() - 2, break_long_words=False, break_on_hyphens=False)
+        parts = [f"usage: {self.usage}", "", about]
+        groups = {"arguments": [flag for flag in self.flags if flag.positional], "flags": []}
+        for flag in self.flags:
+            if not flag.positional:
+                groups.setdefault(flag.group or "flags", []).append(flag)
+        for title, flags in groups.items():
+            if flags:
+                parts += ["", *textwrap.wrap(f"{title}:", _width()), *itertools.chain(*map(_help_of, flags))]
+        if issubclass(self.verb.options, CallOptions):
+            what = " TASK" if "task" in hints_of(self.verb.options) else ""
+            note = (
+                f"The defaults are those of the preset; pri3d {self.verb.name}{what} --preset NAME --help shows others."
+            )
+            parts += ["", *textwrap.wrap(note, _width(), break_on_hyphens=False)]
+        return "\n".join([*parts, "", "example:", *(f"  {line}" for line in example), ""])
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit with 2, after the usage."""
+        known = {flag.name: flag for flag in self.flags}
+        wrong = re.match(r'Parser key "([\w.]+)":.*(?:Got|Given) value: (.*)', message, flags=re.DOTALL)
+        if wrong and wrong[1] in known:
+            flag = known[wrong[1]]
+            typed = _shown(flag) if flag.positional else flag_as_typed(flag.name)
+            message = f"{typed} {wrong[2]}: expected {in_words(flag.type)}"
+        missing = re.fullmatch(r"the following arguments are required: (.*)", message)
+        if missing:
+            message = f"missing: {', '.join(_shown(known[name]) for name in missing[1].split(', '))}"
+        self.exit(2, f"usage: {self.usage}\n(pri3d {self.verb.name} --help lists the flags)\nerror: {message}\n")
+
+
+def _width() -> int:
+    """Columns of a line of help."""
+    return max(40, min(shutil.get_terminal_size().columns, 120) - 2)
+
+
+def _help_of(flag: Flag) -> Iterator[str]:
+    """Lines of the help of one option."""
+    form = "WIDTHxHEIGHT" if "WIDTHxHEIGHT" in flag.about else _metavar(flag.type)
+    name, value = f"{flag_as_typed(flag.name)} {form}", flag.default
+    if flag.positional:
+        name = _shown(flag) + (" ..." if _element(flag.type) else "")
+    elif flag.type is bool:
+        switch, off = flag_as_typed(flag.name), re.sub(r"([^.]+)$", r"no_\1", flag.name)
+        name, value = f"{switch}, {flag_as_typed(off)}" if value else switch, "on" if value else None
+    elif isinstance(value, Mapping):
+        value = f"{{{', '.join(f'{key}: {item:g}' for key, item in value.items())}}}"
+    elif isinstance(value, float):
+        value = f"{value:g}"
+    about = flag.about if value in (None, "", ()) else f"{flag.about} (default: {value})"
+    lines = textwrap.wrap(about, _width() - 24, break_on_hyphens=False) or [""]
+    if len(name) <= 20:
+        yield f"  {name:<22}{lines.pop(0)}"
+    else:
+        yield f"  {name}"
+    yield from (" " * 24 + line for line in lines)
+
+
+def _metavar(hint: Any) -> str:
+    """What stands after a flag for its value."""
+    several, choices = _element(hint), [choice for choice in get_args(hint) if choice is not type(None)]
+    if several is not None:
+        return f"{_metavar(several)} ..."
+    if get_origin(hint) is Literal:
+        return f"{{{','.join(map(str, choices))}}}"
+    if get_origin(hint) is dict:
+        return "'{NAME: NUMBER}'"
+    if "PathLike" in str(hint) or hint is Path:
+        return "PATH"
+    if choices:
+        return "|".join(
+            str(item) if get_origin(choice) is Literal else _metavar(choice)
+            for choice in choices
+            for item in (get_args(choice) or [choice])
+        )
+    return {int: "N", float: "NUMBER", bool: "true|false"}.get(hint, "TEXT")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +181,7 @@ def parse(verb: Verb, words: Sequence[str]) -> dict[str, Any]:
     flags = list(flags_of(verb, words))
     parser = build_parser(verb, flags)
     normal = normalise(words, flags)
-    _refuse_unknown(parser, normal, flags)
+    _refuse_unknown(parser, normal)
     found = parser.parse_args(normal, defaults=False).as_dict()
     return gathered("objectives" if verb.options is PretrainOptions else "tasks", verb.options, found)
 
@@ -103,7 +199,17 @@ def flags_of(verb: Verb, words: Sequence[str]) -> Iterator[Flag]:
             task = _task(words)
             names = [task] if task else _plugins("tasks", registry.TASKS)
             owners = [(name, options_class("tasks", name)) for name in names]
-    yield from _flags(verb.options, "", "", values)
+    flags = itertools.chain(_flags(verb.options, "", "", values), _own_flags(owners, values))
+    if values or not issubclass(verb.options, CallOptions):
+        yield from flags
+        return
+    stated = {*hints_of(PretrainSettings if verb.options is PretrainOptions else FinetuneSettings), *dict(owners)}
+    for flag in flags:  # what a preset states is not known
+        yield flag._replace(default=None) if flag.name.partition(".")[0] in stated else flag
+
+
+def _own_flags(owners: Sequence[tuple[str, type[Options] | None]], values: Mapping[str, Any]) -> Iterator[Flag]:
+    """Flags of the options of objectives or tasks."""
     for name, kind in owners:
         if kind is not None:
             own = values.get(name)
@@ -151,7 +257,7 @@ def _task(words: Sequence[str]) -> str | None:
 def _preset_values(verb: Verb, words: Sequence[str]) -> TrainSettings | None:
     """Settings of the preset among the words; None where it is unknown, which is refused later."""
     preset = "quick"
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         if word in ("--preset", "-preset"):
             preset = following
         elif word.startswith("--preset="):
@@ -167,27 +273,18 @@ def _preset_values(verb: Verb, words: Sequence[str]) -> TrainSettings | None:
 def build_parser(verb: Verb, flags: Sequence[Flag]) -> Parser:
     """Parser of one command: positional arguments, flat flags, and a section for every group."""
     needed = (f"{_shown(flag)}{' ...' if _element(flag.type) else ''}" for flag in flags if flag.positional)
-    usage = " ".join([f"pri3d {verb.name}", *needed, "[flags]"])
-    about = verb.about + "."
-    parser = Parser(prog=f"pri3d {verb.name}", usage=usage, description=about, epilog=f"example: {verb.example}")
-    sections: dict[str, Any] = {}
+    parser = Parser(prog=f"pri3d {verb.name}", usage=" ".join([f"pri3d {verb.name}", *needed, "[flags]"]))
+    parser.verb, parser.flags = verb, flags
     for flag in flags:
-        place = parser
-        if flag.group:
-            if flag.group not in sections:
-                sections[flag.group] = parser.add_argument_group(flag.group)
-            place = sections[flag.group]
         several = _element(flag.type)
         if flag.positional and several is not None:
-            place.add_argument(flag.name, nargs="+", type=Path, metavar=_shown(flag), help=flag.about)
+            parser.add_argument(flag.name, nargs="+", type=Path)
         elif flag.positional:
-            place.add_argument(flag.name, type=_typed(flag.type), metavar=_shown(flag), help=flag.about)
+            parser.add_argument(flag.name, type=_typed(flag.type))
         elif several is not None:
-            place.add_argument(
-                f"--{flag.name}", nargs="+", action="extend", type=str, default=flag.default, help=flag.about
-            )
+            parser.add_argument(f"--{flag.name}", nargs="+", action="extend", type=str, default=flag.default)
         else:
-            place.add_argument(f"--{flag.name}", type=_typed(flag.type), default=flag.default, help=flag.about)
+            parser.add_argument(f"--{flag.name}", type=_typed(flag.type), default=flag.default)
     return parser
 
 
@@ -233,25 +330,30 @@ def normalise(words: Sequence[str], flags: Sequence[Flag]) -> list[str]:
     return result
 
 
-def _refuse_unknown(parser: Parser, words: Sequence[str], flags: Sequence[Flag]) -> None:
+def _refuse_unknown(parser: Parser, words: Sequence[str]) -> None:
     """Exit with 2 for a flag that the command does not have, saying what it is called now or which is the closest."""
-    known = {flag.name for flag in flags if not flag.positional} | {"help"}
+    known = {flag.name for flag in parser.flags if not flag.positional} | {"help"}
+    renamed = dict(RENAMED_FLAGS.get(parser.verb.name, {}))
+    if issubclass(parser.verb.options, CallOptions):
+        kind = "pretrain" if parser.verb.options is PretrainOptions else str(_task(words))
+        renamed |= {**RENAMED, **RENAMED_IN.get(kind, {})}
     for word in words:
         name = word[2:].partition("=")[0]
         if not word.startswith("--") or name in known or not name:
             continue
-        if RENAMED.get(name) in known:
-            hint = f" It is --{RENAMED[name].replace('_', '-')} now."
+        if renamed.get(name) in known:
+            hint = f" It is {flag_as_typed(renamed[name])} now."
         else:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean --{close[0].replace('_', '-')}?" if close else ""
-        parser.error(f"unknown flag --{name.replace('_', '-')}.{hint}")
+            hint = f" Did you mean {flag_as_typed(close[0])}?" if close else ""
+        parser.error(f"unknown flag {flag_as_typed(name)}.{hint}")
 
 
 def _overview() -> str:
     width = max(map(len, VERBS))
-    lines = [f"  {name.ljust(width)}  {verb.about}" for name, verb in VERBS.items()]
-    examples = [f"  {verb.example}" for verb in VERBS.values()]
+    verbs = [VERBS[name] for name in sorted(VERBS)]
+    lines = [f"  {verb.name.ljust(width)}  {verb.about}" for verb in verbs]
+    examples = [f"  {verb.example}" for verb in verbs]
     return "\n".join(
         [
             "usage: pri3d COMMAND ...    (pri3d COMMAND --help for its flags)",

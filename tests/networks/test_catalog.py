@@ -62,7 +62,7 @@ def test_one_in_detail(capsys):
     assert main(["models", "--encoder", "resnet81"]) == 1
     assert "Did you mean resnet18" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="one size"):
-        pri3d.list_models("beit_base_patch16_224")
+        pri3d.models("beit_base_patch16_224")
 
 
 def test_pages_of_figures_exist():

@@ -10,7 +10,7 @@ from pri3d import registry
 from pri3d.api.options import AnyPath, Options, implementation, option, verb
 from pri3d.api.plugins import options_class, source_of
 from pri3d.api.presets import build, current, overlay, read_presets
-from pri3d.api.training import Augment, CallOptions, TrainFields, TrainSettings, ValidationOptions
+from pri3d.api.training import Augment, CallOptions, ScoringOptions, TrainFields, TrainSettings
 from pri3d.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class FinetuneFields(TrainFields):
     augment: Augment = option("colour augmentation", default="none")
     mirror: bool = option("mirror half of the training images left-right", default=False)
     backbone: BackboneOptions = option("the encoder", default=BackboneOptions())
-    validation: ValidationOptions = option("measuring while the run trains", default=ValidationOptions())
+    validation: ScoringOptions = option("measuring while the run trains", default=ScoringOptions())
 
     def problems(self) -> list[str]:
         """Everything wrong with the numbers, each with its flag."""

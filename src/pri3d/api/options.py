@@ -97,7 +97,8 @@ class Options:
             values |= dict(zip(positional, args, strict=False))
             if len(args) > len(positional):
                 raise TypeError(f"{len(positional)} positional arguments at most, {len(args)} were given")
-            build(self, **convert_all(cls, values))
+            known = _default_paths(cls) | convert_all(cls, values)
+            build(self, **known)
             object.__setattr__(self, "_given", frozenset(values))
 
         cls.__init__ = init  # type: ignore[method-assign, assignment]
@@ -132,7 +133,7 @@ class Options:
                 for kind, bound in field.metadata.get("bounds", {}).items():
                     holds, words = _BOUNDS[kind]
                     if not holds(value, bound):
-                        found.append(f"{flag(field.name, self.group)} {value}: give {words.format(bound)}")
+                        found.append(f"{flag_as_typed(field.name, self.group)} {value}: give {words.format(bound)}")
         return found
 
     def conflicts(self, settings: Any) -> list[str]:
@@ -150,9 +151,16 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, os.PathLike) else value
 
 
-def flag(name: str, group: str = "") -> str:
+def flag_as_typed(name: str, group: str = "") -> str:
     """An option as it is typed: ``min_overlap`` is ``--min-overlap``, in a group ``--GROUP.min-overlap``."""
     return "--" + (f"{group}.{name}" if group else name).replace("_", "-")
+
+
+def _default_paths(kind: type[Options]) -> dict[str, Path]:
+    """Defaults that are paths, which a class states as texts."""
+    hints = hints_of(kind)
+    paths = [field for field in fields_of(kind) if isinstance(field.default, str) and hints[field.name] == AnyPath]
+    return {field.name: Path(str(field.default)) for field in paths}
 
 
 _HINTS: dict[type[Options], dict[str, Any]] = {}
@@ -180,11 +188,11 @@ def convert_all(kind: type[Options], values: Mapping[str, Any]) -> dict[str, Any
     """Values of the types that the fields want. Raises ConfigError naming every problem."""
     hints, problems, result = hints_of(kind), [], {}
     for name, value in values.items():
-        shown = flag(name, kind.group)
+        shown = flag_as_typed(name, kind.group)
         if name not in hints:
             close = difflib.get_close_matches(name, hints, n=1)
             problems.append(
-                f"unknown option {shown}" + (f", did you mean {flag(close[0], kind.group)}?" if close else "")
+                f"unknown option {shown}" + (f", did you mean {flag_as_typed(close[0], kind.group)}?" if close else "")
             )
             continue
         try:
@@ -217,7 +225,7 @@ def convert(value: Any, hint: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 (one 
         for choice in choices:
             with contextlib.suppress(TypeError, ValueError):
                 return convert(value, choice)
-        raise TypeError(f"expected {_name(hint)}")
+        raise TypeError(f"expected {in_words(hint)}")
     if origin in (dict, Mapping) or hint is dict:
         if not isinstance(value, Mapping):
             raise TypeError("expected {name: value}")
@@ -227,8 +235,8 @@ def convert(value: Any, hint: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 (one 
             raise TypeError("expected a list")
         return [convert(item, choices[0]) for item in value]
     if isinstance(hint, type) and issubclass(hint, Options):
-        if isinstance(value, hint):
-            return value
+        if isinstance(value, Options):  # of another class: its fields may be those of this one
+            return value if hint in (Options, type(value)) else hint(**value.given())
         if isinstance(value, Mapping):
             return hint(**value)
         raise TypeError(f"expected {hint.__name__}(...)")
@@ -244,15 +252,20 @@ def convert(value: Any, hint: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 (one 
         raise TypeError("expected a number; YAML takes 1e-3 for text and 1.0e-3 for a number")
     if inspect.isclass(hint) and hint not in (int, float, str, bool) and isinstance(value, hint):
         return value
-    raise TypeError(f"expected {_name(hint)}")
+    raise TypeError(f"expected {in_words(hint)}")
 
 
-def _name(hint: Any) -> str:
+def in_words(hint: Any) -> str:
     """A type as a user would say it."""
+    choices = [choice for choice in get_args(hint) if choice is not type(None)]
+    if hint is Path or {str, os.PathLike[str]} <= set(choices):
+        return "a path"
     if get_origin(hint) is Literal:
-        return " or ".join(map(str, get_args(hint)))
+        return ("one of " if len(choices) > 2 else "") + " or ".join(", ".join(map(str, choices)).rsplit(", ", 1))
     if get_origin(hint) in (Union, UnionType):
-        return " or ".join(_name(choice) for choice in get_args(hint) if choice is not type(None))
+        return " or ".join(map(in_words, choices))
+    if get_origin(hint) in (dict, Mapping):
+        return "{name: value}"
     return {float: "a number", int: "a whole number", bool: "true or false", str: "text"}.get(
         hint, str(getattr(hint, "__name__", hint))
     )
@@ -304,6 +317,8 @@ def _described(kind: type[Options]) -> str:
     rows = []
     for field in fields_of(kind):
         rows.append(f"    {field.name}: {field.metadata['about']}")
+        if group := groups_of(kind).get(field.name):
+            rows += [f"        {field.name}.{each.name}: {each.metadata['about']}" for each in fields_of(group)]
     return "\n".join(rows)
 
 

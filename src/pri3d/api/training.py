@@ -112,13 +112,6 @@ class CallOptions(Options):
 
     told_together = True
 
-    workers: int = option("processes that load data, for each training process", default=1, least=0)
-    devices: int = option(
-        "processes on this machine, one a GPU; torchrun and srun say it themselves", default=1, least=1
-    )
-    nodes: int = option("machines", default=1, least=1)
-    wandb: str | None = option("project of Weights & Biases to log to, too", default=None)
-    checkpoint: CheckpointOptions = option("checkpoints", default=CheckpointOptions())
     preset: str = option(
         "name of a preset, or the path of a YAML file of options; several joined by commas are merged from left to "
         "right, later ones override",
@@ -128,6 +121,13 @@ class CallOptions(Options):
         "folder of this run; the default is made of what it works on, below runs/", default=None
     )
     resume: bool = option("continue the run in that folder, exactly where its checkpoint stands", default=False)
+    workers: int = option("processes that load data, for each training process", default=1, least=0)
+    devices: int = option(
+        "processes on this machine, one a GPU; torchrun and srun say it themselves", default=1, least=1
+    )
+    nodes: int = option("machines", default=1, least=1)
+    wandb: str | None = option("project of Weights & Biases to log to, too", default=None)
+    checkpoint: CheckpointOptions = option("checkpoints", default=CheckpointOptions())
     options: Sequence[Options] = option(
         "options of objectives or of the task, as in [MocoOptions(queue=128)]; --moco.queue 128 on the command line",
         default=(),
@@ -135,7 +135,7 @@ class CallOptions(Options):
     )
 
 
-class ValidationOptions(Options):
+class ScoringOptions(Options):
     """Measuring while a run trains."""
 
     group = "validation"
@@ -143,4 +143,9 @@ class ValidationOptions(Options):
     every: int = option(
         "steps between measurements on held-out pairs or validation images; 0 for none", default=1000, least=0
     )
-    pairs: int = option("held-out pairs to measure on, in pre-training", default=256, least=1)
+
+
+class ValidationOptions(ScoringOptions):
+    """Measuring while a run trains."""
+
+    pairs: int = option("held-out pairs to measure on, drawn with the seed", default=256, least=1)
