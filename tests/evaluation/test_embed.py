@@ -212,7 +212,7 @@ class TestMistakes:
             ({"batch": 0}, "--batch 0"),
             ({"workers": 0}, "--workers 0"),
             ({"size": "big"}, "--size big"),
-            ({"every": 0}, "--every 0"),
+            ({"every": 0}, "--frame-step 0"),
             ({"precision": "fp8"}, "auto, fp32, bf16"),
         ],
     )

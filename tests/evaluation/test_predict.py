@@ -167,7 +167,7 @@ class TestFolder:
             "2.json",
             "4.json",
         ]
-        with pytest.raises(ConfigError, match="--every 0"):
+        with pytest.raises(ConfigError, match="--frame-step 0"):
             predict(semantic, tmp_path / "in", tmp_path / "out", every=0)
 
     def test_a_broken_image_costs_only_itself(self, semantic: Path, tmp_path: Path, capsys) -> None:

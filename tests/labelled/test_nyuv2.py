@@ -236,7 +236,7 @@ class TestRefused:
 
     def test_other_classes_than_there_are(self, tmp_path: Path) -> None:
         write_exported(tmp_path)
-        with pytest.raises(ConfigError, match=r"--labels nyu40: .* has labels of 13 classes only"):
+        with pytest.raises(ConfigError, match=r"--label-map nyu40: .* has labels of 13 classes only"):
             NYUImages(tmp_path, "val", "nyu40")
         with pytest.raises(DataError, match="no instance maps"):
             NYUImages(tmp_path, "val").instances(0)

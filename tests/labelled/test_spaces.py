@@ -135,10 +135,10 @@ def test_files_and_names(tmp_path: Path) -> None:
     assert space.names == ("floor", "no") and space.things == ()
     for content in ("classes: {a: 1", "classes: {a: x}", "", "classes: {no: 1}"):
         file.write_text(content)
-        with pytest.raises(ConfigError, match=rf"(?s)--labels {file}: .*docs/labelled-data\.md"):
+        with pytest.raises(ConfigError, match=rf"(?s)--label-map {file}: .*docs/labelled-data\.md"):
             load_space(str(file))
     file.write_bytes(b"classes: {caf\xe9: 1}")
-    with pytest.raises(ConfigError, match=f"--labels {file}"):
+    with pytest.raises(ConfigError, match=f"--label-map {file}"):
         load_space(str(file))
     with pytest.raises(ConfigError, match=r"unknown label space 'cityscapes'\. Did you mean 'cityscapes19'"):
         load_space("cityscapes")

@@ -168,7 +168,7 @@ def test_weights_that_cannot_be_fetched_say_how_to_give_a_file(name, monkeypatch
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
     monkeypatch.setattr(torchvision.models._api.WeightsEnum, "get_state_dict", offline)
     monkeypatch.setattr(timm.models._builder, "load_pretrained", offline)
-    with pytest.raises(WeightsError, match=rf"{name}.*not known.*--init PATH"):
+    with pytest.raises(WeightsError, match=rf"{name}.*not known.*--weights PATH"):
         build_encoder(name, pretrained=True)
 
 

@@ -254,7 +254,7 @@ def test_other_files_are_named(tmp_path):
     path = tmp_path / "x.pth"
     for foreign in (nn.Linear(2, 2), build_encoder("resnet18")):
         torch.save(foreign.state_dict(), path)
-        with pytest.raises(WeightsError, match=r"no Pri3D checkpoint.*weight.*--init"):
+        with pytest.raises(WeightsError, match=r"no Pri3D checkpoint.*weight.*--weights"):
             read_published(path)
     state = minkunet() | {"block1.0.conv3.kernel": torch.zeros(4, 4)}
     with pytest.raises(WeightsError, match=r"'block1.0.conv3.kernel' is no tensor of a MinkUNet"):

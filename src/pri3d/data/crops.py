@@ -159,7 +159,7 @@ def check_crops(dataset: CropDataset, batch: int) -> None:
     if len(dataset) < batch:
         raise DataError(
             f"{' + '.join(map(str, dataset.sizes))} images for batches of {batch}. Prepare more frames (a smaller "
-            "--frame_step), add a folder of images, or lower --batch or --holdout."
+            "--frame-step), add a folder of images, or lower --batch or --holdout."
         )
 
 

@@ -217,7 +217,7 @@ def check_pairs(rows: NDArray[np.int64], store: Store, batch: int) -> None:
     if len(rows) < batch:
         raise DataError(
             f"{store.path}: {len(rows)} training pairs for batches of {batch}. Prepare more frames (a smaller "
-            "--frame_step), accept less overlap (--min_overlap), or lower --batch or --holdout."
+            "--frame-step), accept less overlap (--min-overlap), or lower --batch or --holdout."
         )
 
 

@@ -192,7 +192,7 @@ def _check_classes(network: Network, images: LabelledImages, run: Path) -> None:
     if there != known:
         raise DataError(
             f"{images.path} has other classes than the network of {run}: {differing(there, known)}. "
-            "Choose the label space with --labels."
+            "Choose the label space with --label-map."
         )
 
 

@@ -49,7 +49,7 @@ def open_media(source: Path, every: int = 1, out: Path | None = None) -> Media:
     first picture. Raises DataError where there is nothing to read, ConfigError where ``every`` is under 1.
     """
     if every < 1:
-        raise ConfigError(f"--every {every}: give 1 for every picture, 10 for every tenth.")
+        raise ConfigError(f"--frame-step {every}: give 1 for every picture, 10 for every tenth.")
     if not source.exists():
         raise DataError(f"{source}: no such file or folder. Give an image, a folder of images or a video.")
     if source.is_dir():

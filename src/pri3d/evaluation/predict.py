@@ -215,7 +215,7 @@ def _overlay(out: Path, name: str) -> Path:
 
 def _join(out: Path, path: Path, pictures: Sequence[str], rate: Fraction, fresh: bool, console: Console) -> None:
     """Join the overlays to a video where that is possible and was not done before."""
-    if not fresh and is_written(path, len(pictures), rate):  # with another --every it is of others
+    if not fresh and is_written(path, len(pictures), rate):  # with another --frame-step it is of others
         return
     if write_video(path, [_overlay(out, picture) for picture in pictures], rate):
         console.print(f"video: {escape(str(path))}")

@@ -61,7 +61,8 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name="pri3d", tags=["pri
 
     def __init__(self, pri3d: dict[str, Any] | None = None, **rest: Any) -> None:
         super().__init__()
-        record = {"part": "encoder", **(pri3d or rest)}
+        stated = pri3d or rest
+        record = {"part": "encoder", **stated}
         encoder = build_encoder(str(record["encoder"]))
         whole = record["part"] == "all"
         self.net = FeatureNet(UNet(encoder, record["decoder"], record["channels"]) if whole else encoder, record)

@@ -108,7 +108,7 @@ class LabelledImages(ABC):
         if not self.has_objects:
             raise self._without_objects()
         if not self.things:
-            raise DataError(f"{self.path}: none of its classes is countable. State `things` in a file for --labels.")
+            raise DataError(f"{self.path}: none of its classes is countable. State `things` in a file for --label-map.")
 
     def _without_objects(self) -> DataError:
         return DataError(f"{self.path}: has no instance maps, which instance segmentation needs.")

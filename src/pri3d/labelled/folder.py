@@ -56,7 +56,7 @@ class FolderImages(LabelledImages):
     Folders may have other names of :data:`IMAGES`, :data:`MASKS` and :data:`SPLITS`, the first that holds an image
     being taken, and masks one of :data:`TAILS` at the end of theirs. ``instances`` beside ``masks`` holds object ids,
     0 = none; without it there are no objects.
-    The ids are classes by ``--labels``, else by ``labels.yaml`` (the same format) or ``classes.txt`` (one name a line,
+    The ids are classes by ``--label-map``, else by ``labels.yaml`` (the same format) or ``classes.txt`` (a name a line,
     ids from 0, all countable but wall, floor and ceiling) in the folder.
     Raises DataError naming files where pairs are incomplete or ambiguous, a split is not stated or overlaps train;
     ConfigError where nothing says which ids are which classes.
@@ -293,7 +293,8 @@ def _space(path: Path, labels: str | None) -> LabelSpace:
     ids = sorted({int(number) for pair in some for number in np.unique(read_ids(pair.mask))})
     raise ConfigError(
         f"{path}: nothing says which ids are which classes; some of the masks hold {_some([str(k) for k in ids], 40)}. "
-        "Write classes.txt there (one name a line, of id 0, 1, ...; 255 is ignored), or labels.yaml, or give --labels."
+        "Write classes.txt there (one name a line, of id 0, 1, ...; 255 is ignored), or labels.yaml, or give "
+        "--label-map."
     )
 
 

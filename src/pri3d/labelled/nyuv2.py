@@ -113,7 +113,7 @@ def _thirteen(path: Path, labels: str | None) -> LabelSpace:
     """Label space of images that hold the ids 1..13: the places in our list, plus 1."""
     if labels not in (None, _SPACE):
         if labels in shipped_spaces():
-            raise ConfigError(f"--labels {labels}: {path} has labels of 13 classes only. Leave --labels out.")
+            raise ConfigError(f"--label-map {labels}: {path} has labels of 13 classes only. Leave --label-map out.")
         return load_space(str(labels))
     space = load_space(_SPACE)
     things = [space.names[k] for k in space.things]

@@ -36,7 +36,7 @@ class PreparedImages(LabelledImages):
         if not names:
             raise DataError(
                 f"{path}: its classes have no names: put classes.txt beside the scenes and prepare into another "
-                "folder, or give --labels."
+                "folder, or give --label-map."
             )
         self.class_names = names
         self.things = self.space.things if self.space else [k for k, name in enumerate(names) if name not in STUFF]
@@ -72,7 +72,7 @@ class PreparedImages(LabelledImages):
         if largest >= len(self.class_names):
             raise DataError(
                 f"{what} has class {largest}, but only {len(self.class_names)} classes have names. Complete the "
-                "recording's classes.txt and prepare it into another folder, or give --labels."
+                "recording's classes.txt and prepare it into another folder, or give --label-map."
             )
         return label
 

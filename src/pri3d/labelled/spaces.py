@@ -37,8 +37,8 @@ class LabelSpace(NamedTuple):
         if (classes == _UNKNOWN).any():
             unknown = np.unique(ids[classes == _UNKNOWN])[:8].tolist()
             raise DataError(
-                f"{what}: holds ids {unknown}, which are no class. State them in a file for --labels, with their class "
-                "or under `ignored`."
+                f"{what}: holds ids {unknown}, which are no class. State them in a file for --label-map, with their "
+                "class or under `ignored`."
             )
         return classes
 
@@ -60,7 +60,7 @@ def load_space(name: str) -> LabelSpace:
     try:
         return parse_space(yaml.safe_load(text))
     except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise ConfigError(f"--labels {name}: {error}. See docs/labelled-data.md for the format.") from error
+        raise ConfigError(f"--label-map {name}: {error}. See docs/labelled-data.md for the format.") from error
 
 
 def parse_space(stated: Any) -> LabelSpace:

@@ -123,7 +123,7 @@ def no_weights(name: str, error: Exception) -> WeightsError:
     reason = first_line(error)
     return WeightsError(
         f"the ImageNet weights of {name!r} cannot be fetched ({reason}). Download them where there is a network and "
-        "give the file with --init PATH, or start with --init scratch"
+        "give the file with --weights PATH, or start with --weights scratch"
     )
 
 

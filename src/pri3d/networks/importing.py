@@ -109,7 +109,7 @@ def import_weights(file: Path, out: Path, encoder: str | None = None) -> Path:
     Args:
         file: safetensors or torch file of torchvision, timm, MoCo, SimCLR, SwAV, DINO, MAE or Detectron2, or a
             published Pri3D checkpoint, of which the U-Net is taken.
-        out: .safetensors file to write, for pri3d.load, --init and --weights.
+        out: .safetensors file to write, for pri3d.load and --weights.
         encoder: name of the network, where the file's tensors do not tell it.
 
     Returns:
@@ -125,7 +125,7 @@ def import_weights(file: Path, out: Path, encoder: str | None = None) -> Path:
     if out.exists() and out.samefile(file):
         raise ConfigError(f"{out} is the file to read: choose another name")
     if read_provenance(file):
-        raise ConfigError(f"{file} is a file of pri3d already: pri3d.load, --init and --weights take it as it is")
+        raise ConfigError(f"{file} is a file of pri3d already: pri3d.load and --weights take it as it is")
     state = read_state(file)
     plain = {PREFIXES.sub("", key): value for key, value in from_detectron2(state).items()}
     if len(plain) < len(state):
@@ -145,7 +145,7 @@ def import_weights(file: Path, out: Path, encoder: str | None = None) -> Path:
     lines = [f"{file}: {name}, {report}", *_left_out(report)]
     if any(DETECTRON2.fullmatch(key) for key in state):
         lines.append(DETECTRON2_NOTE)
-    lines.append(f"{out}: written. In Python: pri3d.load({str(out)!r}); in pri3d: --init or --weights {out}")
+    lines.append(f"{out}: written. In Python: pri3d.load({str(out)!r}); in pri3d: --weights {out}")
     sys.stdout.write("\n".join(lines) + "\n")
     return out
 

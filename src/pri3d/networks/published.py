@@ -81,7 +81,7 @@ def read_published(path: Path) -> Published:
     if not unet and not net3d:
         raise WeightsError(
             f"{path} is no Pri3D checkpoint: it holds neither encoder.* and decoder.* nor a 3D network "
-            f"(it has {', '.join(list(heads)[:3])}, ...). Encoder weights of other programs go to --init"
+            f"(it has {', '.join(list(heads)[:3])}, ...). Encoder weights of other programs go to --weights"
         )
     return Published(unet, net3d, heads)
 

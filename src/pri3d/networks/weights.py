@@ -135,10 +135,10 @@ def init_encoder(encoder: Encoder, init: str) -> WeightsReport | None:
 
 
 def check_init(init: str) -> None:
-    """Refuse what ``--init`` cannot be, before a network is built. Raises ConfigError with the choices."""
+    """Refuse what ``--weights`` cannot be, before a network is built. Raises ConfigError with the choices."""
     if init in {"scratch", "imagenet"} or init.startswith("timm:") or Path(init).exists():
         return
-    raise ConfigError(f"--init {init!r}: no such file. Choices: scratch, imagenet, timm:NAME, or a weights file")
+    raise ConfigError(f"--weights {init!r}: no such file. Choices: scratch, imagenet, timm:NAME, or a weights file")
 
 
 def build_timm_state(name: str) -> dict[str, Tensor]:
@@ -146,7 +146,7 @@ def build_timm_state(name: str) -> dict[str, Tensor]:
     import timm  # noqa: PLC0415 (weights are read where there is none)
 
     if not timm.is_model(name):
-        raise ConfigError(f"--init timm:{name}: timm has no such model; see timm.list_models(pretrained=True)")
+        raise ConfigError(f"--weights timm:{name}: timm has no such model; see timm.list_models(pretrained=True)")
     try:
         state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
     except (OSError, RuntimeError) as error:
@@ -269,7 +269,7 @@ def build_stated_encoder(path: Path, record: Mapping[str, Any]) -> Encoder:
     if not isinstance(name, str):
         raise WeightsError(
             f"{path} does not say its encoder: it is no model of a pri3d run. `pri3d import` makes one of a file of "
-            "another program; --init takes it as it is"
+            "another program; --weights takes it as it is"
         )
     try:
         return build_encoder(name)
@@ -310,7 +310,7 @@ def load_model(path: Path) -> tuple[UNet, dict[str, Any]]:
     # A fine-tuned network's classifier is the task's; its backbone loads like any other.
     state = {key: value for key, value in read_state(path).items() if not key.startswith("classifier.")}
     if holds_encoder_alone(state):
-        raise WeightsError(f"{path} holds an encoder alone, not a whole model: pass it as --init")
+        raise WeightsError(f"{path} holds an encoder alone, not a whole model: pass it as --weights")
     encoder, channels = build_stated_encoder(path, record), record["channels"]
     # Looked up before anything of that size is made: a damaged header may claim any number.
     if not isinstance(channels, int) or channels not in {

@@ -98,7 +98,7 @@ class _Found:
         if not self.objects:
             return DataError(
                 f"{where} every pixel is ignored (255). Check the masks, and whether the ids of the label space are "
-                "theirs (--labels)."
+                "theirs (--label-map)."
             )
         if self._objects:
             return DataError(
@@ -108,5 +108,5 @@ class _Found:
         crowds = f" but {self._crowds} crowds" if self._crowds else ""
         return DataError(
             f"{where} they have no objects{crowds}. Check the instance maps, and which classes are countable (`things` "
-            "of --labels)."
+            "of --label-map)."
         )
