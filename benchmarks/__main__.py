@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-MODULES = ("mining", "surface", "step", "loading", "plain", "sparse", "sens", "embed")
+MODULES = ("mining", "surface", "step", "loading", "plain", "sparse", "sens", "embed", "startup")
 
 
 def main() -> None:

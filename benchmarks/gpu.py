@@ -27,10 +27,10 @@ from benchmarks import rivals
 from benchmarks.loading import loader, make_store
 from benchmarks.machine import describe_machine
 from benchmarks.timing import Cut, CutNetwork, Stopwatch, choose_device, precision, seconds, synchronise
-from pri3d.settings import resolve
-from pri3d.training.settings import PretrainSettings
 from torch import Tensor
 
+from pri3d.api.presets import overlay
+from pri3d.api.pretrain import PretrainSettings, resolve_pretraining
 from pri3d.files.atomic import write_atomic
 from pri3d.machine import peak_memory
 from pri3d.networks.encoders import build_encoder
@@ -67,7 +67,14 @@ FULL = Sizes(
 )
 SMALL = Sizes(
     {"resnet18": 32},
-    {"size": "64x48", "batch": 4, "decoder": "slim", "net3d": "tiny", "voxel": 0.16, "points": 64, "distance": 0.1},
+    {
+        "size": "64x48",
+        "batch": 4,
+        "unet": {"decoder": "slim"},
+        "geometry": {"net3d": "tiny", "voxel": 0.16},
+        "contrast": {"points": 64},
+        "matching": {"distance": 0.1},
+    },
     (2,),
     2,
     1,
@@ -80,9 +87,9 @@ class Bench:
 
     def __init__(self, settings: PretrainSettings, batches: Sequence[PairBatch], device: torch.device) -> None:
         self.device, self.batches = device, batches
-        unet = UNet(build_encoder(settings.encoder), settings.decoder, settings.channels)
+        unet = UNet(build_encoder(settings.encoder), settings.unet.decoder, settings.unet.channels)
         self.module = PretrainModule(settings, unet).to(device).to(memory_format=torch.channels_last)
-        self.optimizer = torch.optim.SGD(self.module.parameters(), settings.lr, momentum=settings.momentum)
+        self.optimizer = torch.optim.SGD(self.module.parameters(), settings.lr, momentum=settings.optim.momentum)
 
     def step(self, forward: Callable[[], AbstractContextManager[Any]]) -> None:
         """As the trainer makes it."""
@@ -146,8 +153,8 @@ def to_device(batch: PairBatch, device: torch.device) -> PairBatch:
 def build(store: Path, sizes: Sizes, encoder: str, device: torch.device) -> tuple[Bench, PretrainSettings]:
     """With the largest micro batch whose fp32 step fits."""
     for micro in sizes.micros:
-        given = {"init": "scratch", "lr": 1e-3, "encoder": encoder, "channels": sizes.encoders[encoder]}
-        settings = resolve(PretrainSettings, "pretrain", "paper", {**sizes.flags, **given, "micro_batch": micro})
+        given = {"weights": "scratch", "lr": 1e-3, "encoder": encoder, "unet": {"channels": sizes.encoders[encoder]}}
+        settings = resolve_pretraining("paper", overlay(overlay(sizes.flags, given), {"micro_batch": micro}))
         batches = loader(store, settings, settings.accumulate, workers=0)
         bench = None
         with suppress(torch.OutOfMemoryError):
@@ -261,18 +268,20 @@ def report(sizes: Sizes) -> str:
     device = choose_device()
     with tempfile.TemporaryDirectory() as name:
         store = make_store(Path(name), **sizes.store)
-        flags = {**sizes.flags, "init": "scratch", "micro_batch": min(8, sizes.flags["batch"])}
-        settings = resolve(PretrainSettings, "pretrain", "paper", flags)
+        flags = {**sizes.flags, "weights": "scratch", "micro_batch": min(8, sizes.flags["batch"])}
+        settings = resolve_pretraining("paper", flags)
+        geometry = settings.own["geometry"]
         coords = next(iter(loader(store, settings, 1, workers=0))).voxel_cells.to(device)
-        voxels = len(coords) // (settings.chunks * settings.micro_batch)
+        voxels = len(coords) // (geometry.chunks * settings.micro_batch)
         steps, data = step_rows(store, sizes, device), data_rows(store, sizes, device)
-        sparse = sparse_rows(coords, settings.net3d, sizes.steps, device)
+        sparse = sparse_rows(coords, geometry.net3d, sizes.steps, device)
     lines = [
         "# On a GPU",
         "",
         f"`python -m benchmarks.gpu`; what is timed how stands at the head of the script. {describe_machine()}",
-        f"Rendered rooms, {settings.size}, {settings.batch} pairs a step, 3D network {settings.net3d} on",
-        f"{voxels} voxels of {settings.voxel} m a chunk, {settings.chunks} chunks a pair, {settings.points} points.",
+        f"Rendered rooms, {settings.size}, {settings.batch} pairs a step, 3D network {geometry.net3d} on",
+        f"{voxels} voxels of {geometry.voxel} m a chunk, {geometry.chunks} chunks a pair, "
+        f"{settings.contrast.points} points.",
         "",
         "## A step",
         "",
@@ -284,7 +293,7 @@ def report(sizes: Sizes) -> str:
         "",
         *data,
         "",
-        f"## The 3D network alone, {settings.micro_batch * settings.chunks} chunks",
+        f"## The 3D network alone, {settings.micro_batch * geometry.chunks} chunks",
         "",
         *sparse,
         "",

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pri3d.settings import resolve
-from pri3d.training.settings import PretrainSettings
 from torch.utils.data import DataLoader
 
+import pri3d
+from pri3d.api.plugins import gathered
+from pri3d.api.presets import overlay
+from pri3d.api.pretrain import PretrainOptions, PretrainSettings, resolve_pretraining
 from pri3d.data.mixture import open_mixture
 from pri3d.preparation.prepare import prepare
-from pri3d.runs import RunPaths, read_metrics
-from pri3d.training.pretrain import pretrain
-from pri3d.training.pretraining_data import Plan
+from pri3d.training.pretraining_data import PretrainData
 from pri3d.worlds.write import rooms
 
 VOXEL = 0.16
@@ -33,7 +33,7 @@ SIZE = "320x240"
 #: what, flags on top of the quick preset, steps, steps that do not count
 RUNS = (
     ("quick preset, 160x120", {}, 40, 10),
-    ("ResNet-18 with the paper's decoder, 320x240", {"decoder": "paper", "size": SIZE}, 12, 4),
+    ("ResNet-18 with the paper's decoder, 320x240", {"unet": {"decoder": "paper"}, "size": SIZE}, 12, 4),
 )
 
 
@@ -66,8 +66,7 @@ def share_waited(metrics: Sequence[Mapping[str, float]], skip: int) -> float:
 
 def loader(store: Path, settings: PretrainSettings, batches: int, workers: int, batch: int = 0) -> DataLoader[Any]:
     """Training batches of the settings, of the micro batch's size unless another is given."""
-    plan = Plan(open_mixture(store), settings, None)
-    feed = plan.feed(("first", "second"))
+    feed = PretrainData(open_mixture(store), settings).feed(("first", "second"))
     batch = batch or settings.micro_batch
     return DataLoader(
         feed.dataset,
@@ -92,9 +91,9 @@ def measure(
     folder: Path, store: Path, what: str, flags: Mapping[str, Any], steps: int, skip: int
 ) -> list[tuple[str, str, str]]:
     """Rows of one run in ``folder``."""
-    run = pretrain(store, run=folder, steps=steps, eval_every=0, workers=1, **flags)
-    metrics = read_metrics(RunPaths(run).metrics)
-    settings = resolve(PretrainSettings, "pretrain", "quick", dict(flags))
+    given = overlay(flags, {"steps": steps, "validation": {"every": 0}})
+    run = pri3d.pretrain(store, run=folder, workers=1, **gathered("objectives", PretrainOptions, given))
+    metrics, settings = run.metrics, resolve_pretraining("quick", flags)
     rate = metrics[-1]["samples_per_s"]
     alone = items_per_second(store, settings, batches=4)
     return [

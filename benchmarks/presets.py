@@ -38,7 +38,7 @@ ROOMS, FRAMES = 12, 20
 IMAGE_ROOMS = 4
 MOCO_FILE = "moco_v2.pth.tar"
 #: A queue that fills in a few steps, and the paper's slow key encoder; see the page for what others do.
-MOCO = "--batch 32 --micro-batch 32 --moco-queue 128 --moco-momentum 0.999 --moco-temperature 0.1 --lr 0.001"
+MOCO = "--batch 32 --micro-batch 32 --moco.queue 128 --moco.momentum 0.999 --moco.temperature 0.1 --lr 0.001"
 
 
 class Row(NamedTuple):
@@ -61,10 +61,10 @@ ROWS = (
     Row("paper", "View+Geo"),
     Row("trivial", "Trivial Correspondences"),
     Row("depth", "Depth Prediction"),
-    Row("moco", "MoCoV2-supIN→SN", f"--init runs/view {MOCO}"),
-    Row("moco-combine", "MoCoV2-IN+SN (combine)", f"--images images {MOCO}"),
-    Row("moco-mixed", "MoCoV2-IN+SN (mixing batch)", f"--images images {MOCO}"),
-    Row("unsupervised", "Unsupervised Pri3D (supplement)", f"--init {MOCO_FILE}"),
+    Row("moco", "MoCoV2-supIN→SN", f"--weights runs/view {MOCO}"),
+    Row("moco-combine", "MoCoV2-IN+SN (combine)", f"--moco.images images {MOCO}"),
+    Row("moco-mixed", "MoCoV2-IN+SN (mixing batch)", f"--moco.images images {MOCO}"),
+    Row("unsupervised", "Unsupervised Pri3D (supplement)", f"--weights {MOCO_FILE}"),
     Row("released", "View+Geo as the released code has it"),
 )
 #: Why the MoCo rows have settings of their own.
@@ -73,7 +73,7 @@ CONTROLS = (
     Row(
         "moco",
         "small queue, fast keys",
-        "--batch 16 --micro-batch 16 --moco-queue 64 --moco-momentum 0.9",
+        "--batch 16 --micro-batch 16 --moco.queue 64 --moco.momentum 0.9",
         "moco-fast",
     ),
 )
@@ -122,9 +122,9 @@ def pri3d(command: str) -> None:
 def data_commands(rooms: int, frames: int, size: str, overlap: str) -> list[str]:
     """How the rooms come about; ``overlap`` are options of prepare."""
     return [
-        f"pri3d rooms raw --rooms {rooms} --frames {frames} --size {size} --workers 1",
-        " ".join(filter(None, [f"pri3d prepare raw store --size {size} --voxel {VOXEL}", overlap, "--workers 1"])),
-        f"pri3d rooms others --rooms {IMAGE_ROOMS} --frames {frames} --size {size} --first 100 --workers 1",
+        f"pri3d rooms raw --rooms {rooms} --frames {frames} --size {size} --processes 1",
+        " ".join(filter(None, [f"pri3d prepare raw store --size {size} --voxel {VOXEL}", overlap, "--processes 1"])),
+        f"pri3d rooms others --rooms {IMAGE_ROOMS} --frames {frames} --size {size} --first 100 --processes 1",
     ]
 
 
@@ -175,7 +175,7 @@ def run_row(row: Row, steps: int, extra: str) -> Result:
     settings: dict[str, Any] = yaml.safe_load(run.config.read_text())["settings"]
     moco = settings["objectives"].get("moco", 0) > 0
     metrics = read_metrics(run.metrics)
-    settled = math.ceil(settings["moco_queue"] / settings["batch"]) if moco else 0
+    settled = math.ceil(settings["moco"]["queue"] / settings["batch"]) if moco else 0
     settled = settled if settled < len(metrics) else 0
     return Result(row, command, metrics, settled, settings["objectives"], cpu, wall)
 

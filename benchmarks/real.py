@@ -26,6 +26,8 @@ from pri3d.labelled import open_labelled
 from pri3d.labelled.convert import to_coco
 from pri3d.labelled.spaces import load_space
 from pri3d.runs import read_json
+from pri3d.tasks.instance import InstanceOptions
+from pri3d.tasks.semantic import SemanticOptions
 
 COCO_IMAGES, LEAST = 8, 1000  # pixels of an object
 LW_CORNER = (7, 6)  # column and row where the inner part of an NYUv2 image begins
@@ -45,11 +47,9 @@ def coco(data: Path, work: Path) -> dict[str, Any]:
         "data": eight,
         "val": eight,
         "steps": 400,
-        "eval_every": 100,
+        "validation": {"every": 100},
         "lr": 2e-3,
-        "rois": 64,
-        "short_side": 240,
-        "min_area": LEAST,
+        "options": [InstanceOptions(rois=64, short_side=240, min_area=LEAST)],
         "augment": "none",
         "mirror": False,
     }
@@ -78,7 +78,7 @@ def nyuv2(data: Path, work: Path) -> dict[str, Any]:
         "data": folder,
         "val": folder,
         "steps": 400,
-        "eval_every": 100,
+        "validation": {"every": 100},
         "augment": "none",
         "mirror": False,
         "lr": 2e-3,
@@ -91,10 +91,10 @@ def camvid(data: Path, _: Path) -> dict[str, Any]:
     return {
         "task": "semantic",
         "data": folder,
-        "labels": "camvid",
-        "size": "240x180",
+        "label_map": "camvid",
+        "options": [SemanticOptions(size="240x180")],
         "steps": 800,
-        "eval_every": 100,
+        "validation": {"every": 100},
         "augment": "light",
         "mirror": True,
     }
@@ -115,7 +115,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as work:
             given = PARTS[part](options.data, Path(work))
             if options.steps:
-                given |= {"steps": options.steps, "eval_every": options.steps}
+                given |= {"steps": options.steps, "validation": {"every": options.steps}}
             began, wall = time.process_time(), time.perf_counter()
             run = pri3d.finetune(**given, preset="quick", run=Path(work) / "run", workers=0)
             minutes = (time.process_time() - began) / 60

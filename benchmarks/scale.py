@@ -74,7 +74,7 @@ def link_scenes(root: Path, names: list[str], files: list[Path]) -> None:
 
 def run_verb(recording: Path, out: Path, workers: int) -> float:
     """Seconds of ``pri3d prepare`` from start to end."""
-    words = ["prepare", recording, out, "--frame-step", STEP, "--workers", workers]
+    words = ["prepare", recording, out, "--frame-step", STEP, "--processes", workers]
     start = time.perf_counter()
     subprocess.run(
         [sys.executable, "-m", "pri3d", *map(str, words)],

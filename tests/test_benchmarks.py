@@ -10,17 +10,17 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import embed, gpu, loading, plain, presets, real, rivals, scale
+from benchmarks import embed, gpu, loading, plain, presets, real, rivals, scale, startup
 from benchmarks.timing import Stopwatch, precision
-from pri3d.settings import presets as preset_names
-from pri3d.settings import resolve
-from pri3d.training.settings import PretrainSettings
 
+from pri3d.api.options import VERBS
+from pri3d.api.presets import overlay, shipped
+from pri3d.api.pretrain import PRESETS, resolve_pretraining
 from pri3d.networks.resunet3d import ResUNet3d
 from pri3d.networks.weights import read_state
 
 TINY = gpu.SMALL._replace(
-    flags={**gpu.SMALL.flags, "voxel": 0.32},
+    flags=overlay(gpu.SMALL.flags, {"geometry": {"voxel": 0.32}}),
     steps=1,
     store={"count": 1, "frames": 8, "size": "64x48", "voxel": 0.32, "distance": 0.1, "min_overlap": 0.15},
 )
@@ -40,9 +40,9 @@ def result(losses: list[float], settled: int = 0, **columns: float) -> presets.R
 def test_every_preset_is_a_row_and_parses() -> None:
     rows = [row.preset for row in presets.ROWS]
     assert len(set(rows)) == len(rows)
-    assert set(preset_names(PretrainSettings, "pretrain")) - set(rows) == {"quick", "small"}
+    assert set(shipped(PRESETS)) - set(rows) == {"quick", "small"}
     for row in presets.ROWS:
-        assert resolve(PretrainSettings, "pretrain", f"{row.preset},small", {}).size == presets.SIZE
+        assert resolve_pretraining(f"{row.preset},small").size == presets.SIZE
 
 
 def test_a_falling_loss_is_told_from_noise() -> None:
@@ -61,8 +61,8 @@ def test_chance_is_the_weighted_sum_where_every_term_has_one() -> None:
 @pytest.mark.slow
 def test_presets_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rows = [row for row in presets.ROWS if row.preset in ("moco", "unsupervised")]
-    rows[0] = rows[0]._replace(options="--moco-queue 2")  # starts from scratch, there is no View run
-    small = "--size 64x48 --distance 0.1 --points 64 --eval-every 0 --crop 32 --batch 2 --micro-batch 2"
+    rows[0] = rows[0]._replace(options="--moco.queue 2 --moco.crop 32")  # starts from scratch, there is no View run
+    small = "--size 64x48 --matching.distance 0.1 --contrast.points 64 --validation.every 0 --batch 2 --micro-batch 2"
     options = {"rooms": 1, "frames": 8, "size": "64x48", "overlap": "--distance 0.1 --min-overlap 0.15"}
     page = presets.run(tmp_path, rows, (), steps=2, extra=small, **options)
     capfd.readouterr()
@@ -77,6 +77,23 @@ def test_presets_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert torch.equal(started["encoder.conv1.weight"], trained["encoder.conv1.weight"])
 
 
+def test_startup_is_measured_against_an_import() -> None:
+    """The children's time alone, the ratios of the medians, and the commands that are named as slow."""
+    tried = startup.commands()
+    assert {f"pri3d {name} --help" for name in VERBS} | {"pri3d finetune semantic --help"} <= set(tried)
+    assert {f"pri3d {name} {startup.MISSPELT}" for name in VERBS} <= set(tried)
+    spin = "import time\nend = time.process_time() + {}\nwhile time.process_time() < end: pass"
+    seconds = startup.measure({"nothing": ["-c", ""], "work": ["-c", spin.format(0.5)]}, rounds=1)
+    assert seconds["work"] - seconds["nothing"] == pytest.approx(0.5, abs=0.2)
+    with pytest.raises(ChildProcessError, match="exit code 3"):
+        startup.cpu_seconds(["-c", "raise SystemExit(3)"])
+    assert startup.cpu_seconds(["-m", "pri3d", "check", startup.MISSPELT]) > 0
+    page = startup.table({startup.REFERENCE: 2.0, "a": 0.4, "b": 0.6})
+    assert "| `a` | 0.40 | 0.20x |" in page
+    assert page.endswith("More than 0.25x: b (0.30x)")
+    assert startup.table({startup.REFERENCE: 2.0, "a": 0.5}).endswith("None takes more than 0.25x.")
+
+
 def test_share_waited_weighs_steps_by_their_time() -> None:
     ends, waits = [10.0, 11.0, 14.0], [0.9, 0.5, 0.1]  # seconds since the beginning, share of the time since the last
     rows = [
@@ -88,7 +105,8 @@ def test_share_waited_weighs_steps_by_their_time() -> None:
 
 @pytest.mark.slow
 def test_loading_runs(tmp_path: Path, tiny_store: Path) -> None:
-    flags = {"size": "64x48", "distance": 0.1, "voxel": 0.32, "batch": 2, "micro_batch": 2, "points": 64}
+    flags = {"size": "64x48", "batch": 2, "micro_batch": 2, "contrast": {"points": 64}}
+    flags |= {"matching": {"distance": 0.1}, "geometry": {"voxel": 0.32}}
     rows = loading.measure(tmp_path / "run", tiny_store, "tiny", flags, 4, 1)
     assert rows[0][0].startswith("tiny")
     assert 0 <= float(rows[0][1].rstrip("%")) <= 100
