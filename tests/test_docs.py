@@ -8,8 +8,6 @@ block leaves it out.
 from __future__ import annotations
 
 import ast
-import dataclasses
-import inspect
 import os
 import re
 import shlex
@@ -23,20 +21,23 @@ from typing import NamedTuple
 
 import pytest
 import yaml
-from pri3d.settings import presets, resolve
-from pri3d.training.settings import PretrainSettings
 
-import pri3d
-from pri3d.cli import build_parser, normalise
+import generated
+from pri3d.api.finetune import presets_of_task, resolve_finetuning
+from pri3d.api.options import VERBS, fields_of, flag_as_typed
+from pri3d.api.presets import RENAMED, RENAMED_IN, current, shipped
+from pri3d.api.pretrain import PRESETS, resolve_pretraining
+from pri3d.api.training import TrainSettings
+from pri3d.cli import RENAMED_FLAGS, flags_of, parse
 from pri3d.labelled.spaces import load_space
 from pri3d.recordings._shared.cameras import read_cameras
-from pri3d.tasks import TASKS, find_task
+from pri3d.registry import OBJECTIVES, TASKS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-#: pretrain, or a task of finetune -> its settings, and the page with their table
-SETTINGS = {"pretrain": PretrainSettings, **{task: find_task(task).recipe.settings_type for task in TASKS}}
-TABLES = {kind: ROOT / "docs" / ("pretraining.md" if kind == "pretrain" else "finetuning.md") for kind in SETTINGS}
+#: pretrain, or a task of finetune -> its presets, and the page with the table of its options
+KINDS = {"pretrain": shipped(PRESETS), **{task: shipped(presets_of_task(task)) for task in TASKS}}
+TABLES = {kind: ROOT / "docs" / ("pretraining.md" if kind == "pretrain" else "finetuning.md") for kind in KINDS}
 #: verb -> the page that describes each of its options
 PAGE_OF = {
     verb: ROOT / "docs" / page
@@ -152,7 +153,7 @@ def test_readme_leaves_what_it_says(readme_folder: Path) -> None:
 def test_python_runs(page: Path, readme_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(readme_folder, tmp_path, dirs_exist_ok=True, copy_function=os.link)
     monkeypatch.chdir(tmp_path)
-    for folder in (tmp_path, ROOT / "tests" / "models", ROOT / "tests" / "readers", ROOT / "tests" / "datasets"):
+    for folder in (tmp_path, *(ROOT / "tests" / name for name in ("networks", "recordings", "labelled"))):
         monkeypatch.syspath_prepend(str(folder))
     try:
         run_page(page, tmp_path)
@@ -171,6 +172,46 @@ def commands(text: str) -> Iterator[list[str]]:
             yield words
 
 
+def own_flags() -> set[str]:
+    """Flags of the options that the pages' own objectives and tasks bring."""
+    found = set()
+    for block in blocks("python"):
+        for kind in re.findall(r"^class \w+\(Options\):\n(?:(?:    .*)?\n)+", block.text, flags=re.MULTILINE):
+            group = re.search(r'^    group = "(\w+)"', kind, flags=re.MULTILINE)
+            assert group, f"{block}: options without a group"
+            found |= {
+                flag_as_typed(f"{group[1]}.{name}") for name in re.findall(r"^    (\w+): .*= option\(", kind, re.M)
+            }
+    return found
+
+
+def resolved(kind: str, preset: str, given: dict[str, object]) -> TrainSettings:
+    """Settings of pretrain or of a task."""
+    return resolve_pretraining(preset, given) if kind == "pretrain" else resolve_finetuning(kind, preset, given)
+
+
+def check_options(verb: str, options: dict[str, object]) -> None:
+    """What a command gives is valid, together with its preset where that is a shipped one."""
+    made = VERBS[verb].options(**options)
+    if verb not in ("pretrain", "finetune"):
+        assert made.problems() == []
+        return
+    kind = str(options.get("task", verb))
+    if kind not in KINDS:
+        assert f"{kind} = " in "".join(b.text for b in blocks("toml")), f"no page adds a task {kind}"
+        return
+    preset = str(options.get("preset", "quick"))
+    own = {type(each).group: each.given() for each in options.get("options", [])}  # type: ignore[attr-defined]
+    several = [key for key in ("network", "fraction", "seed") if "," in str(options.get(key))]
+    stated = {f.name for f in fields_of(generated.SETTINGS[verb])} - set(several)
+    given = {key: value for key, value in options.items() if key in stated} | own
+    if verb == "finetune":
+        given.pop("weights", None)
+    # An objective of somebody else's package and a preset file are not here; the page that shows them runs them.
+    if ".yaml" not in preset and set(given.get("objectives", {})) <= set(OBJECTIVES):  # type: ignore[call-overload]
+        resolved(kind, preset, given)
+
+
 def check_command(words: list[str]) -> None:
     """Parse a command of ours as the command line does; of others, check what they name in this repository."""
     if words[0] in LAUNCHERS:
@@ -181,17 +222,9 @@ def check_command(words: list[str]) -> None:
     if words[0] == "pri3d" and words[1] in ("--help", "--version"):
         return
     if words[0] == "pri3d":
-        verb = pri3d.find_verb(words[1])
-        options = vars(build_parser(words[1], verb).parse_args(normalise(words[2:], verb)))
-        preset = options.get("preset", "x.yaml")
-        if ".yaml" not in preset:
-            comma = [key for key in ("network", "fraction", "seed") if "," in str(options.get(key))]  # several runs
-            given = {key: value for key, value in options.items() if key not in ("data", "preset", *comma)}
-            kind = str(options.get("task", words[1]))
-            if kind in SETTINGS:
-                resolve(SETTINGS[kind], kind, preset, given)
-            else:
-                assert f"{kind} = " in "".join(b.text for b in blocks("toml")), f"no page adds a task {kind}"
+        own = own_flags()  # whose classes are not installed here; the page that shows them runs them
+        kept = [k for k in range(2, len(words)) if words[k] not in own and words[k - 1] not in own]
+        check_options(words[1], parse(VERBS[words[1]], [words[k] for k in kept]))
     elif words[0] == "sbatch":
         assert any(f"# {words[1]}" in block.text.splitlines()[1:2] for block in blocks("bash")), f"no script {words[1]}"
     elif words[0] == "make":
@@ -225,7 +258,9 @@ def test_yaml_is_what_it_says(block: Block, tmp_path: Path) -> None:
     elif stated[1] == "labels.yaml":
         assert load_space(str(path)).names
     elif stated[2]:
-        resolve(SETTINGS[stated[2]], stated[2], str(path), {})
+        assert current(yaml.safe_load(block.text), stated[2]) == yaml.safe_load(block.text), f"{block}: former names"
+        if set(yaml.safe_load(block.text).get("objectives", {})) <= set(OBJECTIVES):
+            resolved(stated[2], str(path), {})
     else:
         assert isinstance(yaml.safe_load(block.text), dict)
 
@@ -244,44 +279,128 @@ def table(text: str, heading: str) -> list[dict[str, str]]:
 
 def preset_file(kind: str, name: str) -> dict[str, object]:
     """What the file of a shipped preset states, its base included."""
-    stated: dict[str, object] = yaml.safe_load(presets(SETTINGS[kind], kind)[name].read_text())
+    stated: dict[str, object] = yaml.safe_load(KINDS[kind][name].read_text())
     return stated
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
+def flat(stated: dict[str, object], above: str = "") -> dict[str, object]:
+    """Nested values by their flags."""
+    found: dict[str, object] = {}
+    for key, value in stated.items():
+        nested = isinstance(value, dict) and key != "objectives"
+        found |= flat(value, f"{above}{key}.") if nested else {flag_as_typed(above + key): value}  # type: ignore[arg-type]
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["quick", "paper"])
-def test_tables_of_settings_are_the_presets(kind: str, name: str) -> None:
-    """A column is called by the preset, where tasks share the table by task and preset; - is no setting of that."""
-    rows = table(TABLES[kind].read_text(), "setting")
-    column = name if name in rows[0] else f"{kind} {name}"
-    cells = {row["setting"].strip("`").removeprefix("--"): row[column].strip("`") for row in rows}
+def test_tables_of_options_are_the_presets(kind: str, name: str) -> None:
+    """A column is called by the preset, where tasks share the table by task and preset; - is no option of that."""
+    column = name if kind == "pretrain" else f"{kind} {name}"
+    rows = [row for row in table(TABLES[kind].read_text(), "option") if column in row]
+    cells = {row["option"].strip("`"): row[column].strip("`") for row in rows}
     assert len(cells) == len(rows)
-    stated = {key.replace("-", "_"): yaml.safe_load(cell) for key, cell in cells.items() if cell != "-"}
-    settings = dataclasses.asdict(resolve(SETTINGS[kind], kind, name, {}))
-    assert stated == {key: value for key, value in settings.items() if key != "seed"}
+    shown = {key: yaml.safe_load(cell) for key, cell in cells.items() if cell != "-"}
+    settings = flat(resolved(kind, name, {}).stated())
+    left_out = {"--seed"} if kind == "pretrain" else {"--seed", "--weights"}
+    assert {key: value for key, value in settings.items() if key not in left_out} == {
+        key: shown[key] for key in settings if key not in left_out
+    }
+    more = {key for key in shown if key not in settings}
+    assert all(key.startswith(tuple(f"--{each}." for each in OBJECTIVES)) for key in more)  # of idle objectives
+
+
+@pytest.mark.parametrize("verb", generated.PAGES)
+def test_tables_of_options_are_the_fields(verb: str) -> None:
+    text = generated.PAGES[verb].read_text()
+    (part,) = generated.parts_of(text)
+    assert part[2] == f"options: {verb}"
+    assert part[3] == generated.tables(verb), "run python tests/generated.py"
+    rows = {row["option"].strip("`"): row["meaning"] for row in table(part[3], "option")}
+    flags = {flag_as_typed(each.name): each.about for each in flags_of(VERBS[verb], []) if not each.positional}
+    assert rows == flags
+
+
+def test_the_tree_is_the_source() -> None:
+    (part,) = generated.parts_of(generated.ARCHITECTURE.read_text())
+    assert part[3] == generated.tree(), "run python tests/generated.py"
 
 
 def test_the_table_of_presets_is_the_files() -> None:
-    """``paper`` and ``small`` have no row: the columns of the settings show them, ``small`` within ``quick``."""
+    """``paper`` and ``small`` have no row: the columns of the options show them, ``small`` within ``quick``."""
     rows = {row["preset"].strip("`"): row for row in table(PAGE_OF["pretrain"].read_text(), "preset")}
-    assert set(rows) == set(presets(PretrainSettings, "pretrain")) - {"paper", "small"}
+    assert set(rows) == set(KINDS["pretrain"]) - {"paper", "small"}
     for name, row in rows.items():
         file = preset_file("pretrain", name)
         assert (row["base"].strip("`"), yaml.safe_load(row["sets"].strip("`"))) == (file.pop("base"), file)
 
 
-@pytest.mark.parametrize("kind", SETTINGS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_preset_is_named(kind: str) -> None:
     text = TABLES[kind].read_text()
-    assert [name for name in presets(SETTINGS[kind], kind) if f"`{name}`" not in text] == []
+    assert [name for name in KINDS[kind] if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("verb", PAGE_OF)
 def test_every_option_is_described(verb: str) -> None:
     text = PAGE_OF[verb].read_text()
-    parameters = inspect.signature(pri3d.find_verb(verb)).parameters.values()
-    options = [f"--{p.name.replace('_', '-')}" for p in parameters if p.default is not inspect.Parameter.empty]
+    options = [flag_as_typed(each.name) for each in flags_of(VERBS[verb], []) if not each.positional]
     assert [option for option in options if f"| `{option}` |" not in text] == []
+    others = {flag_as_typed(each.name) for name in VERBS for each in flags_of(VERBS[name], [])}
+    named = {name for row in table(text, "option") for name in re.findall(r"`(--[\w.-]+)", row["option"])}
+    assert named <= others
+
+
+def test_no_page_names_an_option_that_no_command_has() -> None:
+    """A flag in prose; those of other programs are listed here."""
+    slurm = {"--gpus-per-task", "--gres", "--ntasks", "--ntasks-per-node", "--open-mode", "--requeue", "--signal"}
+    benchmarks = {"--fresh", "--encoders", "--scenes", "--rounds"}
+    foreign = {
+        "--help",
+        "--version",
+        "--run-path",
+        "--min_overlap",
+        *slurm,
+        *benchmarks,
+    }
+    known = {flag_as_typed(each.name) for verb in VERBS.values() for each in flags_of(verb, []) if not each.positional}
+    known |= own_flags()
+    known |= {name.replace("--", "--no-", 1) for name in known} | {re.sub(r"\.(\w)", r".no-\1", name) for name in known}
+    wrong = set()
+    for page in PAGES:
+        prose = page.read_text()
+        if page.name == "troubleshooting.md":
+            prose = prose.partition("## From version 0.1")[0]
+        for name in re.findall(r"`(--[a-z][\w.-]*)", prose):
+            if name not in known | foreign:
+                wrong.add(f"{page.name}: {name}")
+    assert sorted(wrong) == [], sorted(wrong)
+
+
+def test_messages_name_flags_that_exist() -> None:
+    """A word that begins with two hyphens in a text of the program is a flag of some command, as it is typed."""
+    known = {flag_as_typed(each.name) for verb in VERBS.values() for each in flags_of(verb, []) if not each.positional}
+    known |= {name.replace("--", "--no-", 1) for name in known} | {"--help", "--version"}
+    slurm = {"--gres", "--gpus-per-task", "--ntasks", "--ntasks-per-node", "--test-only"}
+    foreign = {"work.py", "html.py"}  # a script for sbatch; a style sheet
+    wrong = {
+        f"{path.name}:{node.lineno}: {name}"
+        for path in (ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if path.name not in foreign and isinstance(node, ast.Constant) and isinstance(node.value, str)
+        for name in re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", node.value)
+        if name not in known | slurm and path.name != "cli.py"
+    }
+    assert sorted(wrong) == []
+
+
+def test_the_former_names_are_listed() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text().partition("## From version 0.1")[2]
+    rows = {(row["in 0.1"].strip("`"), row["of"], row["now"].strip("`")) for row in table(text, "in 0.1")}
+    training = {(flag_as_typed(old), flag_as_typed(new)) for old, new in RENAMED.items()}
+    of_task = {(flag_as_typed(old), flag_as_typed(new)) for each in RENAMED_IN.values() for old, new in each.items()}
+    others = {(flag_as_typed(old), flag_as_typed(new)) for each in RENAMED_FLAGS.values() for old, new in each.items()}
+    assert training | of_task | others <= {(old, new) for old, _, new in rows}
 
 
 def test_messages_in_troubleshooting_are_the_programs() -> None:
@@ -336,7 +455,7 @@ def test_verbs_that_are_named_exist() -> None:
     files = [*PAGES, *(ROOT / "src").rglob("*.py")]
     named = {(verb, path.name) for path in files for verb in re.findall(r"[`(]pri3d ([a-z]+)\b", path.read_text())}
     assert len(named) >= 5
-    assert sorted((verb, name) for verb, name in named if verb not in pri3d.VERBS) == []
+    assert sorted((verb, name) for verb, name in named if verb not in VERBS) == []
 
 
 def test_the_reader_of_pages() -> None:
