@@ -105,6 +105,6 @@ def test_a_run_is_begun_once_and_continued_with_the_same_settings(tmp_path):
     with pytest.raises(ConfigError, match="holds a run already"):
         run.open("pretrain", {"steps": 3}, facts, resume=False)
     run.open("pretrain", {"steps": 3}, {**facts, "data": "moved"}, resume=True)
-    with pytest.raises(ConfigError, match=r"steps was 3, is 4; data_hash was 'a', is 'b'\."):
+    with pytest.raises(ConfigError, match=r"steps was 3, now 4; data_hash was 'a', now 'b'\."):
         run.open("pretrain", {"steps": 4}, {**facts, "data_hash": "b"}, resume=True)
     assert run.read_config()["provenance"] == facts

@@ -16,6 +16,7 @@ from pri3d.api.presets import current
 from pri3d.api.results import Output
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import replacing, write_atomic
+from pri3d.files.stamp import differences, refuse_differences
 
 #: parts of the provenance that a run cannot change when it is continued
 _SAME = ("data_hash", "init", "init_data_hash", "part", "images_hash", "dataset", "labels")
@@ -76,15 +77,12 @@ class RunPaths:
             write_text(self.config, yaml.safe_dump(stated, sort_keys=False))
             return
         before = self.read_config()
-        was = {".".join(way): value for way, value in leaves(before["settings"])}
-        asked = {".".join(way): value for way, value in leaves(settings)}
+        was, asked = ({".".join(way): value for way, value in leaves(part)} for part in (before["settings"], settings))
         # A run of an earlier version does not state what could not be set then.
-        changed = [(way, was[way], value) for way, value in asked.items() if way in was and was[way] != value]
-        origin = ((name, before["provenance"].get(name), provenance.get(name)) for name in _SAME)
-        changed += [one for one in origin if one[1] != one[2]]
-        differences = [f"{way} was {old!r}, is {new!r}" for way, old, new in changed]
-        if differences:
-            raise ConfigError(f"{self.path}: cannot resume, this run had other settings: {'; '.join(differences)}.")
+        differ = differences(was, {name: value for name, value in asked.items() if name in was})
+        differ += differences(before["provenance"], {name: provenance.get(name) for name in _SAME})
+        fix = "Resume with those of config.yaml, or choose another --run."
+        refuse_differences(self.path, differ, fix)
 
     def read_config(self) -> dict[str, Any]:
         """``verb``, ``settings`` and ``provenance`` of the run, the settings nested and by their present names.

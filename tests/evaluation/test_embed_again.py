@@ -20,6 +20,7 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.evaluation import parts
 from pri3d.evaluation.arrays import read_record, write_entry
 from pri3d.evaluation.embed import Backbone, embed
+from pri3d.files.lock import lock_file
 
 __all__ = ["source", "tiny", "unet", "weights"]  # fixtures
 
@@ -82,13 +83,21 @@ def test_done_is_done_and_other_settings_are_refused(weights, source, tmp_path, 
     before = out.stat().st_mtime_ns
     embed(str(weights), source, out, level=2, **FLAGS)  # the same as -1
     assert out.stat().st_mtime_ns == before
-    with pytest.raises(ConfigError, match=r"other kind, level\. .*--overwrite"):
+    with pytest.raises(ConfigError, match=r"kind was 'pooled', now 'dense'; level was .*, now 0\. .*--overwrite"):
         embed(str(weights), source, out, dense=True, level=0, **FLAGS)
     photos(source, ["new.png"], [(32, 32)])
-    with pytest.raises(ConfigError, match="other images"):
+    with pytest.raises(ConfigError, match=r"other settings: images was .*, now "):
         embed(str(weights), source, out, **FLAGS)
     embed(str(weights), source, out, overwrite=True, **FLAGS)
     assert len(arrays(out)["names"]) == 8
+
+
+def test_one_process_at_a_time_writes_a_file(weights, source, tmp_path) -> None:
+    out = tmp_path / "a.npz"
+    with lock_file(out), pytest.raises(ConfigError, match=r"a\.npz: process \d+ on .* has been writing there since"):
+        embed(str(weights), source, out, **FLAGS)
+    embed(str(weights), source, out, **FLAGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
 def test_parts_of_other_settings_are_refused(weights, source, tmp_path, monkeypatch) -> None:
@@ -99,7 +108,7 @@ def test_parts_of_other_settings_are_refused(weights, source, tmp_path, monkeypa
         patch.setattr(parts, "write_features", stop)
         with pytest.raises(KeyboardInterrupt):
             embed(str(weights), source, tmp_path / "a.npz", **FLAGS)
-    with pytest.raises(ConfigError, match=r"a\.npz\.parts: was made with other size"):
+    with pytest.raises(ConfigError, match=r"a\.npz\.parts: was made with other settings: size was None, now '32x32'\."):
         embed(str(weights), source, tmp_path / "a.npz", size="32x32", **FLAGS)
     part = tmp_path / "a.npz.parts" / "0000000.npz"
     whole = part.read_bytes()

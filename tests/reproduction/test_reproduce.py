@@ -88,7 +88,7 @@ def test_the_whole_of_a_table(tiny: dict[str, Any], tmp_path: Path, capfd: pytes
 
     # Other settings for the same folder are refused before any work.
     tiny["semantic"] = {**FINETUNE, "size": "64x48", "steps": 3}
-    with pytest.raises(ConfigError, match="steps was 2, is 3"):
+    with pytest.raises(ConfigError, match="steps was 2, now 3"):
         reproduce("table1", out=tmp_path)
 
 

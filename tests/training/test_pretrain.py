@@ -78,7 +78,7 @@ def test_second_run_in_a_folder_needs_resume_and_the_same_settings(rooms_store: 
     run = run_small(rooms_store, tmp_path / "run", objectives={"view": 1})
     with pytest.raises(ConfigError, match="--resume"):
         run_small(rooms_store, run, objectives={"view": 1})
-    with pytest.raises(ConfigError, match=r"lr was 0.002, is 0.5"):
+    with pytest.raises(ConfigError, match=r"lr was 0.002, now 0.5"):
         run_small(rooms_store, run, objectives={"view": 1}, lr=0.5, resume=True)
     before = (run / "weights.safetensors").read_bytes()
     assert run_small(rooms_store, run, objectives={"view": 1}, resume=True) == run

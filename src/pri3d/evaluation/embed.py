@@ -18,6 +18,7 @@ from pri3d.errors import ConfigError
 from pri3d.evaluation.arrays import check_format
 from pri3d.evaluation.media import Media, open_media, refuse_failed
 from pri3d.evaluation.parts import Parts
+from pri3d.files.lock import lock_file
 from pri3d.geometry.resize import parse_size
 from pri3d.machine import cores, cpu_has_bf16
 from pri3d.networks.load import FeatureNet, load
@@ -106,9 +107,10 @@ def embed(
     }
     parts = Parts(out, facts)
     if overwrite or not parts.are_joined():
-        parts.claim(overwrite)
-        failed = parts.fill(media, backbone.maps, workers or min(8, cores()), console)
-        parts.join(failed)
+        with lock_file(out):
+            parts.claim(overwrite)
+            failed = parts.fill(media, backbone.maps, workers or min(8, cores()), console)
+            parts.join(failed)
     done, failed = parts.outcome()
     refuse_failed(failed, done, out)
     console.print(f"{done} embedded in {escape(str(out))}")

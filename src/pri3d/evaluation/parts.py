@@ -26,6 +26,7 @@ from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.evaluation.arrays import DAMAGED, Table, read_record, write_entry, write_features
 from pri3d.evaluation.media import Media, Picture, until_damaged
 from pri3d.files.atomic import remove_leftovers, replacing, usable
+from pri3d.files.stamp import refuse_other_settings
 from pri3d.geometry.resize import parse_size, resize_color
 from pri3d.runs import read_json, write_json
 
@@ -85,12 +86,10 @@ class Parts:
             write_json(self.folder / RECORD, self.facts)
 
     def _refuse_other(self, record: Any, where: Path) -> None:
-        record = record if isinstance(record, dict) else {}
-        follow = ("stride", "channels")  # from others
-        differ = [name for name, value in self.facts.items() if record.get(name) != value and name not in follow]
-        if differ:
-            made = f"was made with other {', '.join(differ)}" if record else "is not from this command"
-            raise ConfigError(f"{where}: {made}. Choose another --out, or begin anew with --overwrite.")
+        fix = "Choose another --out, or begin anew with --overwrite."
+        if not isinstance(record, dict) or not record:
+            raise ConfigError(f"{where}: is not from this command. {fix}")
+        refuse_other_settings(where, record, self.facts, fix, ignore=("stride", "channels"))  # they follow from others
 
     def fill(self, media: Media, maps: Maps, workers: int, console: Console) -> list[str]:
         """Compute the parts that are not there. Returns why a video ended too early, if one did."""

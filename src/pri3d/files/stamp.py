@@ -7,7 +7,7 @@ refused in one wording, which lists what was stated and what is now: ``seed was 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,11 @@ def refuse_other_settings(
     where: Path, before: Mapping[str, Any], now: Mapping[str, Any], fix: str, ignore: Collection[str] = ()
 ) -> None:
     """Raise ConfigError where ``where`` was made with other settings, listing those that differ and then ``fix``."""
-    differ = differences(before, now, ignore)
+    refuse_differences(where, differences(before, now, ignore), fix)
+
+
+def refuse_differences(where: Path, differ: Sequence[str], fix: str) -> None:
+    """Raise ConfigError as :func:`refuse_other_settings` where there are :func:`differences`."""
     if differ:
         raise ConfigError(f"{where}: was made with other settings: {'; '.join(differ)}. {fix}")
 
