@@ -235,7 +235,8 @@ def _unregistered(shots: Shots, fit: Registration, figure: str) -> tuple[list[Fi
         cx=color.cx + fit.right * color.width,
         cy=color.cy + fit.down * color.width,
     )
-    color_from_depth = _first_transform(shots).copy()
+    first = next(shot for k in sorted(shots.asked) if (shot := shots.kept(k)) is not None)
+    color_from_depth = first.color_from_depth.copy()
     color_from_depth[0, 3] += fit.baseline
     advice = (
         f"Colour is not registered to depth: focal length x {fit.focal:.3f}, centre {fit.right * color.width:+.1f}, "
@@ -243,11 +244,6 @@ def _unregistered(shots: Shots, fit: Registration, figure: str) -> tuple[list[Fi
     )
     found = Finding("registration", "fault", figure, "colour not registered", advice)
     return [found], advised_yaml(moved, depth, color_from_depth)
-
-
-def _first_transform(shots: Shots) -> NDArray[np.float64]:
-    """``color_from_depth`` (4, 4) of the first frame that is there."""
-    return next(shot.color_from_depth for k in sorted(shots.asked) if (shot := shots.kept(k)) is not None)
 
 
 class RecameredScene(ChangedScene):

@@ -147,8 +147,10 @@ def read_frames(
 
     def load(index: int) -> Prepared:
         item = prepare_frame(scene.frame(index), size, max_depth, reach, min_confidence, need_depth=posed)
-        if rows:
-            _check_same(item, depth, writer)
+        if rows and writer.size != item.view.color.shape[1::-1]:
+            raise FrameError(f"{item.view.name}: its size differs from the first frame's; a scene has one camera size.")
+        if rows and depth.shape[1:] != item.depth.shape:
+            raise FrameError(f"{item.view.name}: its depth is {item.depth.shape}, the first frame's {depth.shape[1:]}.")
         return item
 
     for done, stretch in enumerate(parts):
@@ -283,10 +285,3 @@ def _check_images(frame: Frame) -> None:
     for what, ids, limit in (("label", frame.label, 255), ("instance", frame.instance, 65535)):
         if ids is not None and ids.size and not 0 <= ids.min() <= ids.max() <= limit:
             raise FrameError(f"{frame.name}: {what} ids reach from {ids.min()} to {ids.max()}, allowed are 0..{limit}.")
-
-
-def _check_same(item: Prepared, depth: NDArray[np.uint16], writer: SceneWriter) -> None:
-    if writer.size != item.view.color.shape[1::-1]:
-        raise FrameError(f"{item.view.name}: its size differs from the first frame's; a scene has one camera size.")
-    if depth.shape[1:] != item.depth.shape:
-        raise FrameError(f"{item.view.name}: its depth is {item.depth.shape}, the first frame's {depth.shape[1:]}.")
