@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -197,7 +197,7 @@ def _plan_steps(trial: Path, store: Path, seconds: float, seed: int, processes: 
 
 
 def _finetune(
-    pool: ProcessPoolExecutor, out: Path, stores: dict[str, Path], name: str, weights: str, steps: int
+    pool: Executor, out: Path, stores: dict[str, Path], name: str, weights: str, steps: int
 ) -> list[Future[Path]]:
     """Start a fine-tuning with every seed; the results are the run folders."""
     runs = {seed: out / f"runs/{name}-{seed}" for seed in SEEDS}

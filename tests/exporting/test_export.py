@@ -18,6 +18,7 @@ from pri3d.exporting import FORMATS
 from pri3d.exporting.card import describe_leak, describe_licence, read_stages
 from pri3d.exporting.export import export
 from pri3d.files.atomic import temporary
+from pri3d.files.lock import lock_file
 from pri3d.networks.detector import LITE, build_detector
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.load import load
@@ -118,6 +119,13 @@ def test_a_place_that_cannot_be_written(run, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"--out .*cannot be written"):
         export(run, "timm", out=tmp_path / "file" / "net.safetensors")
+
+
+def test_one_process_at_a_time_writes_an_export(run, tmp_path):
+    out = tmp_path / "encoder.pth"
+    with lock_file(out), pytest.raises(ConfigError, match=r"encoder\.pth: process \d+ on .* has been writing there"):
+        export(run, to="torchvision", out=out)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_what_a_killed_export_left_is_removed(run):

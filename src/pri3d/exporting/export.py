@@ -19,6 +19,7 @@ from pri3d.exporting import FORMATS
 from pri3d.exporting.base import PARTS, ExportFormat, maps_of
 from pri3d.exporting.card import build_card
 from pri3d.files.atomic import remove_leftovers, temporary, usable
+from pri3d.files.lock import lock_file
 from pri3d.networks.load import load
 from pri3d.networks.weights import MODEL_FILE
 
@@ -68,7 +69,7 @@ def export(
     card = final.with_name("README.md" if form.inside else f"{out.name}.md")
     _check_out(out, form, run)
     _keep_others(final, card, form)
-    with _staged(out) as stage:
+    with _staged(out) as stage, lock_file(out):
         written = stage / final.name
         with torch.no_grad(), _refusals(to, form.name):
             images = [_probe(n, height, width) for n, height, width in form.probes()]
