@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pri3d.api.presets import current
 from pri3d.api.results import Output
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import replacing, write_atomic
+from pri3d.files.lock import lock_folder
 from pri3d.files.stamp import differences, refuse_differences
 
 #: parts of the provenance that a run cannot change when it is continued
@@ -83,6 +85,13 @@ class RunPaths:
         differ += differences(before["provenance"], {name: provenance.get(name) for name in _SAME})
         fix = "Resume with those of config.yaml, or choose another --run."
         refuse_differences(self.path, differ, fix)
+
+    def lock(self, rank: int) -> AbstractContextManager[None]:
+        """Context in which this run alone writes the folder; the process of rank 0 holds it for all of them.
+
+        Raises ConfigError naming the process that trains there now.
+        """
+        return lock_folder(self.path) if rank == 0 else nullcontext()
 
     def read_config(self) -> dict[str, Any]:
         """``verb``, ``settings`` and ``provenance`` of the run, the settings nested and by their present names.

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,15 +27,15 @@ with lock_folder(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
-#: takes the lock as often as it can for a time; a file that two processes would write at once shows any mistake
+#: takes the lock ten times, unless it is killed inside; a file that two processes would make at once shows any mistake
 CONTEND = """
 import os, random, signal, sys, time
 from pathlib import Path
 from pri3d.errors import ConfigError
 from pri3d.files.lock import lock_folder
-folder, end, taken = Path(sys.argv[1]), time.monotonic() + float(sys.argv[2]), 0
+folder, chance, taken = Path(sys.argv[1]), random.Random(int(sys.argv[2])), 0
 inside = folder.with_name("inside")
-while time.monotonic() < end:
+while taken < 10:
     try:
         with lock_folder(folder):
             number = os.open(inside, os.O_CREAT | os.O_EXCL)
@@ -44,7 +43,7 @@ while time.monotonic() < end:
             time.sleep(0.001)
             inside.unlink()
             taken += 1
-            if random.random() < 0.2:
+            if chance.random() < 0.2:
                 os.kill(os.getpid(), signal.SIGKILL)
     except ConfigError:
         time.sleep(0.001)
@@ -182,19 +181,21 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 
 
 def test_processes_that_are_killed_while_they_hold_it_never_meet(tmp_path: Path) -> None:
-    """Of four that contend, some are killed inside; none of the others ever finds another one inside."""
+    """Of four that contend at a time, some are killed inside; none of the others ever finds another one inside."""
     out, inside = tmp_path / "out", tmp_path / "inside"
-    command = [sys.executable, "-c", CONTEND, str(out), "1.5"]
-    taken, killed, end = 0, 0, time.monotonic() + 3
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    while running:
+    command = [sys.executable, "-c", CONTEND, str(out)]
+    waiting = [[*command, str(seed)] for seed in range(10)]
+    running: list[subprocess.Popen[str]] = []
+    killed = 0
+    while waiting or running:
+        while waiting and len(running) < 4:
+            words = waiting.pop()
+            running.append(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         process = running.pop(0)
         said, errors = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), errors
-        taken += int(said or 1)
+        assert process.returncode or said == "10\n"
         killed += process.returncode < 0
-        if process.returncode < 0 and time.monotonic() < end:
-            running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    assert taken > 4 and killed > 0 and not inside.exists()
+    assert 0 < killed < 10 and not inside.exists()
     with lock_folder(out):
         pass

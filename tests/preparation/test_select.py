@@ -197,7 +197,7 @@ class TestPrepare:
 
     def test_another_choice_is_refused(self, walked: Path, tmp_path: Path) -> None:
         prepare([walked], tmp_path, **FLAGS)
-        with pytest.raises(ConfigError, match="select: 'motion', now 'every'"):
+        with pytest.raises(ConfigError, match="select was 'motion', now 'every'"):
             prepare([walked], tmp_path, **FLAGS | {"select": "every"})
         with pytest.raises(ConfigError, match=r"--select sharp \(allowed: every, motion\)"):
             prepare([walked], tmp_path, **FLAGS | {"select": "sharp"})

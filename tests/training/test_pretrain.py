@@ -65,6 +65,8 @@ def test_ctrl_c_saves_and_says_how_to_continue(rooms_store: Path, tmp_path: Path
     command = [sys.executable, "-m", "pri3d", "pretrain", str(rooms_store), "--run", str(run), "--steps", "500", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True)
     wait_until(lambda: (run / "metrics.csv").exists() and len(read_metrics(run / "metrics.csv")) >= 1, process)
+    second = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    assert second.returncode == 1 and f"process {process.pid} on " in second.stderr
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130

@@ -131,9 +131,10 @@ class FinetuneRun:
         validator = Validator(module_task, held, folder, done, settings.validation.every, facts)
         data, count = recipe.dataset(self.train_set, self.rows, training=True), len(self.rows)
         feed = Feed(data, self.kind.collate, lambda total, start: StreamSampler(count, total, settings.seed, start))
-        fit(module, feed, folder, done, self.options, validator)
-        if self.options.launch.rank == 0:
-            module_task.save(model, folder.weights, {**facts, "steps": settings.steps})
+        with folder.lock(self.options.launch.rank):
+            fit(module, feed, folder, done, self.options, validator)
+            if self.options.launch.rank == 0:
+                module_task.save(model, folder.weights, {**facts, "steps": settings.steps})
         return path
 
     def _resolve(self) -> FinetuneSettings:

@@ -62,9 +62,10 @@ def pretrain(call: PretrainOptions) -> Run:
         if settings.compute.channels_last:
             module.to(memory_format=torch.channels_last)
         watch = HeldOut(data.heldout(), folder, done, settings.validation.every, facts) if data.watched else None
-        fit(module, data.feed(module.views), folder, done, options, watch)
-        if first:
-            save_model(module.unet, folder.weights, {**facts, "steps": settings.steps})
+        with folder.lock(options.launch.rank):
+            fit(module, data.feed(module.views), folder, done, options, watch)
+            if first:
+                save_model(module.unet, folder.weights, {**facts, "steps": settings.steps})
     return Run(folder.path)
 
 
