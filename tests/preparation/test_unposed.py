@@ -14,12 +14,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "recordings"))
 from sample_frames import FRAMES, Sample, rendered
 from samples_single import write_images, write_nyu_mat, write_sunrgbd
 
+from flat import pretrain
 from pri3d.data.crops import PairFrames, crop_table
 from pri3d.data.pairs import split_pairs
 from pri3d.errors import DataError
 from pri3d.preparation.prepare import prepare
 from pri3d.store import Store
-from pri3d.training.pretrain import pretrain
 
 FLAGS = {"size": "48x36", "workers": 1}
 
@@ -67,7 +67,7 @@ def test_frames_stand_for_themselves_where_there_are_no_pairs(flat: Path) -> Non
 
 def test_crops_alone_are_learnt_from_it(flat: Path, tmp_path: Path) -> None:
     options = {"encoder": "resnet18", "init": "scratch", "steps": 1, "batch": 2, "micro_batch": 2, "crop": 32}
-    run = pretrain(flat, "moco", tmp_path / "run", workers=0, holdout=0.0, moco_queue=4, eval_every=0, **options)
+    run = pretrain(flat, "moco", tmp_path / "run", workers=0, holdout=0.0, moco_queue=4, eval_every=0, **options).path
     assert (run / "weights.safetensors").is_file()
     with pytest.raises(DataError, match="was prepared with --pairs false"):
         pretrain(flat, "quick", tmp_path / "other", workers=0, steps=1)
