@@ -12,8 +12,9 @@ import yaml
 from torch import nn
 
 from pri3d.networks.weights import read_state, save_state
+from pri3d.registry import TASKS
 from pri3d.runs import RunPaths
-from pri3d.tasks import TASKS, Task
+from pri3d.tasks import Task
 from pri3d.tasks.instance import InstanceTask
 from pri3d.tasks.semantic import SemanticTask
 from pri3d.types import Detections

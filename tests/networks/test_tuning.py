@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from pri3d.api.training import TrainSettings
 from pri3d.errors import ConfigError
 from pri3d.networks.encoders import build_encoder
-from pri3d.networks.tuning import check_tuning, limit
+from pri3d.networks.tuning import limit
 
 
 def trained(encoder):
@@ -19,13 +20,12 @@ def starting(encoder, *prefixes):
 
 @pytest.mark.parametrize("spec", ["full", "frozen", "last-1", "last-12", "lora-8"])
 def test_right_spellings(spec):
-    assert check_tuning(spec) is None
+    assert TrainSettings(tune=spec).problems() == []
 
 
 @pytest.mark.parametrize("spec", ["", "Full", "last", "last-0", "last--1", "last-1.5", "lora", "lora-0", "frozen "])
 def test_wrong_spellings_list_the_choices(spec):
-    problem = check_tuning(spec)
-    assert problem is not None
+    (problem,) = TrainSettings(tune=spec).problems()
     assert "full, frozen, last-K" in problem
     with pytest.raises(ConfigError, match="lora-R"):
         limit(nn.Linear(1, 1), spec)
