@@ -44,7 +44,7 @@ def ways(encoder):
         "load": load,
         "load all": lambda path: load(path, part="all"),
         "load_model": load_model,
-        "--init": lambda path: init_encoder(encoder, str(path)),
+        "--weights, encoder": lambda path: init_encoder(encoder, str(path)),
         "--weights": lambda path: load_weights(encoder, path),
         "--weights, published": holds_decoder,
         "published": lambda path: load_published(unet, path),

@@ -5,12 +5,10 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from pri3d.settings import resolve
-from pri3d.training.settings import PretrainSettings
 
 from pri3d.errors import ConfigError
 from pri3d.reproduction.matrix import build_matrix, experiments, find_experiment, find_study, groups, stated
-from pri3d.tasks import find_task
+from pri3d.reproduction.work import settings_of
 
 STUDIES = [(on, size) for on, sizes in stated("studies").items() for size in sizes]
 
@@ -30,10 +28,8 @@ def test_settings_of_every_run_resolve(name: str, on: str, size: str) -> None:
     found = matrix(name, on, size, folders=("imagenet",))
     assert found.parts
     for run in found.runs:
-        verb = run.verb if run.verb == "pretrain" else str(run.options["task"])
-        kind = PretrainSettings if run.verb == "pretrain" else find_task(verb).recipe.settings_type
-        settings = resolve(kind, verb, run.options["preset"], run.options)
-        assert settings.encoder == run.options["encoder"]  # type: ignore[attr-defined]
+        settings = settings_of(run)
+        assert settings.encoder == run.options["encoder"]
         assert settings.seed == 0
 
 

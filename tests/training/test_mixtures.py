@@ -168,7 +168,7 @@ def test_crops_of_several_stores(both: list[Path], images: Path) -> None:
     turns = crop_sources(plan(both, images=images, **MOCO, batch=4, mix="alternate"), 48)
     assert all(len(set(turns[k : k + 4])) == 1 for k in range(0, 48, 4))
     assert [turns.count(s) for s in range(3)] == [16, 8, 24]
-    with pytest.raises(ConfigError, match="--mix combine: shuffles all"):
+    with pytest.raises(ConfigError, match=r"--moco\.mix combine: shuffles all"):
         plan(both, images=images, **MOCO, mix="combine")
 
 

@@ -227,5 +227,6 @@ def check_unit(store: Store) -> None:
     if unknown:
         raise ConfigError(
             f"{store.path}: the unit of {len(unknown)} scenes is not known ({', '.join(unknown[:3])}), so that a "
-            "distance in metres means nothing. Match by shares of the depth: --match relative --distance 0.02."
+            "distance in metres means nothing. Match by shares of the depth: --matching.match relative "
+            "--matching.distance 0.02."
         )
