@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pri3d.evaluation.embed import Precision, embed
-from pri3d.labelled._shared.images import read_rgb
+from pri3d.labelled._shared.decoding import read_rgb
 from pri3d.machine import cpu_has_bf16
 from pri3d.networks.load import load
 from pri3d.networks.unet import build_unet

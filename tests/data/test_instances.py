@@ -23,6 +23,7 @@ class Drawn(LabelledImages):
     """Three images of noise: four objects, one of them a crowd and one of 4 pixels; none; one."""
 
     looks_for = "nothing"
+    has_objects = True
 
     def __init__(self, path=Path("drawn"), split="all", labels=None):
         self.path, self.names = path, ["four", "none", "one"]

@@ -20,7 +20,7 @@ from pri3d.evaluation import parts
 from pri3d.evaluation.arrays import Table, write_features
 from pri3d.evaluation.embed import Backbone, embed
 from pri3d.geometry.resize import resize_color
-from pri3d.labelled._shared.images import read_rgb
+from pri3d.labelled._shared.decoding import read_rgb
 from pri3d.networks.unet import build_unet
 from pri3d.networks.weights import save_model, save_state
 

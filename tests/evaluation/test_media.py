@@ -14,7 +14,7 @@ from scored_runs import Brightness, Level, fakes, write_run
 from pri3d.errors import DataError
 from pri3d.evaluation.media import name_files, open_media, write_video
 from pri3d.evaluation.predict import predict
-from pri3d.labelled._shared.images import read_ids
+from pri3d.labelled._shared.decoding import read_ids
 
 __all__ = ["fakes"]  # a fixture
 

@@ -15,7 +15,7 @@ from pri3d.cli import main
 from pri3d.drawing import palette
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.evaluation.predict import predict
-from pri3d.labelled._shared.images import read_ids
+from pri3d.labelled._shared.decoding import read_ids
 from pri3d.labelled.convert import decode_mask
 
 __all__ = ["fakes"]  # a fixture

@@ -21,6 +21,7 @@ class Counted(LabelledImages):
     """A set in memory that remembers what was read of it."""
 
     looks_for = "nothing"
+    has_objects = True
 
     def __init__(self, path: Path, split: Split = "all", labels: str | None = None, count: int = 1000) -> None:
         self.path, self.class_names, self.things = path, ("one",), (0,)

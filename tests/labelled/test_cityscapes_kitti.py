@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contract import LabelledContract
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -17,6 +16,7 @@ from pri3d.labelled import LabelledImages, open_labelled
 from pri3d.labelled.cityscapes import CityscapesImages, numbered_objects
 from pri3d.labelled.kitti import KittiImages
 from pri3d.labelled.spaces import load_space
+from pri3d.testing import LabelledSetContract
 
 CAR, PERSON, ROAD, TRAILER = 26, 24, 7, 30
 
@@ -97,7 +97,9 @@ def check_street(images: LabelledImages, k: int, seed: int) -> None:
     np.testing.assert_array_equal(found.masks[found.crowd].any(0), (label == CAR) & (number < 0))
 
 
-class TestCityscapes(LabelledContract):
+class TestCityscapes(LabelledSetContract):
+    name = "cityscapes"
+
     @pytest.fixture
     def images(self, cityscapes: Path) -> LabelledImages:
         return open_labelled(cityscapes, "train")
@@ -142,7 +144,9 @@ class TestCityscapes(LabelledContract):
         assert found.classes.tolist() == [0] * 5 and found.crowd.tolist() == [True, False, False, False, False]
 
 
-class TestKitti(LabelledContract):
+class TestKitti(LabelledSetContract):
+    name = "kitti"
+
     @pytest.fixture
     def images(self, kitti: Path) -> LabelledImages:
         return open_labelled(kitti, "train")

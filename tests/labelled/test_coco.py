@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from contract import LabelledContract
 from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as reference
@@ -18,6 +17,7 @@ from pycocotools.coco import COCO
 from pri3d.errors import ConfigError, DataError, Pri3DError
 from pri3d.labelled import LabelledImages, open_labelled
 from pri3d.labelled.coco import CocoImages
+from pri3d.testing import LabelledSetContract
 
 WIDTH, HEIGHT = 40, 30
 Content = dict[str, Any]
@@ -79,7 +79,9 @@ def write(root: Path, stated: Any, file: str = "annotations/instances_val2017.js
     return root / file
 
 
-class TestCoco(LabelledContract):
+class TestCoco(LabelledSetContract):
+    name = "coco"
+    split = "all"
     has_classes = False
 
     @pytest.fixture
@@ -87,7 +89,9 @@ class TestCoco(LabelledContract):
         return CocoImages(write(tmp_path, content()), "all")
 
 
-class TestFolder(LabelledContract):
+class TestFolder(LabelledSetContract):
+    name = "coco"
+    test_splits_are_disjoint = None  # its two files list the same names
     has_classes = False
 
     @pytest.fixture

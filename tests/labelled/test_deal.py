@@ -14,8 +14,7 @@ from PIL import Image
 
 from pri3d import labelled as datasets
 from pri3d.errors import ConfigError, DataError
-from pri3d.labelled import LabelledImages, Split, deal, open_labelled
-from pri3d.labelled._shared.objects import find_objects
+from pri3d.labelled import LabelledImages, Split, deal, find_objects, open_labelled
 from pri3d.labelled.spaces import parse_space
 
 names = st.text("abc", min_size=1, max_size=2)
@@ -157,6 +156,8 @@ def test_sets_without_objects_are_refused(tmp_path: Path) -> None:
 
 def test_the_image_without_a_map_is_named(tmp_path: Path) -> None:
     class Some(Fake):
+        has_objects = True
+
         def label(self, k: int) -> NDArray[np.uint8]:
             return np.ones((2, 2), np.uint8)
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contract import LabelledContract
 from numpy.typing import NDArray
 from PIL import Image
 
 from pri3d.errors import ConfigError, DataError
 from pri3d.labelled import LabelledImages, Split, open_labelled
 from pri3d.labelled.folder import MASKS, TAILS, FolderImages
+from pri3d.testing import LabelledSetContract
 
 CLASSES = ("wall", "cat", "dog")
 
@@ -62,7 +62,9 @@ def names(root: Path, split: Split) -> list[str]:
     return list(FolderImages(root, split).names)
 
 
-class TestByName(LabelledContract):
+class TestByName(LabelledSetContract):
+    name = "folder"
+
     @pytest.fixture
     def images(self, tmp_path: Path) -> LabelledImages:
         fill(tmp_path / "images", tmp_path / "masks", [f"{k:02d}" for k in range(10)], tmp_path / "instances", "_mask")
@@ -81,7 +83,9 @@ class TestByName(LabelledContract):
             assert found.boxes.tolist() == [[1, 5, 3, 8], [3, 2, 7, 4]]
 
 
-class TestLists(LabelledContract):
+class TestLists(LabelledSetContract):
+    name = "folder"
+    split = "all"
     has_objects = False
 
     @pytest.fixture

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pri3d.errors import DataError
-from pri3d.labelled._shared.images import check_size, image_size, read_ids, read_rgb
+from pri3d.labelled._shared.decoding import check_size, image_size, read_ids, read_rgb
 
 
 def noise(height: int, width: int, channels: int = 3) -> NDArray[np.uint8]:

@@ -10,7 +10,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from contract import LabelledContract
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -19,6 +18,7 @@ from pri3d.labelled import LabelledImages, Split, open_labelled
 from pri3d.labelled.nyuv2 import NYUImages
 from pri3d.labelled.spaces import load_space
 from pri3d.recordings._shared.nyu_mat import MatFile, official_train
+from pri3d.testing import LabelledSetContract
 
 COUNT, WIDTH, HEIGHT = 6, 16, 12  # images 1 and 2 are test, 3 to 6 train
 CHAIR, TABLE, BED, WALL, BOTTLE = 5, 19, 157, 21, 2  # labels of the 894 (the bottle is of class 40, otherprop)
@@ -83,19 +83,25 @@ def mat(tmp_path: Path) -> Path:
     return write_mat(tmp_path / "nyu" / "nyu_depth_v2_labeled.mat")
 
 
-class TestMat(LabelledContract):
+class TestMat(LabelledSetContract):
+    name = "nyuv2"
+
     @pytest.fixture
     def images(self, mat: Path) -> LabelledImages:
         return NYUImages(mat, "train")
 
 
-class TestFolderWithMat(LabelledContract):
+class TestFolderWithMat(LabelledSetContract):
+    name = "nyuv2"
+    split = "all"
+
     @pytest.fixture
     def images(self, mat: Path) -> LabelledImages:
         return NYUImages(mat.parent, "all", "nyu40")
 
 
-class TestExported13(LabelledContract):
+class TestExported13(LabelledSetContract):
+    name = "nyuv2"
     has_objects = False
 
     @pytest.fixture
@@ -103,7 +109,9 @@ class TestExported13(LabelledContract):
         return NYUImages(write_exported(tmp_path), "train")
 
 
-class TestExported40(LabelledContract):
+class TestExported40(LabelledSetContract):
+    name = "nyuv2"
+    split = "val"
     has_objects = False
 
     @pytest.fixture

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contract import LabelledContract
 
 from pri3d.errors import DataError
 from pri3d.labelled import LabelledImages, open_labelled
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.store import Store
+from pri3d.testing import LabelledSetContract
 from pri3d.worlds.room import CLASS_NAMES
 
 
@@ -26,7 +26,9 @@ def renamed(store: Path, copy: Path, names: tuple[str, str]) -> Path:
     return copy
 
 
-class TestPrepared(LabelledContract):
+class TestPrepared(LabelledSetContract):
+    name = "prepared"
+
     @pytest.fixture
     def images(self, rooms_store: Path) -> LabelledImages:
         return open_labelled(rooms_store, "train")
@@ -84,7 +86,7 @@ class TestPrepared(LabelledContract):
         images.require_objects()
         monkeypatch.setattr(PreparedImages, "instance", lambda self, k: None)
         with pytest.raises(DataError, match="has no instance maps"):
-            images.require_objects()
+            open_labelled(images.path, "train").require_objects()
 
     def test_coarse_classes(self, images: LabelledImages) -> None:
         coarse = open_labelled(images.path, "train", labels="rooms-coarse")

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from contract import LabelledContract
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from pri3d.labelled import LabelledImages, Split, open_labelled
 from pri3d.labelled.scannet import ScanNetImages, rows_of_split
 from pri3d.labelled.spaces import load_space
 from pri3d.recordings.scannet import CLASS_NAMES, official_split
+from pri3d.testing import LabelledSetContract
 
 WIDTH, HEIGHT = 16, 12
 TRAIN = [scan for scan, split in official_split().items() if split == "train"]
@@ -60,13 +60,17 @@ def frames(tmp_path: Path) -> Path:
     return tmp_path / "scannet_frames_25k"
 
 
-class TestScanNet(LabelledContract):
+class TestScanNet(LabelledSetContract):
+    name = "scannet"
+
     @pytest.fixture
     def images(self, frames: Path) -> LabelledImages:
         return ScanNetImages(frames, "train")
 
 
-class TestUserSpace(LabelledContract):
+class TestUserSpace(LabelledSetContract):
+    name = "scannet"
+
     @pytest.fixture
     def images(self, frames: Path, tmp_path: Path) -> LabelledImages:
         space = tmp_path / "seats.yaml"

@@ -4,11 +4,11 @@ import pytest
 import timm
 import torch
 import torchvision
-from encoder_contract import EncoderContract
 
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import build_unet
+from pri3d.testing import EncoderContract
 
 
 class TestResNet18(EncoderContract):

@@ -8,14 +8,15 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from reader_contract import ReaderContract, check_frame, mutations
+from reader_contract import FilesContract
 from sample_frames import HEIGHT, WIDTH, Sample, rendered
 
 from pri3d.errors import DataError
 from pri3d.recordings import open_recording
+from pri3d.testing.reader import check_frame, mutations
 
 
-class ImageContract(ReaderContract):
+class ImageContract(FilesContract):
     """Inherit and name the reader; ``sample.pose`` is the file with the poses of all frames."""
 
     units: ClassVar[int] = 1000  #: of the depth images, per metre
@@ -33,7 +34,7 @@ class ImageContract(ReaderContract):
         """As in the base class, in the units of this format."""
         cameras = tmp_path / "mine.yaml"
         cameras.write_text(f"color: {{fx: 40, fy: 41, cx: 24, cy: 18}}\ndepth_scale: {2 / self.units}\n")
-        frame = open_recording(samples[self.name].root, self.reader, cameras).scenes()[0].frame(0)
+        frame = open_recording(samples[self.sample_name].root, self.name, cameras).scenes()[0].frame(0)
         assert frame.color_camera == (WIDTH, HEIGHT, 40, 41, 24, 18)
         np.testing.assert_allclose(frame.depth, 2 * rendered()[0].depth, atol=2e-3)
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from pri3d.types import Frame
-from pri3d.worlds.render import render_room
-from pri3d.worlds.room import build_room
+from pri3d.testing.reader import FRAMES, HEIGHT, SEED, WIDTH, rendered
 
-FRAMES, WIDTH, HEIGHT, SEED = 3, 48, 36, 7
+__all__ = ["FRAMES", "HEIGHT", "SEED", "WIDTH", "Sample", "rendered"]
 
 
 class Sample(NamedTuple):
@@ -20,9 +17,3 @@ class Sample(NamedTuple):
     color: Path
     depth: Path
     pose: Path
-
-
-@cache
-def rendered() -> list[Frame]:
-    """The frames that every sample holds."""
-    return render_room(build_room(SEED, 0), FRAMES, WIDTH, HEIGHT)

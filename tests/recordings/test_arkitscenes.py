@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from reader_contract import RecordingContract, check_frame, mutations
+from reader_contract import RecordingContract
 from sample_frames import HEIGHT, WIDTH, Sample, rendered
 from samples_phone import TIMES, arkitscenes_frames, levels, traj_line, write_arkitscenes
 
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.recordings import open_recording
 from pri3d.recordings._shared.scenes import LazyScene
+from pri3d.testing.reader import check_frame, mutations
 
 
 def only(root: Path, split: str = "train") -> LazyScene:
@@ -25,7 +26,7 @@ def only(root: Path, split: str = "train") -> LazyScene:
 class ARKitScenesContract(RecordingContract):
     """The trajectory is one file, so that only images are files of a frame."""
 
-    reader = "arkitscenes"
+    name = "arkitscenes"
 
     @pytest.mark.parametrize("part", ["color", "depth"])
     def test_missing_or_damaged_images_name_the_file(self, sample: Sample, part: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from reader_contract import RecordingContract, check_frame
+from reader_contract import RecordingContract
 from sample_frames import HEIGHT, WIDTH, Sample, rendered
 from samples_outdoor import (
     camera_from_world,
@@ -31,19 +31,20 @@ from pri3d.recordings import open_recording
 from pri3d.recordings._shared.colmap_model import ModelCamera, intrinsics, read_model
 from pri3d.recordings.colmap import read_depth_map
 from pri3d.store import Store
+from pri3d.testing.reader import check_frame
 
 CAMERA = rendered()[0].color_camera
 
 
 class Workspace(RecordingContract):
-    reader = "colmap"
+    name = "colmap"
 
     def scene(self, sample: Sample):
         return self.open(sample.root).scenes()[0]
 
     def test_names_are_the_images_in_their_order(self, samples) -> None:
         """Numbers are padded, so that 8, 9, 10 stay in this order; folders belong to the name."""
-        assert list(self.scene(samples[self.name]).names) == ["left-08", "left-09", "right-10"]
+        assert list(self.scene(samples[self.sample_name]).names) == ["left-08", "left-09", "right-10"]
 
     @pytest.mark.parametrize("part", ["color", "depth"])
     def test_missing_or_cut_off_part_costs_its_frame(self, sample: Sample, part: str) -> None:
@@ -77,14 +78,14 @@ class TestDense(Workspace):
         """Depth is in the unit of the poses here, so that ``depth_scale`` is of no image."""
         cameras = tmp_path / "mine.yaml"
         cameras.write_text("color: {fx: 40, fy: 41, cx: 24, cy: 18}\ndepth_scale: 0.002\n")
-        scene = open_recording(samples[self.name].root, self.reader, cameras).scenes()[0]
+        scene = open_recording(samples[self.sample_name].root, self.name, cameras).scenes()[0]
         frame = scene.frame(0)
         assert frame.color_camera == frame.depth_camera == (WIDTH, HEIGHT, 40, 41, 24, 18)
         np.testing.assert_allclose(frame.depth, rendered()[0].depth, rtol=1e-6)
         assert not scene.metric
 
     def test_unit_is_unknown(self, samples) -> None:
-        assert not self.scene(samples[self.name]).metric
+        assert not self.scene(samples[self.sample_name]).metric
 
     def test_geometric_before_photometric(self, sample: Sample) -> None:
         other = sample.depth.with_name(sample.depth.name.replace("geometric", "photometric"))

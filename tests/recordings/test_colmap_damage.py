@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reader_contract import mutations
 from sample_frames import rendered
 from samples_outdoor import MODELS, cameras_txt, colmap_camera, depth_map, write_colmap
 
@@ -17,6 +16,7 @@ from pri3d.errors import DataError, FrameError
 from pri3d.recordings import open_recording
 from pri3d.recordings._shared.colmap_model import ModelFrames, read_model
 from pri3d.recordings.colmap import read_depth_map
+from pri3d.testing.reader import mutations
 
 CAMERA = rendered()[0].color_camera
 

@@ -13,7 +13,7 @@ from pri3d.geometry.pose import pose_of_quaternion
 
 
 class TestIcl(ImageContract):
-    reader, units = "icl", 5000
+    name, units = "icl", 5000
 
     def test_image_without_a_pose_is_left_out(self, samples) -> None:
         assert list(self.open(samples["icl"].root).scenes()[0].names) == ["1", "2", "3"]

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reader_contract import RecordingContract, check_frame, mutations
+from reader_contract import RecordingContract
 from sample_frames import HEIGHT, WIDTH, Sample, rendered
 from samples_outdoor import CAMERA2_FROM_LIDAR, DRIVE, EARTH, START, save, scan, words, write_kitti
 
 from pri3d.errors import DataError, FrameError
 from pri3d.recordings import detect, open_recording
 from pri3d.recordings.kitti import KittiReader, project, read_scan
+from pri3d.testing.reader import check_frame, mutations
 from pri3d.types import Camera
 
 
 class Kitti(RecordingContract):
-    reader, atol = "kitti", 1e-6  # a degree has many digits before the metres of a room
+    name, atol = "kitti", 1e-6  # a degree has many digits before the metres of a room
 
     def scene(self, sample: Sample):
         return self.open(sample.root).scenes()[0]
@@ -29,7 +30,7 @@ class Kitti(RecordingContract):
         """Points are projected into the stated camera; they are metres, so ``depth_scale`` is of none."""
         cameras = tmp_path / "mine.yaml"
         cameras.write_text("color: {fx: 20, fy: 20, cx: 24, cy: 18}\ndepth_scale: 0.002\n")
-        frame = open_recording(samples[self.name].root, self.reader, cameras).scenes()[0].frame(0)
+        frame = open_recording(samples[self.sample_name].root, self.name, cameras).scenes()[0].frame(0)
         assert frame.color_camera == frame.depth_camera == (WIDTH, HEIGHT, 20, 20, 24, 18)
         points = np.frombuffer(scan(rendered()[0]), "<f4").reshape(-1, 4)[:, :3]
         np.testing.assert_allclose(frame.depth, project(points, CAMERA2_FROM_LIDAR, frame.color_camera), atol=1e-5)
@@ -67,14 +68,14 @@ class Kitti(RecordingContract):
 class TestRaw(Kitti):
     @pytest.mark.parametrize("where", [".", "2011_09_26", DRIVE])
     def test_any_folder_of_it_will_do(self, samples, where: str) -> None:
-        root = samples[self.name].root / where
+        root = samples[self.sample_name].root / where
         assert detect(root) == ["kitti"]
         scenes = open_recording(root).scenes()
         assert [scene.id for scene in scenes] == ["2011_09_26_drive_0001_sync"]
         check_frame(scenes[0].frame(2))
 
     def test_from_within_the_folder(self, samples, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(samples[self.name].root / DRIVE)
+        monkeypatch.chdir(samples[self.sample_name].root / DRIVE)
         check_frame(open_recording(Path()).scenes()[0].frame(0))
 
     @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ class TestOdometry(Kitti):
 
     @pytest.mark.parametrize("where", [".", "dataset", "dataset/sequences", "dataset/sequences/00"])
     def test_any_folder_of_it_will_do(self, samples, where: str) -> None:
-        root = samples[self.name].root / where
+        root = samples[self.sample_name].root / where
         assert detect(root) == ["kitti"]
         scenes = open_recording(root).scenes()
         assert [scene.id for scene in scenes] == ["00"]

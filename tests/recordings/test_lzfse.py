@@ -9,11 +9,11 @@ import tracemalloc
 import numpy as np
 import pytest
 from lzfse_writer import END, STOP, compress, literals, lzvn, match, raw
-from reader_contract import mutations
 
 from pri3d.errors import FrameError
 from pri3d.recordings._shared import lzfse
 from pri3d.recordings._shared.lzfse import decompress
+from pri3d.testing.reader import mutations
 
 # What the reference encoder makes of the contents below: two entropy-coded blocks (bvx2), and one of LZVN (bvxn).
 TEXT = base64.b85decode(

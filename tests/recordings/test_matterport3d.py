@@ -16,7 +16,7 @@ from pri3d.recordings.matterport3d import OFFICIAL
 
 
 class TestMatterport3d(ImageContract):
-    reader, units = "matterport3d", 4000
+    name, units = "matterport3d", 4000
 
     def change(self, sample, old: str, new: str) -> None:
         text = sample.pose.read_text()
@@ -35,10 +35,14 @@ class TestMatterport3d(ImageContract):
     def test_a_given_camera_counts_from_the_upper_edge(self, sample, tmp_path) -> None:
         cameras = tmp_path / "mine.yaml"
         cameras.write_text("color: {fx: 40, fy: 40, cx: 24, cy: 15}\n")
-        assert open_recording(sample.root, self.reader, cameras).scenes()[0].frame(0).color_camera.cy == 15
+        assert open_recording(sample.root, self.name, cameras).scenes()[0].frame(0).color_camera.cy == 15
 
     def test_names(self, samples) -> None:
-        assert list(self.open(samples[self.name].root).scenes()[0].names) == ["ab12_i0_0", "ab12_i1_0", "ab12_i2_0"]
+        assert list(self.open(samples[self.sample_name].root).scenes()[0].names) == [
+            "ab12_i0_0",
+            "ab12_i1_0",
+            "ab12_i2_0",
+        ]
 
     @pytest.mark.parametrize(
         ("old", "new", "reason"),
@@ -67,7 +71,7 @@ class TestMatterport3d(ImageContract):
 
     @pytest.mark.parametrize("where", ["", "v1/scans", "v1/scans/17DRP5sb8fy"])
     def test_any_folder_of_it_will_do(self, samples, where: str) -> None:
-        scene = open_recording(samples[self.name].root / where).scenes()[0]
+        scene = open_recording(samples[self.sample_name].root / where).scenes()[0]
         assert (scene.id, scene.split) == ("17DRP5sb8fy", None)
         np.testing.assert_allclose(scene.frame(0).depth, rendered()[0].depth, atol=6e-4)
 

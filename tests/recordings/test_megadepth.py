@@ -10,17 +10,18 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from reader_contract import RecordingContract, check_frame, mutations
+from reader_contract import RecordingContract
 from sample_frames import HEIGHT, WIDTH, Sample, rendered
 from samples_outdoor import images_bin, save_h5, write_megadepth
 
 from pri3d.errors import DataError, FrameError
 from pri3d.recordings import detect, open_recording
 from pri3d.recordings.megadepth import read_h5_depth
+from pri3d.testing.reader import check_frame, mutations
 
 
 class MegaDepth(RecordingContract):
-    reader = "megadepth"
+    name = "megadepth"
 
     def scene(self, sample: Sample):
         return self.open(sample.root).scenes()[0]
@@ -29,12 +30,12 @@ class MegaDepth(RecordingContract):
         """Depth is in the unit of the poses, so that ``depth_scale`` is of no image."""
         cameras = tmp_path / "mine.yaml"
         cameras.write_text("color: {fx: 40, fy: 41, cx: 24, cy: 18}\ndepth_scale: 0.002\n")
-        frame = open_recording(samples[self.name].root, self.reader, cameras).scenes()[0].frame(0)
+        frame = open_recording(samples[self.sample_name].root, self.name, cameras).scenes()[0].frame(0)
         assert frame.color_camera == frame.depth_camera == (WIDTH, HEIGHT, 40, 41, 24, 18)
         np.testing.assert_allclose(frame.depth, rendered()[0].depth, rtol=1e-6)
 
     def test_unit_is_unknown(self, samples) -> None:
-        assert not self.scene(samples[self.name]).metric
+        assert not self.scene(samples[self.sample_name]).metric
 
     @pytest.mark.parametrize("part", ["color", "depth"])
     def test_missing_or_cut_off_part_costs_its_frame(self, sample: Sample, part: str) -> None:
@@ -50,7 +51,7 @@ class MegaDepth(RecordingContract):
 
     @pytest.mark.parametrize("where", [".", "Undistorted_SfM", "Undistorted_SfM/0022"])
     def test_any_folder_of_it_will_do(self, samples, where: str) -> None:
-        root = samples[self.name].root / where
+        root = samples[self.sample_name].root / where
         assert detect(root) == ["megadepth"]
         scenes = open_recording(root).scenes()
         assert [scene.id for scene in scenes] == ["0022"]

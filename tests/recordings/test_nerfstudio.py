@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from reader_contract import RecordingContract, check_frame, mutations
+from reader_contract import RecordingContract
 from sample_frames import HEIGHT, WIDTH, Sample, rendered
 from samples_outdoor import save, write_nerfstudio
 
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.warping import Lens, undistort_color, undistort_nearest
 from pri3d.recordings import open_recording
+from pri3d.testing.reader import check_frame, mutations
 
 CAMERA = rendered()[0].color_camera
 
@@ -29,7 +30,7 @@ def change(sample: Sample, edit: Callable[[dict[str, Any]], object]) -> None:
 
 
 class Transforms(RecordingContract):
-    reader = "nerfstudio"
+    name = "nerfstudio"
 
     def scene(self, sample: Sample):
         return self.open(sample.root).scenes()[0]
@@ -47,7 +48,7 @@ class Transforms(RecordingContract):
         check_frame(scene.frame(1))
 
     def test_is_metric(self, samples) -> None:
-        assert self.scene(samples[self.name]).metric
+        assert self.scene(samples[self.sample_name]).metric
 
 
 class TestNgp(Transforms):
@@ -57,7 +58,7 @@ class TestNgp(Transforms):
         """The sample's units are of a quarter of a millimetre, 2 mm are eight of them."""
         cameras = tmp_path / "mine.yaml"
         cameras.write_text("color: {fx: 40, fy: 41, cx: 24, cy: 18}\ndepth_scale: 0.002\n")
-        frame = open_recording(samples[self.name].root, self.reader, cameras).scenes()[0].frame(0)
+        frame = open_recording(samples[self.sample_name].root, self.name, cameras).scenes()[0].frame(0)
         assert frame.color_camera == (WIDTH, HEIGHT, 40, 41, 24, 18)
         np.testing.assert_allclose(frame.depth, 8 * rendered()[0].depth, atol=2e-3)
 
@@ -81,7 +82,7 @@ class TestNgp(Transforms):
 
 class TestNerfstudio(Transforms):
     def test_frames_are_in_the_order_of_their_numbers(self, samples) -> None:
-        assert list(self.scene(samples[self.name]).names) == ["frame_09", "frame_10", "frame_11"]
+        assert list(self.scene(samples[self.sample_name]).names) == ["frame_09", "frame_10", "frame_11"]
 
     @pytest.mark.parametrize(
         ("stated", "lens"),

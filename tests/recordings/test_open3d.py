@@ -16,7 +16,7 @@ from pri3d.recordings import open_recording
 
 
 class TestLog(ImageContract):
-    reader = "open3d"
+    name = "open3d"
 
     def test_fewer_poses_than_images(self, sample) -> None:
         lines = sample.pose.read_text().splitlines()
@@ -121,7 +121,7 @@ class TestLog(ImageContract):
 
 
 class TestJson(ImageContract):
-    reader, layout = "open3d", "json"
+    name, layout = "open3d", "json"
 
     def test_every_image_has_its_camera(self, sample) -> None:
         stated = json.loads(sample.pose.read_text())

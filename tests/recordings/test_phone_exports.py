@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from reader_contract import ReaderContract, check_frame
+from reader_contract import FilesContract
 from sample_frames import HEIGHT, WIDTH, Sample, rendered
 from samples_phone import OPENGL, levels, write_polycam, write_scanner3d
 
 from pri3d.errors import DataError, FrameError
 from pri3d.recordings import open_recording
+from pri3d.testing.reader import check_frame
 
 
 def change(path: Path, **values: Any) -> None:
@@ -23,7 +24,7 @@ def change(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-class JsonContract(ReaderContract):
+class JsonContract(FilesContract):
     """The pose stands in a JSON file with the intrinsics."""
 
     @staticmethod
@@ -93,7 +94,7 @@ class JsonContract(ReaderContract):
 
 
 class TestScanner3D(JsonContract):
-    reader = "scanner3d"
+    name = "scanner3d"
 
     @staticmethod
     def pose_keys(pose: np.ndarray) -> dict[str, Any]:
@@ -133,7 +134,7 @@ class TestScanner3D(JsonContract):
 
 
 class PolycamContract(JsonContract):
-    reader = "polycam"
+    name = "polycam"
 
     @staticmethod
     def pose_keys(pose: np.ndarray) -> dict[str, Any]:

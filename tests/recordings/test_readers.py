@@ -9,17 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from reader_contract import ReaderContract, check_frame
+from reader_contract import FilesContract
 from sample_frames import HEIGHT, WIDTH, rendered
 from samples import write_folder, write_rooms, write_sevenscenes
 
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.recordings import open_recording
+from pri3d.testing.reader import check_frame
 from pri3d.worlds.room import CLASS_NAMES
 
 
-class TestRooms(ReaderContract):
-    reader = "rooms"
+class TestRooms(FilesContract):
+    name = "rooms"
 
     def test_labels_instances_mesh_and_names(self, samples) -> None:
         recording = self.open(samples["rooms"].root)
@@ -42,8 +43,8 @@ class TestRooms(ReaderContract):
             self.open(sample.root).scenes()
 
 
-class TestFolder(ReaderContract):
-    reader = "folder"
+class TestFolder(FilesContract):
+    name = "folder"
 
     def test_single_scene_takes_the_folders_name(self, sample) -> None:
         odd = sample.root.rename(sample.root.with_name("my room (1)"))
@@ -121,8 +122,8 @@ class TestFolder(ReaderContract):
             self.open(sample.root).scenes()[0].frame(0)
 
 
-class TestSevenScenes(ReaderContract):
-    reader = "sevenscenes"
+class TestSevenScenes(FilesContract):
+    name = "sevenscenes"
 
     @pytest.mark.parametrize("layout", ["flat", "scene"])
     def test_other_layouts(self, sample, layout: str) -> None:

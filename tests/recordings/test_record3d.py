@@ -12,7 +12,7 @@ from typing import Any
 import lzfse_writer
 import numpy as np
 import pytest
-from reader_contract import RecordingContract, check_frame, mutations
+from reader_contract import RecordingContract
 from sample_frames import HEIGHT, WIDTH, Sample, rendered
 from samples_phone import INTRINSICS, levels, record3d_entries, record3d_pose, write_r3d
 
@@ -21,6 +21,7 @@ from pri3d.preparation.prepare import prepare
 from pri3d.recordings import open_recording
 from pri3d.recordings._shared.scenes import LazyScene
 from pri3d.store import Store
+from pri3d.testing.reader import check_frame, mutations
 
 
 def only(path: Path) -> LazyScene:
@@ -35,11 +36,11 @@ def written(path: Path, changed: dict[str, bytes | None] | None = None, **metada
 
 
 class TestZip(RecordingContract):
-    reader = "record3d"
+    name = "record3d"
 
 
 class TestUnpacked(RecordingContract):
-    reader = "record3d"
+    name = "record3d"
     layout = "unpacked"
 
     def test_missing_file(self, sample: Sample) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from reader_contract import ReaderContract, RecordingContract
+from reader_contract import FilesContract, RecordingContract
 from sample_frames import FRAMES, HEIGHT, WIDTH, rendered
 from samples import NYU40, write_folder, write_scannet, write_scannet_sens
 from sens_writer import parts, write_sens
@@ -24,11 +24,11 @@ from pri3d.store import Store
 CAMERA = rendered()[0].color_camera
 
 
-class TestFrames25k(ReaderContract):
-    reader = "scannet"
+class TestFrames25k(FilesContract):
+    name = "scannet"
 
     def test_labels_become_benchmark_ids(self, samples) -> None:
-        recording = self.open(samples[self.name].root)
+        recording = self.open(samples[self.sample_name].root)
         assert recording.class_names == CLASS_NAMES
         assert len(CLASS_NAMES) == 20
         for k, truth in enumerate(rendered()):
@@ -69,11 +69,11 @@ class TestFrames25k(ReaderContract):
             len(self.open(sample.root).scenes()[0].names)
 
 
-class TestExported(ReaderContract):
-    reader, layout = "scannet", "exported"
+class TestExported(FilesContract):
+    name, layout = "scannet", "exported"
 
     def test_has_no_labels(self, samples) -> None:
-        assert self.open(samples[self.name].root).class_names is None
+        assert self.open(samples[self.sample_name].root).class_names is None
 
     def test_extrinsics_are_honoured(self, sample) -> None:
         shift = np.eye(4)
@@ -98,7 +98,7 @@ class TestExported(ReaderContract):
 
 
 class TestSensRecording(RecordingContract):
-    reader, layout, atol = "scannet", "sens", 1e-5
+    name, layout, atol = "scannet", "sens", 1e-5
 
     def test_surface(self, sample) -> None:
         scene = self.open(sample.root).scenes()[0]

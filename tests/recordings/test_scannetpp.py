@@ -24,7 +24,7 @@ def change(sample, edit: Callable[[dict[str, Any]], object]) -> None:
 
 
 class TestScanNetpp(ImageContract):
-    reader = "scannetpp"
+    name = "scannetpp"
 
     def test_depth_is_the_same_view_with_fewer_pixels(self, sample) -> None:
         depth = rendered()[0].depth[1::2, ::2]

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from reader_contract import check_frame
 from sample_frames import HEIGHT, WIDTH, rendered
 from sens_writer import Parts, encoded, frame_bytes, header, matrix, parts, write_sens
 
@@ -23,6 +22,7 @@ from pri3d.errors import DataError, FrameError, Pri3DError
 from pri3d.preparation.prepare import prepare
 from pri3d.recordings import open_recording
 from pri3d.recordings._shared.sens import SensFile
+from pri3d.testing.reader import check_frame
 from pri3d.types import Camera, Frame
 
 CAMERA = rendered()[0].color_camera

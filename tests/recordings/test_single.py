@@ -10,12 +10,13 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
-from reader_contract import RecordingContract, check_frame, mutations
+from reader_contract import RecordingContract
 from sample_frames import FRAMES, HEIGHT, WIDTH, Sample, rendered
 from samples_single import save, write_sunrgbd
 
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.recordings import detect, open_recording
+from pri3d.testing.reader import check_frame, mutations
 
 
 class UnposedContract(RecordingContract):
@@ -24,7 +25,7 @@ class UnposedContract(RecordingContract):
     parts: tuple[str, ...] = ("color", "depth")
 
     def test_frames_are_the_ones_rendered(self, samples: dict[str, Sample]) -> None:
-        scene = self.open(samples[self.name].root).scenes()[0]
+        scene = self.open(samples[self.sample_name].root).scenes()[0]
         assert scene.posed is False
         for k, truth in enumerate(rendered()):
             frame = scene.frame(k)
@@ -69,7 +70,7 @@ class UnposedContract(RecordingContract):
 
 
 class TestNYUExported(UnposedContract):
-    reader, layout = "nyuv2", "exported"
+    name, layout = "nyuv2", "exported"
 
     def test_missing_or_truncated_part_names_the_file(self, sample: Sample) -> None:
         """Depth that is missing when the scene is opened is named by the colour image."""
@@ -111,7 +112,7 @@ class TestNYUExported(UnposedContract):
 
 
 class TestNYUMat(UnposedContract):
-    reader = "nyuv2"
+    name = "nyuv2"
 
     def test_given_cameras_win(self, samples: dict[str, Sample], tmp_path: Path) -> None:
         """But for the depth's unit: the file holds metres."""
@@ -167,7 +168,7 @@ class TestNYUMat(UnposedContract):
 
 
 class TestSunRgbd(UnposedContract):
-    reader = "sunrgbd"
+    name = "sunrgbd"
 
     def test_missing_or_truncated_part_names_the_file(self, sample: Sample) -> None:
         """Where there is no other depth to take instead."""
@@ -217,7 +218,7 @@ class TestSunRgbd(UnposedContract):
 
 
 class TestImages(UnposedContract):
-    reader, parts = "images", ("color",)
+    name, parts = "images", ("color",)
 
     def test_detects_its_own_layout_alone(self, samples: dict[str, Sample], tmp_path: Path) -> None:
         """Where no other reader knows the layout."""

@@ -10,17 +10,18 @@ import struct
 import numpy as np
 import pytest
 from PIL import Image
-from reader_contract import RecordingContract, check_frame, mutations
+from reader_contract import RecordingContract
 from sample_frames import HEIGHT, WIDTH, Sample, rendered
 from samples_phone import levels, write_video
 
 from pri3d.errors import DataError, FrameError
+from pri3d.testing.reader import check_frame, mutations
 
 
 class StrayContract(RecordingContract):
     """Colour is a video and poses are a table, so that only depth is a file of a frame."""
 
-    reader = "stray"
+    name = "stray"
 
     def test_the_apps_half_turn_makes_opencv_axes(self, sample: Sample) -> None:
         """The app writes a phone that looks along ARKit's -z, upright at 1.5 m, as a half turn about x."""

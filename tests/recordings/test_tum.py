@@ -17,7 +17,7 @@ from pri3d.recordings.tum import associate, interpolate
 
 
 class TestTum(ImageContract):
-    reader, units = "tum", 5000
+    name, units = "tum", 5000
 
     def test_names_are_times(self, samples) -> None:
         names = self.open(samples["tum"].root).scenes()[0].names

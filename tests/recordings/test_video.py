@@ -10,12 +10,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from reader_contract import mutations
 from samples_phone import write_video
 
 from pri3d.errors import DataError, FrameError
 from pri3d.recordings._shared import video
 from pri3d.recordings._shared.video import VideoFrames
+from pri3d.testing.reader import mutations
 
 COUNT = 60
 

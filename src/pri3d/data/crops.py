@@ -23,7 +23,7 @@ from pri3d.data.augment import STRONG, ColorRecipe, augment_color, to_tensor, un
 from pri3d.data.sampler import Draw, derive
 from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.resize import resize_color
-from pri3d.labelled._shared.images import SUFFIXES, read_rgb
+from pri3d.labelled._shared.decoding import SUFFIXES, read_rgb
 from pri3d.store import PairTable, Store
 from pri3d.types import CropBatch
 

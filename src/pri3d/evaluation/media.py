@@ -15,7 +15,7 @@ from PIL import Image
 
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import replacing
-from pri3d.labelled._shared.images import SUFFIXES, read_rgb
+from pri3d.labelled._shared.decoding import SUFFIXES, read_rgb
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 _MOVING = {"GIF", "PNG", "WEBP"}  # formats of several pictures that are an animation; TIFF's and MPO's are none

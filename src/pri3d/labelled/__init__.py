@@ -1,7 +1,8 @@
 """Labelled images on disk -> colour, class maps and objects. One file per format; nothing after it knows the format.
 
-A format is a class built with a path. To add one, write such a class, inherit ``tests/labelled/contract.py`` for its
-tests, and add one line to ``DATASETS`` (or an entry point ``pri3d.labelled``).
+A format is a class built with a path. To add one, inherit :class:`LabelledImages`, and for its tests
+:class:`pri3d.testing.LabelledSetContract`; add one line to ``DATASETS``, or to the entry points ``pri3d.datasets`` of a
+package of yours.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pri3d import registry
 from pri3d.errors import ConfigError, DataError
-from pri3d.labelled._shared.objects import find_objects
 from pri3d.labelled.spaces import LabelSpace
 from pri3d.types import Instances
 
@@ -40,13 +40,13 @@ STUFF = frozenset({"wall", "floor", "ceiling"})
 class LabelledImages(ABC):
     """One split of a labelled image set. ``__init__`` reads lists and small text files, never images.
 
-    A subclass sets the attributes, takes the same arguments, and writes ``detect``, ``color`` and ``label`` or
-    ``instances``.
+    A subclass sets the attributes, takes the same arguments, and writes ``detect``, ``color``, and ``label`` where it
+    has classes and ``instance`` (or ``instances``) where it has objects.
 
     Args of ``__init__``:
         path: the set's folder or file.
         split: what of it; a set that states no split of its own deals one out (:func:`deal`).
-        labels: label space: a name of ``datasets/spaces`` or a YAML file of the user's; None for the format's own.
+        labels: label space: a name of ``labelled/spaces`` or a YAML file of the user's; None for the format's own.
     """
 
     looks_for: ClassVar[str]  #: what :meth:`detect` looks for, as a phrase for error messages
@@ -55,6 +55,10 @@ class LabelledImages(ABC):
     class_names: Sequence[str]  #: of the ids 0.. in :meth:`label`
     things: Sequence[int]  #: ids of the classes that are countable objects; :meth:`instances` numbers them from 0
     space: LabelSpace | None = None  #: what makes the files' ids classes; None where they are classes already
+    has_classes: bool = True  #: whether there are class maps, :meth:`label`
+    has_objects: bool = (
+        False  #: whether there are objects, in some image at least: :meth:`instance` or :meth:`instances`
+    )
 
     @abstractmethod
     def __init__(self, path: Path, split: Split, labels: str | None = None) -> None: ...
@@ -97,12 +101,6 @@ class LabelledImages(ABC):
             raise self._without_objects()
         return find_objects(self.label(k), ids, self.things)
 
-    @property
-    def has_objects(self) -> bool:
-        """Whether there are objects, in some image at least; :meth:`instances` raises where there are none."""
-        kind = type(self)
-        return kind.instances is not LabelledImages.instances or kind.instance is not LabelledImages.instance
-
     def require_objects(self) -> None:
         """Raise DataError where the set has no objects, or no class of countable ones."""
         if not self.has_objects:
@@ -132,6 +130,31 @@ class LabelledImages(ABC):
         text = "\0".join([*self.names, "", *self.class_names, "", *map(str, self.things), ""])
         table = b"" if self.space is None else self.space.table.tobytes()
         return hashlib.sha256(text.encode() + table).hexdigest()
+
+
+def find_objects(label: NDArray[np.uint8], instance: NDArray[np.int32], things: Sequence[int]) -> Instances:
+    """Every instance id > 0 whose class is one of ``things`` -> an object.
+
+    ``label`` (H, W) class ids, ``instance`` (H, W) ids. An id that covers several classes has the most frequent one.
+    Objects come in the order of their ids; boxes enclose the masks.
+    """
+    height, width = label.shape
+    masks, boxes, classes = [], [], []
+    for number in np.unique(instance[instance > 0]):
+        mask = instance == number
+        kind = int(np.bincount(label[mask]).argmax())
+        if kind not in things:
+            continue
+        rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+        masks.append(mask)
+        boxes.append((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+        classes.append(list(things).index(kind))
+    return Instances(
+        np.array(masks, bool).reshape(-1, height, width),
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(classes, np.int64),
+        np.zeros(len(masks), bool),
+    )
 
 
 def deal(groups: Sequence[str], split: Split) -> list[int]:
@@ -166,18 +189,28 @@ def open_labelled(
         raise registry.unknown("split", get_args(Split), split)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder. Give the labelled images.")
-    cls = registry.load("datasets", DATASETS, dataset) if dataset else _detect(path)
+    cls = load_dataset(dataset) if dataset else _detect(path)
     if whole and not cls.states_split(path):
         split = "all"
-    found: LabelledImages = cls(path, split, labels)
+    found = cls(path, split, labels)
     if not found.names:
         fix = f"It states its splits itself: give another set for {split}." if cls.states_split(path) else ""
         raise DataError(f"{path}: no labelled image in split {split}. Looked for {cls.looks_for}. {fix}".rstrip())
     return found
 
 
-def _detect(path: Path) -> Any:
-    classes = {name: registry.load("datasets", DATASETS, name) for name in registry.names("datasets", DATASETS)}
+def load_dataset(name: str) -> type[LabelledImages]:
+    """Class of the format of this name. Raises ConfigError for an unknown name, and for a class that is no such set."""
+    cls = registry.load("datasets", DATASETS, name)
+    if not (isinstance(cls, type) and issubclass(cls, LabelledImages)):
+        raise ConfigError(
+            f"dataset {name!r}: {cls!r} does not inherit pri3d.labelled.LabelledImages (docs/extending/dataset.md)."
+        )
+    return cls
+
+
+def _detect(path: Path) -> type[LabelledImages]:
+    classes = {name: load_dataset(name) for name in registry.names("datasets", DATASETS)}
     found = [name for name, cls in classes.items() if cls.detect(path)]
     if len(found) == 1:
         return classes[found[0]]

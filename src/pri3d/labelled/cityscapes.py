@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError
-from pri3d.labelled import LabelledImages, Split
-from pri3d.labelled._shared.images import check_headers, read_ids, read_rgb
-from pri3d.labelled._shared.objects import find_objects
+from pri3d.labelled import LabelledImages, Split, find_objects
+from pri3d.labelled._shared.decoding import check_headers, read_ids, read_rgb
 from pri3d.labelled.spaces import LabelSpace, load_space
 from pri3d.types import Instances
 
@@ -27,6 +26,7 @@ class CityscapesImages(LabelledImages):
     """
 
     looks_for: ClassVar[str] = "leftImg8bit/train/CITY/*_leftImg8bit.png beside gtFine/train/CITY/*_gtFine_labelIds.png"
+    has_objects = True
 
     def __init__(self, path: Path, split: Split, labels: str | None = None) -> None:
         if split == "test":

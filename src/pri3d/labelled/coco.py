@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pri3d.errors import ConfigError, DataError
 from pri3d.labelled import LabelledImages, Split, deal
-from pri3d.labelled._shared.images import image_size, read_rgb
+from pri3d.labelled._shared.decoding import image_size, read_rgb
 from pri3d.labelled.convert import decode_mask
 from pri3d.labelled.spaces import IGNORED, load_space
 from pri3d.types import Instances
@@ -44,6 +44,8 @@ class CocoImages(LabelledImages):
     """
 
     looks_for: ClassVar[str] = "a COCO .json file, or a folder with annotations/instances_train*.json"
+    has_classes = False
+    has_objects = True
     category_ids: list[int]  #: the file's id of each class; 1..K where a label space made the classes
     image_ids: list[int]  #: the file's id of each image
 

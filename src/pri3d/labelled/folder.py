@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pri3d.errors import ConfigError, DataError
 from pri3d.labelled import STUFF, LabelledImages, Split, deal
-from pri3d.labelled._shared.images import SUFFIXES, check_headers, read_ids, read_rgb
+from pri3d.labelled._shared.decoding import SUFFIXES, check_headers, read_ids, read_rgb
 from pri3d.labelled.spaces import LabelSpace, load_space, parse_space
 
 #: Names of folders, in any case.
@@ -36,7 +36,7 @@ class Pair(NamedTuple):
     instance: Path | None
 
 
-class Place(NamedTuple):
+class PairFolders(NamedTuple):
     """Folders whose files belong together by name."""
 
     images: Path
@@ -67,6 +67,7 @@ class FolderImages(LabelledImages):
     def __init__(self, path: Path, split: Split, labels: str | None = None) -> None:
         self.path = path
         self._pairs = _of_split(path, split)
+        self.has_objects = any(pair.instance is not None for pair in self._pairs)
         self.names = [_name(pair.image, path) for pair in self._pairs]
         twice = [name for name, count in Counter(self.names).items() if count > 1]
         if twice:
@@ -106,11 +107,6 @@ class FolderImages(LabelledImages):
         pair = self._pairs[k]
         return self.space.apply(read_ids(pair.mask, like=pair.image), str(pair.mask))
 
-    @property
-    def has_objects(self) -> bool:
-        """Whether an image has an instance map."""
-        return any(pair.instance is not None for pair in self._pairs)
-
     def instance(self, k: int) -> NDArray[np.int32] | None:
         """Object ids (H, W) of image k, 0 = none; None where it has no map."""
         pair = self._pairs[k]
@@ -141,7 +137,7 @@ def _of_split(path: Path, split: Split) -> list[Pair]:
     return stated[split] if split != "all" else list(dict.fromkeys(pair for pairs in stated.values() for pair in pairs))
 
 
-def _listed(path: Path, lists: dict[str, Path], places: dict[str, Place]) -> dict[str, list[Pair]]:
+def _listed(path: Path, lists: dict[str, Path], places: dict[str, PairFolders]) -> dict[str, list[Pair]]:
     """Pairs of the list files; lines with one word are names of images in the place."""
     named: dict[str, Pair] = {}
     for part, place in places.items():
@@ -180,7 +176,7 @@ def _lines(file: Path) -> list[list[str]]:
     return [line.strip().split("\t") if "\t" in line.strip() else line.split() for line in lines if line.strip()]
 
 
-def _places(path: Path) -> dict[str, Place]:
+def _places(path: Path) -> dict[str, PairFolders]:
     """Split -> folders to pair; "all" where the folder does not state splits; nothing where it has no such folders."""
     whole = _place(path)
     if whole is None:
@@ -190,13 +186,13 @@ def _places(path: Path) -> dict[str, Place]:
     for name, folders in SPLITS.items():
         images, masks = _child(whole.images, folders), _child(whole.masks, folders)
         if images is not None and masks is not None:
-            result[name] = Place(images, masks, _child(whole.instances, folders) if whole.instances else None)
+            result[name] = PairFolders(images, masks, _child(whole.instances, folders) if whole.instances else None)
     return result or {"all": whole}
 
 
-def _place(path: Path) -> Place | None:
+def _place(path: Path) -> PairFolders | None:
     images, masks = _child(path, IMAGES), _child(path, MASKS)
-    return None if images is None or masks is None else Place(images, masks, _child(path, INSTANCES))
+    return None if images is None or masks is None else PairFolders(images, masks, _child(path, INSTANCES))
 
 
 def _child(path: Path, names: Sequence[str]) -> Path | None:
@@ -206,7 +202,7 @@ def _child(path: Path, names: Sequence[str]) -> Path | None:
     return next((child for child in found if _files(child, first=True)), None)
 
 
-def _by_name(place: Place, path: Path, complete: bool = True) -> list[Pair]:
+def _by_name(place: PairFolders, path: Path, complete: bool = True) -> list[Pair]:
     """Images of a place with the maps of the same name, in the order of names.
 
     Raises DataError where two files have one name, or, if ``complete``, where an image or a mask is alone.

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pri3d.errors import DataError
 from pri3d.labelled import LabelledImages, Split, deal
-from pri3d.labelled._shared.images import check_headers, read_ids, read_rgb
+from pri3d.labelled._shared.decoding import check_headers, read_ids, read_rgb
 from pri3d.labelled.cityscapes import numbered_objects
 from pri3d.labelled.spaces import LabelSpace, load_space
 from pri3d.types import Instances
@@ -42,6 +42,7 @@ class KittiImages(LabelledImages):
             )
         self._files = [files[k] for k in deal(files, split)] if files else []
         self.names = [Path(file).stem for file in self._files]
+        self.has_objects = (self.path / "training" / "instance").is_dir()
 
     @classmethod
     def detect(cls, path: Path) -> bool:
@@ -64,11 +65,6 @@ class KittiImages(LabelledImages):
         """Class ids (H, W) of image k, 255 = ignored."""
         file = self._file("semantic", self._files[k])
         return self.space.apply(read_ids(file, like=self.color_file(k)), str(file))
-
-    @property
-    def has_objects(self) -> bool:
-        """Whether the folder of instance maps is there."""
-        return (self.path / "training" / "instance").is_dir()
 
     def instances(self, k: int) -> Instances:
         """Objects of image k, and as crowds those that are not told apart."""

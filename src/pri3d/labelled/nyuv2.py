@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pri3d.errors import ConfigError
 from pri3d.labelled import LabelledImages, Split
-from pri3d.labelled._shared.images import check_headers, read_ids, read_rgb
+from pri3d.labelled._shared.decoding import check_headers, read_ids, read_rgb
 from pri3d.labelled.spaces import LabelSpace, load_space, parse_space, shipped_spaces
 from pri3d.recordings._shared.nyu_mat import COLOR, LABELS, MAT, MatFile, expand, mat_file, numbered, official_train
 
@@ -44,6 +44,7 @@ class NYUImages(LabelledImages):
         self.path = path
         mat = mat_file(path)
         self._mat = None if mat is None else MatFile(mat)
+        self.has_objects = self._mat is not None
         thirteen = self._mat is None and not numbered(path, _LABEL40)
         self.space: LabelSpace = _thirteen(path, labels) if thirteen else load_space(labels or _SPACE)
         self._colors = {} if self._mat else numbered(path, COLOR)
@@ -87,11 +88,6 @@ class NYUImages(LabelledImages):
             return self.space.apply(ids, f"{self._mat.path}: image {number}")
         file = self._labels[number]
         return self.space.apply(read_ids(file, like=self._colors[number]), str(file))
-
-    @property
-    def has_objects(self) -> bool:
-        """Whether it is the .mat."""
-        return self._mat is not None
 
     def instance(self, k: int) -> NDArray[np.int32] | None:
         """Object ids (H, W) of image k, 0 = none; None in exported images."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -76,8 +77,8 @@ class PreparedImages(LabelledImages):
             )
         return label
 
-    @property
-    def has_objects(self) -> bool:
+    @cached_property
+    def has_objects(self) -> bool:  # type: ignore[override]
         """Whether a frame has an instance image."""
         return any(self.instance(k) is not None for k in range(len(self.names)))
 

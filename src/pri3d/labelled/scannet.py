@@ -18,7 +18,7 @@ from rich.markup import escape
 from pri3d.errors import DataError
 from pri3d.geometry.resize import resize_nearest
 from pri3d.labelled import LabelledImages, Split, deal
-from pri3d.labelled._shared.images import SUFFIXES, image_size, read_ids, read_rgb
+from pri3d.labelled._shared.decoding import SUFFIXES, image_size, read_ids, read_rgb
 from pri3d.labelled.spaces import IGNORED, LabelSpace, load_space
 from pri3d.recordings.scannet import official_split
 
@@ -60,6 +60,7 @@ class ScanNetImages(LabelledImages):
         images.sort(key=lambda image: (order.get(image.scan, len(order)), image.scan))
         self._images = [images[k] for k in rows_of_split([image.scan for image in images], split)]
         self.names = [f"{image.scan}/{image.color.stem}" for image in self._images]
+        self.has_objects = any(image.instance is not None for image in self._images)
         self._state_part()
 
     @classmethod
@@ -98,11 +99,6 @@ class ScanNetImages(LabelledImages):
                 "benchmark's own script."
             )
         return self.space.apply(self._fit(k, ids, file), str(file))
-
-    @property
-    def has_objects(self) -> bool:
-        """Whether there is an instance image."""
-        return any(image.instance is not None for image in self._images)
 
     def instance(self, k: int) -> NDArray[np.int32] | None:
         """Object ids (H, W) of image k, 0 = none; None where it has no instance image."""

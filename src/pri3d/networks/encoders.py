@@ -3,7 +3,7 @@
 The ResNets (paper, "Architecture for Pre-training") have torchvision's parameter names and need PyTorch alone; any
 other name goes to timm. A custom encoder is a line in ``registry.ENCODERS`` or an entry point
 ``pri3d.encoders``: a callable ``(name, pretrained) -> Encoder``. Its tests are inherited from
-``tests/networks/encoder_contract.py``.
+:class:`pri3d.testing.EncoderContract`.
 """
 
 from __future__ import annotations

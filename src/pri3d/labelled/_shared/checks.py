@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from pri3d.errors import DataError, Problems
 from pri3d.labelled import LabelledImages
-from pri3d.labelled._shared.images import check_size
+from pri3d.labelled._shared.decoding import check_size
 from pri3d.labelled.spaces import IGNORED
 from pri3d.types import Instances
 

@@ -1,0 +1,41 @@
+"""The built-in objectives and tasks against the shipped contracts."""
+
+from __future__ import annotations
+
+from pri3d.testing import ObjectiveContract, TaskContract
+
+
+class TestView(ObjectiveContract):
+    name = "view"
+
+
+class TestGeometry(ObjectiveContract):
+    name = "geometry"
+    options = {"net3d": "tiny"}
+
+
+class TestDepth(ObjectiveContract):
+    name = "depth"
+
+
+class TestTrivial(ObjectiveContract):
+    name = "trivial"
+
+
+class TestMoco(ObjectiveContract):
+    name = "moco"
+    options = {"queue": 64}
+
+
+class TestKeep(ObjectiveContract):
+    name = "keep"
+
+
+class TestSemantic(TaskContract):
+    name = "semantic"
+    given = {"semantic": {"size": "64x48"}, "encoder": "resnet18"}
+
+
+class TestInstance(TaskContract):
+    name = "instance"
+    given = {"instance": {"short_side": 64, "long_side": 96, "min_area": 10}, "encoder": "resnet18"}
