@@ -86,7 +86,7 @@ def test_the_example_of_the_documentation(tmp_path):
     lines = [f"[{k}]\n{n} = {where}\n" for k, names in project["entry-points"].items() for n, where in names.items()]
     (info / "entry_points.txt").write_text("".join(lines))
     paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_npz.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_npz.py"]
     environment = {**os.environ, "PYTHONPATH": paths}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

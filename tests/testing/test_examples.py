@@ -35,7 +35,11 @@ def install(page: Path, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.stem != "export"],  # tests/exporting/test_contract.py runs that one
+    ids=lambda page: page.stem,
+)
 def test_the_example_passes_its_contract(page: Path, tmp_path: Path) -> None:
     install(page, tmp_path)
     path = os.pathsep.join((str(tmp_path), str(Path(pri3d.__file__).parents[1]), os.environ.get("PYTHONPATH", "")))
