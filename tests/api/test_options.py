@@ -203,7 +203,7 @@ class MineObjective(Objective):
     """Pulls the features to zero."""
 
     options = MineOptions
-    seen: list[float] = []  # noqa: RUF012 (of every object)
+    seen: list[float] = []
 
     def __init__(self, setup: Setup, options: MineOptions = MineOptions()) -> None:  # noqa: B008 (frozen)
         super().__init__(setup)

@@ -178,7 +178,7 @@ class TestSplit:
         assert manifest["settings"]["split"] == "train"
         there = {scene: record["split"] for scene, record in manifest["scenes"].items()}
         assert there == {"office": None, "scene0119_00": "train", "scene0191_00": "train"}
-        with pytest.raises(ConfigError, match="split: 'train', now 'val'"):
+        with pytest.raises(ConfigError, match=r"split was 'train', now 'val'"):
             prepare([recording], tmp_path / "train", split="val", **options)
         prepare([recording], tmp_path / "val", split="val", **options)
         assert Store(tmp_path / "val").scenes == ["scene0568_00"]
