@@ -99,7 +99,7 @@ def _classes_of_labels() -> NDArray[np.uint8]:
     """Label of the .mat -> NYU40 id (895,); 0 stays 0, which is unlabelled."""
     table = np.full(LABELS + 1, 40, np.uint8)
     table[0] = 0
-    stated = yaml.safe_load((files("pri3d.labelled") / "nyuv2.yaml").read_text(encoding="utf-8"))
+    stated = yaml.safe_load((files("pri3d.labelled._shared") / "nyuv2.yaml").read_text(encoding="utf-8"))
     for number, text in stated["classes"].items():
         table[expand(text)] = number
     return table

@@ -182,7 +182,7 @@ def _split_of_rooms() -> dict[str, str]:
 @cache
 def _official_subsets() -> dict[int, int]:
     """Per cent of the training scans -> how many, from the top of the official list."""
-    stated = yaml.safe_load((files("pri3d.labelled") / "scannet_subsets.yaml").read_text(encoding="utf-8"))
+    stated = yaml.safe_load((files("pri3d.labelled._shared") / "scannet_subsets.yaml").read_text(encoding="utf-8"))
     return {int(share): int(count) for share, count in stated.items()}
 
 

@@ -101,7 +101,7 @@ class _LabelledScene(FileScene):
 @cache
 def official_split() -> Mapping[str, str]:
     """Scan id -> "train", "val" or "test": ScanNet v2's 1201, 312 and 100 scans, each list in the official order."""
-    stated = yaml.safe_load((files("pri3d.recordings") / "scannet_splits.yaml").read_text(encoding="utf-8"))
+    stated = yaml.safe_load((files("pri3d.recordings._shared") / "scannet_splits.yaml").read_text(encoding="utf-8"))
     split = {}
     for name, text in stated.items():
         for word in text.split():

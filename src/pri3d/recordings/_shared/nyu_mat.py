@@ -112,7 +112,7 @@ class MatFile:
 @cache
 def official_train() -> frozenset[int]:
     """Numbers of the 795 images of the official training set, counted from 1; the other 654 are the test set."""
-    stated = yaml.safe_load((files("pri3d.recordings") / "nyuv2.yaml").read_text(encoding="utf-8"))
+    stated = yaml.safe_load((files("pri3d.recordings._shared") / "nyuv2.yaml").read_text(encoding="utf-8"))
     return frozenset(expand(stated["train"]))
 
 
