@@ -14,7 +14,7 @@ from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError
 from pri3d.worlds.write import rooms
 
-FEW = {"frames": 12, "pairs": 20}
+FEW = {"max_frames": 12, "max_pairs": 20}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_a_good_recording_passes_and_nothing_is_written_there(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(disk.rglob("*"))
-    assert main(["check", str(disk), "--frames", "12", "--pairs", "20"]) == 0
+    assert main(["check", str(disk), "--max-frames", "12", "--max-pairs", "20"]) == 0
     text = capsys.readouterr().out
     assert "registration" in text
     assert "one of 2 scenes" in text
@@ -58,7 +58,7 @@ def test_a_fault_exits_1_names_it_and_the_advice_mends_it(
     disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recording = inverted(disk, tmp_path)
-    words = ["check", str(recording), "--frames", "12", "--pairs", "20", "--out", str(tmp_path / "out")]
+    words = ["check", str(recording), "--max-frames", "12", "--max-pairs", "20", "--out", str(tmp_path / "out")]
     assert main(words) == 1
     error = capsys.readouterr().err
     assert "poses inverted" in error
@@ -95,8 +95,8 @@ def test_intrinsics_that_the_reader_refuses_are_a_verdict(disk: Path, tmp_path: 
 
 
 def test_flags_out_of_range_and_unknown_scenes_are_refused(disk: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--frames 1 "):
-        pri3d.check(disk, frames=1)
+    with pytest.raises(ConfigError, match="--max-frames 1"):
+        pri3d.check(disk, max_frames=1)
     with pytest.raises(ConfigError, match="room-0000, room-0001"):
         pri3d.check(disk, scene="room-7", out=tmp_path / "out", **FEW)
     with pytest.raises(ConfigError, match="lies in the recording"):

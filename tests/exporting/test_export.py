@@ -122,8 +122,8 @@ def test_a_place_that_cannot_be_written(run, tmp_path):
 
 
 def test_one_process_at_a_time_writes_an_export(run, tmp_path):
-    out = tmp_path / "encoder.pth"
-    with lock_file(out), pytest.raises(ConfigError, match=r"encoder\.pth: process \d+ on .* has been writing there"):
+    out = tmp_path / "encoder.safetensors"
+    with lock_file(out), pytest.raises(ConfigError, match=r"encoder\.safetensors: process \d+ on .* has been"):
         export(run, to="torchvision", out=out)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

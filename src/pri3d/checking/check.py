@@ -75,7 +75,9 @@ def check(
         DataError: there are faults (the message lists them), or nothing can be opened.
     """
     if not 4 <= frames <= 1000 or not 6 <= pairs <= 10000 or seed < 0:
-        raise ConfigError(f"--frames {frames} --pairs {pairs} --seed {seed}: from 4 to 1000, 6 to 10000, 0 or more.")
+        raise ConfigError(
+            f"--max-frames {frames} --max-pairs {pairs} --seed {seed}: from 4 to 1000, 6 to 10000, 0 or more."
+        )
     folder = _folder(recording, scene, out)
     scenes = open_recording(recording, reader, cameras, split, correct).scenes()
     chosen = _choose(scenes, scene)
