@@ -17,7 +17,7 @@ import pytest
 from pri3d.errors import ConfigError
 from pri3d.files import lock
 from pri3d.files.atomic import host_name
-from pri3d.files.lock import LOCK, lock_file, lock_folder
+from pri3d.files.lock import LOCK, clear_lock, lock_file, lock_folder
 
 HOLD = """
 import sys, time
@@ -84,6 +84,16 @@ def test_the_second_of_two_processes_is_refused_and_told_who_holds(tmp_path: Pat
         with lock_folder(out):  # killed: taken over
             assert json.loads((out / LOCK).read_text())["pid"] == os.getpid()
     assert list(out.iterdir()) == []
+
+
+def test_a_lock_that_is_left_is_cleared_and_one_that_is_held_is_not(tmp_path: Path) -> None:
+    clear_lock(tmp_path)
+    held_by(tmp_path, began="1", pid=2**22 + 1)
+    clear_lock(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with lock_folder(tmp_path):
+        clear_lock(tmp_path)
+        assert (tmp_path / LOCK).exists()
 
 
 def test_it_is_let_go_after_an_error_and_taken_again(tmp_path: Path) -> None:

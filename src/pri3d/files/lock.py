@@ -15,7 +15,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +67,13 @@ def lock_file(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
     with _hold(path.with_name(f".{path.name}{LOCK}"), path):
         yield
+
+
+def clear_lock(folder: Path) -> None:
+    """Remove the lock that a killed process has left in the folder; one that is held, or cannot be removed, stays."""
+    if (folder / LOCK).exists():
+        with suppress(ConfigError), lock_folder(folder):
+            pass
 
 
 @contextmanager

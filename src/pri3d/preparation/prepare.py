@@ -20,7 +20,7 @@ from rich.table import Table
 
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import is_full, remove_leftovers
-from pri3d.files.lock import lock_folder
+from pri3d.files.lock import clear_lock, lock_folder
 from pri3d.files.stamp import refuse_other_settings
 from pri3d.geometry.resize import parse_size
 from pri3d.machine import cores
@@ -162,11 +162,13 @@ def prepare(
         "scenes": {},
         "failed": {},
     }
-    # A store with nothing to add may lie where nobody can write.
-    with _disk(out), lock_folder(out) if todo or old is None else nullcontext():
+    adds = bool(todo) or old is None  # else the store may lie where nobody can write
+    if not adds:
+        clear_lock(out)
+    with _disk(out), lock_folder(out) if adds else nullcontext():
         for folder in (out, out / "scenes"):
             remove_leftovers(folder)
-        if todo or old is None:
+        if adds:
             write_manifest(out, {**(old or manifest), "state": "unfinished"})
         failed = _run(todo, workers, cluster)
         if old is not None and len(failed) == len(todo):
