@@ -25,7 +25,7 @@ from pri3d.api.presets import overlay
 from pri3d.api.pretrain import PretrainOptions, PretrainSettings, resolve_pretraining
 from pri3d.data.mixture import open_mixture
 from pri3d.preparation.prepare import prepare
-from pri3d.training.pretraining_data import PretrainData
+from pri3d.training.pretraining import PretrainData
 from pri3d.worlds.write import rooms
 
 VOXEL = 0.16

@@ -17,7 +17,8 @@ from pri3d.errors import DataError, Pri3DError, WeightsError
 from pri3d.networks.weights import read_provenance, read_state
 from pri3d.objectives import Features, Objective, Setup, Terms
 from pri3d.registry import OBJECTIVES
-from pri3d.training.pretraining import HeldOut, PretrainModule
+from pri3d.training.pretraining import PretrainModule
+from pri3d.training.watch import Watch
 
 
 class Poison(Objective):
@@ -149,12 +150,12 @@ def test_the_best_weights_are_those_of_the_best_recall(
     invented = {1: 0.2, 2: 0.6, 3: None, 4: 0.5}
     states: dict[int, dict[str, torch.Tensor]] = {}
 
-    def measure(watch: HeldOut, module: Any, fabric: Any) -> dict[str, float | None]:
+    def measure(watch: Watch, fabric: Any, module: Any, batch: int) -> dict[str, float | None]:
         step = module.step
         states[step] = {key: value.clone() for key, value in module.unet.state_dict().items()}
         return {"recall": invented[step], "rank": 1.0}
 
-    monkeypatch.setattr(HeldOut, "measure", measure)
+    monkeypatch.setattr(Watch, "measure", measure)
     run = run_broken(3, rooms_store, tmp_path, monkeypatch, steps=4, save_every=1, holdout=0.3, eval_every=1)
     scores = json.loads((run / "scores.json").read_text())
     assert [(entry["step"], entry["recall"]) for entry in scores["history"]] == list(invented.items())

@@ -14,10 +14,11 @@ import pytest
 import torch
 from processes import finish, start, wait_until
 
+from pri3d.data.loading import outlive_stopping
 from pri3d.errors import ConfigError, Pri3DError
 from pri3d.networks.weights import read_state
 from pri3d.runs import read_metrics
-from pri3d.training.launch import STOPPING, Launch, find_launch, on_stop, outlive_stopping, requeue
+from pri3d.training.launch import STOPPING, Launch, find_launch, on_stop, requeue
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has none of these signals")
 

@@ -25,7 +25,7 @@ from pri3d.networks.weights import load_model
 from pri3d.preparation.prepare import prepare
 from pri3d.probing.probe import probe
 from pri3d.store import PairTable, write_pairs
-from pri3d.training.pretraining_data import PretrainData
+from pri3d.training.pretraining import PretrainData
 from pri3d.worlds.write import rooms
 
 MOCO: dict[str, Any] = {"objectives": {"moco": 1.0}, "crop": 32, "moco_queue": 64}

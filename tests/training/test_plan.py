@@ -24,7 +24,7 @@ from pri3d.errors import ConfigError, DataError, Pri3DError, WeightsError
 from pri3d.store import PairTable, Store, read_manifest, write_manifest, write_pairs
 from pri3d.training.launch import Launch, Options
 from pri3d.training.pretrain import pretrain
-from pri3d.training.pretraining_data import PretrainData
+from pri3d.training.pretraining import PretrainData
 from pri3d.types import CropBatch
 
 

@@ -12,8 +12,7 @@ from pri3d.data.mixture import open_mixture
 from pri3d.data.sampler import Draw
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import UNet
-from pri3d.training.pretraining import PretrainModule
-from pri3d.training.pretraining_data import PretrainData
+from pri3d.training.pretraining import PretrainData, PretrainModule
 from syncs import CountSyncs
 
 

@@ -7,6 +7,7 @@ pairs. NaN stands for what cannot be measured.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +77,14 @@ def _squared_gap(first: Tensor, second: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid, gap.square().sum(dim=-1), 0.0)
 
 
+class PairPart(NamedTuple):
+    """What :class:`PairQuality` keeps of a batch."""
+
+    sums: Tensor  #: (3,) float32: points, points found, squared distances of matched features
+    rows: Tensor  #: (n, C) float32 features of the points in the first views
+    valid: Tensor  #: (n,) bool
+
+
 class PairQuality:
     """Quality of features over batches of held-out pairs; nothing leaves the device before :meth:`result`.
 
@@ -87,9 +96,7 @@ class PairQuality:
 
     def __init__(self, pixels: float = 10.0, width: int = 320) -> None:
         self.pixels, self.width = pixels, width
-        self.sums: list[Tensor] = []  # a batch: points, points found, squared distances of matched features
-        self.rows: list[Tensor] = []
-        self.valid: list[Tensor] = []
+        self.parts: list[PairPart] = []
 
     @torch.no_grad()
     def update(
@@ -127,9 +134,8 @@ class PairQuality:
         ]
         found = (torch.stack(gaps) * (self.width / width) <= self.pixels) & matches.valid
         squares = _squared_gap(first, second, matches.valid)
-        self.sums.append(torch.stack([x.sum().float() for x in (matches.valid, found, squares)]))
-        self.rows.append(first.flatten(0, 1).float())
-        self.valid.append(matches.valid.flatten())
+        sums = torch.stack([x.sum().float() for x in (matches.valid, found, squares)])
+        self.parts.append(PairPart(sums, first.flatten(0, 1).float(), matches.valid.flatten()))
 
     @torch.no_grad()
     def result(self) -> dict[str, float]:
@@ -138,10 +144,10 @@ class PairQuality:
         Recall is that of ``pri3d probe`` over all points; uniformity and rank are those of the normalised features of
         the matched points in the first views. NaN where no pair had a match.
         """
-        if not self.sums:
+        if not self.parts:
             return {"recall": math.nan, "alignment": math.nan, "uniformity": math.nan, "rank": math.nan, "points": 0.0}
-        points, found, squares = torch.stack(self.sums).sum(dim=0)
-        rows, valid = torch.cat(self.rows), torch.cat(self.valid)
+        points, found, squares = torch.stack([part.sums for part in self.parts]).sum(dim=0)
+        rows, valid = torch.cat([part.rows for part in self.parts]), torch.cat([part.valid for part in self.parts])
         unit = torch.where(valid[:, None], F.normalize(rows, dim=1), 0.0)
         values = {
             "recall": found / points,

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from lightning.fabric import seed_everything
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from pri3d.api.finetune import FinetuneOptions, FinetuneSettings, resolve_finetuning
 from pri3d.api.options import AnyPath, hints_of
@@ -21,8 +22,9 @@ from pri3d.data.mixture import hashes_of
 from pri3d.data.sampler import StreamSampler
 from pri3d.errors import ConfigError, DataError, Problems
 from pri3d.labelled import LabelledImages, Split, open_labelled
-from pri3d.networks.encoders import encoder_of
+from pri3d.networks.encoders import Encoder, encoder_of, head_parameters
 from pri3d.networks.published import holds_decoder, load_published
+from pri3d.networks.tuning import fix_norms, limit
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import (
     WeightsReport,
@@ -33,12 +35,14 @@ from pri3d.networks.weights import (
     read_state,
 )
 from pri3d.runs import RunPaths, write_json
-from pri3d.tasks import Recipe, differing, find_task
+from pri3d.tasks import Meter, Recipe, Task, differing, find_task
 from pri3d.training.checkpoints import open_run
 from pri3d.training.comparison import Job
-from pri3d.training.downstream import DownstreamModule, Validator, limit_encoder
 from pri3d.training.launch import Options
-from pri3d.training.loop import Feed, fit, synchronised
+from pri3d.training.loop import Feed, StepModule, fit, synchronised
+from pri3d.training.optim import ParameterGroup
+from pri3d.training.watch import Watch
+from pri3d.types import LabelledBatch
 
 
 class Sets:
@@ -128,11 +132,12 @@ class FinetuneRun:
         if settings.compute.channels_last:
             model.to(memory_format=torch.channels_last)
         held = recipe.dataset(self.val_set, None, training=False)
-        validator = Validator(module_task, held, folder, done, settings.validation.every, facts)
+        every, workers = settings.validation.every, self.options.workers
+        watch = Watch(folder, done, every, held, self.kind.collate, facts, workers)
         data, count = recipe.dataset(self.train_set, self.rows, training=True), len(self.rows)
         feed = Feed(data, self.kind.collate, lambda total, start: StreamSampler(count, total, settings.seed, start))
         with folder.lock(self.options.launch.rank):
-            fit(module, feed, folder, done, self.options, validator)
+            fit(module, feed, folder, done, self.options, watch)
             if self.options.launch.rank == 0:
                 module_task.save(model, folder.weights, {**facts, "steps": settings.steps})
         return path
@@ -224,6 +229,62 @@ class FinetuneRun:
         """Whether the weights were pre-trained on the very store that holds the validation frames."""
         seen = self.record.get("data_hash")
         return bool(seen) and any(self.val_set.hash.startswith(one) for one in hashes_of(str(seen)))
+
+
+class DownstreamModule(StepModule):
+    """A network on a backbone under the loss of its task."""
+
+    settings: FinetuneSettings
+
+    def __init__(self, settings: FinetuneSettings, model: nn.Module, task: Task) -> None:
+        super().__init__(settings)
+        self.model, self.task = model, task
+        self.fixed = limit_encoder(encoder_of(model), settings)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The encoder at the learning rate, everything on it at ``head_lr`` times that."""
+        encoder = encoder_of(self.model).parameters()
+        return [ParameterGroup(encoder), ParameterGroup(head_parameters(self.model), self.settings.backbone.head_lr)]
+
+    @property
+    def network(self) -> nn.Module:
+        """The whole network."""
+        return self.model
+
+    @property
+    def measured(self) -> nn.Module:
+        """The whole network."""
+        return self.model
+
+    @property
+    def key(self) -> str:
+        """The task's."""
+        return self.task.key
+
+    def meter(self, dataset: Dataset[Any]) -> Meter:
+        """The task's."""
+        return self.task.meter(dataset)
+
+    def save(self, path: Path, record: Mapping[str, Any]) -> None:
+        """Write the network as its task does."""
+        self.task.save(self.model, path, dict(record))
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The task's."""
+        for module in self.fixed:
+            module.eval()
+        if isinstance(batch, LabelledBatch) and self.settings.compute.channels_last:
+            batch = batch._replace(color=batch.color.contiguous(memory_format=torch.channels_last))
+        return self.task.loss(self.model, batch)
+
+
+def limit_encoder(encoder: Encoder, settings: FinetuneSettings) -> list[nn.Module]:
+    """Fix what the settings say of the encoder; return the modules that must be in ``eval()`` at every pass."""
+    for module in encoder.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = settings.backbone.bn_momentum
+    fixed = limit(encoder, settings.tune)
+    return fixed if settings.backbone.norm == "train" else [*fixed, *fix_norms(encoder)]
 
 
 def check_all(runs: Sequence[FinetuneRun], folders: Sequence[Path]) -> None:

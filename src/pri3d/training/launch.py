@@ -151,18 +151,6 @@ def on_stop(handler: Callable[[str], None]) -> Iterator[None]:
             signal.signal(number, old)
 
 
-def outlive_stopping(_worker: int) -> None:
-    """Let a loader process survive the signals its whole group gets: the step being finished wants its data.
-
-    Half a minute after SIGTERM it goes all the same, should nobody have ended it by then.
-    """
-    for name in ("SIGINT", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "alarm"):
-        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
-
-
 def requeue() -> str | None:
     """Put this Slurm job back into the queue and return its number; None outside Slurm.
 

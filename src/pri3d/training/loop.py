@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sys
 import warnings
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, closing
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import torch
@@ -18,15 +19,17 @@ from lightning.fabric.plugins.precision.amp import MixedPrecision
 from lightning.fabric.strategies.ddp import DDPStrategy
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pri3d.api.training import Precision, TrainSettings
+from pri3d.data.loading import make_loader
 from pri3d.data.sampler import Share, StreamSampler, derive
 from pri3d.machine import cpu_has_bf16
 from pri3d.runs import RunPaths
+from pri3d.tasks import Meter
 from pri3d.training import optim
 from pri3d.training.checkpoints import Checkpoint
-from pri3d.training.launch import InterruptedRunError, Launch, Options, on_stop, outlive_stopping, requeue
+from pri3d.training.launch import InterruptedRunError, Launch, Options, on_stop, requeue
 from pri3d.training.recorder import Recorder, norm_of
 from pri3d.training.watch import Watch
 
@@ -40,8 +43,8 @@ ENVIRONMENTS: dict[str, Callable[[], Any]] = {
 }
 
 
-class StepModule(nn.Module):
-    """Base of the two kinds of training: a network under its loss."""
+class StepModule(nn.Module, ABC):
+    """Base of the two kinds of training: a network under its loss, and how it is scored."""
 
     def __init__(self, settings: TrainSettings) -> None:
         super().__init__()
@@ -53,13 +56,31 @@ class StepModule(nn.Module):
         return [optim.ParameterGroup(self.parameters())]
 
     @property
+    @abstractmethod
     def network(self) -> nn.Module:
         """What is compiled where the user asks for it: fixed shapes go in."""
-        raise TypeError(f"{type(self).__name__} must define network.")
 
+    @property
+    @abstractmethod
+    def measured(self) -> nn.Module:
+        """The network that is measured and saved."""
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """Which of the scores says which network is best; the larger the better."""
+
+    @abstractmethod
     def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss of a batch and named scalars to log."""
-        raise TypeError(f"{type(self).__name__} must define loss(); it was given {type(batch).__name__}.")
+
+    @abstractmethod
+    def meter(self, dataset: Dataset[Any]) -> Meter:
+        """Return an empty meter for held-out data."""
+
+    @abstractmethod
+    def save(self, path: Path, record: Mapping[str, Any]) -> None:
+        """Write the network, with its provenance."""
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss, as a call that DDP can wrap."""
@@ -94,7 +115,9 @@ def fit(module: StepModule, feed: Feed, run: RunPaths, done: int, options: Optio
     if done:
         checkpoint.load()
     module.step = done
-    loader = _loader(feed, settings, done, options)
+    stream = feed.sampler(settings.steps * settings.batch, done * settings.batch)
+    share = Share(stream, settings.micro_batch, launch.rank, launch.world)
+    loader = make_loader(feed.dataset, feed.collate, share, settings.micro_batch, options.workers, stay=True)
     recorder = Recorder(fabric, run, settings, done, options)
 
     with on_stop(recorder.interrupt), closing(recorder):
@@ -119,9 +142,10 @@ def fit(module: StepModule, feed: Feed, run: RunPaths, done: int, options: Optio
             module.after_step()
 
             step, last = module.step, module.step == settings.steps
-            notes = watch.look(fabric, module, step) if watch and (step % watch.every == 0 or last) else {}
+            measuring = watch is not None and (step % watch.every == 0 or last)
+            notes = watch.look(fabric, module, step, settings.micro_batch) if watch and measuring else {}
             saving = step % options.save_every == 0 or last
-            recorder.end_step(step, optimizer.param_groups[0]["lr"], notes, saving)
+            recorder.end_step(step, optimizer.param_groups[0]["lr"], notes, saving or measuring)
             if saving or recorder.stop:
                 recorder.refuse_broken(module, step)
                 checkpoint.save(step)
@@ -151,24 +175,6 @@ def synchronised(network: N, settings: TrainSettings, launch: Launch) -> N:
         return network
     converted: N = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     return converted
-
-
-def _loader(feed: Feed, settings: TrainSettings, done: int, options: Options) -> DataLoader[Any]:
-    """Batches from step ``done`` on; workers hold their own file handles and stay until the stream ends."""
-    start, total = done * settings.batch, settings.steps * settings.batch
-    return DataLoader(
-        feed.dataset,
-        batch_size=settings.micro_batch,
-        sampler=Share(feed.sampler(total, start), settings.micro_batch, options.launch.rank, options.launch.world),
-        collate_fn=feed.collate,
-        num_workers=options.workers,
-        drop_last=True,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=options.workers > 0,
-        worker_init_fn=outlive_stopping,
-        # Elsewhere each would import everything again, which takes as long as many steps.
-        multiprocessing_context="fork" if options.workers > 0 and sys.platform == "linux" else None,
-    )
 
 
 class Autocast(MixedPrecision):

@@ -13,6 +13,7 @@ from lightning.fabric import seed_everything
 from pri3d.api.options import AnyPath
 from pri3d.api.pretrain import PretrainOptions, PretrainSettings, resolve_pretraining
 from pri3d.data.mixture import open_mixture
+from pri3d.data.pairs import collate
 from pri3d.errors import Problems
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import UNet
@@ -21,8 +22,8 @@ from pri3d.runs import Run, RunPaths
 from pri3d.training.checkpoints import open_run
 from pri3d.training.launch import Options
 from pri3d.training.loop import fit, synchronised
-from pri3d.training.pretraining import HeldOut, PretrainModule
-from pri3d.training.pretraining_data import PretrainData
+from pri3d.training.pretraining import PretrainData, PretrainModule
+from pri3d.training.watch import Watch
 
 
 def pretrain(call: PretrainOptions) -> Run:
@@ -61,7 +62,9 @@ def pretrain(call: PretrainOptions) -> Run:
     if done < settings.steps or not folder.weights.exists():
         if settings.compute.channels_last:
             module.to(memory_format=torch.channels_last)
-        watch = HeldOut(data.heldout(), folder, done, settings.validation.every, facts) if data.watched else None
+        watch = None
+        if data.watched:
+            watch = Watch(folder, done, settings.validation.every, data.heldout(), collate, facts, options.workers)
         with folder.lock(options.launch.rank):
             fit(module, data.feed(module.views), folder, done, options, watch)
             if first:

@@ -1,27 +1,47 @@
-"""What pre-training trains and how it is watched: the U-Net under its objectives, measured on held-out pairs."""
+"""What pre-training is made of: the U-Net under its objectives, its meter, and the pairs or crops it draws from."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from lightning.fabric import Fabric
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from pri3d.api.pretrain import PretrainSettings
-from pri3d.data.pairs import MixedPairs, PairDataset, collate
-from pri3d.data.sampler import Draw
+from pri3d.data.augment import recipe
+from pri3d.data.crops import (
+    CropDataset,
+    CropRecipe,
+    ImageFolder,
+    PairFrames,
+    Source,
+    check_crops,
+    collate_crops,
+    crop_table,
+)
+from pri3d.data.mixture import Mixture
+from pri3d.data.pairs import MixedPairs, PairDataset, check_pairs, check_unit, collate, split_pairs
+from pri3d.data.sampler import BalancedSampler, MixedSampler, StreamSampler, derive
+from pri3d.errors import ConfigError, DataError, Problems
+from pri3d.geometry.resize import parse_size
+from pri3d.geometry.voxels import coarsen
 from pri3d.networks.tuning import limit
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import save_model
 from pri3d.objectives import VIEWS, Features, Setup, WeightedSum
-from pri3d.objectives.quality import PairQuality
-from pri3d.runs import RunPaths
-from pri3d.training.loop import StepModule
-from pri3d.training.watch import Watch
+from pri3d.objectives.quality import PairPart, PairQuality
+from pri3d.store import Store
+from pri3d.tasks import Meter
+from pri3d.training.loop import Feed, StepModule
+from pri3d.training.optim import decayed_momentum
 from pri3d.types import CropBatch, PairBatch
 
 
@@ -73,6 +93,24 @@ class PretrainModule(StepModule):
         maps = [torch.stack(level, dim=1).flatten(0, 1) for level in zip(*(maps for _, maps in passes), strict=True)]
         return Features(dense, maps, batch.views)
 
+    def meter(self, dataset: Dataset[Any]) -> PairMeter:
+        """Quality of the features; the best network is the one of highest recall."""
+        return PairMeter(self)
+
+    @property
+    def measured(self) -> nn.Module:
+        """The U-Net."""
+        return self.unet
+
+    @property
+    def key(self) -> str:
+        """Recall."""
+        return "recall"
+
+    def save(self, path: Path, record: Mapping[str, Any]) -> None:
+        """Write the U-Net."""
+        save_model(self.unet, path, record)
+
     def after_step(self) -> None:
         """Tell the objectives."""
         self.objective.after_step()
@@ -95,36 +133,205 @@ class _Maps(nn.Module):
         return maps
 
 
-def decayed_momentum(step: int) -> float:
-    """Batch-norm momentum of the released code: one half, halved every 20 steps, at least 0.001."""
-    return max(0.5 ** (1 + step // 20), 0.001)
+class PairMeter(Meter):
+    """:class:`PairQuality` of the features of a pre-training network; a part is a batch's."""
+
+    def __init__(self, module: PretrainModule) -> None:
+        super().__init__()
+        self.module, self.quality = module, PairQuality()
+
+    def update(self, model: nn.Module, batch: PairBatch) -> None:
+        """Add a batch of pairs."""
+        batch = move_data_to_device(batch, next(model.parameters()).device)
+        matching = self.module.settings.matching
+        features = self.module.features(batch)
+        self.quality.update(features, batch, distance=matching.distance, match=matching.match)
+        self.parts = self.quality.parts
+
+    def state(self) -> list[Any]:
+        """Return the parts on the CPU."""
+        return [PairPart(*(tensor.cpu() for tensor in part)) for part in self.parts]
+
+    def merge(self, states: Iterable[list[Any]]) -> None:
+        """Take the parts of all processes, on the device of the network."""
+        super().merge(states)
+        device = next(self.module.parameters()).device
+        self.quality.parts = [PairPart(*(tensor.to(device) for tensor in part)) for part in self.parts]
+
+    def result(self) -> dict[str, Any]:
+        """Recall, alignment, uniformity, rank and the number of points."""
+        return dict(self.quality.result())
 
 
-class HeldOut(Watch):
-    """Measures the features on held-out pairs; the best network is the one of highest recall."""
+class Portion(NamedTuple):
+    """One store of a run."""
 
-    def __init__(
-        self, dataset: PairDataset | MixedPairs, run: RunPaths, done: int, every: int, facts: Mapping[str, Any]
-    ) -> None:
-        super().__init__(run, done, every, "recall")
-        self.dataset, self.facts = dataset, facts
+    store: Store
+    weight: int  #: how often it is drawn from, against the others' weights
+    train: NDArray[np.int64]  #: rows of its pair table
+    held: NDArray[np.int64]  #: and those kept out of training
 
-    @torch.no_grad()
-    def measure(self, module: PretrainModule, fabric: Fabric) -> dict[str, float | None]:
-        """Recall, alignment, uniformity and rank of the network in evaluation mode, see PairQuality."""
-        training, settings = module.unet.training, module.settings
-        module.unet.eval()
-        quality = PairQuality()
-        for start in range(0, len(self.dataset), settings.micro_batch):
-            end = min(start + settings.micro_batch, len(self.dataset))
-            batch = collate([self.dataset[Draw(0, k)] for k in range(start, end)])
-            batch = fabric.to_device(batch)
-            quality.update(
-                module.features(batch), batch, distance=settings.matching.distance, match=settings.matching.match
+
+class PretrainData:
+    """The data of a run, checked before anything is built.
+
+    Args:
+        mixture: prepared pairs, of one store or several.
+        settings: of the run.
+    """
+
+    def __init__(self, mixture: Mixture, settings: PretrainSettings) -> None:
+        self.settings = settings
+        self.images: Path | None = settings.own["moco"].images if "moco" in settings.own else None
+        table = crop_table if settings.crops_alone else Store.pairs
+        self.portions = [
+            Portion(*part, *split_pairs(part.store, settings.holdout, table(part.store))) for part in mixture.parts
+        ]
+        self.weights = [portion.weight for portion in self.portions]
+        self.several = len(self.portions) > 1
+
+    @property
+    def watched(self) -> bool:
+        """Whether there is something to measure, and pairs to measure it on."""
+        held = any(len(portion.held) for portion in self.portions)
+        return self.settings.validation.every > 0 and held and not self.settings.crops_alone
+
+    @cached_property
+    def folder(self) -> ImageFolder | None:
+        """Further images; listed once."""
+        return None if self.images is None else ImageFolder(self.images)
+
+    @property
+    def images_hash(self) -> str:
+        """Changes with the names of the further images, whose order is that of the stream; empty without any."""
+        return "" if self.folder is None else sha256(b"\0".join(self.folder.names.tolist())).hexdigest()
+
+    def check(self) -> None:
+        """Refuse what would fail later. Raises ConfigError or DataError, naming every problem at once."""
+        problems = Problems()
+        with problems.collect():
+            parse_size(self.settings.size)
+        with problems.collect():
+            recipe(self.settings.augment)
+        for portion in self.portions:
+            with problems.collect():
+                self._check_pairs(portion)
+            with problems.collect():
+                if "view" in self.settings.active and self.settings.matching.match != "relative":
+                    check_unit(portion.store)
+            with problems.collect():
+                self._check_surface(portion.store)
+        with problems.collect():
+            self._check_images()
+            if self.settings.crops_alone:
+                check_crops(self._crops(), self.settings.micro_batch)
+        problems.refuse()
+
+    def feed(self, views: tuple[str, ...]) -> Feed:
+        """Batches of the training data with the images that the objectives want."""
+        seed, batch = self.settings.seed, self.settings.batch
+        if self.settings.crops_alone:
+            return self._crop_feed()
+        parts = [
+            self._pairs(portion.store, portion.train, views, derived, training=True)
+            for portion, derived in zip(self.portions, self._seeds(), strict=True)
+        ]
+        if not self.several:
+            return Feed(parts[0], collate, lambda total, start: StreamSampler(len(parts[0]), total, seed, start))
+        mixed = MixedPairs(parts)
+        return Feed(
+            mixed,
+            collate,
+            lambda total, start: BalancedSampler(mixed.sizes, self.weights, total, seed, start, batch),
+        )
+
+    def _crop_feed(self) -> Feed:
+        """Crops of the frames' stores, and of the images as one more source that weighs as much as all of them."""
+        seed, batch, mix = self.settings.seed, self.settings.batch, self.settings.own["moco"].mix
+        crops = self._crops()
+        weights = [*self.weights, sum(self.weights)] if self.folder is not None else self.weights
+
+        def sampler(total: int, start: int) -> StreamSampler:
+            if mix == "alternate":
+                return MixedSampler(crops.sizes, weights, total, seed, start, batch)
+            if self.several:
+                return BalancedSampler(crops.sizes, weights, total, seed, start, batch)
+            if mix == "half":
+                return MixedSampler(crops.sizes, weights, total, seed, start)
+            return StreamSampler(len(crops), total, seed, start)
+
+        return Feed(crops, collate_crops, sampler)
+
+    def heldout(self) -> PairDataset | MixedPairs:
+        """Held-out pairs to measure on, drawn with the seed; without augmentation.
+
+        Of several stores each has its share by weight of them, as far as it has so many.
+        """
+        parts = []
+        for portion, seed in zip(self.portions, self._seeds(), strict=True):
+            rows, most = portion.held, max(1, self.settings.validation.pairs * portion.weight // sum(self.weights))
+            if len(rows) > most:
+                rows = np.sort(np.random.default_rng(derive(seed)).choice(rows, most, replace=False))
+            parts.append(self._pairs(portion.store, rows, ("first", "second"), seed, training=False))
+        return MixedPairs(parts) if self.several else parts[0]
+
+    def _seeds(self) -> list[int]:
+        """Of each store's random choices: the run's own, or of several stores unlike ones."""
+        seed = self.settings.seed
+        return [derive(seed, place) for place in range(len(self.portions))] if self.several else [seed]
+
+    def _pairs(
+        self, store: Store, rows: NDArray[np.int64], views: tuple[str, ...], seed: int, training: bool
+    ) -> PairDataset:
+        settings = self.settings
+        geometry, moco = settings.own.get("geometry"), settings.own.get("moco")
+        return PairDataset(
+            store.path,
+            rows,
+            parse_size(settings.size),
+            seed,
+            recipe(settings.augment) if training else None,
+            geometry.voxel if training and geometry else 0.0,
+            geometry.chunks if geometry else 2,
+            settings.interpolation,
+            views,
+            CropRecipe(size=moco.crop) if training and moco else None,
+        )
+
+    def _crops(self) -> CropDataset:
+        sources: list[Source] = [PairFrames(portion.store.path, portion.train) for portion in self.portions]
+        if self.folder is not None:
+            sources.append(self.folder)
+        return CropDataset(sources, self.settings.seed, CropRecipe(size=self.settings.own["moco"].crop))
+
+    def _check_pairs(self, portion: Portion) -> None:
+        if self.settings.crops_alone and not self.several:
+            return  # as many images as a batch has are asked for instead
+        share = self.settings.micro_batch * portion.weight // sum(self.weights)
+        check_pairs(portion.train, portion.store, max(1, share))
+
+    def _check_surface(self, store: Store) -> None:
+        if "geometry" not in self.settings.own:
+            return
+        voxel = self.settings.own["geometry"].voxel
+        if voxel <= 0:
+            raise ConfigError(f"--geometry.voxel {voxel}: the geometry objective needs an edge in metres.")
+        scenes = (store.scene(scene) for scene in store.scenes)
+        if not any(len(coarsen(scene.surface(), voxel).cells) for scene in scenes):
+            raise DataError(f"{store.path}: no scene has a surface, which geometry needs. Prepare with --surface.")
+
+    def _check_images(self) -> None:
+        mix = self.settings.own["moco"].mix if "moco" in self.settings.own else "frames"
+        mixed = mix != "frames"
+        if mixed and self.images is None:
+            raise ConfigError(f"--moco.mix {mix}: name the folder of further images with --moco.images.")
+        if self.several and mix == "combine":
+            raise ConfigError(
+                "--moco.mix combine: shuffles all frames and images together, where several stores have no weights. "
+                "Choose --moco.mix half, or give one store."
             )
-        module.unet.train(training)
-        return {name: None if math.isnan(value) else value for name, value in quality.result().items()}
-
-    def save(self, module: PretrainModule, path: Path, step: int) -> None:
-        """Write the U-Net."""
-        save_model(module.unet, path, {**self.facts, "steps": step})
+        if self.images is not None and not (mixed and self.settings.crops_alone):
+            raise ConfigError(
+                f"--moco.images {self.images}: only moco by itself learns from further images: --objectives "
+                "'{moco: 1}' with --moco.mix combine, half or alternate."
+            )

@@ -85,14 +85,14 @@ class Recorder:
         self._passes.append((step, names, loss))
 
     def end_step(self, step: int, lr: float, notes: Mapping[str, float], needed: bool) -> None:
-        """Log the step where it is its turn, or ``needed``, or there are notes or a wish to stop.
+        """Log the step where it is its turn, or ``needed``, or there is a wish to stop.
 
         Several processes must stop at the same step: they agree on :attr:`stop` where they exchange values anyway.
         Raises Pri3DError in every process where a loss or a value is not finite.
         """
         if self.fabric.world_size == 1:
             self.stop = self._wish
-        if needed or notes or self.stop or step % self.log_every == 0:
+        if needed or self.stop or step % self.log_every == 0:
             values = self._fetch()
             self._refuse_nonsense(values, step)
             now = time.perf_counter()

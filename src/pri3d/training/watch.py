@@ -2,50 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from itertools import pairwise, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from lightning.fabric import Fabric
+from torch import nn
+from torch.utils.data import Dataset
 
+from pri3d.data.loading import make_loader
+from pri3d.data.sampler import Draw
 from pri3d.runs import RunPaths, read_json, write_json
+from pri3d.tasks import Meter, evaluating
 from pri3d.training.recorder import has_finite_weights
 
 
-class Watch:
-    """Measures every ``every`` steps and at the last; a subclass says what, and how the network is saved.
+class Watched(Protocol):
+    """What is trained, as far as its scores go."""
 
-    All processes measure the same, so that none has to wait; the first one writes.
+    @property
+    def measured(self) -> nn.Module:
+        """The network that is measured and saved."""
+
+    @property
+    def key(self) -> str:
+        """Which of the scores says which network is best; the larger the better."""
+
+    def meter(self, dataset: Dataset[Any]) -> Meter:
+        """Return an empty meter for a data set."""
+
+    def save(self, path: Path, record: Mapping[str, Any]) -> None:
+        """Write the network, with its provenance."""
+
+
+def measure(
+    fabric: Fabric,
+    model: nn.Module,
+    meter: Meter,
+    dataset: Dataset[Any],
+    collate: Callable[[list[Any]], Any],
+    batch: int,
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Scores of a network on a whole data set, which the processes of the run share batch by batch.
+
+    Every process gets the scores of all, and they are those of one process alone: the batches are the same, and their
+    parts come into the meter in the order of the data. Leaves the mode of the network as it was.
+    """
+    rank, world = fabric.global_rank, fabric.world_size
+    if world > 1:  # each process has running statistics of its own; those of the first one are measured and saved
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0)
+    draws = [Draw(0, k) for k in range(len(dataset)) if k // batch % world == rank]  # type: ignore[arg-type]
+    ends = [0]
+    with evaluating(model), fabric.autocast():
+        for items in make_loader(dataset, collate, draws, batch, workers):
+            meter.update(model, items)
+            ends.append(len(meter.parts))
+        if world > 1:
+            state = meter.state()
+            shares: list[list[list[Any]]] = [[] for _ in range(world)]
+            torch.distributed.all_gather_object(shares, [state[start:end] for start, end in pairwise(ends)])
+            meter.merge(parts for row in zip_longest(*shares, fillvalue=[]) for parts in row)
+        return meter.result()
+
+
+class Watch:
+    """Measures every ``every`` steps and at the last.
 
     Args:
         run: folder of the run.
         done: steps that a continued run has behind it.
         every: steps between measurements.
-        key: which of the measured numbers decides what is best; the larger the better.
+        dataset: held-out pairs or validation images, asked with a Draw.
+        collate: items of it -> batch.
+        record: provenance that is saved with the best network.
+        workers: processes that load data, for each process that measures.
     """
 
-    def __init__(self, run: RunPaths, done: int, every: int, key: str) -> None:
-        self.run, self.every, self.key = run, every, key
+    def __init__(
+        self,
+        run: RunPaths,
+        done: int,
+        every: int,
+        dataset: Dataset[Any],
+        collate: Callable[[list[Any]], Any],
+        record: Mapping[str, Any],
+        workers: int,
+    ) -> None:
+        self.run, self.every, self.record = run, every, record
+        self.dataset, self.collate, self.workers = dataset, collate, workers
         history = read_json(run.scores)["history"] if run.scores.exists() and done else []
         self.history: list[dict[str, Any]] = [entry for entry in history if entry["step"] <= done]
 
-    def measure(self, module: Any, fabric: Fabric) -> Mapping[str, Any]:
+    def measure(self, fabric: Fabric, module: Watched, batch: int) -> dict[str, Any]:
         """Name -> number, None where it cannot be measured, or further detail."""
-        raise NotImplementedError
+        meter = module.meter(self.dataset)
+        scores = measure(fabric, module.measured, meter, self.dataset, self.collate, batch, self.workers)
+        return {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in scores.items()}
 
-    def save(self, module: Any, path: Path, step: int) -> None:
-        """Write the network."""
-        raise NotImplementedError
-
-    def look(self, fabric: Fabric, module: Any, step: int) -> dict[str, float]:
+    def look(self, fabric: Fabric, module: Watched, step: int, batch: int) -> dict[str, float]:
         """Measure after ``step``, keep the network where it is the best so far, and return the numbers to log."""
-        with fabric.autocast():
-            values = self.measure(module, fabric)
+        values = self.measure(fabric, module, batch)
         self.history.append({"step": step, **values})
-        best = max(self.history, key=lambda entry: -1.0 if entry[self.key] is None else float(entry[self.key]))
+        key = module.key
+        best = max(self.history, key=lambda entry: -1.0 if entry[key] is None else float(entry[key]))
         if fabric.is_global_zero:
             # The recorder stops a broken run, but only after this.
-            if best is self.history[-1] and has_finite_weights(module):
-                self.save(module, self.run.best, step)
+            if best is self.history[-1] and has_finite_weights(module.measured):
+                module.save(self.run.best, {**self.record, "steps": step})
             write_json(self.run.scores, {"last": self.history[-1], "best": best, "history": self.history})
         return {f"heldout/{name}": float(value) for name, value in values.items() if isinstance(value, int | float)}
