@@ -78,7 +78,7 @@ def test_settings_that_differ_are_listed(tmp_path: Path):
     write_run(tmp_path / "a", lr=0.1, steps=3)
     write_run(tmp_path / "b", lr=0.2, steps=3, size="8x6")
     runs = find_sources([tmp_path]).finetuned
-    assert differing_settings(runs) == {"lr": [0.1, 0.2], "size": [None, "8x6"]}
+    assert differing_settings(runs) == {"lr": [0.1, 0.2], "semantic.size": [None, "8x6"]}
 
 
 def test_settings_of_a_group_are_compared_one_by_one(tmp_path: Path):

@@ -117,7 +117,7 @@ def test_without_a_screen_a_page_is_written(writer, runs, tmp_path, monkeypatch,
 
 def test_a_run_is_recorded_and_written_by_one_command(writer, runs, tmp_path):
     run, out, page = pretrained(runs, tmp_path / "run"), tmp_path / "a.rrd", tmp_path / "b.html"
-    words = ["view", str(run), "--save", str(out), "--out", str(page), "--frames", "2", "--pairs", "1"]
+    words = ["view", str(run), "--save", str(out), "--out", str(page), "--max-frames", "2", "--max-pairs", "1"]
     assert main(words) == 0
     found = read_back(out)
     assert {"/pictures/features_before", "/pictures/features_after", "/pairs/0/before"} <= set(found)
@@ -129,7 +129,7 @@ def test_a_run_is_recorded_and_written_by_one_command(writer, runs, tmp_path):
 
 def test_without_rerun_the_page_is_written(without_rerun, runs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["view", str(runs.store), "--frames", "2", "--pairs", "1"]) == 0
+    assert main(["view", str(runs.store), "--max-frames", "2", "--max-pairs", "1"]) == 0
     assert 'pip install "pri3d[view]"' in capsys.readouterr().err
     assert "pri3d-scene" in (tmp_path / "store-view.html").read_text()
 
@@ -170,8 +170,8 @@ def test_lines_on_the_page_end_in_the_second_image(tmp_path, read_page):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"frames": 0}, "--frames 0"),
-        ({"pairs": -1}, "--pairs -1"),
+        ({"frames": 0}, "--max-frames 0"),
+        ({"pairs": -1}, "--max-pairs -1"),
         ({"save": Path("a.html")}, "--save a.html: a recording of rerun ends in .rrd"),
     ],
 )

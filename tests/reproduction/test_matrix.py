@@ -78,7 +78,7 @@ def test_one_pretraining_a_seed_whatever_is_fine_tuned() -> None:
     parts = groups(found)
     assert sorted(run.name for runs in parts for run in runs) == sorted(run.name for run in found.runs)
     assert [runs[0].after for runs in parts] == [None] * len(parts)
-    assert max(len(runs) for runs in parts) == 6  # a pre-training and five shares of the labels
+    assert max(len(runs) for runs in parts) == 6  # a pre-training and five fractions of the labels
 
 
 def test_rows_that_cannot_be_had_are_left_out() -> None:

@@ -40,7 +40,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
     shown = {**matrix.stated("experiments")["figure4"], "rows": {"Pri3D (View)": {"start": "view"}}}
     experiments = {**matrix.stated("experiments"), "figure4": shown}
     monkeypatch.setattr(matrix, "stated", lambda name: studies if name == "studies" else experiments)
-    return {"scannet": tmp_path / "scannet", "frames": tmp_path / "frames", "nyuv2": tmp_path / "nyu.mat"}
+    return {"scannet": tmp_path / "scannet", "scannet_frames": tmp_path / "frames", "nyuv2": tmp_path / "nyu.mat"}
 
 
 @pytest.mark.slow

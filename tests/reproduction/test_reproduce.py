@@ -105,7 +105,7 @@ def test_one_failure_leaves_the_others(tiny: dict[str, Any], tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_an_estimate_without_any_run(tiny: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    reproduce("table1", out=tmp_path / "new", dry_run=True, workers=2)
+    reproduce("table1", out=tmp_path / "new", dry_run=True, jobs=2)
     said = capfd.readouterr().out
     assert said.count("tried now") == 3
     assert "3 runs to do" in said
@@ -114,8 +114,8 @@ def test_an_estimate_without_any_run(tiny: dict[str, Any], tmp_path: Path, capfd
 
 
 def test_the_array_job_calls_the_verb(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """Run with a stand-in for sbatch that writes its words down and prints a number."""
-    script = reproduce("table1", out=tmp_path / "out dir", seeds="0,1", slurm=tmp_path / "submit.sh", workers=3)
+    """Run with a mock sbatch that writes its words down and prints a number."""
+    script = reproduce("table1", out=tmp_path / "out dir", seeds="0,1", slurm=tmp_path / "submit.sh", jobs=3)
     fake = tmp_path / "bin" / "sbatch"
     fake.parent.mkdir()
     fake.write_text('#!/bin/bash\nprintf "%s\\n" "$@" "--" >> "$LOG"\necho "7;cluster"\n')
@@ -128,7 +128,7 @@ def test_the_array_job_calls_the_verb(tiny: dict[str, Any], tmp_path: Path) -> N
     assert "--array=0-3" in runs  # scratch and view, two seeds each
     assert "--dependency=afterok:7" in runs
     assert "--dependency=afterany:7" in table
-    asked = f"pri3d reproduce table1 --on rooms --size small --out '{tmp_path}/out dir' --seeds 0,1 --only"
+    asked = f"pri3d reproduce table1 --on rooms --scale small --out '{tmp_path}/out dir' --seeds 0,1 --only"
     assert f"--wrap={asked} data" in data
     assert f"--wrap={asked} $SLURM_ARRAY_TASK_ID" in runs
     assert f"--wrap={asked} table" in table
@@ -145,7 +145,7 @@ def test_the_array_job_calls_the_verb(tiny: dict[str, Any], tmp_path: Path) -> N
         ({"experiment": "table1", "seeds": "1,1"}, "twice"),
         ({"experiment": "table1", "fractions": "0,1"}, "between 0 and 1"),
         ({"experiment": "figure3", "slurm": Path("x.sh")}, "has no runs"),
-        ({"experiment": "table1", "workers": 0}, "at least 1"),
+        ({"experiment": "table1", "jobs": 0}, "at least 1"),
     ],
 )
 def test_wrong_options_are_refused_before_any_work(

@@ -23,7 +23,7 @@ from pri3d.reproduction.result import (
 from pri3d.reproduction.work import RECORD, StudyFolder, requested_options
 from pri3d.runs import RunPaths, write_json, write_text
 
-#: row, share of the labels -> mIoU a seed
+#: row, fraction of the labels -> mIoU a seed
 SCORES = {
     ("Scratch", 1.0): (0.10, 0.12),
     ("Scratch", 0.2): (0.05, 0.07),
@@ -132,7 +132,7 @@ def test_markdown_has_the_papers_rows_in_its_order(table: tuple[StudyFolder, Exp
     assert cells["Pri3D (View+Geo)"][2] == "61.7 (+6.0)"
     assert cells["ImageNet"][:3] == ["–", "–", "55.7"]
     assert cells["Depth Prediction"][3].startswith("–")  # the paper has no ResNet-18 of it
-    assert "pri3d reproduce table1 --on rooms --size small --seeds 0,1 --fractions 0.2,1`" in text
+    assert "pri3d reproduce table1 --on rooms --scale small --seeds 0,1 --fractions 0.2,1`" in text
     assert "18 of 28 runs have no scores" in text
     assert "Not run: ImageNet; MoCoV2-IN+SN (combine)" in text
 

@@ -57,8 +57,4 @@ def reproduce(options: ReproduceOptions) -> Output:
     unwritten, OUT or the script. Raises ConfigError for an unknown name, or a folder of data that was not given, before
     any work; DataError at the end, where runs have failed: the table is there without them.
     """
-    return Output(
-        implementation("pri3d.reproduction.reproduce:reproduce")(
-            **keywords(options, scale="size", scannet_frames="frames", jobs="workers")
-        )
-    )
+    return Output(implementation("pri3d.reproduction.reproduce:reproduce")(**keywords(options)))

@@ -137,7 +137,7 @@ def validation_figure(
 
 
 def classes_figure(scores: Mapping[str, Mapping[str, float]], name: str = "IoU") -> bytes:
-    """Return a PNG of a score by class: a dot a method, joined by a line; ``scores`` is method -> class -> share 0..1.
+    """Return a PNG of a score by class: a dot a method, joined by lines; ``scores``: method -> class -> fraction 0..1.
 
     Classes stand in their own order; a NaN (the class neither occurs nor is predicted) leaves its dot out.
     """
@@ -211,10 +211,10 @@ def efficiency_figure(
     reference: Mapping[str, Mapping[float, float]] | None = None,
     scale: float = 100.0,
 ) -> bytes:
-    """Return a PNG of scores over the share of the labels: a line through the means, a band over their 95 % intervals.
+    """Return a PNG of scores over the fraction of the labels: lines through the means, bands over their 95 % intervals.
 
     Args:
-        curves: method -> share of the labels 0..1 -> values, one a seed; NaN values are left out.
+        curves: method -> fraction of the labels 0..1 -> values, one a seed; NaN values are left out.
         axis: what the values are, with their unit; stands at the left.
         reference: method -> share -> a value to compare with, such as the paper's; a dashed line of hollow diamonds.
         scale: what values and references are multiplied by: 100 for shares 0..1 in percent.
@@ -239,7 +239,7 @@ def efficiency_figure(
                       label=f"{series_label(name)}, the paper")  # fmt: skip
         shown = sorted({100 * s for curve in (*curves.values(), *(reference or {}).values()) for s in curve})
         axes.set_xticks(shown, [f"{share:g}%" for share in shown])
-        axes.set_xlabel("share of the labelled images")
+        axes.set_xlabel("fraction of the labelled images")
         axes.set_ylabel(axis)
         handles = axes.get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=min(max(len(handles[0]), 1), 5))

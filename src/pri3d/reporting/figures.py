@@ -31,7 +31,7 @@ class MatchedPair(NamedTuple):
 
     colors: NDArray[np.uint8]  #: (2, H, W, 3) RGB
     points: NDArray[np.float64]  #: (N, 4) u, v in the first and u, v in the second frame, pixels of (H, W)
-    overlap: float  #: share 0..1
+    overlap: float  #: fraction 0..1
     angle: float  #: radians between the viewing directions
     name: str  #: scene/frame+frame
 

@@ -37,7 +37,7 @@ def match_distance(settings: Mapping[str, Any], prepared: Mapping[str, Any]) -> 
 
 
 def typical_pairs(store: Store, count: int) -> NDArray[np.int64]:
-    """Rows of ``count`` pairs at even ranks of the overlap, so that nobody picks: 1 is the median, 2 the tertiles."""
+    """Rows of ``count`` pairs at even ranks of the overlap (no cherry-picking): 1 is the median, 2 the tertiles."""
     order = np.argsort(store.pairs().overlap, kind="stable")
     ranks = (np.arange(1, count + 1) / (count + 1) * len(order)).astype(np.int64)
     return np.unique(order[ranks])

@@ -53,7 +53,7 @@ def make_report(runs: list[Path], data: Path | None = None, out: Path = Path("re
     Args:
         runs: pre-training and fine-tuning runs, folders of several runs (a demo's, or that of a comparison), and
             results of `pri3d probe` (.json).
-        data: prepared store of the runs, or a folder of several: where their data lie now; default is what the runs
+        data: prepared store of the runs, or a folder of several: where their data are now; default is what the runs
             name.
         out: the page to write.
 
@@ -120,7 +120,7 @@ def write_overview(path: Path, sources: Sources, data: Path | None = None) -> Pa
 
 
 def _add_task(page: Page, task: str, groups: Sequence[SeedGroup], data: Path | None) -> None:
-    """Scores, curves and pictures of one task; pictures of the largest share of the labels."""
+    """Scores, curves and pictures of one task; pictures of the largest fraction of the labels."""
     page.heading(f"{_TASKS.get(task, task)}, fine-tuned")
     add_scores(page, task, groups)
     every = [run for group in groups for run in group.runs]

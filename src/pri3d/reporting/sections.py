@@ -46,11 +46,11 @@ Scores = Mapping[str, Sequence[RunScores]]
 MOST_NETWORKS = 6  #: whose features a page shows
 _SEEN, _REST = "viridis", "bone"  # colours by height of the chunk, and of the rest of the scene
 
-_COLUMNS = 9  #: numbers of a table; what has more is told by the file alone
+_COLUMNS = 9  #: numbers of a table; what has more is in the file alone
 
 
 def add_scores(page: Page, task: str, groups: Sequence[SeedGroup]) -> None:
-    """Table and bars of all groups, and scores over the share of the labels where there are several."""
+    """Table and bars of all groups, and scores over the fraction of the labels where there are several."""
     words = words_of(task)
     scores = read_scores({group.name: [run.path for run in group.runs] for group in groups}, task)
     shown = [group for group in groups if group.name in scores]
@@ -62,7 +62,7 @@ def add_scores(page: Page, task: str, groups: Sequence[SeedGroup]) -> None:
     seeds = {len(of) for of in scores.values()}
     many = f"mean of {_range(seeds)} seeds ± its 95 % interval by Student's t" if max(seeds) > 1 else "one seed each"
     differences = {group.name: _difference(group, groups, task, words.key) for group in shown}
-    against = f"{words.main} less scratch" if any(differences.values()) else ""
+    against = f"{words.main} minus scratch" if any(differences.values()) else ""
     header = [f"{words.main} and others, %", "seeds", *words.shown.values(), *filter(None, [against, "minutes"])]
     rows = [
         [
@@ -91,9 +91,9 @@ def add_scores(page: Page, task: str, groups: Sequence[SeedGroup]) -> None:
     if len(by_share) > 1:
         page.figure(
             charts.efficiency_figure(curves, f"{words.main}, %"),
-            f"Label efficiency: {words.main} over the share of the labelled images that fine-tuning saw. Shares are "
-            "nested: a larger one holds the smaller. Band: 95 % interval of the mean over seeds.",
-            f"Curves of {words.main} over the share of the labels by method.",
+            f"Label efficiency: {words.main} over the fraction of the labelled images that fine-tuning saw. Fractions "
+            "are nested: a larger one holds the smaller. Band: 95 % interval of the mean over seeds.",
+            f"Curves of {words.main} over the fraction of the labels by method.",
         )
 
 
@@ -175,7 +175,7 @@ def _add_classes(page: Page, words: TaskWords, means: Mapping[str, Mapping[str, 
 
 
 def _difference(group: SeedGroup, groups: Sequence[SeedGroup], task: str, key: str) -> str:
-    """What a group has more than the baseline of the same share of labels, over the seeds of both; "" without one."""
+    """Gain of a group over the baseline at the same fraction of labels, over the seeds of both; "" without one."""
     if group.method == BASELINE:
         return ""
     baseline = [other for other in groups if other.method == BASELINE and other.fraction == group.fraction]
@@ -252,8 +252,8 @@ def add_data(page: Page, folder: Path, run: RunFolder) -> None:
     page.figure(
         figures.pair_figure(pair),
         f"Pair {pair.name}: of all {len(store.pairs().i):,} pairs, the one of median overlap. Points of both "
-        f"frames that lie on one place of the surface are matches; at most {figures.SHOWN_MATCHES} are drawn. The View "
-        "objective makes the features of matched points alike and those of all others unlike.",
+        f"frames that lie on the same place of the surface are matches; at most {figures.SHOWN_MATCHES} are drawn. The "
+        "View objective makes the features of matched points alike and those of all others unlike.",
         "Two frames of a room side by side, lines join the points that both see.",
     )
     chunk = gather.median_chunk(folder, run.settings)
@@ -310,8 +310,8 @@ def _add_training_curves(page: Page, run: RunFolder, rows: list[dict[str, float]
     page.figure(
         charts.training_figure(rows, weights),
         f"Pre-training to step {rows[-1]['step']:.0f}. Dotted: the loss of a network that cannot tell points apart. "
-        "Recall: share of points whose true partner is the most similar of all. Thin: single batches; thick: running "
-        "mean.",
+        "Recall: fraction of points whose true partner is the most similar of all. Thin: single batches; thick: "
+        "running mean.",
         "Curves of loss, match recall and learning rate over the steps of pre-training.",
     )
     scores = RunPaths(run.path).scores
@@ -391,7 +391,7 @@ def add_probe(page: Page, path: Path) -> None:
     if any(curves.values()):
         page.figure(
             recall_figure({"Recall of true points": {name: of for name, of in curves.items() if of}}),
-            "Share of points whose most similar place in the other view is the true one, by the angle between the "
+            "Fraction of points whose most similar place in the other view is the true one, by the angle between the "
             "views. No labels, no training.",
             "Curves of recall by viewing angle and network.",
         )

@@ -43,7 +43,7 @@ class SeedGroup(NamedTuple):
     """Fine-tuning runs that differ in their seed alone."""
 
     name: str  #: unique among the groups of its task
-    method: str  #: the name without the share of the labels
+    method: str  #: the name without the fraction of the labels
     fraction: float  #: of the labelled images, 0..1
     runs: Sequence[RunFolder]  #: by seed
 

@@ -59,7 +59,7 @@ def view(
 
     Args:
         source: prepared store, or folder of a run.
-        data: what the run was trained on, where that lies elsewhere by now.
+        data: what the run was trained on, where that has moved.
         scene: id of the scene; the first if not given.
         frames: at most so many frames, evenly over the scene.
         pairs: at most so many pairs, at even ranks of their overlap.
@@ -108,9 +108,9 @@ def _obstacle(save: Path | None) -> str:
 
 def _check(frames: int, pairs: int, save: Path | None) -> None:
     if frames < 1:
-        raise ConfigError(f"--frames {frames}: show at least one.")
+        raise ConfigError(f"--max-frames {frames}: show at least one.")
     if pairs < 0:
-        raise ConfigError(f"--pairs {pairs}: give a number of pairs, 0 for none.")
+        raise ConfigError(f"--max-pairs {pairs}: give a number of pairs, 0 for none.")
     if save is not None and save.suffix != ".rrd":
         raise ConfigError(f"--save {save}: a recording of rerun ends in .rrd. For a page give --out.")
 
@@ -179,7 +179,7 @@ def _turning_scene(shown: Shown, name: str) -> str:
         shown.colors,
         cameras,
         lines,
-        title=f"Surface, way of the camera (blue) and its shown frames (red), {kind}. It begins cut open above the "
+        title=f"Surface, camera trajectory (blue) and its shown frames (red), {kind}. It begins cut open above the "
         "cameras.",
         alt=f"The scene from above with its cameras, {kind}.",
         match_colors=paint(right),

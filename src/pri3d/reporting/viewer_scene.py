@@ -69,7 +69,7 @@ class Shown(NamedTuple):
 
 
 def show(source: Path, data: Path | None, scene: str | None, frames: int, pairs: int) -> Shown:
-    """Gather a prepared store, or a run with the data it was trained on (``data`` says where they lie now).
+    """Gather a prepared store, or a run with the data it was trained on (``data`` says where they are now).
 
     Raises DataError for a folder that is neither, for data or a scene that is not there, WeightsError for damaged
     weights.
@@ -271,13 +271,13 @@ class ShownPair(NamedTuple):
     rows: tuple[int, int]  #: of the scene's frames
     colors: NDArray[np.uint8]  #: (2, H, W, 3) RGB
     centres: NDArray[np.float64]  #: (2, 3) of the cameras, world, metres
-    overlap: float  #: share 0..1
+    overlap: float  #: fraction 0..1
     angle: float  #: radians between the viewing directions
     matches: Mapping[str, Matched]
 
 
 def pairs_of_scene(store: Store, scene: str, count: int) -> NDArray[np.int64]:
-    """Rows of at most ``count`` pairs of a scene, at even ranks of their overlap, so that nobody picks."""
+    """Rows of at most ``count`` pairs of a scene, at even ranks of their overlap (no cherry-picking)."""
     table = store.pairs()
     rows = np.flatnonzero(table.scene == scene)
     rows = rows[np.argsort(table.overlap[rows], kind="stable")]

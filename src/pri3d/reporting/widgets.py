@@ -102,7 +102,7 @@ def scene_widget(
         title: caption, plain text.
         alt: what is to be seen, for who cannot see it, and for a page whose scripts do not run.
         match_colors: (M, 3) RGB of the segments; amber where not given.
-        path: (K, 3) way of the camera, world, metres.
+        path: (K, 3) camera trajectory, world, metres.
         most: points to draw at most.
 
     Raises DataError where there is neither a point nor a camera, where a value is not finite, or where shapes differ.
@@ -254,7 +254,7 @@ class Packed(NamedTuple):
     """Maps of both frames, small."""
 
     values: NDArray[np.int8]  #: (2, h, w, D); a place's direction is what counts
-    kept: float  #: share of the features' variation, around zero, that the D numbers keep
+    kept: float  #: fraction of the features' variation, around zero, that the D numbers keep
 
     def cosines(self, frame: int, row: int, column: int) -> NDArray[np.float64]:
         """Cosine similarity (2, h, w) of one place with all places of both frames; what the script computes."""

@@ -25,7 +25,7 @@ class Experiment(NamedTuple):
     base: str = ""  #: start that deltas are to
     compare: Sequence[Sequence[str]] = ()  #: rows of which the first should be ahead of the second
     rows: Mapping[str, Mapping[str, Any]] = {}  #: the paper's name of a row -> start, network, figures by encoder
-    fractions: Sequence[float] = (1.0,)  #: shares of the labels
+    fractions: Sequence[float] = (1.0,)  #: fractions of the labels
 
     @property
     def encoders(self) -> list[str]:
@@ -64,7 +64,7 @@ class PlannedRun(NamedTuple):
 
 
 class TableCell(NamedTuple):
-    """One row of the table at one share of the labels: its runs, one a seed."""
+    """One row of the table at one fraction of the labels: its runs, one a seed."""
 
     row: str
     start: str
@@ -97,7 +97,7 @@ def find_experiment(name: str) -> Experiment:
 def find_study(on: str, size: str) -> Study:
     """Return a study. Raises ConfigError for an unknown one."""
     sizes = choice("--on", stated("studies"), on)
-    return Study(on, size, choice(f"--size of {on}", sizes, size))
+    return Study(on, size, choice(f"--scale of {on}", sizes, size))
 
 
 def build_matrix(
@@ -149,7 +149,7 @@ def _missing(study: Study, row: Mapping[str, Any], folders: Collection[str]) -> 
     """Why a row cannot be run, "" where it can."""
     start = row["start"]
     if start in study.settings.get("without", ()):
-        return f"--on {study.on} --size {study.size} goes without ImageNet weights and images"
+        return f"--on {study.on} --scale {study.size} goes without ImageNet weights and images"
     needed = stated("experiments")["starts"][start].get("needs")
     return f"needs --{needed} FOLDER" if needed and needed not in folders else ""
 

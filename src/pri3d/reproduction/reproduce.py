@@ -16,22 +16,22 @@ from pri3d.reproduction.work import ExperimentPlan, StudyFolder, make_parts, mak
 
 On = Literal["rooms", "scannet", "nyuv2"]
 T = TypeVar("T")
-_HOW = ("workers", "only", "slurm", "dry_run")  # options that do not say what the work is
+_HOW = ("jobs", "only", "slurm", "dry_run")  # options that do not say what the work is
 
 
 def reproduce(
     experiment: str,
     on: On = "rooms",
-    size: Literal["small", "paper"] = "small",
+    scale: Literal["small", "paper"] = "small",
     out: Path = Path("reproduction"),
     seeds: str | None = None,
     fractions: str | None = None,
     encoder: Literal["resnet18", "resnet50"] | None = None,
     scannet: Path | None = None,
-    frames: Path | None = None,
+    scannet_frames: Path | None = None,
     nyuv2: Path | None = None,
     imagenet: Path | None = None,
-    workers: int = 1,
+    jobs: int = 1,
     only: str | None = None,
     slurm: Path | None = None,
     dry_run: bool = False,
@@ -44,16 +44,16 @@ def reproduce(
     Args:
         experiment: table1 to table7, figure3, figure4 or figure5.
         on: rooms (rendered; no data needed), scannet, or nyuv2 (pre-training on ScanNet, fine-tuning on NYUv2).
-        size: small (for a laptop: small network, images and numbers of steps) or paper (the paper's settings).
+        scale: small (for a laptop: small network, images and numbers of steps) or paper (the paper's settings).
         out: folder for data, runs and results; several experiments may share it.
         seeds: of pre-training and fine-tuning, joined by commas; each is a whole repetition.
-        fractions: shares of the labels, joined by commas, as in 0.2,1; default is the paper's.
+        fractions: fractions of the labels, joined by commas, as in 0.2,1; default is the paper's.
         encoder: instead of the study's: resnet18 in small, resnet50 in paper.
         scannet: folder of ScanNet's raw scans (.sens), for pre-training.
-        frames: folder of scannet_frames_25k, for fine-tuning.
+        scannet_frames: folder of scannet_frames_25k, for fine-tuning.
         nyuv2: NYUv2's labelled .mat file, or a folder of its images.
         imagenet: folder of ImageNet's images, for the two MoCo rows that mix them in.
-        workers: runs at a time.
+        jobs: runs at a time.
         only: part of the work: data, one group of runs by its number in --dry-run, or table.
         slurm: write a script there that submits the work to Slurm as an array job, and do nothing.
         dry_run: print the runs and what they will take, and do nothing.
@@ -68,31 +68,31 @@ def reproduce(
     """
     given = dict(locals())
     limit_spinning()
-    folders = {"scannet": scannet, "frames": frames, "nyuv2": nyuv2, "imagenet": imagenet}
-    place = StudyFolder(out, find_study(on, size), {name: path for name, path in folders.items() if path is not None})
+    folders = {"scannet": scannet, "scannet_frames": scannet_frames, "nyuv2": nyuv2, "imagenet": imagenet}
+    place = StudyFolder(out, find_study(on, scale), {name: path for name, path in folders.items() if path is not None})
     found = find_experiment(experiment)
     chosen_seeds = _split_numbers("seeds", seeds, int) or place.study.settings["seeds"]
     shares = _split_numbers("fractions", fractions, float) or found.fractions
-    if workers < 1 or not all(0 < share <= 1 for share in shares):
-        raise ConfigError(f"--workers {workers}, --fractions {fractions}: give at least 1, and shares between 0 and 1.")
+    if jobs < 1 or not all(0 < share <= 1 for share in shares):
+        raise ConfigError(f"--jobs {jobs}, --fractions {fractions}: give at least 1, and fractions between 0 and 1.")
     matrix = build_matrix(found, place.study, chosen_seeds, shares, place.folders, encoder)
     place.check(matrix.parts)
     plan = ExperimentPlan(place, found, matrix)
     if dry_run:
-        show_plan(plan, workers)
+        show_plan(plan, jobs)
         return out
     if slurm is not None:
         return write_slurm_script(slurm, plan, _command_words(given))
-    return _run_plan(plan, workers, only)
+    return _run_plan(plan, jobs, only)
 
 
-def _run_plan(plan: ExperimentPlan, workers: int, only: str | None) -> Path:
+def _run_plan(plan: ExperimentPlan, jobs: int, only: str | None) -> Path:
     """Make what ``only`` names, or everything. Raises DataError where runs have failed."""
     runs = _choose_runs(plan.matrix, only)
     say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
     if only in (None, "data"):
         make_parts(plan.place, plan.matrix.parts, cores())
-    failed = make_runs(plan.place, runs, workers, say)
+    failed = make_runs(plan.place, runs, jobs, say)
     result = write_result(plan) if only in (None, "table") else plan.place.root
     if failed:
         why = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
@@ -117,7 +117,10 @@ def _command_words(given: Mapping[str, Any]) -> list[str]:
     options = [
         (name, value) for name, value in given.items() if name not in ("experiment", *_HOW) and value is not None
     ]
-    return [str(given["experiment"]), *(word for name, value in options for word in (f"--{name}", str(value)))]
+    return [
+        str(given["experiment"]),
+        *(word for name, value in options for word in ("--" + name.replace("_", "-"), str(value))),
+    ]
 
 
 def _split_numbers(flag: str, text: str | None, kind: Callable[[str], T]) -> list[T]:

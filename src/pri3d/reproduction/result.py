@@ -98,7 +98,7 @@ def table_markdown(place: StudyFolder, experiment: Experiment, matrix: Matrix, e
 
 
 def table_csv(experiment: Experiment, entries: Sequence[TableEntry]) -> str:
-    """One line a row of the table, share of the labels and score; numbers in %, unknown ones empty."""
+    """One line a row of the table, fraction of the labels and score; numbers in %, unknown ones empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     paper = [f"paper_{encoder}{suffix}" for encoder in experiment.encoders for suffix in ("", "_delta")]
@@ -127,7 +127,7 @@ def table_csv(experiment: Experiment, entries: Sequence[TableEntry]) -> str:
 
 
 def table_figure(experiment: Experiment, entries: Sequence[TableEntry]) -> bytes:
-    """PNG: scores over the share of the labels where the paper's figure has several shares, else bars."""
+    """PNG: scores over the fraction of the labels where the paper's figure has several fractions, else bars."""
     found = [entry for entry in entries if entry.values]
     rows = dict.fromkeys(entry.row for entry in found)
     if len(experiment.fractions) > 1:
@@ -155,7 +155,7 @@ def _describe_runs(place: StudyFolder, experiment: Experiment, matrix: Matrix, e
     seeds = max(len(cell.runs) for cell in matrix.cells)
     mean = f"mean of {seeds} seeds and its 95 % interval (Student's t)" if seeds > 1 else "one seed"
     lost = f" {missing} of {runs} runs have no scores." if missing else ""
-    call = f"pri3d reproduce {experiment.name} --on {study.on} --size {study.size}"
+    call = f"pri3d reproduce {experiment.name} --on {study.on} --scale {study.size}"
     made = list(dict.fromkeys(run.options["seed"] for run in matrix.runs))
     if made != list(study.settings["seeds"]):
         call += f" --seeds {','.join(map(str, made))}"
@@ -172,7 +172,7 @@ def _describe_runs(place: StudyFolder, experiment: Experiment, matrix: Matrix, e
 
 
 def _printed_at(experiment: Experiment, encoder: str, fractions: Sequence[float]) -> list[float]:
-    """Shares of the labels of ours at which the paper has figures of an encoder."""
+    """Fractions of the labels of ours at which the paper has figures of an encoder."""
     return [f for f in fractions if any(experiment.printed(row, encoder, f) for row in experiment.rows)]
 
 
@@ -204,7 +204,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 class TableEntry(NamedTuple):
-    """One score of one row at one share of the labels."""
+    """One score of one row at one fraction of the labels."""
 
     row: str
     fraction: float
@@ -281,7 +281,7 @@ class RowComparison(NamedTuple):
 
 
 def compare_rows(experiment: Experiment, entries: Sequence[TableEntry]) -> list[RowComparison]:
-    """What the experiment compares, at every share of the labels where both rows have runs."""
+    """What the experiment compares, at every fraction of the labels where both rows have runs."""
     found = {(entry.row, entry.fraction, entry.score): entry for entry in entries}
     return [
         RowComparison(first, second, fraction, score, ahead.mean - behind.mean, ahead.half + behind.half)

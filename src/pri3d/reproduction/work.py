@@ -88,7 +88,9 @@ class StudyFolder(NamedTuple):
 
     def _given(self, option: str) -> Path:
         if option not in self.folders:
-            raise ConfigError(f"--on {self.study.on}: say where its data lie, with --{option} FOLDER.")
+            raise ConfigError(
+                f"--on {self.study.on}: say where its data lie, with --{option.replace('_', '-')} FOLDER."
+            )
         return self.folders[option]
 
 
@@ -331,7 +333,7 @@ class ExperimentPlan(NamedTuple):
     matrix: Matrix
 
 
-def show_plan(plan: ExperimentPlan, workers: int) -> None:
+def show_plan(plan: ExperimentPlan, jobs: int) -> None:
     """Print every run with its group, its state and what it will take, the commands, and the whole.
 
     Raises ConfigError where a folder holds a run of other options.
@@ -358,10 +360,10 @@ def show_plan(plan: ExperimentPlan, workers: int) -> None:
         console.print(f"left out: {row}: {why}", soft_wrap=True, highlight=False)
     hours = sum(cost.minutes for _, cost in todo) / 60
     gigabytes = max((cost.gigabytes for _, cost in todo), default=0.0)
-    at_once = min(workers, len(todo)) or 1
+    at_once = min(jobs, len(todo)) or 1
     console.print(
         f"{len(todo)} runs to do: about {hours:.1f} hours one after the other, {hours / at_once:.1f} with "
-        f"--workers {workers}; {gigabytes * at_once:.1f} GB at most",
+        f"--jobs {jobs}; {gigabytes * at_once:.1f} GB at most",
         soft_wrap=True,
         highlight=False,
     )
