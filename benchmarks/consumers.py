@@ -139,6 +139,8 @@ def measure(run: Path, network: str, images: Tensor) -> Iterator[Row]:
                 rename_tensors(other)
                 broken = try_broken(read, other, images, expected[-1])
             yield Row(consumer, network, how, absolute, shares, training, seconds, broken)
+        if to == "mmseg" and find_spec("mmdet"):
+            yield mmdet_row(path, network, images, expected)
 
 
 def readers(to: str, form: Any) -> Iterator[tuple[str, str, Callable[[Path, Tensor], list[Tensor]]]]:
@@ -271,6 +273,49 @@ def mmseg_losses(path: Path, form: Any, images: Tensor) -> tuple[float, float]:
     return two_steps(net, loss)
 
 
+def mmdet_row(path: Path, network: str, images: Tensor, expected: list[Tensor]) -> Row:
+    """Mask R-CNN of MMDetection: its own configuration below ours, as the file says."""
+    begin = time.perf_counter()
+    (base,) = Path(import_module("mmdet").__file__).parent.rglob("mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py")
+    whole = path.with_name("whole.py")
+    text = path.with_name(f"{path.stem}_mmdet.py").read_text()
+    whole.write_text(f"_base_ = [{str(base)!r}]\n{text}")
+    import_module("mmdet.utils").register_all_modules()
+    config = import_module("mmengine.config").Config.fromfile(str(whole))
+    for head in (config.model.roi_head.bbox_roi_extractor, config.model.roi_head.mask_roi_extractor):
+        head.roi_layer.use_torchvision = True
+    net = import_module("mmdet.registry").MODELS.build(config.model)
+    for value in net.backbone.state_dict().values():
+        value.fill_(torch.nan if value.is_floating_point() else 0)
+    net.init_weights()
+    structures, data = import_module("mmdet.structures"), import_module("mmengine.structures")
+    masks = import_module("mmdet.structures.mask")
+    samples = []
+    for _ in images:
+        target = data.InstanceData(bboxes=torch.tensor([[40.0, 40.0, 160.0, 180.0]]), labels=torch.tensor([1]))
+        mask = torch.zeros(1, *SIZE, dtype=torch.uint8)
+        mask[0, 40:180, 40:160] = 1
+        target.masks = masks.BitmapMasks(mask.numpy(), *SIZE)
+        samples.append(structures.DetDataSample(gt_instances=target))
+        samples[-1].set_metainfo({"img_shape": SIZE, "ori_shape": SIZE, "pad_shape": SIZE, "scale_factor": (1.0, 1.0)})
+    pixels = {"inputs": [255 * x.flip(0) for x in images], "data_samples": samples}
+    batch = net.data_preprocessor(pixels, training=True)
+    with torch.no_grad():
+        net.eval()
+        found = list(net.backbone(batch["inputs"]))
+    gaps = [float((a - b).abs().max()) for a, b in zip(expected[1:], found, strict=True)]
+    shares = [gap / float(x.abs().max()) for gap, x in zip(gaps, expected[1:], strict=True)]
+
+    def loss() -> Tensor:
+        total, _ = net.parse_losses(net.loss(batch["inputs"], batch["data_samples"]))
+        return total  # type: ignore[no-any-return]
+
+    first, second = two_steps(net, loss)
+    seconds = time.perf_counter() - begin
+    training = f"loss {first:.3f}, {second:.3f}"
+    return Row(f"mmdet {installed('mmdet')}", network, "itself", gaps, shares, training, seconds, "as mmsegmentation")
+
+
 def detectron2_losses(path: Path, _: Any, images: Tensor) -> tuple[float, float]:
     """Mask R-CNN of Detectron2 with FPN, by the configuration beside the weights."""
     cfg = import_module("detectron2.config").get_cfg()
@@ -308,6 +353,13 @@ def provide_operators() -> None:
         sys.modules["detectron2._C"] = Operators("detectron2._C")
 
 
+def roi_align_forward(x: Tensor, rois: Tensor, output: Tensor, *_: Tensor, **options: Any) -> None:
+    """Mmcv's operator without a gradient, by torchvision: fills ``output``."""
+    size = options["aligned_height"], options["aligned_width"]
+    scale, ratio = options["spatial_scale"], options["sampling_ratio"]
+    output.copy_(torchvision.ops.roi_align(x, rois, size, scale, ratio, options["aligned"]))
+
+
 class Operators(types.ModuleType):
     """A module with every name: an operator that torchvision has works, any other says so when it is called."""
 
@@ -316,6 +368,9 @@ class Operators(types.ModuleType):
             raise AttributeError(name)
         if name == "nms":
             return lambda boxes, scores, iou_threshold, **_: torchvision.ops.nms(boxes, scores, iou_threshold)
+
+        if name == "roi_align_forward":
+            return roi_align_forward
 
         def absent(*_: Any, **__: Any) -> None:
             raise NotImplementedError(f"{self.__name__} is not compiled: it has no {name}")

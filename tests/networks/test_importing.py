@@ -239,3 +239,81 @@ def test_a_folder_stands_for_the_file_in_it_and_a_bad_place_is_said(tmp_path, re
         import_weights(tmp_path / "in", tmp_path / "in" / "net.safetensors" / "y.safetensors")
     out = import_weights(tmp_path / "in", tmp_path / "y.safetensors")
     assert read_provenance(out)["imported_from"] == "net.safetensors"
+
+
+EFFICIENTNET = {"conv_pw": "_expand_conv", "conv_dw": "_depthwise_conv", "conv_pwl": "_project_conv"}
+
+
+def to_efficientnet_pytorch(state):
+    """timm's names -> those of the package efficientnet_pytorch: blocks are counted through all stages."""
+    blocks = {}
+    theirs = {}
+    for key, value in state.items():
+        if m := re.fullmatch(r"blocks\.(\d+\.\d+)\.(.*)\.(\w+)", key):
+            place, part, leaf = m.groups()
+            number = blocks.setdefault(place, len(blocks))
+            first = place.startswith("0.")  # does not expand
+            if part.startswith("se."):
+                part = part.replace("se.conv_", "_se_")
+            elif first:
+                part = {"conv_dw": "_depthwise_conv", "bn1": "_bn1", "conv_pw": "_project_conv", "bn2": "_bn2"}[part]
+            else:
+                part = EFFICIENTNET.get(part) or {"bn1": "_bn0", "bn2": "_bn1", "bn3": "_bn2"}[part]
+            theirs[f"_blocks.{number}.{part}.{leaf}"] = value
+        else:
+            module, leaf = key.rsplit(".", 1)
+            name = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "bn2": "_bn1"}
+            theirs[f"{name.get(module, '_fc')}.{leaf}"] = value
+    return theirs
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_b0"])
+def test_efficientnet_as_published(tmp_path, name, capsys):
+    torch.manual_seed(0)
+    state = timm.create_model(name).state_dict()
+    torch.save(to_efficientnet_pytorch(state), tmp_path / "efficientnet.pth")
+    out = import_weights(tmp_path / "efficientnet.pth", tmp_path / "y.safetensors")
+    assert f"{name}.in1k" in capsys.readouterr().out
+    own = load(out).encoder.net.state_dict()
+    assert len(own) > 200
+    assert all(torch.equal(value, state[key]) for key, value in own.items())
+
+
+def test_efficientnet_of_another_size_is_refused(tmp_path):
+    state = to_efficientnet_pytorch(timm.create_model("tf_efficientnet_lite1").state_dict())
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match="is no tf_efficientnet_lite0"):
+        import_weights(tmp_path / "x.pth", tmp_path / "y.safetensors", "tf_efficientnet_lite0")
+
+
+@pytest.mark.parametrize("name", ["vgg11", "vgg16", "vgg16_bn", "vgg19"])
+def test_vgg_is_told_by_torchvisions_names(tmp_path, name):
+    with torch.device("meta"):
+        state = torchvision.models.get_model(name).state_dict()
+    assert guess_encoder(state, tmp_path) == f"{name}.tv_in1k"
+
+
+def test_a_whole_mobilenet_is_told_but_not_its_padding(tmp_path):
+    with torch.device("meta"):
+        state = timm.create_model("mobilenetv3_small_100").state_dict()
+    with pytest.raises(ConfigError, match=r"--encoder with one of mobilenetv3_small_100\.lamb.*; tf_mobilenetv3_small"):
+        guess_encoder(state, tmp_path)
+
+
+def test_the_folder_of_a_hub_names_its_network(tmp_path):
+    torch.manual_seed(0)
+    net = timm.create_model("deit_tiny_patch16_224", num_classes=3)
+    timm.models.save_for_hf(net, str(tmp_path / "saved"), safe_serialization=True)
+    out = import_weights(tmp_path / "saved", tmp_path / "y.safetensors")
+    assert read_provenance(out)["encoder"] == "deit_tiny_patch16_224"
+    (tmp_path / "saved" / "config.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"config\.json is damaged"):
+        import_weights(tmp_path / "saved", tmp_path / "z.safetensors")
+
+
+@pytest.mark.parametrize(("name", "start"), [("net.h5", b""), ("net.keras", b"PK"), ("net.pth", b"\x89HDF\r\n\x1a\n")])
+def test_files_of_other_programs_get_no_advice_for_torch(tmp_path, name, start):
+    (tmp_path / name).write_bytes(start + b"x" * 20)
+    with pytest.raises(WeightsError, match=rf"{name} is a file of Keras.*safetensors and torch files") as error:
+        import_weights(tmp_path / name, tmp_path / "y.safetensors")
+    assert "torch.load" not in str(error.value)

@@ -211,7 +211,7 @@ def _build_whole(encoder: Encoder, device: str) -> Any:
 
 def _describe_whole(encoder: Encoder, net: Any, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
     """Timm's keys of ``config.json``: what builds the network, and what its images are."""
-    kept = ("input_size", "interpolation", "crop_pct", "crop_mode", "pool_size", "first_conv", "fixed_input_size")
+    kept = ("input_size", "interpolation", "crop_pct", "crop_mode", "pool_size", "first_conv", "classifier")
     config = {key: net.pretrained_cfg[key] for key in kept if key in net.pretrained_cfg}
     return {
         "architecture": encoder.name.partition(".")[0],

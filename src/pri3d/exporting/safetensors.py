@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from pri3d import __version__
 from pri3d.exporting.base import PARTS, ExportFormat, maps_of
 from pri3d.networks.load import FeatureNet, load
 from pri3d.networks.weights import save_state
@@ -22,7 +23,11 @@ class SafetensorsFormat(ExportFormat):
 
     file = "{part}.safetensors"
     parts: ClassVar[tuple[str, ...]] = PARTS
-    consumer = "pri3d"
+
+    @property
+    def reader(self) -> str:
+        """pri3d, by the version of the code and not of what was installed at some time."""
+        return f"pri3d {__version__}"
 
     @property
     def normalised_inside(self) -> bool:
