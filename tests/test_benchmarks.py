@@ -10,7 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import embed, gpu, loading, plain, presets, real, rivals, scale, startup
+from benchmarks import consumers, embed, gpu, loading, plain, presets, real, rivals, scale, startup
 from benchmarks.timing import Stopwatch, precision
 
 from pri3d.api.options import VERBS
@@ -223,3 +223,18 @@ def test_scale_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rows = dict(scale.prepare_scenes(tmp_path / "scenes", 2, kept=3))
     assert rows["scenes, frames, pairs"].startswith("2, 6, ")
     assert rows["files"] == "12"
+
+
+def test_consumers_see_files_of_other_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumers, "SIZE", (64, 96))
+    kept = {name: where for name, where in consumers.FORMATS.items() if name in ("torchvision", "detectron2", "hf")}
+    monkeypatch.setattr(consumers, "FORMATS", kept)
+    images = torch.rand(2, 3, 64, 96)
+    run, weights = consumers.make_run(tmp_path / "run", "resnet18", images)
+    rows = list(consumers.measure(run, "resnet18", images))
+    assert weights in ("random weights", "ImageNet weights")
+    assert len(rows) == 3
+    for row in rows:
+        assert max(row.relative) < 1e-5
+        assert row.broken.startswith("refused") or row.broken == "other features"
+    assert rows[0].training.startswith("loss ")
