@@ -196,10 +196,10 @@ def train(consumer: str, path: Path, form: Any, images: Tensor) -> str:
     return f"loss {first:.3f}, {second:.3f}"
 
 
-def two_steps(net: nn.Module, loss: Callable[[], Tensor]) -> tuple[float, float]:
+def two_steps(net: nn.Module, loss: Callable[[], Tensor], rate: float = 1e-3) -> tuple[float, float]:
     """Losses of two steps of SGD."""
     net.train()
-    optimiser = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 1e-3)
+    optimiser = torch.optim.SGD([p for p in net.parameters() if p.requires_grad], rate)
     values = []
     for _ in range(2):
         value = loss()

@@ -19,7 +19,7 @@ import yaml
 from export_networks import IMAGES, TinyEncoder, make_run
 from safetensors.torch import load_file
 
-import pri3d
+from flat import pretrain
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.exporting import _rules
 from pri3d.exporting.export import export
@@ -282,8 +282,8 @@ class TestOpenVino:
 )
 def test_from_pretraining_to_a_consumer_and_back(rooms_store, name, to, tmp_path):
     small = {"distance": 0.1, "steps": 1, "batch": 2, "micro_batch": 2, "holdout": 0, "workers": 0, "size": "64x48"}
-    run = pri3d.pretrain(rooms_store, run=tmp_path / "run", encoder=name, **small)
-    out = export(Path(run), to, tmp_path / ("net" if to == "hf" else "net.safetensors"))
+    run = pretrain(rooms_store, run=tmp_path / "run", encoder=name, **small).path
+    out = export(run, to, tmp_path / ("net" if to == "hf" else "net.safetensors"))
     if to == "smp":
         net = smp.Unet(f"tu-{name}", encoder_weights=None, classes=2)
         net.encoder.load_state_dict(load_file(out))

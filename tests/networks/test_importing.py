@@ -98,7 +98,7 @@ def test_a_published_checkpoint_becomes_a_whole_model(tmp_path, capsys):
     unet = build_unet("resnet18", "paper").eval()
     model = {f"backbone.{k}": v for k, v in unet.state_dict().items()} | {"w2d.weight": torch.ones(2, 2)}
     torch.save({"model": model, "epoch": 3}, tmp_path / "x.pth")
-    out = pri3d.import_weights(tmp_path / "x.pth", tmp_path / "x.safetensors")
+    out = pri3d.import_weights(tmp_path / "x.pth", tmp_path / "x.safetensors").path
     images = torch.rand(1, 3, 32, 40)
     with torch.no_grad():
         assert torch.equal(load(out)(images), unet(images))
