@@ -142,6 +142,17 @@ def draw_legend(entries: Sequence[tuple[str, RGB]], width: int) -> NDArray[np.ui
     return np.array(image).reshape(-1, width, 3)
 
 
+def draw_lines(color: NDArray[np.uint8], lines: Sequence[str]) -> NDArray[np.uint8]:
+    """RGB (H, W, 3) with lines of text under it -> RGB (s H + h, s W, 3), s = 1 for images of 640 pixels and more."""
+    picture = _enlarge(color, _scale(color))
+    font = _font(picture.shape[1])
+    step = round(1.5 * font.size)
+    below = Image.new("RGB", (picture.shape[1], step * len(lines) + step // 2), _WHITE)
+    for k, line in enumerate(lines):
+        ImageDraw.Draw(below).text((step // 2, step * k + step // 3), line, _BLACK, font)
+    return np.concatenate([picture, np.asarray(below)])
+
+
 class _Text(NamedTuple):
     width: float
     height: float

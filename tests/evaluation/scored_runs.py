@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import nn
 
+from pri3d.geometry.resize import parse_size
 from pri3d.networks.weights import read_state, save_state
 from pri3d.registry import TASKS
 from pri3d.runs import RunPaths
@@ -33,27 +34,19 @@ class Fake(Task):
 
     calls = 0
 
-    def loss(self, model, batch):
-        raise NotImplementedError
-
-    def meter(self, dataset):
-        raise NotImplementedError
-
     def save(self, model, path, record):
         own = {"task": self.name, "class_names": self.class_names}
         save_state(model.state_dict(), path, {**record, **own})
 
     @classmethod
     def load(cls, path, record):
-        return cls(record["class_names"]), Level(float(read_state(path)["level"])).eval()
+        task = cls(record["class_names"])
+        task.size = parse_size(record["size"]) if "size" in record else None
+        return task, Level(float(read_state(path)["level"])).eval()
 
 
-class Brightness(Fake):
+class Brightness(Fake, SemanticTask):
     """Class 0 for the darkest pixels, the last one for the brightest; the number makes all brighter."""
-
-    name = "semantic"
-    key = "miou"
-    names_of = staticmethod(SemanticTask.names_of)
 
     def predict(self, model, color):
         assert not model.training
@@ -65,12 +58,8 @@ class Brightness(Fake):
         return (bright * len(self.class_names) / 256).astype(np.uint8)
 
 
-class Halves(Fake):
+class Halves(Fake, InstanceTask):
     """Two objects: the left half with score 0.9 as the last class, the upper half with 0.3 as the first."""
-
-    name = "instance"
-    key = "AP"
-    names_of = staticmethod(InstanceTask.names_of)
 
     def predict(self, model, color):
         Halves.calls += 1

@@ -12,23 +12,22 @@ import pytest
 import torch
 from scored_runs import Brightness, Level, fakes, write_run
 
+from finetuned import TINY, instance_task, semantic_task
 from pri3d.cli import main
 from pri3d.data.instances import InstanceDataset
 from pri3d.data.labelled import LabelledDataset
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.evaluation import evaluate as evaluation
 from pri3d.evaluation.evaluate import evaluate
-from pri3d.evaluation.networks import hash_file
 from pri3d.geometry.resize import resize_color, resize_nearest
 from pri3d.labelled.convert import decode_mask
 from pri3d.labelled.prepared import PreparedImages
-from pri3d.networks.detector import LITE, build_detector
+from pri3d.networks.detector import SIZES, build_detector
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.segmentation import build_segmentation
-from pri3d.tasks import load_task
+from pri3d.tasks import hash_file, load_task
 from pri3d.tasks.ap import detections_to_results
-from pri3d.tasks.instance import DetectionMeter, InstanceTask
-from pri3d.tasks.semantic import SemanticTask
+from pri3d.tasks.instance import DetectionMeter
 from pri3d.types import Detections, Instances
 
 __all__ = ["fakes"]  # a fixture
@@ -80,8 +79,8 @@ class TestSemantic:
 
     def test_scores_are_those_of_training(self, tmp_path: Path, images: PreparedImages) -> None:
         torch.manual_seed(0)
-        task = SemanticTask(images.class_names, (48, 32))
         model = build_segmentation("unet", build_encoder("test_resnet"), len(images.class_names), "slim", 8).eval()
+        task = semantic_task(images.class_names, model, "48x32")
         measured = task.measure(model, LabelledDataset(images, (48, 32)), 3)
         run = write_run(tmp_path / "run", task, {"last": model}, data=str(images.path))
         scores = evaluate(run, which="last")["scores"]["last"]
@@ -104,7 +103,7 @@ class TestSemantic:
 
     def test_the_title_takes_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         scores = {"last": {"AP": 0.5}}
-        evaluation._show({"split": "train", "images": 1_000_000, "scores": scores})
+        evaluation._show({"split": "train", "images": 1_000_000, "scores": scores}, Brightness(["x"]))
         assert "train, 1000000 images" in capsys.readouterr().out
 
 
@@ -131,10 +130,10 @@ class TestInstance:
         return answers
 
     @pytest.fixture
-    def run(self, tmp_path: Path, images: PreparedImages) -> Path:
-        tiny = LITE._replace(fpn=16, box=32, mask=16, mask_convs=1, anchor=8, short_sides=(48,), long_side=64)
-        task = InstanceTask(images.thing_names)
-        model = build_detector("test_resnet", len(task.class_names), tiny)
+    def run(self, tmp_path: Path, images: PreparedImages, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setitem(SIZES, "lite", TINY)
+        model = build_detector("test_resnet", len(images.thing_names), TINY)
+        task = instance_task(images.thing_names, model)
         return write_run(tmp_path / "run", task, {"last": model}, data=str(images.path), min_area=20)
 
     def test_files_are_of_cocos_form_and_scored_from(
@@ -157,7 +156,7 @@ class TestInstance:
         assert evaluate(run)["scores"]["last"]["AP50"] == 0
 
     def test_scores_are_those_of_training(self, run: Path, images: PreparedImages) -> None:
-        task, model, _ = load_task(run)
+        task, model = load_task(run)[:2]
         measured = task.measure(model, InstanceDataset(images, min_area=20), 1)
         scores = evaluate(run)["scores"]["last"]
         for name in ("AP", "AP50", "box_AP", "box_AP50"):

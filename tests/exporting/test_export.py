@@ -12,6 +12,7 @@ import yaml
 from export_networks import IMAGES, make_run
 from safetensors.torch import load_file
 
+from finetuned import instance_task, save_semantic
 from pri3d import registry
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.exporting import FORMATS
@@ -27,8 +28,6 @@ from pri3d.networks.segmentation import build_segmentation
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import init_encoder, load_model, read_provenance, save_model
 from pri3d.store import Store
-from pri3d.tasks.instance import InstanceTask
-from pri3d.tasks.semantic import save_semantic
 
 
 @pytest.fixture
@@ -183,7 +182,7 @@ def test_the_encoder_of_a_segmentation_run(network, tmp_path):
 
 def test_the_encoder_of_a_detection_run(tmp_path):
     model = build_detector("resnet18", 2, LITE)
-    InstanceTask(["a", "b"]).save(model, tmp_path / "weights.safetensors", {"init": "scratch"})
+    instance_task(["a", "b"], model).save(model, tmp_path / "weights.safetensors", {"init": "scratch"})
     state = load_file(export(tmp_path, "smp"))
     assert all(torch.equal(state[key], value) for key, value in model.encoder.state_dict().items())
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pri3d
+from finetuned import instance_task, save_semantic
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.networks.detector import LITE, build_detector
 from pri3d.networks.encoders import build_encoder
@@ -17,8 +18,6 @@ from pri3d.networks.load import FeatureNet, load
 from pri3d.networks.segmentation import build_segmentation
 from pri3d.networks.unet import UNet, build_unet
 from pri3d.networks.weights import save_model
-from pri3d.tasks.instance import InstanceTask
-from pri3d.tasks.semantic import save_semantic
 
 IMAGES = torch.rand(1, 3, 61, 87, generator=torch.Generator().manual_seed(1))
 
@@ -95,7 +94,7 @@ def test_the_encoder_of_a_segmentation_run(tmp_path, network, begun_with):
 
 def test_the_encoder_of_a_detection_run(tmp_path):
     model = build_detector("resnet18", 2, LITE)
-    InstanceTask(["a", "b"]).save(model, tmp_path / "weights.safetensors", {"part": "all"})
+    instance_task(["a", "b"], model).save(model, tmp_path / "weights.safetensors", {"part": "all"})
     assert same_encoder(load(tmp_path), model.eval().encoder)
 
 

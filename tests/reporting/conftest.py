@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from finetuned import save_semantic
 from pri3d.geometry.fusion import voxelise_triangles
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.networks.encoders import build_encoder
@@ -20,7 +21,6 @@ from pri3d.networks.segmentation import build_segmentation
 from pri3d.networks.unet import build_unet
 from pri3d.networks.weights import save_model
 from pri3d.store import PairTable, SceneWriter, Store, write_manifest, write_pairs
-from pri3d.tasks.semantic import save_semantic
 from pri3d.types import View
 from pri3d.worlds.render import render_room
 from pri3d.worlds.room import CLASS_NAMES, build_room

@@ -13,7 +13,8 @@ from PIL import Image
 
 from pri3d.drawing import palette
 from pri3d.reporting import figures, style
-from pri3d.reporting.figures import MatchedPair, Segmented, draw_pair, pca_colors, spread
+from pri3d.reporting.figures import MatchedPair, PredictedFrame, draw_pair, pca_colors, spread
+from pri3d.tasks.semantic import SemanticTask
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -119,13 +120,14 @@ class TestMethodColours:
 
 
 class TestSegmentation:
-    def frame(self) -> Segmented:
+    def frame(self, names: list[str]) -> PredictedFrame:
         label = np.zeros((48, 64), np.uint8)
         label[:, 32:] = 255
-        return Segmented(np.full((48, 64, 3), 255, np.uint8), label, {"pri3d": np.full((48, 64), 1)}, "room/0")
+        color, found = np.full((48, 64, 3), 255, np.uint8), np.full((48, 64), 1)
+        return PredictedFrame("room/0", SemanticTask(names).panels(color, label, {"pri3d": found}))
 
     def test_unlabelled_pixels_are_black_in_label_and_prediction_only(self):
-        color, label, predicted = figures.segmented_images(self.frame(), ["lamp", "wall"])
+        color, label, predicted = self.frame(["lamp", "wall"]).panels.values()
         assert (color == 255).all()
         assert (label[:, 32:] == 0).all()
         assert (predicted[:, 32:] == 0).all()
@@ -134,7 +136,7 @@ class TestSegmentation:
 
     def test_the_figure_shows_every_class_colour(self):
         names = ["bed", "books", "wall", "floor", "lamp"]
-        image = pixels(figures.segmentation_figure([self.frame()], names)).reshape(-1, 3)
+        image = pixels(figures.predictions_figure([self.frame(names)], names)).reshape(-1, 3)
         for color in palette(names):
             assert (image == color).all(axis=1).sum() > 50
 

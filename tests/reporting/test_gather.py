@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from finetuned import load_semantic
 from pri3d.data.labelled import LabelledDataset
 from pri3d.data.sampler import Draw
+from pri3d.drawing import color_labels
 from pri3d.errors import DataError
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.reporting import gather
 from pri3d.reporting.cutaway import drawable
 from pri3d.reporting.sources import find_sources, read_scores
 from pri3d.store import Store, read_manifest, write_manifest
-from pri3d.tasks.semantic import load_semantic
 
 SETTINGS = {"size": "64x48", "matching": {"distance": 0.05}, "geometry": {"voxel": 0.16}}
 
@@ -71,15 +72,17 @@ def test_a_store_without_pairs_has_none_to_show(tmp_path, runs):
 def test_segmentations_are_the_networks_own(runs):
     images = PreparedImages(runs.val, "all")
     found = gather.predictions(images, runs.finetune, 2, "semantic")
-    frames = found.segmented
+    frames = found.frames
     dataset = LabelledDataset(images, (64, 48))
     assert [frame.name for frame in frames] == [dataset[Draw(0, row)][2] for row in (1, 3)]
     assert found.class_names == images.class_names
     model = load_semantic(runs.finetune["pri3d"][0])[0]
     with torch.no_grad():
         expected = model(dataset[Draw(0, 3)][0][None].float() / 255).argmax(1)[0]
-    assert np.array_equal(frames[1].predicted["pri3d"], expected)
-    assert np.array_equal(frames[1].label, dataset[Draw(0, 3)][1])
+    label = dataset[Draw(0, 3)][1]
+    expected[label == 255] = 255
+    assert np.array_equal(frames[1].panels["pri3d"], color_labels(expected.numpy(), found.class_names))
+    assert np.array_equal(frames[1].panels["ground truth"], color_labels(label.numpy(), found.class_names))
 
 
 def test_classes_that_differ_are_no_predictions(tmp_path, runs):

@@ -9,11 +9,14 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from finetuned import instance_task
 from pri3d.cli import main
+from pri3d.drawing import draw_detections
 from pri3d.errors import ConfigError, DataError
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.networks.detector import SIZES, build_detector
@@ -203,14 +206,19 @@ def test_texts_of_files_are_escaped(make, runs, tmp_path):
 def test_objects_are_drawn(rooms_store: Path, tmp_path: Path, read_page, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(style, "DPI", 40)
     images = PreparedImages(rooms_store, "all")
-    task = InstanceTask(InstanceTask.names_of(images))
+    names = InstanceTask.names_of(images)
     torch.manual_seed(0)
     sizes = SIZES["lite"]._replace(short_sides=(48,), long_side=64, rois=8)
-    task.save(build_detector("resnet18", len(task.class_names), sizes), tmp_path / "weights.safetensors", {})
+    model = build_detector("resnet18", len(names), sizes)
+    task = instance_task(names, model)
+    task.save(model, tmp_path / "weights.safetensors", {})
     found = gather.predictions(images, {"pri3d": [tmp_path]}, 2, "instance")
-    assert len(found.detected) == 2
-    assert len(found.detected[0].truth.classes) == (~images.instances(4).crowd).sum()
-    assert all((frame.found["pri3d"].scores >= gather.SCORE).all() for frame in found.detected)
+    assert [list(frame.panels) for frame in found.frames] == [["ground truth", "pri3d"]] * 2
+    assert found.class_names == []
+    color, row = images.color(4), 4
+    assert len(task.truth(images, row).classes) == (~images.instances(row).crowd).sum()
+    likely = task.keep(task.predict(model.eval(), color), 0.5)
+    assert np.array_equal(found.frames[0].panels["pri3d"], draw_detections(color, likely, names))
     page = Page("t")
     add_pictures(page, "instance", {"pri3d": [tmp_path]}, images)
     assert len(read_page(page.render()).loads) == 1

@@ -18,6 +18,8 @@ from pri3d.reporting.gather import spread_rows
 from pri3d.reporting.sources import FoundImages
 from pri3d.reporting.viewer_scene import MEASURED, Matched, ShownPair, legs, pairs_of_scene, show, show_pairs
 from pri3d.store import Store, write_manifest
+from pri3d.tasks import Trained
+from pri3d.tasks.instance import InstanceTask
 from pri3d.types import Detections, Instances
 
 
@@ -209,9 +211,7 @@ class Objects:
 
 
 def test_objects_of_images_without_a_scene(runs, tmp_path, monkeypatch):
-    class Task:
-        class_names = Objects.thing_names
-
+    class Told(InstanceTask):
         def predict(self, model, color):
             found = Objects().instances(0)
             masks, boxes = np.repeat(found.masks, 2, 0), np.repeat(found.boxes, 2, 0)
@@ -219,7 +219,7 @@ def test_objects_of_images_without_a_scene(runs, tmp_path, monkeypatch):
 
     run = finetuned(runs, tmp_path / "run", task="instance")
     monkeypatch.setattr(viewer_scene, "labelled_of", lambda *_: FoundImages(Objects(), ""))
-    monkeypatch.setattr(viewer_scene, "load_task", lambda _: (Task(), object(), {}))
+    monkeypatch.setattr(viewer_scene, "load_task", lambda _: Trained(Told(Objects.thing_names), None, {}, run))
     shown = show(run, None, None, 5, 3)
     assert [frame.name for frame in shown.frames] == ["only"]
     truth, predicted = shown.frames[0].pictures.values()

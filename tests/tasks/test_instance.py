@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from finetuned import TINY, instance_task
 from pri3d.data.instances import InstanceDataset, collate_instances
 from pri3d.data.sampler import Draw
 from pri3d.errors import DataError, WeightsError
 from pri3d.labelled import open_labelled
 from pri3d.labelled.convert import to_coco
 from pri3d.labelled.prepared import PreparedImages
-from pri3d.networks.detector import LITE, build_detector
+from pri3d.networks.detector import SIZES, build_detector
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.lora import add_lora
 from pri3d.networks.weights import init_encoder, read_provenance, read_state, save_state
@@ -21,7 +22,10 @@ from pri3d.tasks import evaluating, load_task
 from pri3d.tasks.ap import average_precision
 from pri3d.tasks.instance import InstanceTask
 
-TINY = LITE._replace(fpn=16, box=32, mask=16, mask_convs=1, anchor=8, short_sides=(48,), long_side=64)
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setitem(SIZES, "lite", TINY)
 
 
 @pytest.fixture(scope="module")
@@ -198,8 +202,9 @@ def test_predictions_have_the_images_size(task):
 
 
 @pytest.mark.parametrize("encoder", ["test_resnet", "test_vit"])
-def test_a_file_gives_the_same_network_back(images, task, encoder, tmp_path):
-    model = detector(task, encoder, TINY._replace(score=0.0))
+def test_a_file_gives_the_same_network_back(images, task, encoder, tmp_path, monkeypatch):
+    monkeypatch.setitem(SIZES, "lite", TINY._replace(score=0.0))
+    model = detector(task, encoder, SIZES["lite"])
     if encoder == "test_vit":
         assert add_lora(model.encoder, 2) > 0
         with torch.no_grad():
@@ -207,6 +212,7 @@ def test_a_file_gives_the_same_network_back(images, task, encoder, tmp_path):
                 up.add_(0.1)
     model.eval()
     path = tmp_path / "weights.safetensors"
+    task = instance_task(task.class_names, model)
     task.save(model, path, {"steps": 7})
     trained = load_task(path)
     assert trained.record["steps"] == 7 and trained.record["network"] == "maskrcnn"
@@ -224,7 +230,7 @@ def test_a_file_gives_the_same_network_back(images, task, encoder, tmp_path):
 
 def test_a_detectors_encoder_starts_another_network(task, tmp_path):
     model = detector(task)
-    task.save(model, tmp_path / "weights.safetensors", {})
+    instance_task(task.class_names, model).save(model, tmp_path / "weights.safetensors", {})
     encoder = build_encoder("test_resnet")
     report = init_encoder(encoder, str(tmp_path))
     assert report is not None and report.coverage == 1.0 and not report.missing
@@ -235,16 +241,18 @@ def test_a_detectors_encoder_starts_another_network(task, tmp_path):
 def test_what_does_not_fit_is_refused(task, tmp_path):
     model = detector(task)
     path = tmp_path / "weights.safetensors"
-    task.save(model, path, {})
+    instance_task(task.class_names, model).save(model, path, {})
     state, record = read_state(path), read_provenance(path)
-    save_state(state, path, {key: value for key, value in record.items() if key != "sizes"})
+    settings, own = record["settings"], record["settings"]["instance"]
+    save_state(state, path, {key: value for key, value in record.items() if key != "settings"})
     with pytest.raises(WeightsError, match="does not say how"):
         load_task(path)
-    save_state(state, path, {**record, "sizes": {**record["sizes"], "depth": 3}})
-    with pytest.raises(WeightsError, match="does not say how"):
-        load_task(path)
-    save_state(state, path, {**record, "sizes": {**record["sizes"], "fpn": 10**12}})
-    with pytest.raises(WeightsError, match="does not say how"):
+    for change in ({"depth": 3}, {"long_side": 10**12}, {"rois": 10**12}, {"rois": "x"}):
+        save_state(state, path, {**record, "settings": {**settings, "instance": {**own, **change}}})
+        with pytest.raises(WeightsError, match="does not say how"):
+            load_task(path)
+    save_state(state, path, {**record, "settings": {**settings, "instance": {**own, "detector": "full"}}})
+    with pytest.raises(WeightsError, match="does not fit the network"):
         load_task(path)
     save_state(state, path, {**record, "class_names": ["one"]})
     with pytest.raises(WeightsError, match="does not fit the network"):
@@ -253,6 +261,25 @@ def test_what_does_not_fit_is_refused(task, tmp_path):
     save_state(state, path, record)
     with pytest.raises(WeightsError, match=r"rpn\.head\.cls_logits\.weight"):
         load_task(path)
+
+
+def test_a_file_of_version_01_states_sizes_and_gives_the_same_network(images, task, tmp_path):
+    sizes = TINY._replace(rois=8, short_sides=(48, 80), long_side=96)
+    model = detector(task, sizes=sizes).eval()
+    path = tmp_path / "weights.safetensors"
+    state = {k.removeprefix("net.").removeprefix("backbone."): v for k, v in model.state_dict().items()}
+    record = {"task": "instance", "network": "maskrcnn", "encoder": "test_resnet", "class_names": task.class_names}
+    save_state(state, path, {**record, "sizes": sizes._asdict()})
+    trained = load_task(path)
+    assert trained.model.sizes == sizes
+    options = trained.task.settings.own["instance"]
+    assert (options.detector, options.short_side) == ("lite", "48-80")
+    ours, theirs = task.predict(model, images.color(0)), trained.task.predict(trained.model, images.color(0))
+    assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    for change in ({"fpn": 10**12}, {"depth": 3}, {"short_sides": 3}):
+        save_state(state, path, {**record, "sizes": {**sizes._asdict(), **change}})
+        with pytest.raises(WeightsError, match="does not say how"):
+            load_task(path)
 
 
 def test_an_oracle_scores_one_on_real_images(real_data):

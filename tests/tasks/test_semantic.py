@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassJaccardIndex
 
+from finetuned import load_semantic, save_semantic, semantic_settings, semantic_task
+from pri3d.api.presets import overlay
 from pri3d.data.labelled import LabelledDataset
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.geometry.resize import resize_color
@@ -31,8 +33,6 @@ from pri3d.tasks.semantic import (
     SemanticTask,
     class_weights,
     count_classes,
-    load_semantic,
-    save_semantic,
     semantic_loss,
 )
 from pri3d.types import LabelledBatch
@@ -255,7 +255,7 @@ class TestMeasure:
         reference = Confusion(RGB)
         for color, label in zip(images.colors, images.labels, strict=True):
             reference.add(torch.from_numpy(color.argmax(-1)), torch.from_numpy(label))
-        model, task = Paint().train(), SemanticTask(RGB, (8, 6))
+        model, task = Paint().train(), SemanticTask(RGB)
         for batch in (2, 5, 7):
             assert task.measure(model, LabelledDataset(images, (8, 6)), batch) == reference.result()
         assert model.training
@@ -265,7 +265,11 @@ class TestMeasure:
         assert not model.training
 
     def test_the_mode_is_back_and_dropout_was_off(self):
-        images, model, task = painted(2, (32, 48)), build("pspnet", classes=3).train(), SemanticTask(RGB, (48, 32))
+        images, model, task = (
+            painted(2, (32, 48)),
+            build("pspnet", classes=3).train(),
+            SemanticTask(RGB, semantic_settings(size="48x32")),
+        )
         dataset = LabelledDataset(images, (48, 32))
         first = task.measure(model, dataset, 1)  # one image at a time is no training
         assert first == task.measure(model, dataset, 2)
@@ -282,7 +286,9 @@ class TestPredict:
     def test_scores_of_the_training_size_are_enlarged_before_the_best_is_taken(self):
         color = painted(1, (12, 16)).colors[0]
         model = Paint().eval()
-        predicted = SemanticTask(RGB, (8, 6)).predict(model, color)
+        task = SemanticTask(RGB)
+        task.size = (8, 6)
+        predicted = task.predict(model, color)
         assert model.sizes == [(1, 3, 6, 8)]
         small = torch.from_numpy(resize_color(color, (8, 6))).permute(2, 0, 1)[None].float() / 255
         large = F.interpolate(small, size=(12, 16), mode="bilinear", align_corners=False)
@@ -292,13 +298,14 @@ class TestPredict:
     @pytest.mark.parametrize("size", [(5, 7), (40, 30), (1, 1)])
     def test_any_size_and_a_fortran_order(self, size):
         color = np.asfortranarray(painted(1, size).colors[0])
-        assert SemanticTask(RGB, (16, 16)).predict(Paint(), color).shape == size
+        assert SemanticTask(RGB, semantic_settings(size="16x16")).predict(Paint(), color).shape == size
 
 
 class TestFiles:
     @pytest.mark.parametrize("network", NETWORKS)
     def test_scores_are_the_same_to_the_bit(self, tmp_path, network):
-        model, task = build(network).train(), SemanticTask(NAMES, (64, 48))
+        model = build(network).train()
+        task = semantic_task(NAMES, model)
         model.forward_all(torch.rand(2, 3, 32, 48))  # statistics of its own
         task.save(model.eval(), tmp_path / "weights.safetensors", {"init": "scratch"})
         trained = load_task(tmp_path)
@@ -317,10 +324,9 @@ class TestFiles:
         assert report.coverage == 1
         assert torch.equal(encoder.layer4[1].conv2.weight, model.encoder.layer4[1].conv2.weight)
 
-    def test_a_task_of_any_size_says_none(self, tmp_path):
-        SemanticTask(NAMES).save(build("unet"), tmp_path / "w.safetensors", {})
-        assert "size" not in read_provenance(tmp_path / "w.safetensors")
-        assert load_task(tmp_path / "w.safetensors").task.size is None
+    def test_a_task_without_settings_cannot_be_built_again(self, tmp_path):
+        with pytest.raises(TypeError, match="SemanticTask was made without settings"):
+            SemanticTask(NAMES).save(build("unet"), tmp_path / "w.safetensors", {})
 
     def test_adapters_are_merged(self, tmp_path):
         model = build("deeplabv3plus", "vit_tiny_patch16_224")
@@ -340,9 +346,10 @@ class TestFiles:
         classifier = nn.Conv2d(8, 4, 1)
         state = unet.state_dict() | {f"classifier.{key}": value for key, value in classifier.state_dict().items()}
         record = {"encoder": "resnet18", "decoder": "slim", "channels": 8, "task": "semantic", "class_names": NAMES}
-        record["network"] = "unet"
-        save_state(state, path, record)
+        record |= {"network": "unet", "size": "96x64"}
+        save_state(state, path, record)  # as version 0.1 wrote it
         model, names = load_semantic(path)
+        assert load_task(path).task.size == (96, 64)
         assert names == NAMES
         images = torch.rand(1, 3, 32, 48)
         with torch.no_grad():
@@ -350,24 +357,51 @@ class TestFiles:
             assert torch.equal(model(images), expected)
         save_semantic(model, path, names, {})
         assert read_state(path).keys() == state.keys()
-        assert read_provenance(path) == record
+        again = read_provenance(path)
+        assert {key: again[key] for key in record if key != "size"} == {k: v for k, v in record.items() if k != "size"}
         assert torch.equal(load_model(path)[0].decoder.out.weight, unet.decoder.out.weight)
 
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"task": "instance"}, "not a semantic model"),
-            ({"decoder": "paper"}, "does not fit the network its header names"),
-            ({"channels": 10**12}, "no classifier of 1000000000000 channels"),
+            ({"semantic": {"decoder": "paper"}}, "does not fit the network its header names"),
+            ({"semantic": {"decoder": "other"}}, "does not say how its network is built"),
+            ({"semantic": 3}, "does not say how its network is built"),
+            ({"semantic": {"channels": 10**12}}, "does not fit the network its header names"),
+            ({"semantic": {"channels": 10**30}}, "does not fit the network its header names"),
+            ({"semantic": {"channels": "8"}}, "does not say how its network is built"),
             ({"network": "pspnet"}, "does not fit the network its header names"),
-            ({"class_names": ["wall"]}, "does not fit the network its header names"),
-            ({"encoder": None, "channels": None}, "does not say its encoder, channels"),
+            ({"encoder": "resnet50"}, "does not fit the network its header names"),
+            ({"encoder": "nothing"}, "does not fit the network its header names"),
+            ({"steps": 0}, "does not say how its network is built"),
+            ({"other": 1}, "does not say how its network is built"),
+            ({"lr": "x"}, "does not say how its network is built"),
         ],
     )
     def test_another_network_is_refused(self, tmp_path, change, message):
         path = tmp_path / "w.safetensors"
         save_semantic(build("unet", "convnext_atto"), path, NAMES, {})
-        record = {key: value for key, value in (read_provenance(path) | change).items() if value is not None}
+        record = read_provenance(path)
+        record["settings"] = overlay(record["settings"], change)
+        save_state(read_state(path), path, record)
+        with pytest.raises(WeightsError, match=message):
+            load_semantic(path)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"class_names": ["wall"]}, "does not fit the network its header names"),
+            ({"class_names": None}, "does not say how its network is built"),
+            ({"channels": 10**12}, "does not fit the network its header names"),
+            ({"decoder": "paper"}, "does not fit the network its header names"),
+            ({"size": "small"}, "does not say how its network is built"),
+            ({"encoder": None, "channels": None}, "does not say how its network is built \\('encoder'\\)"),
+        ],
+    )
+    def test_a_damaged_record_of_version_01_is_refused(self, tmp_path, change, message):
+        path = tmp_path / "w.safetensors"
+        save_semantic(build("unet", "convnext_atto"), path, NAMES, {})
+        record = {k: v for k, v in (read_provenance(path) | change).items() if v is not None and k != "settings"}
         save_state(read_state(path), path, record)
         with pytest.raises(WeightsError, match=message):
             load_semantic(path)

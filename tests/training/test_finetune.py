@@ -13,6 +13,7 @@ import torch
 import yaml
 
 import pri3d
+from finetuned import load_semantic
 from flat import finetune
 from pri3d.api.finetune import FinetuneSettings
 from pri3d.api.options import VERBS
@@ -24,7 +25,6 @@ from pri3d.networks.weights import read_provenance, read_state, save_model, save
 from pri3d.registry import TASKS
 from pri3d.store import Store
 from pri3d.tasks import find_task
-from pri3d.tasks.semantic import load_semantic
 from pri3d.training.comparison import Job, Row, default_name
 
 SMALL = {"size": "64x48", "batch": 4, "micro_batch": 4, "workers": 0, "precision": "fp32"}

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
 from pri3d import registry
 from pri3d.api.finetune import stated_finetuning
 from pri3d.errors import ConfigError, DataError, WeightsError
-from pri3d.evaluation.exports import EXPORTS, Subject
-from pri3d.evaluation.networks import Network, Which, find_weights, open_network
-from pri3d.geometry.resize import parse_size
+from pri3d.files.atomic import remove_leftovers
 from pri3d.labelled import LabelledImages, Split, open_labelled
-from pri3d.runs import RunPaths, write_json
-from pri3d.tasks import differing
+from pri3d.machine import cores
+from pri3d.runs import RunPaths, read_json, write_json
+from pri3d.tasks import Predictions, Task, Trained, Which, differing, find_weights, hash_file, load_task
 
-_PAPER_THRESHOLD = 0.5  # score under which the paper's protocol leaves objects out
-_TITLES = {"iou": "IoU", "classes": "AP of masks", "box_classes": "AP of boxes"}
+FORMAT = 1  #: of a folder of predictions
+RECORD = "record.json"  #: of that folder: what its files are of
 
 
 def evaluate(
@@ -74,66 +75,102 @@ def evaluate(
         if value not in choices:
             raise registry.unknown(what, choices, value)
     networks = _networks(run, which, console)
-    first = networks[0]
-    _check_flags(first, run, resolution, protocol)
+    task = next(iter(networks.values())).task
+    _check_flags(task, run, resolution, protocol)
     facts, settings = _stated(run)
     images = _open(run, facts, data, split, dataset, labels)
-    _check_classes(first, images, run)
-    min_score = _PAPER_THRESHOLD if protocol == "paper" else 0.0
-    least = int(settings.get(first.task.name, {}).get("min_area") or 0)
-    subject = Subject(images, _size(first, resolution), least, min_score)
-    shown = "native" if first.task.name == "instance" else resolution
+    _check_classes(task, images, run)
+    shown = resolution if resolution in task.resolutions else task.resolutions[0]
+    kept = task.predictions(images, settings, shown, protocol)
     suffix = _suffix(data, _own(facts, split))
     scores = {}
-    for network in networks:
-        if network.task.name in EXPORTS:
-            folder = run / "predictions" / f"{network.which}-{split}-{shown}{suffix}"
-            export = EXPORTS[network.task.name](folder, network, subject)
-            export.make(console)
-            scores[network.which] = export.score()
+    for name, network in networks.items():
+        if kept is None:
+            scores[name] = _measure(network, images, settings, run)
         else:
-            scores[network.which] = _measure(network, images, settings, run)
+            folder = run / "predictions" / f"{name}-{split}-{shown}{suffix}"
+            _predict_all(name, network, images, kept, folder, console)
+            scores[name] = kept.score(folder)
     result = {
-        "task": first.task.name,
+        "task": task.name,
         "data": str(images.path),
         "split": split,
         "images": len(images.names),
         "resolution": shown,
-        "protocol": protocol if first.task.name == "instance" else None,
-        "weights": {network.which: network.hash for network in networks},
+        "protocol": protocol if task.protocols else None,
+        "weights": {name: network.hash for name, network in networks.items()},
         "scores": scores,
     }
     write_json(out or run / f"evaluation{suffix}.json", result)
-    _show(result)
+    _show(result, task)
     return result
 
 
-def _check_flags(network: Network, run: Path, resolution: str, protocol: str) -> None:
+def _check_flags(task: Task, run: Path, resolution: str, protocol: str) -> None:
     """Refuse what is of another task."""
-    task = network.task.name
-    if task != "instance" and protocol != "coco":
-        raise ConfigError(f"--protocol {protocol}: is of instance segmentation; {run} is a {task} run.")
-    if task not in EXPORTS and resolution != "training":
-        raise ConfigError(f"--resolution {resolution}: is of semantic segmentation; {run} is a {task} run.")
+    if protocol != "coco" and protocol not in task.protocols:
+        raise ConfigError(f"--protocol {protocol}: is of instance segmentation; {run} is a {task.name} run.")
+    if resolution != "training" and resolution not in task.resolutions:
+        raise ConfigError(f"--resolution {resolution}: is of semantic segmentation; {run} is a {task.name} run.")
 
 
-def _measure(network: Network, images: LabelledImages, settings: dict[str, Any], run: Path) -> dict[str, Any]:
-    """Scores of a task of another package, as in validation. Raises DataError for settings that are not its own."""
+def _predict_all(
+    which: str, network: Trained, images: LabelledImages, kept: Predictions, folder: Path, console: Console
+) -> None:
+    """Predict what is not there yet. The record is written last: without it, the files are not finished."""
+    record = {
+        "format": FORMAT,
+        "task": network.task.name,
+        "weights": network.hash,
+        "data": images.hash,
+        "classes": list(network.task.class_names),
+        "images": len(images.names),
+        **kept.made_with,
+    }
+    what = f"{which}: predictions of {len(images.names)} images"
+    if _are_there(folder, kept, record):
+        console.print(f"{what} reused from {escape(str(folder))}")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    (folder / RECORD).unlink(missing_ok=True)
+
+    def counted(items: Iterable[Any]) -> Iterable[Any]:
+        return track(items, f"predicting ({which})", len(images.names), console=console, transient=True)
+
+    kept.write(network.task, network.model, folder, counted)
+    write_json(folder / RECORD, {**record, "files": {name: hash_file(folder / name) for name in kept.files}})
+    console.print(f"{what} written to {escape(str(folder))}")
+
+
+def _are_there(folder: Path, kept: Predictions, record: dict[str, Any]) -> bool:
+    """Whether the folder holds these very predictions, undamaged."""
+    try:
+        found = read_json(folder / RECORD)
+        hashes = found.pop("files")
+        whole = all(hash_file(folder / name) == hashes[name] for name in kept.files)
+    except (DataError, OSError, LookupError, TypeError, AttributeError):
+        return False
+    return whole and bool(found == record)
+
+
+def _measure(network: Trained, images: LabelledImages, settings: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Scores of a task that keeps no predictions, as in validation. Raises DataError for settings of another task."""
     recipe = network.task.recipe
     try:
         stated = stated_finetuning(network.task.name, settings)
     except ConfigError as error:
         raise DataError(f"{RunPaths(run).config}: not the settings of a {network.task.name} run ({error}).") from error
     dataset = recipe(stated, stated.own[network.task.name]).dataset(images, None, training=False)
-    return network.task.measure(network.model, dataset, stated.micro_batch)
+    return network.task.measure(network.model, dataset, stated.micro_batch, min(4, cores() - 1))
 
 
-def _networks(run: Path, which: Literal["last", "best", "both"], console: Console) -> list[Network]:
+def _networks(run: Path, which: Literal["last", "best", "both"], console: Console) -> dict[Which, Trained]:
     """The networks that were asked for; of both, those that are there."""
     if run.is_file():
         raise ConfigError(f"{run}: give the run's folder, whose config.yaml says what it was trained on.")
     asked: tuple[Which, ...] = ("last", "best") if which == "both" else (which,)
-    found: list[Network] = []
+    found: dict[Which, Trained] = {}
     missing: list[WeightsError] = []
     for each in asked:
         try:
@@ -141,7 +178,7 @@ def _networks(run: Path, which: Literal["last", "best", "both"], console: Consol
         except WeightsError as error:
             missing.append(error)
         else:
-            found.append(open_network(path, each))
+            found[each] = load_task(path).to_device()
     if not found:
         raise missing[0]
     for absent in missing:
@@ -186,9 +223,9 @@ def _stated(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return stated["provenance"], stated["settings"]
 
 
-def _check_classes(network: Network, images: LabelledImages, run: Path) -> None:
+def _check_classes(task: Task, images: LabelledImages, run: Path) -> None:
     """Refuse data whose classes are not the network's."""
-    there, known = list(network.task.names_of(images)), list(network.task.class_names)
+    there, known = list(task.names_of(images)), list(task.class_names)
     if there != known:
         raise DataError(
             f"{images.path} has other classes than the network of {run}: {differing(there, known)}. "
@@ -196,14 +233,7 @@ def _check_classes(network: Network, images: LabelledImages, run: Path) -> None:
         )
 
 
-def _size(network: Network, resolution: str) -> tuple[int, int] | None:
-    """(width, height) at which class maps are compared, None for each image's own."""
-    if network.task.name != "semantic" or resolution == "native" or network.size is None:
-        return None
-    return parse_size(network.size)
-
-
-def _show(result: dict[str, Any]) -> None:
+def _show(result: dict[str, Any], task: Task) -> None:
     """Print a line a score: the numbers, then those of each class."""
     scores = result["scores"]
     title = f"{result['split']}, {result['images']} images"
@@ -220,7 +250,7 @@ def _show(result: dict[str, Any]) -> None:
             cells = [_cell(each[group][name]) for each in scores.values()]
             if set(cells) == {"-"}:  # neither occurs nor is predicted
                 continue
-            table.add_row(f"{_TITLES.get(group, escape(group))} {escape(name)}", *cells)
+            table.add_row(escape(f"{task.words.scores.get(group, group)} {name}"), *cells)
     Console().print(table)
 
 

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from pri3d.drawing import draw_classes, draw_detections, palette
+from pri3d.data.reading import reading
+from pri3d.drawing import palette
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.evaluation.media import Picture, is_written, open_media, refuse_failed, until_damaged, write_video
-from pri3d.evaluation.networks import Network, Which, find_weights, open_network
 from pri3d.files.archive import encode
 from pri3d.files.atomic import write_atomic
-from pri3d.labelled.convert import encode_mask
 from pri3d.runs import read_json, write_json
-from pri3d.types import Detections
+from pri3d.tasks import Trained, Which, find_weights, load_task
 
 CLASSES = "classes.json"  #: of the output folder: what its ids mean, and what it was made with
-_SCORE = 0.5  # under which objects are left out where nothing is said
 #: what :func:`_facts` says of an output folder -> how a message names another one
 _OTHER = {
     "task": "of another task",
@@ -75,7 +71,7 @@ def predict(
         raise ConfigError(f"--threshold {threshold}: give a score between 0 and 1.")
     media = open_media(source, every, out)
     console = Console(stderr=True, soft_wrap=True)
-    network = open_network(*_weights(run, weights, console))
+    network = load_task(_weights(run, weights, console)).to_device()
     facts = _facts(network, threshold)
     _claim(out, facts, overwrite)
     if media.videos:
@@ -84,9 +80,17 @@ def predict(
     failed: list[str] = []
     fresh = False
     shown = track(media.pictures, "predicting", media.total, console=console, transient=True)
-    for picture in until_damaged(shown, failed):
+    made_with = {name: facts[name] for name in ("weights", "threshold")}
+
+    def wanted(picture: Picture) -> NDArray[np.uint8] | None:
+        return None if not overwrite and _is_done(picture, out, made_with) else picture.load()
+
+    for picture, color in reading(until_damaged(shown, failed), wanted):
         try:
-            fresh |= _predict_one(network, picture, out, facts, overwrite)
+            pixels = color.result()
+            if pixels is not None:
+                _predict_one(network, picture, pixels, out, made_with)
+                fresh = True
             done.append(picture.name)
         except DataError as error:
             console.print(f"skipped {escape(str(error))}")
@@ -98,31 +102,29 @@ def predict(
     return out
 
 
-def _weights(run: Path, weights: Which, console: Console) -> tuple[Path, Which]:
-    """File of the network, and which of the two it is."""
+def _weights(run: Path, weights: Which, console: Console) -> Path:
+    """File of the network."""
     if run.is_file():
-        return run, weights
-    if weights == "last":
-        return find_weights(run, "last"), "last"
-    try:
-        return find_weights(run, "best"), "best"
-    except WeightsError:
-        file = find_weights(run, "last")
-    console.print(f"{escape(str(run))} has no best network: it was not validated. The last one predicts.")
-    return file, "last"
+        return run
+    if weights == "best":
+        try:
+            return find_weights(run, "best")
+        except WeightsError:
+            file = find_weights(run, "last")
+        console.print(f"{escape(str(run))} has no best network: it was not validated. The last one predicts.")
+        return file
+    return find_weights(run, "last")
 
 
-def _facts(network: Network, threshold: float | None) -> dict[str, Any]:
-    """What holds for the whole output folder. Raises ConfigError for a threshold where there are no objects."""
-    names, instance = network.task.class_names, network.task.name == "instance"
-    if instance:
-        threshold = _SCORE if threshold is None else threshold
-    elif threshold is not None:
-        raise ConfigError(f"--threshold {threshold}: is of objects; {network.path} labels pixels. Leave it out.")
-    colors = palette(names).tolist()
-    classes = [{"id": k + instance, "name": name, "color": colors[k]} for k, name in enumerate(names)]
-    made_with = {"weights": network.hash, "threshold": threshold}
-    return {"task": network.task.name, **made_with, "classes": classes}
+def _facts(network: Trained, threshold: float | None) -> dict[str, Any]:
+    """What holds for the whole output folder. Raises ConfigError for a threshold where predictions have no scores."""
+    task = network.task
+    if threshold is not None and task.threshold is None:
+        raise ConfigError(f"--threshold {threshold}: is of objects; {network.file} predicts none. Leave it out.")
+    names, colors = task.class_names, palette(task.class_names).tolist()
+    classes = [{"id": k + task.first_id, "name": name, "color": colors[k]} for k, name in enumerate(names)]
+    least = task.threshold if threshold is None else threshold
+    return {"task": task.name, "weights": network.hash, "threshold": least, "classes": classes}
 
 
 def _claim(out: Path, facts: dict[str, Any], overwrite: bool) -> None:
@@ -139,74 +141,34 @@ def _claim(out: Path, facts: dict[str, Any], overwrite: bool) -> None:
     write_json(path, facts)
 
 
-def _predict_one(network: Network, picture: Picture, out: Path, facts: dict[str, Any], overwrite: bool) -> bool:
-    """Predict one picture and write what belongs to it, the json last: where that is there, all is.
-
-    Returns whether there was anything to do.
-    """
+def _is_done(picture: Picture, out: Path, made_with: dict[str, Any]) -> bool:
+    """Whether what belongs to a picture is there. Raises DataError where it is of another image of the name."""
     record = out / f"{picture.name}.json"
-    made_with = {name: facts[name] for name in ("weights", "threshold")}
-    before = {} if overwrite else _read(record)
-    if before.get("image", picture.source) != picture.source:
-        raise DataError(f"{picture.source}: {record} is of {before['image']}. Choose another --out.")
-    if all(before.get(name) == value for name, value in made_with.items()):
-        return False
-    color = picture.load()
-    found = network.task.predict(network.model, color)
-    names = network.task.class_names
-    about: dict[str, Any] = {"image": picture.source, "width": color.shape[1], "height": color.shape[0]}
-    about |= made_with
-    if isinstance(found, Detections) and facts["threshold"] is not None:
-        keep = found.scores >= facts["threshold"]
-        found = Detections(found.masks[keep], found.boxes[keep], found.classes[keep], found.scores[keep])
-        drawn = draw_detections(color, found, names)
-        about["objects"] = list(_objects(found, names))
-    elif isinstance(found, np.ndarray) and found.dtype == np.uint8 and found.shape == color.shape[:2]:
-        drawn = draw_classes(color, found, names)
-        shares = np.bincount(found.ravel(), minlength=len(names)) / found.size
-        about["classes"] = {name: round(float(share), 6) for name, share in zip(names, shares, strict=False)}
-        write_atomic(out / f"{picture.name}.png", _palette_png(found, names))
-    else:
-        task = facts["task"]
-        raise ConfigError(
-            f"{network.path}: what task {task} predicts is neither a class map nor objects, so it cannot be drawn. "
-            "Call predict() of pri3d.tasks.load_task(RUN).task in Python."
-        )
-    write_atomic(_overlay(out, picture.name), encode(drawn, "JPEG"))
-    write_json(record, about)
-    return True
-
-
-def _read(record: Path) -> dict[str, Any]:
-    """What a record says; nothing where there is none or it is damaged."""
     try:
         about = read_json(record) if record.is_file() else {}
-    except DataError:
-        return {}
-    return about if isinstance(about, dict) else {}
+    except DataError:  # damaged: as if it were not there
+        return False
+    if not isinstance(about, dict):
+        return False
+    if about.get("image", picture.source) != picture.source:
+        raise DataError(f"{picture.source}: {record} is of {about['image']}. Choose another --out.")
+    return all(about.get(name) == value for name, value in made_with.items())
 
 
-def _objects(found: Detections, names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Objects in COCO's form, best first: category ids from 1, boxes x, y, width, height in pixels."""
-    for mask, box, kind, score in zip(*found, strict=True):
-        x0, y0, x1, y1 = (round(float(v), 2) for v in box)
-        yield {
-            "category_id": int(kind) + 1,
-            "class": names[kind],
-            "score": round(float(score), 4),
-            "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
-            "area": int(mask.sum()),
-            "segmentation": encode_mask(mask),
-        }
-
-
-def _palette_png(label: NDArray[np.uint8], class_names: Sequence[str]) -> bytes:
-    """Class ids (H, W) as PNG that viewers show in the classes' colours and programs read as ids."""
-    image = Image.fromarray(label)
-    image.putpalette(palette(class_names).tobytes())
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+def _predict_one(
+    network: Trained, picture: Picture, color: NDArray[np.uint8], out: Path, made_with: dict[str, Any]
+) -> None:
+    """Predict one picture and write what belongs to it, the json last: where that is there, all is."""
+    task = network.task
+    found = task.predict(network.model, color)
+    if made_with["threshold"] is not None:
+        found = task.keep(found, made_with["threshold"])
+    about = {"image": picture.source, "width": color.shape[1], "height": color.shape[0], **made_with}
+    about |= task.record(found)
+    for ending, content in task.extras(found).items():
+        write_atomic(out / f"{picture.name}{ending}", content)
+    write_atomic(_overlay(out, picture.name), encode(task.draw(color, found), "JPEG"))
+    write_json(out / f"{picture.name}.json", about)
 
 
 def _overlay(out: Path, name: str) -> Path:

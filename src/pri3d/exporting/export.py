@@ -24,7 +24,7 @@ from pri3d.networks.load import load
 from pri3d.networks.weights import MODEL_FILE
 
 #: entries of a fine-tuned run's record that speak of its head, which is not exported
-OF_TASK = ("task", "network", "class_names", "sizes", "loaded", "part")
+OF_TASK = ("task", "settings", "network", "class_names", "sizes", "loaded", "part")
 
 
 def export(

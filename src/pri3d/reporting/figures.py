@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pri3d.drawing import color_labels, draw_detections, palette
+from pri3d.drawing import palette
 from pri3d.reporting.cutaway import Chunk, chunk_handles, draw_chunk
 from pri3d.reporting.style import DPI, MUTED, image_grid, png, series_label, show, style
-from pri3d.types import Detections
 
 SHOWN_MATCHES = 32
 _SHEET_WIDTH, _LEFT_COLUMN, _MARGIN, _BETWEEN, _TITLE_ROW = 13.6, 6.0, 0.05, 0.07, 0.42  # inches
@@ -36,22 +35,11 @@ class MatchedPair(NamedTuple):
     name: str  #: scene/frame+frame
 
 
-class Segmented(NamedTuple):
-    """One labelled frame and what networks say of it."""
+class PredictedFrame(NamedTuple):
+    """One image, and what is true and predicted of it, as a task draws them (:meth:`pri3d.tasks.Task.panels`)."""
 
-    color: NDArray[np.uint8]  #: (H, W, 3) RGB
-    label: NDArray[np.integer]  #: (H, W) class ids, 255 = ignored
-    predicted: Mapping[str, NDArray[np.integer]]  #: method -> (H, W) class ids
-    name: str  #: scene/frame
-
-
-class Detected(NamedTuple):
-    """One image with its objects and what networks find."""
-
-    color: NDArray[np.uint8]  #: (H, W, 3) RGB
-    truth: Detections  #: with scores of 1
-    found: Mapping[str, Detections]  #: method -> objects
     name: str
+    panels: Mapping[str, NDArray[np.uint8]]  #: image, ground truth or a method -> RGB (h, w, 3)
 
 
 def pair_figure(pair: MatchedPair) -> bytes:
@@ -166,50 +154,29 @@ def features_figure(pairs: Sequence[MatchedPair], networks: Mapping[str, Tensor]
         return png(figure)
 
 
-def segmentation_figure(frames: Sequence[Segmented], class_names: Sequence[str]) -> bytes:
-    """Return a PNG with a row a frame: image, ground truth, each method's prediction; below, the classes' colours.
-
-    Pixels without ground truth are black in the predictions too: there, right and wrong are not defined.
-    """
-    methods = list(frames[0].predicted)
+def predictions_figure(frames: Sequence[PredictedFrame], class_names: Sequence[str]) -> bytes:
+    """Return a PNG with a row of pictures a frame; below, the colours of ``class_names``, where there are any."""
     per_row = 8
     lines = -(-(len(class_names) + 1) // per_row)
+    first = next(iter(frames[0].panels.values()))
     with style():
-        columns = ["image", "ground truth", *map(series_label, methods)]
-        aspect = frames[0].color.shape[1] / frames[0].color.shape[0]
-        figure, axes = image_grid([""] * len(frames), columns, aspect, below=0.22 * lines + 0.14)
+        columns = [series_label(column) for column in frames[0].panels]
+        below = 0.22 * lines + 0.14 if class_names else 0.0
+        figure, axes = image_grid([""] * len(frames), columns, first.shape[1] / first.shape[0], below=below)
         for row, frame in zip(axes, frames, strict=True):
-            for c, (cell, image) in enumerate(zip(row, segmented_images(frame, class_names), strict=True)):
-                show(cell, image, smooth=c == 0)
-        figure.legend(
-            handles=class_patches(class_names),
-            loc="lower center",
-            ncols=min(per_row, len(class_names) + 1),
-            handlelength=1.1,
-            handleheight=1.1,
-            columnspacing=1.4,
-            borderaxespad=0.2,
-        )
+            for cell, (column, image) in zip(row, frame.panels.items(), strict=True):
+                show(cell, image, smooth=column == "image" or not class_names)
+        if class_names:
+            figure.legend(
+                handles=class_patches(class_names),
+                loc="lower center",
+                ncols=min(per_row, len(class_names) + 1),
+                handlelength=1.1,
+                handleheight=1.1,
+                columnspacing=1.4,
+                borderaxespad=0.2,
+            )
         return png(figure)
-
-
-def detection_figure(frames: Sequence[Detected], class_names: Sequence[str]) -> bytes:
-    """Return a PNG with a row an image: its objects, and what each method finds, with the scores in percent."""
-    methods = list(frames[0].found)
-    with style():
-        aspect = frames[0].color.shape[1] / frames[0].color.shape[0]
-        figure, axes = image_grid([""] * len(frames), ["ground truth", *map(series_label, methods)], aspect)
-        for row, frame in zip(axes, frames, strict=True):
-            show(row[0], draw_detections(frame.color, frame.truth, class_names, with_scores=False), smooth=True)
-            for cell, method in zip(row[1:], methods, strict=True):
-                show(cell, draw_detections(frame.color, frame.found[method], class_names), smooth=True)
-        return png(figure)
-
-
-def segmented_images(frame: Segmented, class_names: Sequence[str]) -> list[NDArray[np.uint8]]:
-    """Image, ground truth, predictions as RGB (H, W, 3); what has no ground truth is black in all but the image."""
-    labels = [frame.label, *(np.where(frame.label == 255, 255, label) for label in frame.predicted.values())]
-    return [frame.color, *(color_labels(label, class_names) for label in labels)]
 
 
 def class_patches(class_names: Sequence[str]) -> list[Patch]:
@@ -252,7 +219,7 @@ def overview_picture(
     pair: MatchedPair,
     chunk: Chunk,
     maps: Mapping[str, Tensor],
-    frames: Sequence[Segmented],
+    frames: Sequence[PredictedFrame],
     class_names: Sequence[str],
 ) -> bytes:
     """Return a PNG: at the left a pair and its feature maps before and after, at the right chunk and segmentations.
@@ -273,7 +240,7 @@ def overview_picture(
             for x, color in zip((_MARGIN, _MARGIN + _LEFT_COLUMN - cell), pca_colors(features), strict=True):
                 show(sheet.axes(x, top, cell, tall), color, smooth=False)
         left = _LEFT_COLUMN + 0.45
-        top = _draw_segmented(sheet, left, frames, class_names)
+        top = _draw_predicted(sheet, left, frames, class_names)
         sheet.title(
             left, top - _TITLE_ROW + 0.18, f"{len(maps) + 3}  Fine-tuning", "semantic segmentation, held-out frames"
         )
@@ -282,14 +249,15 @@ def overview_picture(
         return png(sheet.figure)
 
 
-def _draw_segmented(sheet: _Sheet, left: float, frames: Sequence[Segmented], class_names: Sequence[str]) -> float:
+def _draw_predicted(sheet: _Sheet, left: float, frames: Sequence[PredictedFrame], class_names: Sequence[str]) -> float:
     """Rows of pictures above a legend in the lower right corner; returns where the rows begin."""
-    columns = ["image", "ground truth", *map(series_label, frames[0].predicted)]
+    columns = [series_label(column) for column in frames[0].panels]
+    first = next(iter(frames[0].panels.values()))
     wide = (_SHEET_WIDTH - _MARGIN - left - _BETWEEN * (len(columns) - 1)) / len(columns)
-    high = wide * frames[0].color.shape[0] / frames[0].color.shape[1]
+    high = wide * first.shape[0] / first.shape[1]
     begin: float = sheet.height - _LEGEND_ROW - len(frames) * (high + _BETWEEN)
     for r, frame in enumerate(frames):
-        for c, image in enumerate(segmented_images(frame, class_names)):
+        for c, image in enumerate(frame.panels.values()):
             axes = sheet.axes(left + c * (wide + _BETWEEN), begin + r * (high + _BETWEEN), wide, high)
             show(axes, image, smooth=c == 0)
             if r == 0:

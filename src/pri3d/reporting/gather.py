@@ -11,23 +11,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pri3d import registry
 from pri3d.data.pairs import PairDataset
 from pri3d.data.sampler import Draw
-from pri3d.errors import DataError
+from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.matching import match_pixels
 from pri3d.geometry.resize import parse_size
 from pri3d.labelled import LabelledImages
 from pri3d.networks.weights import load_model
 from pri3d.reporting.cutaway import Chunk, up_direction
-from pri3d.reporting.figures import Detected, MatchedPair, Segmented
+from pri3d.reporting.figures import MatchedPair, PredictedFrame
 from pri3d.reporting.sources import Missing, RunFolder, Runs, has_pairs
 from pri3d.runs import RunPaths
 from pri3d.store import Store
-from pri3d.tasks import load_task
-from pri3d.types import Detections
+from pri3d.tasks import find_task, load_task
 
-SCORE = 0.5  #: from which on an object is drawn
 _DISTANCE = 0.02  # metres; where nothing says
 
 
@@ -127,14 +124,8 @@ def spread_rows(count: int, most: int) -> list[int]:
 class Pictures(NamedTuple):
     """Frames with what networks say of them."""
 
-    segmented: Sequence[Segmented]  #: of semantic segmentation
-    detected: Sequence[Detected]  #: of detection
-    class_names: Sequence[str]
-
-    @property
-    def frames(self) -> list[Segmented | Detected]:
-        """All of them."""
-        return [*self.segmented, *self.detected]
+    frames: Sequence[PredictedFrame]
+    class_names: Sequence[str]  #: whose colours the pictures are made of; empty where they are not
 
 
 @torch.no_grad()
@@ -147,39 +138,21 @@ def predictions(images: LabelledImages, runs: Runs, count: int, task: str) -> Pi
     models = {method: load_task(file) for method, file in files.items() if file is not None}
     if not models:
         return Missing("no fine-tuning run has finished.")
-    names = registry.load("tasks", registry.TASKS, task).names_of(images)
+    names = find_task(task).names_of(images)
     for method, trained in models.items():
         if trained.task.class_names != names:
             return Missing(f"{method} and {images.path.name} have other classes.")
-    rows = spread_rows(len(images.names), count)
-    segmented, detected = [], []
-    for row in rows:
-        color, name = images.color(row), images.names[row]
+    own = next(iter(models.values())).task
+    frames = []
+    for row in spread_rows(len(images.names), count):
+        color = images.color(row)
         found = {method: trained.task.predict(trained.model, color) for method, trained in models.items()}
-        if all(isinstance(one, Detections) for one in found.values()):
-            likely = {method: likely_objects(every) for method, every in found.items()}
-            detected.append(Detected(color, true_objects(images, row), likely, name))
-        elif all(isinstance(one, np.ndarray) and one.shape == color.shape[:2] for one in found.values()):
-            segmented.append(Segmented(color, images.label(row), found, name))
-        else:
-            return Missing(f"what task {task} predicts is neither class ids nor objects.")
-    return Pictures(segmented, detected, names)
-
-
-def likely_objects(found: Detections) -> Detections:
-    """Predicted objects that are drawn."""
-    return _kept(found, found.scores >= SCORE)
-
-
-def true_objects(images: LabelledImages, row: int) -> Detections:
-    """The objects of an image without crowds."""
-    truth = images.instances(row)
-    every = Detections(truth.masks, truth.boxes, truth.classes, np.ones(len(truth.classes), np.float32))
-    return _kept(every, ~truth.crowd)
-
-
-def _kept(found: Detections, which: NDArray[np.bool_]) -> Detections:
-    return Detections(found.masks[which], found.boxes[which], found.classes[which], found.scores[which])
+        try:
+            panels = own.panels(color, own.truth(images, row), found)
+        except ConfigError as error:  # of a task that does not say how it is drawn
+            return Missing(str(error))
+        frames.append(PredictedFrame(images.names[row], panels))
+    return Pictures(frames, names if own.colors_classes else [])
 
 
 def _cell_centres(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> NDArray[np.float64]:

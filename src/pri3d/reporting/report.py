@@ -40,8 +40,7 @@ from pri3d.reporting.sources import (
 )
 from pri3d.runs import RunPaths
 from pri3d.store import Store
-
-_TASKS = {"semantic": "Semantic segmentation", "instance": "Detection and instance segmentation"}
+from pri3d.tasks import find_task
 
 
 def make_report(runs: list[Path], data: Path | None = None, out: Path = Path("report.html")) -> Path:
@@ -106,22 +105,22 @@ def write_overview(path: Path, sources: Sources, data: Path | None = None) -> Pa
 
     ``data`` as of :func:`make_report`. Raises DataError naming the first piece that is missing.
     """
-    groups = sources.groups().get("semantic", [])
-    if not sources.pretrained or not groups:
+    segmenting = [(task, groups) for task, groups in sources.groups().items() if find_task(task).colors_classes]
+    if not sources.pretrained or not segmenting:
         raise DataError("an overview needs a pre-training run and a fine-tuning run for semantic segmentation.")
-    run = sources.pretrained[0]
+    run, (task, groups) = sources.pretrained[0], segmenting[0]
     folder = there(pairs_of(run, data)).folder
     pairs, images = gather.matched_pairs(folder, 1, run.settings)
     chunk = there(gather.median_chunk(folder, run.settings))
     maps = gather.feature_maps(images, there(gather.network_files([run])))
     methods = {group.method: [member.path for member in group.runs] for group in groups}
-    found = there(gather.predictions(there(labelled_of(groups[0].runs[0], data)).images, methods, 2, "semantic"))
-    return write_atomic(path, overview_picture(pairs[0], chunk, maps, found.segmented, found.class_names))
+    found = there(gather.predictions(there(labelled_of(groups[0].runs[0], data)).images, methods, 2, task))
+    return write_atomic(path, overview_picture(pairs[0], chunk, maps, found.frames, found.class_names))
 
 
 def _add_task(page: Page, task: str, groups: Sequence[SeedGroup], data: Path | None) -> None:
     """Scores, curves and pictures of one task; pictures of the largest fraction of the labels."""
-    page.heading(f"{_TASKS.get(task, task)}, fine-tuned")
+    page.heading(f"{find_task(task).words.title or task}, fine-tuned")
     add_scores(page, task, groups)
     every = [run for group in groups for run in group.runs]
     if any(run.provenance.get("shared_images") for run in every):

@@ -37,6 +37,7 @@ from pri3d.reporting.viewer_scene import MEASURED, legs, show_pairs
 from pri3d.reporting.widgets import scene_widget, similarity_widget
 from pri3d.runs import RunPaths, leaves, read_json, read_metrics
 from pri3d.store import Store
+from pri3d.tasks import find_task
 
 BASELINE = "scratch"  #: the method that others are compared with, where it is there
 MOST_PICTURES = 4  #: methods whose predictions are drawn
@@ -124,13 +125,13 @@ def add_unfinished(page: Page, task: str, runs: Runs) -> None:
 
 def add_pictures(page: Page, task: str, runs: Runs, images: LabelledImages | Missing, remark: str = "") -> None:
     """Evenly spaced held-out images with ground truth and what each method's first run predicts."""
-    what = "Detections" if task == "instance" else "Segmentations"
+    words = find_task(task).words
     shown = dict(list(runs.items())[:MOST_PICTURES])
     try:
         images = there(images)
         found = there(gather.predictions(images, shown, _FRAMES, task))
     except DataError as error:
-        page.note(f"{what} are left out: {error}")
+        page.note(f"{words.predicted} are left out: {error}")
         return
     if remark:
         page.note(remark)
@@ -138,13 +139,10 @@ def add_pictures(page: Page, task: str, runs: Runs, images: LabelledImages | Mis
     some = f" The first {MOST_PICTURES} methods of {len(runs)}." if len(runs) > len(shown) else ""
     where = f"Held-out images, evenly spaced through {images.path.name}, not picked: {names}. "
     of_what = f"Predictions are of each method's first seed at the last step.{some}"
-    if found.detected:
-        objects = f" Objects with a score of {gather.SCORE:.0%} or more; colours are classes."
-        picture, alt = figures.detection_figure(found.detected, found.class_names), "Rows of objects, true and found."
-        page.figure(picture, f"{where}{of_what}{objects}", alt)
-        return
-    picture = figures.segmentation_figure(found.segmented, found.class_names)
-    page.figure(picture, f"{where}{of_what}", "Rows of image, ground truth and predicted classes.")
+    remark = f" {words.remark}" if words.remark else ""
+    columns = ", ".join(series_label(column) for column in found.frames[0].panels)
+    picture = figures.predictions_figure(found.frames, found.class_names)
+    page.figure(picture, f"{where}{of_what}{remark}", f"Rows of pictures: {columns}.")
 
 
 def in_words(values: Mapping[str, Sequence[float]]) -> str:

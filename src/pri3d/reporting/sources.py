@@ -9,22 +9,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pri3d import registry
 from pri3d.data.mixture import hashes_of
 from pri3d.errors import ConfigError, DataError
 from pri3d.labelled import LabelledImages, open_labelled
 from pri3d.runs import RunPaths, leaves, read_json, short_names
 from pri3d.store import MANIFEST, Store
+from pri3d.tasks import find_task, task_of
 
 _VERBS = ("pretrain", "finetune")
 #: what of a run's provenance makes its scores others than those of a run with the same settings
 _DECIDES = ("part", "labels", "data", "val", "init_data_hash")
 Runs = Mapping[str, Sequence[Path]]  #: method -> run folders, one a seed
 
-#: task -> its scores by class, and the name of these
-_BY_CLASS = {"semantic": ("iou", "IoU"), "instance": ("classes", "mask AP")}
-_WORDS = {"miou": "mIoU", "accuracy": "pixel accuracy", "AP": "mask AP", "AP50": "mask AP50", "AP75": "mask AP75",
-          "box_AP": "box AP", "box_AP50": "box AP50", "box_AP75": "box AP75"}  # fmt: skip
 T = TypeVar("T")
 _LEVELS = 5  # folders above a run in which a relative path is looked for
 
@@ -57,11 +53,10 @@ class Sources(NamedTuple):
 
     def groups(self) -> dict[str, list[SeedGroup]]:
         """Task -> its groups, in the order of the paths."""
-        tasks = dict.fromkeys(str(run.provenance.get("task", "semantic")) for run in self.finetuned)
+        tasks = dict.fromkeys(task_of(run.provenance) for run in self.finetuned)
         ours = {run.path.resolve(): run.name for run in self.pretrained}
         return {
-            task: _groups([run for run in self.finetuned if run.provenance.get("task", "semantic") == task], ours)
-            for task in tasks
+            task: _groups([run for run in self.finetuned if task_of(run.provenance) == task], ours) for task in tasks
         }
 
 
@@ -201,10 +196,11 @@ class TaskWords(NamedTuple):
 
 def words_of(task: str) -> TaskWords:
     """Raises ConfigError for an unknown task."""
-    kind = registry.load("tasks", registry.TASKS, task)
-    key = str(kind.key)
-    shown = {name: _WORDS.get(name, name) for name in dict.fromkeys((key, *kind.recipe.shown))}
-    return TaskWords(key, _WORDS.get(key, key), _BY_CLASS.get(task, ("", key))[1], shown)
+    kind = find_task(task)
+    words, key = kind.words.scores, kind.key
+    shown = {name: words.get(name, name) for name in dict.fromkeys((key, *kind.recipe.shown))}
+    by_class = kind.words.by_class
+    return TaskWords(key, words.get(key, key), words.get(by_class, by_class or key), shown)
 
 
 def read_score(run: Path, task: str) -> RunScores | None:
@@ -218,7 +214,8 @@ def read_score(run: Path, task: str) -> RunScores | None:
         best = float(found.get("best", last)[key])
         if not math.isfinite(last[key]):
             return None
-        classes = dict(last[_BY_CLASS[task][0]]) if task in _BY_CLASS else {}
+        by_class = find_task(task).words.by_class
+        classes = dict(last[by_class]) if by_class else {}
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not the scores of a run ({error!r}). Delete it, or restore it.") from error
     return RunScores(_numbers(last), best, _numbers(classes), history)

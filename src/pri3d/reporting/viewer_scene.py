@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from pri3d.data.augment import to_tensor
 from pri3d.data.pairs import PairDataset, PairItem
 from pri3d.data.sampler import Draw
-from pri3d.drawing import color_labels, draw_detections
 from pri3d.errors import DataError
 from pri3d.geometry.matching import cell_pixels, cell_points, match_pixels
 from pri3d.geometry.resize import parse_size, resize_color
@@ -26,12 +25,11 @@ from pri3d.labelled.prepared import PreparedImages
 from pri3d.networks.weights import load_model
 from pri3d.reporting.cutaway import up_direction
 from pri3d.reporting.figures import pca_colors, spread
-from pri3d.reporting.gather import likely_objects, match_distance, spread_rows, true_objects
+from pri3d.reporting.gather import match_distance, spread_rows
 from pri3d.reporting.sources import RunFolder, labelled_of, pairs_of, read_run, there
 from pri3d.runs import RunPaths
 from pri3d.store import MANIFEST, SceneStore, Store
-from pri3d.tasks import load_task
-from pri3d.types import Detections
+from pri3d.tasks import find_task, load_task, task_of
 
 _CELLS = 80  #: feature cells along the width of a picture of principal components; finer ones are averaged
 SHOWN = 24  #: matches of a pair, far from each other
@@ -157,15 +155,18 @@ def _show_finetuning(run: RunFolder, data: Path | None, scene: str | None, frame
     """Images the run was validated on, ground truth and predictions; in their scene where they are of a store."""
     images, remark = there(labelled_of(run, data))
     weights = RunPaths(run.path).weights
-    task, model, _ = load_task(weights) if weights.is_file() else (None, None, None)
+    kind = find_task(task_of(run.provenance))
+    trained = load_task(weights) if weights.is_file() else None
+    task = kind(kind.names_of(images)) if trained is None else trained.task
     rows = _rows(images, scene)
     chosen = [rows[k] for k in spread_rows(len(rows), frames)]
     shown_frames = []
     for row in track(chosen, description="predicting", transient=True):
-        pictures = _truth(images, row, run)
-        if task is not None and model is not None:
-            predicted = task.predict(model, images.color(row))
-            pictures["prediction"] = _draw(images, images.color(row), predicted, task.class_names)
+        color, truth = images.color(row), task.truth(images, row)
+        pictures = {} if truth is None else task.panels(color, truth, {})
+        if trained is not None:  # apart, or nothing would be seen of it where there is no ground truth
+            pictures |= task.panels(color, None, {"prediction": task.predict(trained.model, color)})
+        pictures.pop("image", None)  # it is shown anyway
         shown_frames.append(_placed(images, row)._replace(pictures=pictures))
     title = f"Run {run.name}: {images.path.name}"
     if isinstance(images, PreparedImages):
@@ -175,7 +176,7 @@ def _show_finetuning(run: RunFolder, data: Path | None, scene: str | None, frame
         none = np.zeros((0, 3))
         shown = Shown(title, {}, shown_frames, none, none, none.astype(np.uint8), [], [])
     shown.notes.extend([remark] if remark else [])
-    if task is None:
+    if trained is None:
         shown.notes.append(f"{run.name} has no {weights.name}: no predictions. Its training has not finished.")
     facts = {**shown.facts, "frames": f"{len(chosen)} of {len(rows)} labelled", "data": str(images.path)}
     return shown._replace(facts=facts)
@@ -204,22 +205,6 @@ def _placed(images: LabelledImages, row: int) -> ShownFrame:
     scene, _, name = images.names[row].rpartition("/")
     of = images.store.scene(scene)
     return _frame(of, of.frames.names.tolist().index(name))
-
-
-def _truth(images: LabelledImages, row: int, run: RunFolder) -> dict[str, NDArray[np.uint8]]:
-    if run.provenance.get("task") != "instance":
-        return {"ground truth": color_labels(images.label(row), images.class_names)}
-    found = true_objects(images, row)
-    return {"ground truth": draw_detections(images.color(row), found, images.thing_names, with_scores=False)}
-
-
-def _draw(images: LabelledImages, color: NDArray[np.uint8], predicted: Any, names: list[str]) -> NDArray[np.uint8]:
-    """Class ids as colours, objects over the image. Raises DataError for what another task predicts."""
-    if isinstance(predicted, Detections):
-        return draw_detections(color, likely_objects(predicted), names)
-    if isinstance(predicted, np.ndarray) and predicted.ndim == 2:
-        return color_labels(predicted, names)
-    raise DataError(f"{images.path}: a {type(predicted).__name__} is predicted, which has no picture: class ids do.")
 
 
 def _frame(scene: SceneStore, row: int) -> ShownFrame:

@@ -63,7 +63,7 @@ def _draw_segmentations(plan: ExperimentPlan) -> bytes:
         place.store(f"{data}-val" if apart else data), "val", labels=parts[data].get("labels"), whole=apart
     )
     found = there(gather.predictions(images, runs, IMAGES, plan.experiment.task))
-    return figures.segmentation_figure(found.segmented, found.class_names)
+    return figures.predictions_figure(found.frames, found.class_names)
 
 
 def table_markdown(place: StudyFolder, experiment: Experiment, matrix: Matrix, entries: Sequence[TableEntry]) -> str:

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from pri3d import __version__
+from pri3d.api.finetune import FinetuneSettings
 from pri3d.api.options import Options, option
 from pri3d.data.augment import recipe, to_tensor
 from pri3d.data.instances import InstanceDataset, InstanceItem, collate_instances
-from pri3d.errors import WeightsError
+from pri3d.data.reading import read_ahead
+from pri3d.drawing import draw_detections
+from pri3d.files.atomic import write_atomic
 from pri3d.labelled import LabelledImages
 from pri3d.labelled._shared.checks import check_images
-from pri3d.labelled.convert import to_coco
-from pri3d.networks.detector import SIZES, Detector, Sizes, build_detector
+from pri3d.labelled.convert import encode_mask, to_coco
+from pri3d.networks.detector import SIZES, Detector, Sizes
 from pri3d.networks.encoders import build_encoder
-from pri3d.networks.lora import merged_state
-from pri3d.networks.weights import read_state, save_state
-from pri3d.tasks import Meter, Recipe, Task, rebuild
+from pri3d.runs import read_json
 from pri3d.tasks.ap import average_precision, detections_to_results
+from pri3d.tasks.base import Meter, Predictions, Recipe, Task, Words
 from pri3d.types import Detections, InstanceBatch
 
-NETWORK = "maskrcnn"
-LARGEST = 20_000  #: of a Mask R-CNN's numbers: channels, pixels, proposals
-ENCLOSING = "backbone."  #: what torchvision has before the names of encoder and pyramid; files do without
+TRUTH = "truth.json"  #: beside predictions
+LARGEST = 20_000  #: of pixels and proposals that a file may ask for
+PAPER_THRESHOLD = 0.5  #: score under which the paper's protocol leaves objects out
 
 
 class InstanceOptions(Options):
@@ -96,7 +100,7 @@ class InstanceRecipe(Recipe[InstanceOptions]):
 
     def task(self, images: LabelledImages, rows: Sequence[int]) -> InstanceTask:
         """Mask R-CNN's losses."""
-        return InstanceTask(InstanceTask.names_of(images))
+        return InstanceTask(InstanceTask.names_of(images), self.settings)
 
     def dataset(self, images: LabelledImages, rows: Sequence[int] | None, training: bool) -> InstanceDataset:
         """Images and their objects."""
@@ -117,9 +121,30 @@ class InstanceTask(Task):
     key: ClassVar[str] = "AP"
     recipe = InstanceRecipe
     options = InstanceOptions
+    words = Words(
+        "Detection and instance segmentation",
+        "Detections",
+        "Objects with a score of 50% or more; colours are classes.",
+        scores={
+            "AP": "mask AP",
+            "AP50": "mask AP50",
+            "AP75": "mask AP75",
+            "classes": "mask AP",
+            "box_AP": "box AP",
+            "box_AP50": "box AP50",
+            "box_AP75": "box AP75",
+            "box_classes": "box AP",
+        },
+        by_class="classes",
+    )
+    enclosing = ("net.", "backbone.")
+    resolutions = ("native",)
+    protocols = ("coco", "paper")
+    threshold = 0.5
+    first_id = 1
 
-    def __init__(self, class_names: Sequence[str]) -> None:
-        super().__init__(class_names)
+    def __init__(self, class_names: Sequence[str], settings: FinetuneSettings | None = None) -> None:
+        super().__init__(class_names, settings)
         self._truth: tuple[InstanceDataset, Callable[[], dict[str, Any]]] | None = None  # of the data set measured last
 
     @staticmethod
@@ -151,28 +176,108 @@ class InstanceTask(Task):
         """Objects of one RGB image (H, W, 3) with a model in eval mode, best first, in pixels of that image."""
         return next(_find(model, [to_tensor(color).float() / 255]))
 
-    def save(self, model: nn.Module, path: Path, record: dict[str, Any]) -> None:
-        """Write the network as safetensors, adapters merged; its encoder's names are those of a pre-trained model."""
-        if not isinstance(model, Detector):
-            raise TypeError(f"a {type(model).__name__} is no Detector: build one with build_detector().")
-        state = {key.removeprefix(ENCLOSING): value for key, value in merged_state(model.net).items()}
-        built = {"task": self.name, "network": NETWORK, "encoder": model.encoder.name, "sizes": model.sizes._asdict()}
-        save_state(state, path, {"version": __version__, **record, **built, "class_names": self.class_names})
+    def predictions(
+        self, images: LabelledImages, settings: Mapping[str, Any], resolution: str, protocol: str
+    ) -> CocoResults:
+        """COCO's result list, scored in pixels of the images themselves; the paper's protocol drops weak objects."""
+        min_score = PAPER_THRESHOLD if protocol == "paper" else 0.0
+        return CocoResults(images, int(settings.get(self.name, {}).get("min_area") or 0), min_score)
+
+    def truth(self, images: LabelledImages, row: int) -> Detections:
+        """The objects of an image without crowds, with scores of 1."""
+        true = images.instances(row)
+        every = Detections(true.masks, true.boxes, true.classes, np.ones(len(true.classes), np.float32))
+        return _choose(every, ~true.crowd)
+
+    def keep(self, found: Detections, threshold: float) -> Detections:
+        """Objects of at least this score."""
+        return _choose(found, found.scores >= threshold)
+
+    def record(self, found: Detections) -> dict[str, Any]:
+        """Objects in COCO's form, best first: category ids from 1, boxes x, y, width, height in pixels."""
+        objects = []
+        for mask, box, kind, score in zip(*found, strict=True):
+            x0, y0, x1, y1 = (round(float(v), 2) for v in box)
+            objects.append(
+                {
+                    "category_id": int(kind) + self.first_id,
+                    "class": self.class_names[kind],
+                    "score": round(float(score), 4),
+                    "bbox": [x0, y0, round(x1 - x0, 2), round(y1 - y0, 2)],
+                    "area": int(mask.sum()),
+                    "segmentation": encode_mask(mask),
+                }
+            )
+        return {"objects": objects}
+
+    def draw(self, color: NDArray[np.uint8], found: Detections) -> NDArray[np.uint8]:
+        """Objects over the image with their scores."""
+        return draw_detections(color, found, self.class_names)
+
+    def panels(
+        self, color: NDArray[np.uint8], truth: Detections | None, found: Mapping[str, Any]
+    ) -> dict[str, NDArray[np.uint8]]:
+        """Objects over the image: the true ones, and of those that are found the likely ones with their scores."""
+        true = {} if truth is None else {"ground truth": truth}
+        drawn = {name: draw_detections(color, one, self.class_names, with_scores=False) for name, one in true.items()}
+        return drawn | {name: self.draw(color, self.keep(one, self.threshold)) for name, one in found.items()}
 
     @classmethod
-    def load(cls, path: Path, record: dict[str, Any]) -> tuple[InstanceTask, Detector]:
-        """Rebuild what :meth:`save` wrote, on the CPU in eval mode. Raises WeightsError where it does not fit."""
-        try:
-            task = cls(record["class_names"])
-            sizes = Sizes(**{**record["sizes"], "short_sides": tuple(record["sizes"]["short_sides"])})
-            encoder = str(record["encoder"])
-            if not max(number for number in sizes if isinstance(number, int | float)) <= LARGEST:
-                raise ValueError(f"sizes {sizes}")  # a damaged header may claim any number
-        except (KeyError, TypeError, ValueError) as error:
-            raise WeightsError(f"{path} does not say how its Mask R-CNN is built ({error}): fine-tune again") from error
-        inside = ("encoder.", "project.", "fpn.")
-        state = {f"net.{ENCLOSING}{k}" if k.startswith(inside) else f"net.{k}": v for k, v in read_state(path).items()}
-        return task, rebuild(lambda: build_detector(encoder, len(task.class_names), sizes), state, path)
+    def stated_settings(cls, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a file states. One of version 0.1 states the detector's sizes, and no settings."""
+        if "settings" in record:
+            stated = super().stated_settings(record)
+            own = stated[cls.name]
+            if not max(own["rois"], own["long_side"]) <= LARGEST:  # a damaged header may claim any number
+                raise ValueError(f"rois {own['rois']}, long_side {own['long_side']}")
+            return stated
+        sides = tuple(record["sizes"]["short_sides"])
+        sizes = Sizes(**{**record["sizes"], "short_sides": sides})
+        built = {
+            name: known._replace(rois=sizes.rois, short_sides=sides, long_side=sizes.long_side)
+            for name, known in SIZES.items()
+        }
+        named = [name for name, other in built.items() if other == sizes]
+        if not named:
+            raise ValueError(f"sizes {record['sizes']} are of none of {', '.join(SIZES)}")
+        own = {"detector": named[0], "rois": sizes.rois, "long_side": sizes.long_side}
+        own["short_side"] = f"{min(sides)}-{max(sides)}"
+        return {"network": "maskrcnn", "encoder": record["encoder"], cls.name: own}
+
+
+class CocoResults(Predictions):
+    """COCO's result list; scoring writes COCO's ground truth beside it."""
+
+    files = ("predictions.json",)
+
+    def __init__(self, images: LabelledImages, min_area: int, min_score: float) -> None:
+        """Objects of less than ``min_area`` pixels, and predicted ones of a lower score, do not count."""
+        self.images, self.min_area, self.min_score = images, min_area, min_score
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """Images keep their size."""
+        return {"size": None}
+
+    @cached_property
+    def truth(self) -> dict[str, Any]:
+        """COCO's ground truth of all images, as the set states it now."""
+        rows = range(len(self.images.names))
+        return to_coco(self.images, track(rows, "objects", console=Console(stderr=True), transient=True), self.min_area)
+
+    def write(
+        self, task: Task, model: nn.Module, folder: Path, counted: Callable[[Iterable[Any]], Iterable[Any]]
+    ) -> None:
+        """Write what a network finds in each image, as validation does in training."""
+        meter = DetectionMeter(InstanceDataset(self.images, objects=False), lambda: self.truth)
+        for color in counted(read_ahead(range(len(self.images.names)), self.images.color)):
+            meter.parts.append(detections_to_results(task.predict(model, color), len(meter.parts) + 1, meter.numbers))
+        write_atomic(folder / self.files[0], json.dumps(meter.results()).encode())
+
+    def score(self, folder: Path) -> dict[str, Any]:
+        """Average precision of masks and boxes. The ground truth is written anew: labels may have been corrected."""
+        write_atomic(folder / TRUTH, json.dumps(self.truth).encode())
+        return average_precision(self.truth, read_json(folder / self.files[0]), self.min_score)
 
 
 class DetectionMeter(Meter):
@@ -202,6 +307,10 @@ class DetectionMeter(Meter):
     def result(self) -> dict[str, Any]:
         """``AP``, ``AP50``, ... of masks, ``box_AP``, ... of boxes, ``classes`` and ``box_classes``."""
         return average_precision(self.truth(), self.results())
+
+
+def _choose(found: Detections, which: NDArray[np.bool_]) -> Detections:
+    return Detections(found.masks[which], found.boxes[which], found.classes[which], found.scores[which])
 
 
 @torch.no_grad()

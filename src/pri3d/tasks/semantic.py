@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
+from pri3d.api.finetune import FinetuneSettings
 from pri3d.api.options import Options, option
 from pri3d.data.augment import recipe, to_tensor
 from pri3d.data.labelled import LabelledDataset, LabelledItem, collate
-from pri3d.errors import ConfigError, DataError, WeightsError
-from pri3d.geometry.resize import parse_size, resize_color
+from pri3d.data.reading import read_ahead
+from pri3d.drawing import color_labels, draw_classes, palette
+from pri3d.errors import ConfigError, DataError
+from pri3d.files.archive import ImageArchive, encode
+from pri3d.files.atomic import replacing
+from pri3d.geometry.resize import parse_size, resize_color, resize_nearest
 from pri3d.labelled import LabelledImages
 from pri3d.labelled.spaces import IGNORED
 from pri3d.networks.encoders import build_encoder
-from pri3d.networks.lora import merged_state
 from pri3d.networks.segmentation import SegmentationNet, build_segmentation
 from pri3d.networks.unet import UNet
-from pri3d.networks.weights import read_provenance, read_state, save_state
-from pri3d.tasks import Meter, Recipe, Task, rebuild
+from pri3d.tasks.base import Meter, Predictions, Recipe, Task, Words
 from pri3d.types import LabelledBatch
 
 AUXILIARY_WEIGHT = 0.4  #: of the auxiliary loss (PSPNet, arXiv 1612.01105, section 4.1)
-_HEADS = ("classifier.", "auxiliary.")  #: parts of the network that are not in its body
 
 
 class SemanticOptions(Options):
@@ -82,7 +86,7 @@ class SemanticRecipe(Recipe[SemanticOptions]):
         weights = None
         if self.options.class_weights == "balanced":
             weights = class_weights(count_classes(images, rows, len(names)))
-        return SemanticTask(names, parse_size(self.options.size), weights)
+        return SemanticTask(names, self.settings, weights)
 
     def dataset(self, images: LabelledImages, rows: Sequence[int] | None, training: bool) -> LabelledDataset:
         """Images and class maps of one size."""
@@ -98,8 +102,7 @@ class SemanticTask(Task):
 
     Args:
         class_names: of the ids 0.. in label maps.
-        size: (width, height) of the images the network is trained on; predictions are made at this size. None for
-            each image's own.
+        settings: of the run. Predictions are made at its size; without settings at each image's own.
         weights: of the classes in the loss, see :func:`class_weights`; None for all alike.
 
     Raises ConfigError for weights that are not one per class, negative or not finite.
@@ -109,15 +112,24 @@ class SemanticTask(Task):
     key: ClassVar[str] = "miou"
     recipe = SemanticRecipe
     options = SemanticOptions
+    words = Words(
+        "Semantic segmentation",
+        "Segmentations",
+        scores={"miou": "mIoU", "accuracy": "pixel accuracy", "iou": "IoU"},
+        by_class="iou",
+    )
+    enclosing = ("body.",)
+    resolutions = ("training", "native")
+    colors_classes = True
 
     def __init__(
         self,
         class_names: Sequence[str],
-        size: tuple[int, int] | None = None,
+        settings: FinetuneSettings | None = None,
         weights: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(class_names)
-        self.size = size
+        super().__init__(class_names, settings)
+        self.size = None if settings is None else parse_size(settings.own[self.name].size)
         if weights is not None and (
             len(weights) != len(self.class_names) or not all(0 <= weight < math.inf for weight in weights)
         ):
@@ -161,37 +173,97 @@ class SemanticTask(Task):
         classes: NDArray[np.uint8] = scores[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
         return classes
 
+    def predictions(
+        self, images: LabelledImages, settings: Mapping[str, Any], resolution: str, protocol: str
+    ) -> ClassMaps:
+        """Class maps, compared with the labels at the training's size or at each image's own."""
+        return ClassMaps(images, self.class_names, self.size if resolution == "training" else None)
+
+    def truth(self, images: LabelledImages, row: int) -> NDArray[np.uint8]:
+        """Class map of an image."""
+        return images.label(row)
+
+    def record(self, found: NDArray[np.uint8]) -> dict[str, Any]:
+        """Share of each class."""
+        shares = np.bincount(found.ravel(), minlength=len(self.class_names)) / found.size
+        named = zip(self.class_names, shares, strict=False)
+        return {"classes": {name: round(float(share), 6) for name, share in named}}
+
+    def extras(self, found: NDArray[np.uint8]) -> dict[str, bytes]:
+        """Class ids as a PNG that viewers show in the classes' colours and programs read as ids."""
+        image = Image.fromarray(found)
+        image.putpalette(palette(self.class_names).tobytes())
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return {".png": buffer.getvalue()}
+
+    def draw(self, color: NDArray[np.uint8], found: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Classes over the image, and a legend."""
+        return draw_classes(color, found, self.class_names)
+
+    def panels(
+        self, color: NDArray[np.uint8], truth: NDArray[np.uint8] | None, found: Mapping[str, Any]
+    ) -> dict[str, NDArray[np.uint8]]:
+        """Maps in the classes' colours; without ground truth, where right and wrong are not defined, all are black."""
+        shown: dict[str, NDArray[np.integer]] = dict(found)
+        if truth is not None:
+            masked = {name: np.where(truth == IGNORED, IGNORED, one) for name, one in found.items()}
+            shown = {"ground truth": truth, **masked}
+        return {"image": color, **{name: color_labels(one, self.class_names) for name, one in shown.items()}}
+
     def save(self, model: nn.Module, path: Path, record: dict[str, Any]) -> None:
-        """Write a :class:`SegmentationNet`, see :func:`save_semantic`; the task's size goes into the record."""
-        size = {} if self.size is None else {"size": f"{self.size[0]}x{self.size[1]}"}
-        save_semantic(_network(model), path, self.class_names, {**record, **size})
+        """Write a :class:`SegmentationNet`; of a U-Net the file is that of a pre-trained one with a classifier."""
+        body = _network(model).body
+        built = {"decoder": body.decoder_name, "channels": body.channels} if isinstance(body, UNet) else {}
+        super().save(model, path, {**record, **built})
 
     @classmethod
-    def load(cls, path: Path, record: dict[str, Any]) -> tuple[SemanticTask, SegmentationNet]:
-        """Rebuild task and network from a file or run folder and its record: on the CPU, in eval mode.
+    def stated_settings(cls, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a file states. One of version 0.1 states what its network is built of, and no settings."""
+        if "settings" in record:
+            return super().stated_settings(record)
+        stated = {name: record[name] for name in ("network", "encoder")}
+        stated |= {name: record[name] for name in ("decoder", "channels", "size") if name in record}
+        return stated
 
-        Raises WeightsError where the file holds something else.
-        """
-        if record.get("task") != cls.name:
-            raise WeightsError(f"{path}: not a semantic model. Give the run folder of `pri3d finetune semantic`.")
-        network = str(record.get("network"))
-        needed = ["network", "encoder", "class_names", *(("decoder", "channels") if network == "unet" else ())]
-        if absent := [key for key in needed if key not in record]:
-            raise WeightsError(f"{path} does not say its {', '.join(absent)}: it is damaged, copy it again")
-        size = parse_size(str(record["size"])) if "size" in record else None
-        task = cls([str(name) for name in record["class_names"]], size)
-        decoder, channels = str(record.get("decoder", "paper")), int(record.get("channels", 32))  # the U-Net's
-        name, classes = str(record["encoder"]), len(task.class_names)
-        state = {k if k.startswith(_HEADS) else f"body.{k}": value for k, value in read_state(path).items()}
-        if network == "unet" and channels not in {
-            int(v.shape[1]) for k, v in state.items() if k == "classifier.weight"
-        }:
-            # Looked up before anything of that size is made: a damaged header may claim any number.
-            raise WeightsError(
-                f"{path} does not fit the network its header names: no classifier of {channels} channels"
-            )
-        build = partial(build_segmentation, network, classes=classes, decoder=decoder, channels=channels)
-        return task, rebuild(lambda: build(encoder=build_encoder(name)), state, path)
+
+class ClassMaps(Predictions):
+    """One PNG of class ids per image, in a stored zip; the truth is read from the data set."""
+
+    files = ("predictions.zip",)
+
+    def __init__(self, images: LabelledImages, class_names: Sequence[str], size: tuple[int, int] | None) -> None:
+        """``size``: (width, height) at which maps are predicted and compared; None for each image's own."""
+        self.images, self.class_names, self.size = images, class_names, size
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """The size."""
+        return {"size": None if self.size is None else list(self.size)}
+
+    def write(
+        self, task: Task, model: nn.Module, folder: Path, counted: Callable[[Iterable[Any]], Iterable[Any]]
+    ) -> None:
+        """Write the class maps."""
+        with replacing(folder / self.files[0]) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+            colors = read_ahead(range(len(self.images.names)), self._color)
+            for name, color in zip(self.images.names, counted(colors), strict=True):
+                archive.writestr(zipfile.ZipInfo(f"{name}.png"), encode(task.predict(model, color), "PNG"))
+
+    def score(self, folder: Path) -> dict[str, Any]:
+        """MIoU, accuracy and IoU per class, one confusion matrix for all images."""
+        archive = ImageArchive(folder / self.files[0], "Delete it and evaluate again.")
+        confusion = Confusion(self.class_names)
+        for row, name in enumerate(self.images.names):
+            label = self.images.label(row)
+            truth = label if self.size is None else resize_nearest(label, self.size)
+            predicted = archive.read([f"{name}.png"], (truth.shape[1], truth.shape[0]))[0]
+            confusion.add(torch.from_numpy(predicted), torch.from_numpy(truth))
+        return confusion.result()
+
+    def _color(self, row: int) -> NDArray[np.uint8]:
+        color = self.images.color(row)
+        return color if self.size is None else resize_color(color, self.size)
 
 
 def semantic_loss(scores: Tensor, label: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -284,30 +356,6 @@ class Confusion(Meter):
         """``miou``, ``accuracy``, and ``iou`` by class."""
         score = self.score()
         return {"miou": score.miou, "accuracy": score.accuracy, "iou": score.iou}
-
-
-def save_semantic(
-    model: SegmentationNet, path: Path, class_names: Sequence[str], provenance: Mapping[str, Any]
-) -> None:
-    """Write a fine-tuned network: keys ``encoder.*``, ``decoder.*``, ``classifier.*``, of PSPNet ``auxiliary.*`` too.
-
-    Encoder and, of a U-Net, decoder keep the keys of a pre-trained model's file. Adapters are merged into the weights.
-    """
-    body = model.body
-    built: dict[str, Any] = {"network": model.network, "encoder": body.encoder.name}
-    if isinstance(body, UNet):
-        built |= {"decoder": body.decoder_name, "channels": body.channels}
-    state = {key.removeprefix("body."): value for key, value in merged_state(model).items()}
-    save_state(state, path, {**provenance, **built, "task": SemanticTask.name, "class_names": list(class_names)})
-
-
-def load_semantic(path: Path) -> tuple[SegmentationNet, list[str]]:
-    """Rebuild a fine-tuned network from its file or run folder: on the CPU in eval mode, and its class names.
-
-    Raises WeightsError where the file holds something else.
-    """
-    task, model = SemanticTask.load(path, read_provenance(path))
-    return model, task.class_names
 
 
 def _network(model: nn.Module) -> SegmentationNet:
