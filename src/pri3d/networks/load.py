@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,24 +13,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pri3d.errors import ConfigError, WeightsError, first_line
-from pri3d.networks.encoders import Encoder
+from pri3d.networks.encoders import Encoder, build_encoder
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import (
     HUB_FILE,
     MODEL_FILE,
+    WeightsReport,
     build_stated_encoder,
     holds_encoder_alone,
+    init_encoder,
     load_model,
     load_weights,
     read_provenance,
     read_state,
 )
+from pri3d.registry import ENCODERS
 
 Part = Literal["encoder", "all"]
 Level = int | Literal["fused"] | None
 
 #: smallest stride of the maps that are fused: finer ones would make the result large and say little more
 FUSED = 8
+
+STARTS = ("scratch", "imagenet")  #: names in the place of a file, beside timm:NAME
 
 #: a model's name on the hub, with or without a revision
 HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -114,19 +120,91 @@ def load(source: str | Path, part: Part | None = None, level: Level = None) -> F
     """
     if part not in (None, "encoder", "all"):
         raise ConfigError(f"part {part!r}. Choices: encoder, all.")
-    path = _find(source)
-    record = read_provenance(path)
-    state = read_state(path)
-    if part is None:
-        whole = record.get("part") == "all" and all(key.startswith(("encoder.", "decoder.")) for key in state)
-        part = "all" if whole else "encoder"
-    if part == "all":
-        if record.get("network", "unet") != "unet":
-            raise WeightsError(f"{path} holds a {record['network']}, no U-Net: load its encoder with part='encoder'")
-        return FeatureNet(load_model(path)[0], record, level).eval()
-    encoder = build_stated_encoder(path, record)
-    load_weights(encoder, path, prefix=None if holds_encoder_alone(state) else "encoder.", minimum=1.0)
-    return FeatureNet(encoder, record, level).eval()
+    return WeightsSource(source).features(part, level)
+
+
+class WeightsSource:
+    """What ``--weights`` can name, opened once for whatever is made of it: the one way from there to a network.
+
+    Args:
+        text: scratch, imagenet, timm:NAME, or a run's folder, a weights file, an export, a checkpoint of another
+            project; a name on the hub too, but for ``on_hub=False``.
+
+    Raises WeightsError where it names a file that is not there or damaged.
+    """
+
+    path: Path | None  #: of the file or folder; None where weights come from a library, or are new
+    record: dict[str, Any]  #: what the file says of its origin; empty for other projects' files
+
+    def __init__(self, text: str | Path, on_hub: bool = True) -> None:
+        self.text = text.as_posix() if isinstance(text, Path) else text
+        starts = self.text in STARTS or self.text.startswith("timm:")
+        self.path = None if starts else (_find(text) if on_hub else Path(text))
+        self.record = {} if self.path is None else read_provenance(self.path)
+
+    @cached_property
+    def state(self) -> dict[str, Tensor]:
+        """State dict of the file."""
+        return {} if self.path is None else read_state(self.path)
+
+    @property
+    def holds_unet(self) -> bool:
+        """Whether it is a U-Net of pri3d; the record of a pre-training run names no network."""
+        is_unet = str(self.record.get("network", "unet")) == "unet"
+        return bool(self.record) and is_unet and any(key.startswith("decoder.") for key in self.state)
+
+    def fill(self, encoder: Encoder, unet: UNet | None = None) -> WeightsReport | None:
+        """Give an encoder its first weights, or where ``unet`` is given and the source holds one the whole of it.
+
+        ``encoder`` is that of ``unet``. Returns what was loaded, None for scratch. Raises ConfigError or WeightsError.
+        """
+        if unet is not None and self.path is not None and not self.record:
+            from pri3d.networks.published import holds_decoder, load_published  # noqa: PLC0415 (loads without 3D)
+
+            if holds_decoder(self.path):
+                return load_published(unet, self.path)
+        if not self.record:
+            return init_encoder(encoder, self.text)
+        if unet is not None and self.holds_unet:
+            whole = {key: value for key, value in self.state.items() if not key.startswith("classifier.")}
+            return load_weights(unet, whole, minimum=1.0)
+        return load_weights(encoder, self.state, prefix=None if holds_encoder_alone(self.state) else "encoder.")
+
+    def features(
+        self, part: Part | None = None, level: Level = None, encoder: str | None = None, seed: int = 0
+    ) -> FeatureNet:
+        """Build the network as :func:`load` does: on the CPU, in eval mode.
+
+        ``encoder`` is what scratch, imagenet and files that do not say it are made for, ``seed`` that of new weights.
+        Raises ConfigError or WeightsError where there is no such part.
+        """
+        if self.path is None or (encoder is not None and "encoder" not in self.record):
+            return FeatureNet(self._start(encoder, seed), self.record, level).eval()
+        if part is None:
+            whole = all(key.startswith(("encoder.", "decoder.")) for key in self.state)
+            part = "all" if whole and self.record.get("part") == "all" else "encoder"
+        if part == "all":
+            network = self.record.get("network", "unet")
+            if network != "unet":
+                raise WeightsError(f"{self.path} holds a {network}, no U-Net: load its encoder with part='encoder'")
+            return FeatureNet(load_model(self.path)[0], self.record, level).eval()
+        built = build_stated_encoder(self.path, self.record)
+        prefix = None if holds_encoder_alone(self.state) else "encoder."
+        load_weights(built, self.path, prefix=prefix, minimum=1.0)
+        return FeatureNet(built, self.record, level).eval()
+
+    def _start(self, encoder: str | None, seed: int) -> Encoder:
+        """Encoder with first weights, as pre-training builds it; the global generator is left as it was."""
+        name = self.text.removeprefix("timm:") if self.text.startswith("timm:") else encoder
+        if name is None:
+            raise WeightsError(f"{self.text} is of no encoder in particular: give a run folder or a weights file")
+        if self.text.startswith("timm:") and name not in ENCODERS:  # the package's own network, with timm's weights
+            return build_encoder(name, pretrained=True)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            built = build_encoder(name)
+        init_encoder(built, self.text)
+        return built
 
 
 def _find(source: str | Path) -> Path:

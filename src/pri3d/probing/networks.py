@@ -10,15 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pri3d.errors import ConfigError, DataError, WeightsError
-from pri3d.networks.encoders import Encoder, build_encoder
-from pri3d.networks.load import HUB_NAME, FeatureNet, load
-from pri3d.networks.weights import init_encoder, read_provenance, read_state
-from pri3d.registry import ENCODERS
+from pri3d.networks.encoders import Encoder
+from pri3d.networks.load import HUB_NAME, STARTS, FeatureNet, Part, WeightsSource
 from pri3d.runs import RunPaths
 
 Kind = Literal["unet", "encoder"]
 
-STARTS = ("scratch", "imagenet")  #: names in the place of a file, beside timm:NAME
 _FILES = (".safetensors", ".pth", ".pt", ".pkl", ".tar", ".bin", ".ckpt")
 
 
@@ -114,35 +111,10 @@ def open_dense(source: Path, features: Kind = "unet", encoder: str = "resnet18",
         ConfigError, WeightsError: there is no such network, or its weights do not fit.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return Dense(_open(source, features, encoder, seed)).eval().requires_grad_(False).to(device)
-
-
-def _open(source: Path, features: Kind, encoder: str, seed: int) -> FeatureNet:
-    text = source.as_posix()
-    if text.startswith("timm:"):
-        name = text.removeprefix("timm:")
-        if name not in ENCODERS:  # else the package's own network, with timm's weights
-            return FeatureNet(build_encoder(name, pretrained=True), {}).eval()
-        return FeatureNet(_start(name, text, seed), {}).eval()
-    if text in STARTS:
-        return FeatureNet(_start(encoder, text, seed), {}).eval()
-    if not source.exists():
-        return load(text)
-    record = read_provenance(source)
-    if "encoder" not in record:
-        return FeatureNet(_start(encoder, text, seed), record).eval()
-    whole = features == "unet" and record.get("network", "unet") == "unet"
-    whole = whole and any(key.startswith("decoder.") for key in read_state(source))
-    return load(source, "all" if whole else "encoder")
-
-
-def _start(name: str, init: str, seed: int) -> Encoder:
-    """Encoder with first weights, as pre-training builds it; the global generator is left as it was."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        encoder = build_encoder(name)
-    init_encoder(encoder, init)
-    return encoder
+    opened = WeightsSource(source)
+    part: Part | None = "all" if features == "unet" and opened.holds_unet else "encoder"
+    net = opened.features(part, encoder=encoder, seed=seed)
+    return Dense(net).eval().requires_grad_(False).to(device)
 
 
 def check_finite(features: Tensor, name: str) -> None:

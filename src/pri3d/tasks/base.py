@@ -26,6 +26,7 @@ from pri3d.labelled import LabelledImages
 from pri3d.labelled._shared.checks import check_images
 from pri3d.networks.encoders import encoder_of
 from pri3d.networks.lora import merged_state
+from pri3d.networks.unet import UNet
 from pri3d.networks.weights import read_state, save_state
 
 Own = TypeVar("Own", bound=Options)
@@ -59,6 +60,10 @@ class Recipe(ABC, Generic[Own]):
     def collate(items: list[Any]) -> Any:
         """Items of the dataset -> batch. Stacks tensors unless a recipe has another way."""
         return default_collate(items)
+
+    def unet(self, model: nn.Module) -> UNet | None:
+        """Return the U-Net inside the network, which takes decoder and encoder of a pre-trained one; None without."""
+        return None
 
     def check(self, images: LabelledImages, rows: Sequence[int]) -> None:
         """Look through the images before hours are spent on them; here at class maps. Raises DataError."""

@@ -80,6 +80,11 @@ class SemanticRecipe(Recipe[SemanticOptions]):
         s, o = self.settings, self.options
         return build_segmentation(s.network, build_encoder(s.encoder), len(class_names), o.decoder, o.channels)
 
+    def unet(self, model: nn.Module) -> UNet | None:
+        """Everything but the classifier of a U-Net."""
+        body = _network(model).body
+        return body if isinstance(body, UNet) else None
+
     def task(self, images: LabelledImages, rows: Sequence[int]) -> SemanticTask:
         """Cross-entropy, with weights by frequency where the settings ask for them."""
         names = SemanticTask.names_of(images)

@@ -23,17 +23,9 @@ from pri3d.data.sampler import StreamSampler
 from pri3d.errors import ConfigError, DataError, Problems
 from pri3d.labelled import LabelledImages, Split, open_labelled
 from pri3d.networks.encoders import Encoder, encoder_of, head_parameters
-from pri3d.networks.published import holds_decoder, load_published
+from pri3d.networks.load import WeightsSource
 from pri3d.networks.tuning import fix_norms, limit
-from pri3d.networks.unet import UNet
-from pri3d.networks.weights import (
-    WeightsReport,
-    holds_encoder_alone,
-    init_encoder,
-    load_weights,
-    read_provenance,
-    read_state,
-)
+from pri3d.networks.weights import WeightsReport
 from pri3d.runs import RunPaths, write_json
 from pri3d.tasks import Meter, Recipe, Task, differing, find_task
 from pri3d.training.checkpoints import open_run
@@ -85,8 +77,8 @@ class FinetuneRun:
         with problems.collect():
             self.val_set = sets.open(Path(call.val or call.data), "val", call.dataset, call.label_map, whole)
         with problems.collect():
-            self.from_file = job.weights not in {"scratch", "imagenet"} and not job.weights.startswith("timm:")
-            self.record = read_provenance(Path(job.weights)) if self.from_file else {}
+            self.source = WeightsSource(job.weights, on_hub=False)
+            self.record = self.source.record
             settings = self._resolve()
         problems.refuse()
         self.rows = self.train_set.subset(settings.fraction)
@@ -105,7 +97,8 @@ class FinetuneRun:
         """The network with its first weights, and what was loaded."""
         seed_everything(self.settings.seed, verbose=False)
         model = self.recipe.build(self.task_type.names_of(self.train_set))
-        return model, self._load(model)
+        unet = self.recipe.unet(model) if self.call.part == "all" else None
+        return model, self.source.fill(encoder_of(model), unet)
 
     def check_images(self) -> None:
         """Read the images' headers, and some of the images, before hours are spent. Raises DataError."""
@@ -186,26 +179,6 @@ class FinetuneRun:
                 f"{self.train_set.path}: {len(self.rows)} labelled images for batches of {need}. "
                 "Lower --micro-batch and --batch, or raise --fraction."
             )
-
-    def _load(self, model: nn.Module) -> WeightsReport | None:
-        """Fill what the weights hold: the encoder, and a U-Net's decoder where that is asked for."""
-        path, encoder, body = Path(self.job.weights), encoder_of(model), getattr(model, "body", None)
-        if not self.from_file:
-            return init_encoder(encoder, self.job.weights)
-        if not self.record:
-            if self.call.part == "all" and isinstance(body, UNet) and holds_decoder(path):
-                return load_published(body, path)
-            return init_encoder(encoder, self.job.weights)
-        state = read_state(path)
-        alone = holds_encoder_alone(state)
-        if self.call.part == "all" and isinstance(body, UNet) and not alone and self._of_unet():
-            whole = {key: value for key, value in state.items() if not key.startswith("classifier.")}
-            return load_weights(body, whole, minimum=1.0)
-        return load_weights(encoder, state, prefix=None if alone else "encoder.")
-
-    def _of_unet(self) -> bool:
-        """Whether the weights are a U-Net's: the record of a pre-training run names no network."""
-        return str(self.record.get("network", "unet")) == "unet"
 
     def _facts(self, report: WeightsReport | None) -> dict[str, Any]:
         """What is written down of the run beside its settings."""
