@@ -304,5 +304,5 @@ def test_command_line(instance: Path, tmp_path: Path) -> None:
     source = photo(tmp_path / "a.png")
     words = [str(instance), str(source), "--out", str(tmp_path / "out"), "--threshold", "0.1"]
     assert main(["predict", *words]) == 0
-    assert main(["predict", *words, "--overwrite", "--weights", "last"]) == 0
+    assert main(["predict", *words, "--overwrite", "--which", "last"]) == 0
     assert len(json.loads((tmp_path / "out" / "a.json").read_text())["objects"]) == 2
