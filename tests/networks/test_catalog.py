@@ -62,7 +62,7 @@ def test_one_in_detail(capsys):
     assert main(["models", "--encoder", "resnet81"]) == 1
     assert "Did you mean resnet18" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="one size"):
-        pri3d.models("beit_base_patch16_224")
+        pri3d.models(encoder="beit_base_patch16_224")
 
 
 def test_pages_of_figures_exist():
@@ -76,13 +76,14 @@ def test_without_timm_the_built_in_ones_are_shown(monkeypatch, capsys):
     assert "more where timm is" in capsys.readouterr().out
 
 
+def build_mine(name, pretrained):
+    return build_encoder("resnet18", pretrained)
+
+
 def test_encoders_of_other_packages_are_shown(monkeypatch, capsys):
     class Entry:
         name = "mine"
-
-        @staticmethod
-        def load():
-            return lambda name, pretrained: build_encoder("resnet18", pretrained)
+        value = f"{__name__}:build_mine"
 
     monkeypatch.setattr("pri3d.registry.entry_points", lambda group: [Entry()] if group == "pri3d.encoders" else [])
     monkeypatch.setattr(catalog, "EXAMPLES", ("convnext_atto",))
