@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader
 
 import pri3d
 from pri3d.api.plugins import gathered
+from pri3d.api.prepare import prepare
 from pri3d.api.presets import overlay
 from pri3d.api.pretrain import PretrainOptions, PretrainSettings, resolve_pretraining
 from pri3d.data.mixture import open_mixture
-from pri3d.preparation.prepare import prepare
 from pri3d.training.pretraining import PretrainData
 from pri3d.worlds.write import rooms
 
@@ -48,7 +48,7 @@ def make_store(
 ) -> Path:
     """Rooms and their prepared store in an empty folder; ``options`` go to `prepare`."""
     rooms(folder / "raw", count, frames, size, labels=False, workers=workers)
-    prepare([folder / "raw"], folder / "store", size=size, voxel=voxel, workers=workers, **options)
+    prepare([folder / "raw"], folder / "store", size=size, voxel=voxel, processes=workers, **options)
     return folder / "store"
 
 

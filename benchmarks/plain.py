@@ -30,11 +30,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from pri3d.api.prepare import prepare
 from pri3d.data.augment import STRONG
 from pri3d.data.pairs import PairDataset, collate
 from pri3d.data.sampler import Draw, StreamSampler
 from pri3d.geometry.voxels import coarsen, frustum_box
-from pri3d.preparation.prepare import prepare
 from pri3d.recordings import open_recording
 from pri3d.store import Store, millimetres
 from pri3d.worlds.write import rooms
@@ -49,7 +49,7 @@ Row = tuple[str, str | float, str | None]
 def write_real(folder: Path, recording: Path) -> tuple[Path, Path]:
     """Every fifth frame of a recording as plain files, and the store prepared of it."""
     raw, store = folder / "raw", folder / "store"
-    prepare([recording], store, size=f"{SIZE[0]}x{SIZE[1]}", voxel=min(VOXELS), frame_step=5, workers=1)
+    prepare([recording], store, size=f"{SIZE[0]}x{SIZE[1]}", voxel=min(VOXELS), frame_step=5, processes=1)
     for scene in open_recording(recording).scenes():
         for part in ("color", "depth", "pose"):
             (raw / scene.id / part).mkdir(parents=True)
@@ -72,7 +72,7 @@ def write(folder: Path, count: int, frames: int, size: str, **options: Any) -> t
         with Image.open(path) as image:
             image.save(path.with_suffix(".png"))
         path.unlink()
-    prepare([raw], store, size=f"{SIZE[0]}x{SIZE[1]}", voxel=min(VOXELS), workers=1, **options)
+    prepare([raw], store, size=f"{SIZE[0]}x{SIZE[1]}", voxel=min(VOXELS), processes=1, **options)
     write_clouds(raw, store)
     return raw, store
 

@@ -33,8 +33,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pri3d.api.prepare import prepare
 from pri3d.preparation.pipeline import SceneJob, StoreSettings, open_cached
-from pri3d.preparation.prepare import finish_store, prepare
+from pri3d.preparation.prepare import finish_store
 from pri3d.recordings.scannet import official_split
 from pri3d.store import PairTable, read_manifest
 from pri3d.types import Frame

@@ -13,8 +13,8 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))  # flat.py
 
+from pri3d.api.prepare import prepare
 from pri3d.machine import limit_spinning
-from pri3d.preparation.prepare import prepare
 from pri3d.worlds.write import rooms
 
 torch.set_num_threads(1)
@@ -31,7 +31,7 @@ def rooms_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("rooms")
     rooms(folder / "raw", rooms=2, frames=8, size="64x48", workers=1)
-    prepare([folder / "raw"], folder / "store", size="64x48", voxel=0.08, distance=0.1, min_overlap=0.2, workers=1)
+    prepare([folder / "raw"], folder / "store", size="64x48", voxel=0.08, distance=0.1, min_overlap=0.2, processes=1)
     return folder / "store"
 
 

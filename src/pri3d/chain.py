@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from pri3d.api.finetune import finetune
+from pri3d.api.prepare import prepare
 from pri3d.api.pretrain import MatchingOptions, pretrain
 from pri3d.api.training import ValidationOptions
 from pri3d.errors import ConfigError
 from pri3d.exporting.export import export
 from pri3d.machine import cores, limit_spinning
 from pri3d.objectives.geometry import GeometryOptions
-from pri3d.preparation.prepare import prepare
 from pri3d.processes import process_pool
 from pri3d.reporting.report import build_page, write_overview
 from pri3d.reporting.sources import find_sources
@@ -162,7 +162,7 @@ def _data(out: Path, seed: int, workers: int, say: Callable[[str], None]) -> dic
             voxel=VOXEL,
             pairs=pairs,
             surface=pairs,
-            workers=workers,
+            processes=workers,
         )
     return stores
 

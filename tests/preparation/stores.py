@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 # At 80 x 60 a pixel covers 4 cm: the distances grow with it.
-FLAGS: dict[str, Any] = {"size": "40x30", "distance": 0.05, "voxel": 0.05, "workers": 1}
+FLAGS: dict[str, Any] = {"size": "40x30", "distance": 0.05, "voxel": 0.05, "processes": 1}
 
 
 def files(root: Path) -> dict[str, bytes]:

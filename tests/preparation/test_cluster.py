@@ -23,16 +23,16 @@ import pytest
 from PIL import Image
 from stores import FLAGS, files
 
+from pri3d.api.prepare import prepare
 from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import write_atomic
 from pri3d.preparation import executors as executors_module
 from pri3d.preparation.executors import attempt, check_cluster
 from pri3d.preparation.pipeline import SceneJob
-from pri3d.preparation.prepare import prepare
 from pri3d.store import MANIFEST, Store
 
-ON_CLUSTER = {**FLAGS, "workers": 0}
+ON_CLUSTER = {**FLAGS, "processes": 0}
 #: a worker with this is lost, or loses something, at the fourth frame it writes
 PRELOAD = """
 import itertools, os, signal
@@ -152,7 +152,7 @@ def test_an_interruption_cancels_what_waits(
     recording: Path, out: Path, address: str, start: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
     start(address)
-    flags = [f"--{name}={value}" for name, value in FLAGS.items() if name != "workers"]
+    flags = [f"--{name}={value}" for name, value in FLAGS.items() if name != "processes"]
     words = [sys.executable, "-m", "pri3d", "prepare", recording, out, *flags, f"--cluster=dask:{address}"]
     # What a shell starts in the background ignores interruptions, and so would what it starts.
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
@@ -182,7 +182,7 @@ def test_slurm_jobs_are_submitted_and_cancelled(
     slurm_on_path(programs, tmp_path, monkeypatch)
     options = {"cores": 1, "memory": "2GB", "interface": "lo", "walltime": "00:10:00", "queue": "short"}
     with configured(**options, **{"local-directory": str(tmp_path), "log-directory": None}):
-        prepare([recording], out, **{**FLAGS, "workers": 2}, cluster="slurm")
+        prepare([recording], out, **{**FLAGS, "processes": 2}, cluster="slurm")
     assert len(Store(out).scenes) == 2
     scripts = [path.read_text() for path in tmp_path.glob("script.*")]
     assert len(scripts) == 2
@@ -201,12 +201,12 @@ def test_slurm_that_refuses_the_job_is_told(
         configured(cores=1, memory="2GB", interface="lo"),
         pytest.raises(ConfigError, match=r"sbatch refuses the job: Invalid account .*jobqueue\.yaml"),
     ):
-        prepare([recording], out, **{**FLAGS, "workers": 1}, cluster="slurm")
+        prepare([recording], out, **{**FLAGS, "processes": 1}, cluster="slurm")
     with (
         configured(cores=None),
         pytest.raises(ConfigError, match=r"cores.*jobqueue\.yaml"),
     ):
-        prepare([recording], out, **{**FLAGS, "workers": 1}, cluster="slurm")
+        prepare([recording], out, **{**FLAGS, "processes": 1}, cluster="slurm")
 
 
 def slurm_on_path(programs: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +273,7 @@ def test_workers_have_to_see_the_store(tmp_path: Path) -> None:
 )
 def test_wrong_flags(cluster: str, workers: int, message: str, recording: Path, out: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        prepare([recording], out, **{**FLAGS, "workers": workers}, cluster=cluster)
+        prepare([recording], out, **{**FLAGS, "processes": workers}, cluster=cluster)
     assert not out.exists()
 
 

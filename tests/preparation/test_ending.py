@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from stores import FLAGS
 
-from pri3d.preparation.prepare import SHOWN, finish_store, list_failures, prepare, print_summary
+from pri3d.api.prepare import prepare
+from pri3d.preparation.prepare import SHOWN, finish_store, list_failures, print_summary
 from pri3d.store import PairTable, SceneStore, Store, read_manifest, scene_folder
 
 RECORD = {"frames": 10, "rejected": 1, "pairs": 20, "voxels": 1000, "seconds": 2.0, "bytes": 3_000_000}

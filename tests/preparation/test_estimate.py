@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from stores import FLAGS
 
+from pri3d.api.prepare import prepare
 from pri3d.preparation import estimate as estimate_module
 from pri3d.preparation.estimate import COUNTED, SceneCost, combine, estimate
 from pri3d.preparation.pipeline import SceneJob, StoreSettings, open_cached
-from pri3d.preparation.prepare import prepare
 from pri3d.store import Store
 
 SETTINGS = StoreSettings("40x30", None, 6.0, "paper", 0.3, 0.05, 0.05, True, True, None)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from stores import FLAGS, files
 
+from pri3d.api.prepare import prepare
 from pri3d.errors import DataError
-from pri3d.preparation.prepare import prepare
 from pri3d.store import Store, finished_scenes
 
 KILLS = (1, 2, 3, 4, 4, 6)  # in a row, store by store: 20 in all

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from stores import FLAGS, stamps
 
+from pri3d.api.prepare import prepare
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.lock import LOCK, lock_folder
 from pri3d.preparation import pipeline as pipeline_module
 from pri3d.preparation.pipeline import Opened, SceneJob, StoreSettings, open_cached, stated_cameras
-from pri3d.preparation.prepare import prepare
 from pri3d.recordings import ChangedRecording, CorrectedScene, Recording
 from pri3d.recordings._shared.correction import parse_correction
 from pri3d.recordings._shared.scenes import FrameList, LazyScene

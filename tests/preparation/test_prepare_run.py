@@ -19,9 +19,9 @@ from PIL import Image
 from stores import FLAGS, files, stamps
 
 from pri3d import store as store_module
+from pri3d.api.prepare import prepare
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.preparation.pipeline import StoreSettings, open_cached
-from pri3d.preparation.prepare import prepare
 from pri3d.store import SceneWriter, Store
 
 
@@ -108,7 +108,7 @@ def test_processes_give_the_same_bytes(recording: Path, out: Path, tmp_path: Pat
     (recording / "room-0002" / "depth").mkdir()
     for folder, workers in ((out, 2), (tmp_path / "one", 1)):
         with pytest.raises(DataError, match="1 of 3 scenes failed"):
-            prepare([recording], folder, **{**FLAGS, "workers": workers})
+            prepare([recording], folder, **{**FLAGS, "processes": workers})
     assert files(out) == files(tmp_path / "one")
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from stores import FLAGS
 
+from pri3d.api.prepare import prepare
 from pri3d.errors import DataError, FrameError
 from pri3d.preparation import pipeline as pipeline_module
 from pri3d.preparation.pipeline import MEDIAN, ScaledScene
-from pri3d.preparation.prepare import prepare
 from pri3d.recordings import ChangedRecording, ChangedScene, open_recording
 from pri3d.store import Store
 from pri3d.types import Frame

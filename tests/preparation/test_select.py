@@ -10,9 +10,9 @@ import pytest
 from PIL import Image, ImageFilter
 from stores import files
 
+from pri3d.api.prepare import prepare
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.preparation.frames import LOOKED_AT, MOVED, TURNED, sharpness, stretches
-from pri3d.preparation.prepare import prepare
 from pri3d.recordings import CorrectedScene, Scene, open_recording
 from pri3d.recordings._shared.correction import Correction
 from pri3d.recordings._shared.scenes import FrameList, LazyScene
@@ -21,7 +21,7 @@ from pri3d.types import Frame, View
 
 WIDTH, HEIGHT, FOCAL, WALL = 80, 60, 80.0, 2.0  # pixels, pixels, pixels, metres to a flat wall
 STEP = 0.04  # metres a frame: three frames are a stretch
-FLAGS = {"size": "80x60", "surface": False, "select": "motion", "workers": 1, "distance": 0.03}
+FLAGS = {"size": "80x60", "surface": False, "select": "motion", "processes": 1, "distance": 0.03}
 
 
 def path() -> list[float]:

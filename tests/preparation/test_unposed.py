@@ -15,13 +15,13 @@ from sample_frames import FRAMES, Sample, rendered
 from samples_single import write_images, write_nyu_mat, write_sunrgbd
 
 from flat import pretrain
+from pri3d.api.prepare import prepare
 from pri3d.data.crops import PairFrames, crop_table
 from pri3d.data.pairs import split_pairs
 from pri3d.errors import DataError
-from pri3d.preparation.prepare import prepare
 from pri3d.store import Store
 
-FLAGS = {"size": "48x36", "workers": 1}
+FLAGS = {"size": "48x36", "processes": 1}
 
 
 @pytest.mark.parametrize("wrong", [{}, {"pairs": False}, {"surface": False}])

@@ -24,9 +24,9 @@ from samples_outdoor import (
     write_colmap,
 )
 
+from pri3d.api.prepare import prepare
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.warping import Lens, undistort_color, undistort_nearest
-from pri3d.preparation.prepare import prepare
 from pri3d.recordings import open_recording
 from pri3d.recordings._shared.colmap_model import ModelCamera, intrinsics, read_model
 from pri3d.recordings.colmap import read_depth_map
@@ -203,7 +203,7 @@ class TestDense(Workspace):
         assert peak < 300_000, "they are 14 MB"
 
     def test_prepared_as_a_recording_of_unknown_unit(self, sample: Sample, tmp_path: Path) -> None:
-        options = {"distance": 0.2, "min_overlap": 0.01, "surface": False, "workers": 1}
+        options = {"distance": 0.2, "min_overlap": 0.01, "surface": False, "processes": 1}
         prepare([sample.root], tmp_path / "out", size="48x36", **options)
         assert len(Store(tmp_path / "out").scene(Store(tmp_path / "out").scenes[0]).frames.names) == 3
 

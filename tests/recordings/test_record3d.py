@@ -16,8 +16,8 @@ from reader_contract import RecordingContract
 from sample_frames import HEIGHT, WIDTH, Sample, rendered
 from samples_phone import INTRINSICS, levels, record3d_entries, record3d_pose, write_r3d
 
+from pri3d.api.prepare import prepare
 from pri3d.errors import DataError, FrameError
-from pri3d.preparation.prepare import prepare
 from pri3d.recordings import open_recording
 from pri3d.recordings._shared.scenes import LazyScene
 from pri3d.store import Store
@@ -87,7 +87,7 @@ class TestFiles:
         scene = written(tmp_path)
         jpeg = scene.frame(0).color_jpeg
         assert jpeg == record3d_entries()["rgbd/0.jpg"]
-        options = {"size": f"{WIDTH}x{HEIGHT}", "pairs": False, "surface": False, "workers": 1, "frame_step": 1}
+        options = {"size": f"{WIDTH}x{HEIGHT}", "pairs": False, "surface": False, "processes": 1, "frame_step": 1}
         prepare([tmp_path / "a.r3d"], tmp_path / "out", **options)
         with zipfile.ZipFile(Store(tmp_path / "out").path / "scenes" / "a" / "frames.zip") as archive:
             assert jpeg in [archive.read(name) for name in archive.namelist()]

@@ -14,9 +14,9 @@ from sample_frames import FRAMES, HEIGHT, WIDTH, rendered
 from samples import NYU40, write_folder, write_scannet, write_scannet_sens
 from sens_writer import parts, write_sens
 
+from pri3d.api.prepare import prepare
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.preparation.pipeline import open_cached
-from pri3d.preparation.prepare import prepare
 from pri3d.recordings import open_recording
 from pri3d.recordings.scannet import CLASS_NAMES, official_split
 from pri3d.store import Store
@@ -171,7 +171,7 @@ class TestSplit:
         assert open_recording(other, split="all").scenes()
 
     def test_the_manifest_says_which_went_in(self, recording: Path, tmp_path: Path) -> None:
-        options = {"size": "48x36", "distance": 0.2, "min_overlap": 0.01, "surface": False, "workers": 1}
+        options = {"size": "48x36", "distance": 0.2, "min_overlap": 0.01, "surface": False, "processes": 1}
         options["frame_step"] = 1
         prepare([recording], tmp_path / "train", **options)
         manifest = Store(tmp_path / "train").manifest
@@ -185,7 +185,7 @@ class TestSplit:
         assert Store(tmp_path / "val").manifest["settings"]["split"] == "val"
 
     def test_a_store_from_before_the_option_is_continued(self, recording: Path, tmp_path: Path) -> None:
-        options = {"size": "48x36", "pairs": False, "surface": False, "workers": 1}
+        options = {"size": "48x36", "pairs": False, "surface": False, "processes": 1}
         prepare([recording], tmp_path / "out", **options)
         path = tmp_path / "out" / "dataset.json"
         manifest = json.loads(path.read_text())
@@ -196,13 +196,13 @@ class TestSplit:
     def test_a_damaged_scan_costs_itself_alone(self, recording: Path, tmp_path: Path) -> None:
         (recording / "scans/scene0119_00/scene0119_00.sens").write_bytes(b"\x04\0\0\0")
         with pytest.raises(DataError, match=r"1 of 3 scenes failed(.|\n)*scene0119_00\.sens"):
-            prepare([recording], tmp_path / "out", size="48x36", pairs=False, surface=False, workers=1)
+            prepare([recording], tmp_path / "out", size="48x36", pairs=False, surface=False, processes=1)
         assert Store(tmp_path / "out").scenes == ["office", "scene0191_00"]
 
     def test_changed_cameras_of_a_scan_are_noticed(self, recording: Path, tmp_path: Path) -> None:
         stated = recording / "scans" / "scene0119_00" / "cameras.yaml"
         stated.write_text("color: {fx: 40, fy: 40, cx: 24, cy: 18}\n")
-        options = {"size": "48x36", "pairs": False, "surface": False, "workers": 1}
+        options = {"size": "48x36", "pairs": False, "surface": False, "processes": 1}
         prepare([recording], tmp_path / "out", **options)
         scenes = Store(tmp_path / "out").manifest["scenes"]
         assert list(scenes["scene0119_00"]["cameras"]) == ["scans/scene0119_00/cameras.yaml"]
@@ -213,14 +213,14 @@ class TestSplit:
             prepare([recording], tmp_path / "out", **options)
 
     def test_of_a_video_every_25th_frame_is_taken(self, recording: Path, tmp_path: Path) -> None:
-        prepare([recording], tmp_path / "out", size="48x36", pairs=False, surface=False, workers=1)
+        prepare([recording], tmp_path / "out", size="48x36", pairs=False, surface=False, processes=1)
         scenes = Store(tmp_path / "out").manifest["scenes"].values()
         assert {(scene["frame_step"], scene["frames"], scene["source_frames"]) for scene in scenes} == {(25, 1, FRAMES)}
         assert open_recording(write_scannet(tmp_path / "frames").root).frame_step == 1
 
     def test_labels_reach_the_store(self, tmp_path: Path) -> None:
         write_scannet(tmp_path / "frames")
-        prepare([tmp_path / "frames"], tmp_path / "out", size="48x36", pairs=False, surface=False, workers=1)
+        prepare([tmp_path / "frames"], tmp_path / "out", size="48x36", pairs=False, surface=False, processes=1)
         store = Store(tmp_path / "out")
         assert tuple(store.class_names) == CLASS_NAMES
         scene = store.scene("scene0191_00")

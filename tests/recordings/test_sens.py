@@ -18,8 +18,8 @@ from PIL import Image
 from sample_frames import HEIGHT, WIDTH, rendered
 from sens_writer import Parts, encoded, frame_bytes, header, matrix, parts, write_sens
 
+from pri3d.api.prepare import prepare
 from pri3d.errors import DataError, FrameError, Pri3DError
-from pri3d.preparation.prepare import prepare
 from pri3d.recordings import open_recording
 from pri3d.recordings._shared.sens import SensFile
 from pri3d.testing.reader import check_frame
@@ -165,7 +165,7 @@ class TestPassingThrough:
     ) -> None:
         frames = [parts(frame) for frame in rendered()]
         write_sens(path, frames, CAMERA)
-        prepare([path.parent], tmp_path / "out", size=size, pairs=False, surface=False, workers=1, frame_step=1)
+        prepare([path.parent], tmp_path / "out", size=size, pairs=False, surface=False, processes=1, frame_step=1)
         with zipfile.ZipFile(tmp_path / "out/scenes/scene0191_00/frames.zip") as archive:
             stored = [archive.read(f"color/{k:06d}.jpg") for k in range(len(frames))]
         assert [a == b.color for a, b in zip(stored, frames, strict=True)] == [same] * len(frames)

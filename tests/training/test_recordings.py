@@ -14,9 +14,9 @@ from small import SMALLER, same
 
 import pri3d
 from flat import pretrain
+from pri3d.api.prepare import prepare
 from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError
-from pri3d.preparation.prepare import prepare
 from pri3d.runs import RunPaths
 from pri3d.store import Store, read_manifest, write_manifest
 from pri3d.training import recordings as prepared

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pri3d.api.options import AnyPath, implementation, keywords, option, verb
+from pri3d.api.options import AnyPath, implementation, option, verb
 from pri3d.api.recording import RecordingFields
 
 
@@ -40,4 +40,4 @@ def check(options: CheckOptions) -> dict[str, Any]:
     Returns what is in verdict.json. Raises ConfigError where an option is out of range or the recording has no such
     scene, DataError where there are faults (the message lists them) or nothing can be opened.
     """
-    return implementation("pri3d.checking.check:check")(**keywords(options, max_frames="frames", max_pairs="pairs"))
+    return implementation("pri3d.checking.check:check")(options)

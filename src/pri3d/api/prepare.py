@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pri3d.api.options import AnyPath, implementation, keywords, option, verb
+from pri3d.api.options import AnyPath, implementation, option, verb
 from pri3d.api.recording import RecordingFields
 
 if TYPE_CHECKING:
@@ -27,23 +27,28 @@ class PrepareOptions(RecordingFields):
         default=None,
         least=1,
     )
-    max_depth: float = option("metres; farther depth counts as invalid", default=6.0, above=0)
+    max_depth: float = option("metres; farther depth counts as invalid", default=6.0, least=0.01, most=65)
     overlap: Literal["paper", "max"] = option(
         "paper for corresponding pixels of both frames over valid pixels of both, max for the larger of the two "
         "frames' fractions, as the authors' code has it",
         default="paper",
     )
-    min_overlap: float = option("pairs that overlap by less are left out", default=0.3)
+    min_overlap: float = option("pairs that overlap by less are left out", default=0.3, least=0.001, most=1)
     distance: float = option(
-        "metres within which two points correspond; relative to each point's depth with match relative", default=0.02
+        "metres within which two points correspond; relative to each point's depth with match relative",
+        default=0.02,
+        least=1e-4,
+        most=10,
     )
-    voxel: float = option("edge length of the surface's voxels in metres", default=0.02)
+    voxel: float = option("edge length of the surface's voxels in metres", default=0.02, least=1e-3, most=10)
     pairs: bool = option("mine pairs; labelled images for fine-tuning need none", default=True)
     surface: bool = option("voxelise the surface; only the Geometry objective needs it", default=True)
     min_confidence: int = option(
         "percent; depth that the device itself trusts less counts as invalid (phones say low, medium and high: 0, 50 "
         "and 100)",
         default=50,
+        least=0,
+        most=100,
     )
     match: Literal["point", "relative"] = option(
         "what the distance is: point, metres as in the paper, or relative, relative to the depth, for scenes with far "
@@ -56,7 +61,7 @@ class PrepareOptions(RecordingFields):
         default="every",
     )
     processes: int = option(
-        "processes; 0 takes one per core. With cluster slurm, how many jobs to submit", default=0, least=0
+        "processes; 0 takes one per core. With cluster slurm, how many jobs to submit", default=0, least=0, most=1024
     )
     cluster: str | None = option(
         "machines to divide the scenes among, all with the same file system: slurm submits jobs as dask's "
@@ -80,5 +85,5 @@ def prepare(options: PrepareOptions) -> Store | None:
     out of range or ``out`` was made with other settings, DataError where some scene failed (the others are there), the
     disk is full, or the cluster's scheduler is lost.
     """
-    implementation("pri3d.preparation.prepare:prepare")(**keywords(options, processes="workers"))
+    implementation("pri3d.preparation.prepare:prepare")(options)
     return None if options.dry_run else implementation("pri3d.store:Store")(options.out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from pri3d.api.check import CheckOptions
 from pri3d.checking.evidence import Shot, Stack
 from pri3d.checking.hypotheses import (
     TOLERANCE,
@@ -39,60 +40,29 @@ _INK, _PAPER, _RED, _BLUE, _GREEN = (30,) * 3, (250,) * 3, (210, 30, 30), (70, 8
 _SAID = Hypothesis()  # the recording as it is stated
 
 
-def check(
-    recording: Path,
-    reader: str | None = None,
-    cameras: Path | None = None,
-    split: Literal["train", "val", "test", "all"] = "train",
-    correct: str = "",
-    scene: str | None = None,
-    frames: int = 40,
-    pairs: int = 60,
-    out: Path | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
+def check(options: CheckOptions) -> dict[str, Any]:
     """Tell whether a recording's poses, axes, depth, cameras and times are right, and what to do where they are not.
 
-    Some frames are reprojected into others: by depth and pose a pixel of one must land where the other measured the
-    same depth and shows the same colour. Where that fails, the usual mistakes are tried, and the one under which the
-    frames agree is named with the option that corrects it. ``out`` gets verdict.json, sheet.png with pairs to look
-    at, and cameras.yaml where the advice is to state other cameras. Returns what is in verdict.json.
-
-    Args:
-        recording: folder or file of the recording; nothing is written there.
-        reader: its format; found out from the layout where it is not given.
-        cameras: YAML file that states the colour and the depth camera, as for `pri3d prepare`.
-        split: which scenes of a data set that has an official split.
-        correct: mistakes that are mended before it is judged, as for `pri3d prepare`.
-        scene: which scene is judged; the first that can be opened where it is not given.
-        frames: how many frames are looked at; some of their neighbours in time are read beside them.
-        pairs: how many pairs of them.
-        out: folder for the verdict and its pictures; ./check-NAME where it is not given.
-        seed: of the choice of pairs and pixels.
-
-    Raises:
-        ConfigError: a flag is out of range, or the recording has no such scene.
-        DataError: there are faults (the message lists them), or nothing can be opened.
+    See :func:`pri3d.check` for the options.
     """
-    if not 4 <= frames <= 1000 or not 6 <= pairs <= 10000 or seed < 0:
-        raise ConfigError(
-            f"--max-frames {frames} --max-pairs {pairs} --seed {seed}: from 4 to 1000, 6 to 10000, 0 or more."
-        )
-    folder = _folder(recording, scene, out)
-    scenes = open_recording(recording, reader, cameras, split, correct).scenes()
-    chosen = _choose(scenes, scene)
+    recording = Path(options.recording)
+    cameras = None if options.cameras is None else Path(options.cameras)
+    out = None if options.out is None else Path(options.out)
+    folder = _folder(recording, options.scene, out)
+    scenes = open_recording(recording, options.reader, cameras, options.split, options.correct).scenes()
+    chosen = _choose(scenes, options.scene)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=None)
 
         def tell(step: str, done: int, total: int) -> None:
             progress.update(bar, description=f"{chosen.id}: {step}", completed=done, total=total)
 
-        judgement = judge(chosen, frames, pairs, seed, tell)
+        judgement = judge(chosen, options.max_frames, options.max_pairs, options.seed, tell)
         advice = judgement
-        if judgement.faults and correct:  # what to say instead is found on the recording as it lies
-            raw = open_recording(recording, reader, cameras, split).scenes()
-            advice = judge(_choose(raw, chosen.id), frames, pairs, seed, tell)
-    verdict = _verdict(recording, judgement, advice, correct)
+        if judgement.faults and options.correct:  # what to say instead is found on the recording as it lies
+            raw = open_recording(recording, options.reader, cameras, options.split).scenes()
+            advice = judge(_choose(raw, chosen.id), options.max_frames, options.max_pairs, options.seed, tell)
+    verdict = _verdict(recording, judgement, advice, options.correct)
     _write(folder, verdict, judgement)
     _show(verdict, judgement, folder, len(scenes))
     if judgement.faults:

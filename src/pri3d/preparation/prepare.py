@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from pri3d.api.prepare import PrepareOptions
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import is_full, remove_leftovers
 from pri3d.files.lock import clear_lock, lock_folder
@@ -31,7 +32,6 @@ from pri3d.preparation.executors import (
     prepare_in_processes,
     prepare_on_cluster,
 )
-from pri3d.preparation.frames import Select
 from pri3d.preparation.pipeline import Report, SceneJob, StoreSettings, open_cached, open_scene, stated_cameras
 from pri3d.recordings import find_reader
 from pri3d.recordings._shared.correction import parse_correction
@@ -58,100 +58,45 @@ _READERS = 8  # files read at a time: file systems of clusters answer late
 SHOWN = 40  #: scenes, and reasons of failure, that are printed; the manifest has all
 
 
-def prepare(
-    recordings: list[Path],
-    out: Path,
-    reader: str | None = None,
-    cameras: Path | None = None,
-    size: str = "320x240",
-    frame_step: int | None = None,
-    max_depth: float = 6.0,
-    overlap: Literal["paper", "max"] = "paper",
-    min_overlap: float = 0.3,
-    distance: float = 0.02,
-    voxel: float = 0.02,
-    pairs: bool = True,
-    surface: bool = True,
-    split: Literal["train", "val", "test", "all"] = "train",
-    correct: str = "",
-    min_confidence: int = 50,
-    match: Literal["point", "relative"] = "point",
-    select: Select = "every",
-    workers: int = 0,
-    cluster: str | None = None,
-    dry_run: bool = False,
-) -> None:
+def prepare(options: PrepareOptions) -> None:
     """Turn recordings into a prepared store: frames, overlapping pairs and the surface of every scene.
 
-    Finished scenes are kept, so a stopped run continues, more recordings can be added later, and a second run changes
-    nothing. A scene that fails is listed with its reason while the others go on.
-
-    Args:
-        recordings: folders of the recordings.
-        out: folder of the store, created where it is missing.
-        reader: format of the recordings; found out from their layout where it is not given.
-        cameras: YAML file that states the colour and the depth camera, for recordings that do not.
-        size: largest stored image, WIDTHxHEIGHT in pixels; the aspect ratio is kept and nothing is enlarged.
-        frame_step: take every so many frames; without it the format decides: 25 for videos, as the paper does with
-            ScanNet, 1 where frames were chosen already.
-        max_depth: metres; farther depth counts as invalid.
-        overlap: "paper" for corresponding pixels of both frames over valid pixels of both, "max" for the larger of the
-            two frames' shares, as the authors' code has it.
-        min_overlap: pairs that overlap by less are left out.
-        distance: metres within which two points correspond; a share of the depth with match relative.
-        voxel: edge length of the surface's cells in metres.
-        pairs: whether to mine pairs; labelled images for fine-tuning need none.
-        surface: whether to voxelise the surface; only the Geometry objective needs it.
-        split: which scenes of a data set that has an official split (ScanNet); scenes in none of its lists, and
-            recordings of your own, count as train.
-        correct: what `pri3d check` found wrong, such as `inverse` (poses are world to camera), `opengl` (camera axes),
-            `ray` (depth along the ray), `depth=0.2` (its factor), `translation=0.001` (that of the poses' places),
-            `shift=1` (frames that depth is late), by commas.
-        min_confidence: percent; depth that the device itself trusts less counts as invalid (phones say low, medium
-            and high: 0, 50 and 100).
-        match: what the distance is: `point`, metres as in the paper, or `relative`, a share of the depth, for scenes
-            with far things; scenes without a known unit (structure from motion) always take the latter.
-        select: `every` frame (of each frame_step), or those that the camera's `motion` chooses: the sharpest of each
-            stretch of 10 cm or 10 degrees, of every frame of a video unless frame_step is given.
-        workers: processes; 0 takes one per core. With cluster slurm, how many jobs to submit.
-        cluster: machines to share the scenes among, all with the same file system: `slurm` submits jobs as dask's
-            jobqueue.yaml says, `dask:tcp://HOST:8786` takes the workers of a running dask scheduler.
-
-        dry_run: say what there is to do and what it will take, from a few frames of a few scenes, and stop there.
-
-    Raises:
-        ConfigError: a flag is out of range, or ``out`` was made with other settings.
-        DataError: some scene failed (the others are there), the disk is full, or the cluster's scheduler is lost.
+    See :func:`pri3d.prepare` for the options.
     """
+    recordings = [Path(each) for each in options.recordings]
+    out = Path(options.out)
+    cameras = None if options.cameras is None else Path(options.cameras)
     open_cached.cache_clear()  # recordings may have changed since an earlier call
     digest = None if cameras is None else hashlib.sha256(_read(cameras)).hexdigest()[:16]
     settings = StoreSettings(
-        size,
-        frame_step,
-        max_depth,
-        overlap,
-        min_overlap,
-        distance,
-        voxel,
-        pairs,
-        surface,
+        options.size,
+        options.frame_step,
+        options.max_depth,
+        options.overlap,
+        options.min_overlap,
+        options.distance,
+        options.voxel,
+        options.pairs,
+        options.surface,
         digest,
-        split,
-        str(parse_correction(correct)),
-        min_confidence,
-        match,
-        select,
+        options.split,
+        str(parse_correction(options.correct)),
+        options.min_confidence,
+        options.match,
+        options.select,
     )
-    _check(settings, recordings, workers)
-    if cluster is not None:
-        check_cluster(cluster, workers)
+    parse_size(settings.size)
+    if not recordings:
+        raise ConfigError("prepare: no recording given.")
+    if options.cluster is not None:
+        check_cluster(options.cluster, options.processes)
     old = _claim(out, settings)
-    jobs, class_names = _jobs([Path(r).resolve() for r in recordings], reader, cameras, out, settings)
+    jobs, class_names = _jobs([Path(r).resolve() for r in recordings], options.reader, cameras, out, settings)
     if old is not None and old["class_names"] != class_names:
         raise DataError("the recordings' class names differ from the store's. Prepare them into another OUT.")
     with ThreadPoolExecutor(_READERS) as pool:
         todo = [job for job, there in zip(jobs, pool.map(_is_finished, jobs), strict=True) if not there]
-    if _announce(todo, workers, cluster, dry_run):
+    if _announce(todo, options.processes, options.cluster, options.dry_run):
         return
     manifest = {
         "state": "unfinished",
@@ -170,41 +115,13 @@ def prepare(
             remove_leftovers(folder)
         if adds:
             write_manifest(out, {**(old or manifest), "state": "unfinished"})
-        failed = _run(todo, workers, cluster)
+        failed = _run(todo, options.processes, options.cluster)
         if old is not None and len(failed) == len(todo):
             manifest["versions"] = old["versions"]  # nothing new was made
         finish_store(out, manifest, failed)
     print_summary(out, manifest)
     if failed:
         raise DataError(f"{len(failed)} of {len(jobs)} scenes failed, the others are in {out}:{list_failures(failed)}")
-
-
-def _check(settings: StoreSettings, recordings: list[Path], workers: int) -> None:
-    parse_size(settings.size)
-    limits = {
-        "--frame-step": (1 if settings.frame_step is None else settings.frame_step, 1, float("inf")),
-        "--min-confidence": (settings.min_confidence, 0, 100),
-        "--max-depth": (settings.max_depth, 0.01, 65.0),
-        "--min-overlap": (settings.min_overlap, 0.001, 1.0),
-        "--distance": (settings.distance, 1e-4, 10.0),
-        "--voxel": (settings.voxel, 1e-3, 10.0),
-        "--processes": (workers, 0, 1024),
-    }
-    wrong = [
-        f"{flag} {v:g} (allowed: {low:g} to {high:g})"
-        for flag, (v, low, high) in limits.items()
-        if not low <= v <= high
-    ]
-    if settings.overlap not in ("paper", "max"):
-        wrong.append(f"--overlap {settings.overlap} (allowed: paper, max)")
-    if settings.select not in get_args(Select):
-        wrong.append(f"--select {settings.select} (allowed: {', '.join(get_args(Select))})")
-    if settings.match not in ("point", "relative"):
-        wrong.append(f"--match {settings.match} (allowed: point, relative)")
-    if not recordings:
-        wrong.append("no recording given")
-    if wrong:
-        raise ConfigError(f"prepare: {'; '.join(wrong)}.")
 
 
 def _claim(out: Path, settings: StoreSettings) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from rich.table import Table
 from pri3d import registry
 from pri3d.api.finetune import FinetuneOptions, finetune, resolve_finetuning
 from pri3d.api.plugins import gathered
+from pri3d.api.prepare import prepare
 from pri3d.api.presets import current
 from pri3d.api.pretrain import PretrainOptions, pretrain, resolve_pretraining
 from pri3d.api.training import TrainSettings
@@ -27,7 +28,6 @@ from pri3d.errors import ConfigError, Pri3DError
 from pri3d.files.atomic import write_atomic
 from pri3d.files.stamp import read_stamp, refuse_other_settings
 from pri3d.machine import cores
-from pri3d.preparation.prepare import prepare
 from pri3d.processes import KilledError, run_apart, run_in_processes
 from pri3d.reproduction.matrix import Experiment, Matrix, PlannedRun, Study, groups
 from pri3d.runs import RunPaths, leaves, read_metrics, write_json
@@ -105,7 +105,7 @@ def make_parts(place: StudyFolder, parts: Sequence[str], workers: int) -> None:
             rooms(place.recording(part), size=settings["prepare"]["size"], workers=workers, **stated["rooms"])
         pairs = part == "pretrain"
         options = {**settings["prepare"], **stated.get("options", {})}
-        prepare([place.recording(part)], place.store(part), pairs=pairs, surface=pairs, workers=workers, **options)
+        prepare([place.recording(part)], place.store(part), pairs=pairs, surface=pairs, processes=workers, **options)
 
 
 def is_finished(place: StudyFolder, run: PlannedRun) -> bool:
@@ -289,7 +289,7 @@ def _prepare_trial(place: StudyFolder, folder: Path) -> StudyFolder:
     size = settings["prepare"].get("size", "320x240")
     with (folder / LOG).open("w") as log, redirect_stdout(log), redirect_stderr(log):
         rooms(folder / "recordings" / _ROOM, rooms=1, frames=_ROOM_FRAMES, size=size, workers=1)
-        prepare([folder / "recordings" / _ROOM], folder / "prepared" / _ROOM, workers=1, **settings["prepare"])
+        prepare([folder / "recordings" / _ROOM], folder / "prepared" / _ROOM, processes=1, **settings["prepare"])
     return StudyFolder(folder, place.study._replace(settings={**settings, "parts": {_ROOM: {}}}))
 
 

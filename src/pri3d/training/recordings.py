@@ -12,11 +12,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from pri3d.api.check import check
+from pri3d.api.prepare import prepare
 from pri3d.api.pretrain import PretrainOptions
-from pri3d.checking.check import check
 from pri3d.data.mixture import Named, parse_mixture
 from pri3d.errors import ConfigError, DataError, Problems
-from pri3d.preparation.prepare import prepare
 from pri3d.recordings import detect, find_reader, open_recording
 from pri3d.recordings._shared.text import clean_id
 from pri3d.runs import Run, RunPaths
