@@ -95,7 +95,7 @@ def test_intrinsics_that_the_reader_refuses_are_a_verdict(disk: Path, tmp_path: 
 
 
 def test_flags_out_of_range_and_unknown_scenes_are_refused(disk: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--max-frames 1"):
+    with pytest.raises(ConfigError, match="--max-frames 1: give at least 4"):
         pri3d.check(disk, max_frames=1)
     with pytest.raises(ConfigError, match="room-0000, room-0001"):
         pri3d.check(disk, scene="room-7", out=tmp_path / "out", **FEW)

@@ -199,7 +199,7 @@ def test_recordings_far_from_the_origin_are_refused_where_cells_are_made(recordi
         ({"size": "big"}, "--size big"),
         ({"frame_step": 0}, "--frame-step 0"),
         ({"min_overlap": 1.5, "voxel": 0}, "--min-overlap 1.5.*--voxel 0"),
-        ({"overlap": "mean"}, "--overlap mean"),
+        ({"overlap": "mean"}, "--overlap 'mean'"),
         ({"max_depth": float("nan")}, "--max-depth nan"),
         ({"cameras": Path("absent.yaml")}, "--cameras absent.yaml"),
     ],

@@ -199,7 +199,7 @@ class TestPrepare:
         prepare([walked], tmp_path, **FLAGS)
         with pytest.raises(ConfigError, match="select was 'motion', now 'every'"):
             prepare([walked], tmp_path, **FLAGS | {"select": "every"})
-        with pytest.raises(ConfigError, match=r"--select sharp \(allowed: every, motion\)"):
+        with pytest.raises(ConfigError, match=r"--select 'sharp': choose one of every, motion"):
             prepare([walked], tmp_path, **FLAGS | {"select": "sharp"})
 
     def test_a_frame_step_is_kept_to(self, walked: Path, tmp_path: Path) -> None:
