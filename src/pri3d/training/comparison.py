@@ -20,7 +20,7 @@ from pri3d.runs import Run, RunPaths, read_json, short_names, write_json
 WIDTH = 140  #: characters of the table where it goes to a file
 
 
-class Job(NamedTuple):
+class ComparedRun(NamedTuple):
     """What one run of a comparison differs in; None is the preset's value."""
 
     weights: str
@@ -29,7 +29,7 @@ class Job(NamedTuple):
     seed: int
 
 
-def expand(weights: str, network: str | None, fraction: float | str | None, seed: int | str) -> list[Job]:
+def expand(weights: str, network: str | None, fraction: float | str | None, seed: int | str) -> list[ComparedRun]:
     """Every combination of values joined by commas, seeds last. Raises ConfigError for one that is no number."""
     jobs = product(
         _several("weights", weights, str),
@@ -37,7 +37,7 @@ def expand(weights: str, network: str | None, fraction: float | str | None, seed
         _several("fraction", fraction, float),
         _several("seed", seed, int),
     )
-    return [Job(*values) for values in jobs]
+    return [ComparedRun(*values) for values in jobs]
 
 
 def _several(flag: str, value: Any, kind: type) -> list[Any]:
@@ -55,12 +55,12 @@ def _several(flag: str, value: Any, kind: type) -> list[Any]:
     return values
 
 
-def folders_of(jobs: Sequence[Job]) -> dict[Job, str]:
+def folders_of(jobs: Sequence[ComparedRun]) -> dict[ComparedRun, str]:
     """Name of each run's folder: the values in which the jobs differ."""
-    varied = [name for name in Job._fields if len({getattr(job, name) for job in jobs}) > 1]
+    varied = [name for name in ComparedRun._fields if len({getattr(job, name) for job in jobs}) > 1]
     shown = short_names([job.weights for job in jobs])
 
-    def part(job: Job, name: str) -> str:
+    def part(job: ComparedRun, name: str) -> str:
         if name == "weights":
             return shown[job.weights]
         value = getattr(job, name)
@@ -69,14 +69,14 @@ def folders_of(jobs: Sequence[Job]) -> dict[Job, str]:
     return {job: "-".join(part(job, name) for name in varied) for job in jobs}
 
 
-def default_name(task: str, data: Path, job: Job) -> str:
+def default_name(task: str, data: Path, job: ComparedRun) -> str:
     """Folder of a single run that names none."""
     parts = [task, data.stem, short_names([job.weights])[job.weights], job.network]
     parts += [f"fraction{job.fraction:g}" if job.fraction is not None else None, str(job.seed)]
     return "-".join(part for part in parts if part)
 
 
-class Row(NamedTuple):
+class ComparisonRow(NamedTuple):
     """One line of the table: the runs that differ in their seed alone."""
 
     weights: str
@@ -109,14 +109,14 @@ class Comparison(Output):
         return [f"{len(self.runs)} runs"]
 
 
-def compare(root: Path, runs: Mapping[Job, Path], shown: Sequence[str]) -> Comparison:
+def compare(root: Path, runs: Mapping[ComparedRun, Path], shown: Sequence[str]) -> Comparison:
     """Write ROOT/comparison.json from the runs' last scores and print the table."""
-    rows: dict[tuple[Any, ...], Row] = {}
+    rows: dict[tuple[Any, ...], ComparisonRow] = {}
     names = short_names(list(dict.fromkeys(job.weights for job in runs)))
     for job, path in runs.items():
         key = job[:3]
         row = rows.setdefault(
-            key, Row(names[job.weights], job.network, job.fraction, [], {name: [] for name in shown}, [])
+            key, ComparisonRow(names[job.weights], job.network, job.fraction, [], {name: [] for name in shown}, [])
         )
         paths = RunPaths(path)
         last = read_json(paths.scores)["last"]
@@ -132,7 +132,7 @@ def compare(root: Path, runs: Mapping[Job, Path], shown: Sequence[str]) -> Compa
     return Comparison(root, {path.name: Run(path) for path in runs.values()})
 
 
-def _table(rows: Sequence[Row], shown: Sequence[str]) -> Table:
+def _table(rows: Sequence[ComparisonRow], shown: Sequence[str]) -> Table:
     seeds = len(rows[0].seeds)
     what = f"mean of {seeds} seeds and 95 % interval" if seeds > 1 else "one seed"
     table = Table(title=f"scores of the last step in %, {what}")

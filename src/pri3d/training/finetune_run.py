@@ -29,7 +29,7 @@ from pri3d.networks.weights import WeightsReport
 from pri3d.runs import RunPaths, write_json
 from pri3d.tasks import Meter, Recipe, Task, differing, find_task
 from pri3d.training.checkpoints import open_run
-from pri3d.training.comparison import Job
+from pri3d.training.comparison import ComparedRun
 from pri3d.training.launch import Options
 from pri3d.training.loop import Feed, StepModule, fit, synchronised
 from pri3d.training.optim import ParameterGroup
@@ -67,7 +67,7 @@ class FinetuneRun:
     Raises ConfigError, DataError or WeightsError, naming every problem at once where they do not depend on each other.
     """
 
-    def __init__(self, call: FinetuneOptions, job: Job, options: Options, sets: Sets) -> None:
+    def __init__(self, call: FinetuneOptions, job: ComparedRun, options: Options, sets: Sets) -> None:
         self.call, self.job, self.options, self.sets = call, job, options, sets
         self.task_type = find_task(call.task)
         self.kind: type[Recipe[Any]] = self.task_type.recipe
