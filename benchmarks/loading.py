@@ -24,9 +24,9 @@ from pri3d.api.plugins import gathered
 from pri3d.api.prepare import prepare
 from pri3d.api.presets import overlay
 from pri3d.api.pretrain import PretrainOptions, PretrainSettings, resolve_pretraining
+from pri3d.api.rooms import rooms
 from pri3d.data.mixture import open_mixture
 from pri3d.training.pretraining import PretrainData
-from pri3d.worlds.write import rooms
 
 VOXEL = 0.16
 SIZE = "320x240"
@@ -47,7 +47,7 @@ def make_store(
     **options: Any,
 ) -> Path:
     """Rooms and their prepared store in an empty folder; ``options`` go to `prepare`."""
-    rooms(folder / "raw", count, frames, size, labels=False, workers=workers)
+    rooms(folder / "raw", rooms=count, frames=frames, size=size, labels=False, processes=workers)
     prepare([folder / "raw"], folder / "store", size=size, voxel=voxel, processes=workers, **options)
     return folder / "store"
 

@@ -31,13 +31,13 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from pri3d.api.prepare import prepare
+from pri3d.api.rooms import rooms
 from pri3d.data.augment import STRONG
 from pri3d.data.pairs import PairDataset, collate
 from pri3d.data.sampler import Draw, StreamSampler
 from pri3d.geometry.voxels import coarsen, frustum_box
 from pri3d.recordings import open_recording
 from pri3d.store import Store, millimetres
-from pri3d.worlds.write import rooms
 
 SIZE, BATCH, ROUNDS = (320, 240), 8, 3
 VOXELS = (0.02, 0.04)  # metres
@@ -65,7 +65,7 @@ def write_real(folder: Path, recording: Path) -> tuple[Path, Path]:
 def write(folder: Path, count: int, frames: int, size: str, **options: Any) -> tuple[Path, Path]:
     """Rooms as plain files, and the store prepared of them; ``options`` go to `prepare`."""
     raw, store = folder / "raw", folder / "store"
-    rooms(raw, count, frames, size, labels=False, workers=1)
+    rooms(raw, rooms=count, frames=frames, size=size, labels=False, processes=1)
     for path in raw.glob("*/mesh.ply"):
         path.unlink()  # the surface is what the frames see, as in a recording, not every side of the furniture
     for path in raw.glob("*/color/*.jpg"):

@@ -14,8 +14,8 @@ from hypothesis import settings
 sys.path.insert(0, str(Path(__file__).parent))  # flat.py
 
 from pri3d.api.prepare import prepare
+from pri3d.api.rooms import rooms
 from pri3d.machine import limit_spinning
-from pri3d.worlds.write import rooms
 
 torch.set_num_threads(1)
 limit_spinning()  # of processes that tests start
@@ -30,7 +30,7 @@ def rooms_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     A pixel of so small an image is centimetres wide, hence the 10 cm.
     """
     folder = tmp_path_factory.mktemp("rooms")
-    rooms(folder / "raw", rooms=2, frames=8, size="64x48", workers=1)
+    rooms(folder / "raw", rooms=2, frames=8, size="64x48", processes=1)
     prepare([folder / "raw"], folder / "store", size="64x48", voxel=0.08, distance=0.1, min_overlap=0.2, processes=1)
     return folder / "store"
 

@@ -13,9 +13,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from pri3d.api.demo import DemoOptions
 from pri3d.api.finetune import finetune
 from pri3d.api.prepare import prepare
 from pri3d.api.pretrain import MatchingOptions, pretrain
+from pri3d.api.rooms import rooms
 from pri3d.api.training import ValidationOptions
 from pri3d.errors import ConfigError
 from pri3d.exporting.export import export
@@ -25,7 +27,6 @@ from pri3d.processes import process_pool
 from pri3d.reporting.report import build_page, write_overview
 from pri3d.reporting.sources import find_sources
 from pri3d.runs import Run, read_json, write_json
-from pri3d.worlds.write import rooms
 
 MARK = ".pri3d-demo"  #: file by which a demo knows its own folder
 SIZE = "160x120"
@@ -54,33 +55,20 @@ class DemoSteps(NamedTuple):
     shortened: bool
 
 
-def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, workers: int = 0) -> Path:
+def demo(options: DemoOptions) -> Path:
     """Run the whole chain on rendered rooms: no data, no GPU, no download.
 
-    Renders rooms, prepares them, pre-trains View+Geo, fine-tunes a segmentation network from scratch and from the
-    pre-trained weights with two seeds each on rooms that pre-training did not see, exports the encoder, and writes
-    OUT/results.json and OUT/report.html. Started again in the same folder it begins anew.
-
-    Args:
-        out: folder to write.
-        max_minutes: where the machine is too slow for the full number of steps, both are cut alike to fit, and the
-            report says so.
-        seed: of the rooms and of pre-training.
-        workers: processes; 0 takes one per core.
-
-    Returns:
-        The report.
+    See :func:`pri3d.demo` for the options.
     """
-    if max_minutes <= 0:
-        raise ConfigError(f"--max-minutes {max_minutes}: give a positive number of minutes.")
+    out = Path(options.out)
     began = time.perf_counter()
-    workers = workers or cores()
+    workers = options.processes or cores()
     say = Console(stderr=True, highlight=False).print
     limit_spinning()  # of the processes started below
     _clear(out)
-    stores = _data(out, seed, workers, say)
-    deadline = began + max_minutes * 60 - REPORT_SECONDS
-    steps, run, runs = _train(out, stores, deadline, seed, workers, say)
+    stores = _data(out, options.seed, workers, say)
+    deadline = began + options.max_minutes * 60 - REPORT_SECONDS
+    steps, run, runs = _train(out, stores, deadline, options.seed, workers, say)
     exported = export(run, to="torchvision", out=out / "pri3d_resnet18.safetensors")
     scores = {name: [read_json(r / "scores.json")["last"]["miou"] for r in some] for name, some in runs.items()}
     settings = {
@@ -91,7 +79,7 @@ def demo(out: Path = Path("demo"), max_minutes: float = 8.0, seed: int = 0, work
         "part": PART,
         "finetune_seeds": list(SEEDS),
         "learning_rates": LEARNING_RATES,
-        "seed": seed,
+        "seed": options.seed,
         **steps._asdict(),
     }
     sources = find_sources([out / "runs"])
@@ -152,7 +140,16 @@ def _data(out: Path, seed: int, workers: int, say: Callable[[str], None]) -> dic
     for name, (first, count, frames) in PARTS.items():
         say(f"rendering and preparing {count} rooms for {name}")
         recording, stores[name] = out / "recordings" / name, out / "prepared" / name
-        rooms(recording, count, frames, SIZE, labels=name != "pretrain", seed=seed, first=first, workers=workers)
+        rooms(
+            recording,
+            rooms=count,
+            frames=frames,
+            size=SIZE,
+            labels=name != "pretrain",
+            seed=seed,
+            first=first,
+            processes=workers,
+        )
         pairs = name == "pretrain"
         prepare(
             [recording],

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import pri3d
+from pri3d.api.rooms import rooms
 from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError
-from pri3d.worlds.write import rooms
 
 FEW = {"max_frames": 12, "max_pairs": 20}
 
@@ -20,7 +20,7 @@ FEW = {"max_frames": 12, "max_pairs": 20}
 @pytest.fixture(scope="module")
 def disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("check") / "rooms"
-    rooms(folder, rooms=2, frames=12, size="80x60", workers=1, labels=False)
+    rooms(folder, rooms=2, frames=12, size="80x60", processes=1, labels=False)
     return folder
 
 

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from pri3d.api.prepare import prepare
+from pri3d.api.rooms import rooms
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import build_unet
@@ -22,7 +23,6 @@ from pri3d.probing.probe import TASKS, Scores, _check_seen
 from pri3d.probing.verb import probe
 from pri3d.runs import RunPaths
 from pri3d.store import Store
-from pri3d.worlds.write import rooms
 
 Probe = Callable[..., dict[str, Scores]]
 
@@ -151,7 +151,7 @@ def test_networks_of_one_name_stay_apart(small: Probe, tmp_path: Path) -> None:
 
 
 def test_a_store_without_labels_or_pairs_has_the_other_tasks(tmp_path: Path, run_folder: Path) -> None:
-    rooms(tmp_path / "raw", rooms=1, frames=5, size="64x48", labels=False, workers=1)
+    rooms(tmp_path / "raw", rooms=1, frames=5, size="64x48", labels=False, processes=1)
     prepare([tmp_path / "raw"], tmp_path / "bare", size="64x48", pairs=False, surface=False, processes=1)
     options: dict[str, Any] = {"holdout": 0.4, "size": "64x48", "steps": 2, "out": tmp_path / "probe.json"}
     found = probe(tmp_path / "bare", [run_folder], **options)["run after"]

@@ -20,10 +20,11 @@ from test_coco import HEIGHT, WIDTH, content, write
 from test_nyuv2 import write_exported, write_mat
 from test_scannet_images import TRAIN, VAL, write_scan
 
+from pri3d.api.coco import coco
 from pri3d.errors import ConfigError, DataError
 from pri3d.labelled import LabelledImages, Split, open_labelled
 from pri3d.labelled.coco import CocoImages
-from pri3d.labelled.convert import coco, decode_mask, encode_mask, to_coco
+from pri3d.labelled.convert import decode_mask, encode_mask, to_coco
 from pri3d.labelled.scannet import ScanNetImages
 from pri3d.types import Instances
 
@@ -130,10 +131,10 @@ class TestContent:
         stated = content()
         stated["annotations"] = [entry for entry in stated["annotations"] if not entry.get("iscrowd")]
         file = write(tmp_path, stated)
-        coco(file, tmp_path / "out.json", "all", min_area=75)
+        coco(file, tmp_path / "out.json", split="all", min_area=75)
         text = capsys.readouterr().out
         assert "3 images, 2 objects of 2 classes. 2 objects under 75 pixels left out (--min-area)." in text
-        coco(file, tmp_path / "out.json", "all", min_area=1)
+        coco(file, tmp_path / "out.json", split="all", min_area=1)
         assert "--min-area" not in capsys.readouterr().out
 
     def test_nothing_to_write(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -144,10 +145,10 @@ class TestContent:
         with pytest.raises(
             DataError, match="in 3 images of split all: all 4 have fewer than 1000 pixels: give a small"
         ):
-            coco(file, tmp_path / "out.json", "all")
+            coco(file, tmp_path / "out.json", split="all")
         stated["annotations"] = []
         with pytest.raises(DataError, match="no objects in 3 images of split all: has none"):
-            coco(write(tmp_path, stated), tmp_path / "out.json", "all")
+            coco(write(tmp_path, stated), tmp_path / "out.json", split="all")
         assert not (tmp_path / "out.json").exists()
         assert "".join(capfd.readouterr()).strip() == ""
 
@@ -158,7 +159,7 @@ class TestVerb:
         """Images stay where they are; pycocotools reads the same masks."""
         for scan in (TRAIN[5], VAL[2], TRAIN[0]):
             write_scan(tmp_path / "frames", scan, 2)
-        path = coco(tmp_path / "frames", tmp_path / "out" / f"instances_{split}.json", split, min_area=1)
+        path = coco(tmp_path / "frames", tmp_path / "out" / f"instances_{split}.json", split=split, min_area=1).path
         images = open_labelled(tmp_path / "frames", split)
         read_back(path, images, list(range(len(images.names))))
         assert [entry.name for entry in path.parent.iterdir()] == [path.name]
@@ -171,7 +172,7 @@ class TestVerb:
     def test_images_below_the_json_are_relative(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_scan(tmp_path / "frames", VAL[0])
         monkeypatch.chdir(tmp_path)
-        path = coco(Path("frames"), Path("val.json"), min_area=1)
+        path = coco(Path("frames"), Path("val.json"), min_area=1).path
         stated = json.loads(path.read_bytes())["images"][0]["file_name"]
         assert stated == f"frames/{VAL[0]}/color/000000.jpg"
         read_back(path, open_labelled(Path("frames"), "val"), [0])
@@ -180,7 +181,7 @@ class TestVerb:
         """Images of the .mat are written beside the json, pixel by pixel; twice changes nothing."""
         mat = write_mat(tmp_path / "nyu_depth_v2_labeled.mat")
         for _ in range(2):
-            path = coco(mat, tmp_path / "out" / "nyu.json", "train", min_area=1)
+            path = coco(mat, tmp_path / "out" / "nyu.json", split="train", min_area=1).path
         assert path == tmp_path / "out" / "nyu.json"
         again = read_back(path, open_labelled(mat, "train"), [0, 1, 2, 3])
         assert again.names == [f"nyu/000{k}.png" for k in (3, 4, 5, 6)]
@@ -191,7 +192,7 @@ class TestVerb:
         ]
 
     def test_prepared_store(self, rooms_store: Path, tmp_path: Path) -> None:
-        path = coco(rooms_store, tmp_path / "rooms.json", "all", min_area=1, fraction=0.5)
+        path = coco(rooms_store, tmp_path / "rooms.json", split="all", min_area=1, fraction=0.5).path
         images = open_labelled(rooms_store, "all")
         rows = images.subset(0.5)
         assert len(rows) == len(images.names) // 2
@@ -200,14 +201,22 @@ class TestVerb:
     def test_share_and_format(self, tmp_path: Path) -> None:
         for scan in TRAIN[:30]:
             write_scan(tmp_path / "frames", scan)
-        path = coco(tmp_path / "frames", tmp_path / "few.json", "train", "scannet", "nyu40", 1, 0.01)
+        path = coco(
+            tmp_path / "frames",
+            tmp_path / "few.json",
+            split="train",
+            dataset="scannet",
+            label_map="nyu40",
+            min_area=1,
+            fraction=0.01,
+        ).path
         found = json.loads(path.read_bytes())
         assert len(found["images"]) == 18 and len(found["categories"]) == 37
 
     def test_again_through_coco(self, tmp_path: Path) -> None:
         """A COCO json without its small objects."""
         file = write(tmp_path, content())
-        path = coco(file, tmp_path / "annotations" / "large.json", "all", min_area=100)
+        path = coco(file, tmp_path / "annotations" / "large.json", split="all", min_area=100).path
         found = CocoImages(path, "all")
         assert [len(found.instances(k).classes) for k in range(3)] == [2, 0, 0]
         assert found.instances(0).crowd.tolist() == [False, True]
@@ -229,7 +238,7 @@ class TestVerb:
 
 def test_a_set_scored_against_itself_is_perfect(tmp_path: Path) -> None:
     """COCO's own evaluation takes the content as truth: all AP is 1 where every object is found."""
-    path = coco(write_mat(tmp_path / "nyu_depth_v2_labeled.mat"), tmp_path / "nyu.json", "train", min_area=1)
+    path = coco(write_mat(tmp_path / "nyu_depth_v2_labeled.mat"), tmp_path / "nyu.json", split="train", min_area=1).path
     truth = COCO(str(path))
     found = [{**entry, "score": 0.9} for entry in truth.dataset["annotations"]]
     for kind in ("bbox", "segm"):

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from pri3d.worlds.write import rooms
+from pri3d.api.rooms import rooms
 
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recording") / "rooms"
-    rooms(folder, rooms=2, frames=6, size="80x60", workers=1)
+    rooms(folder, rooms=2, frames=6, size="80x60", processes=1)
     return folder
 
 

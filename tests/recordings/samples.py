@@ -14,11 +14,11 @@ from samples_phone import PHONE
 from samples_single import SINGLE
 from sens_writer import matrix, parts, write_sens
 
-from pri3d.worlds.write import rooms
+from pri3d.api.rooms import rooms
 
 
 def write_rooms(root: Path) -> Sample:
-    rooms(root, rooms=2, frames=FRAMES, size=f"{WIDTH}x{HEIGHT}", seed=SEED, workers=1)
+    rooms(root, rooms=2, frames=FRAMES, size=f"{WIDTH}x{HEIGHT}", seed=SEED, processes=1)
     scene = root / "room-0000"
     return Sample(root, scene / "color/000000.jpg", scene / "depth/000000.png", scene / "pose/000000.txt")
 

@@ -13,6 +13,7 @@ from reader_contract import FilesContract
 from sample_frames import HEIGHT, WIDTH, rendered
 from samples import write_folder, write_rooms, write_sevenscenes
 
+from pri3d.api.rooms import rooms
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.recordings import open_recording
 from pri3d.testing.reader import check_frame
@@ -224,9 +225,7 @@ def test_no_two_readers_fit_one_sample(tmp_path: Path) -> None:
 
 
 def test_rooms_without_labels(tmp_path: Path) -> None:
-    from pri3d.worlds.write import rooms  # noqa: PLC0415
-
-    rooms(tmp_path / "r", rooms=1, frames=1, size="32x24", labels=False, workers=1)
+    rooms(tmp_path / "r", rooms=1, frames=1, size="32x24", labels=False, processes=1)
     recording = open_recording(tmp_path / "r")
     assert recording.class_names is None
     assert recording.scenes()[0].frame(0).label is None

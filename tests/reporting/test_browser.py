@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from browser import Browser, find_chromium
 
+from pri3d.api.report import report
 from pri3d.reporting import style
-from pri3d.reporting.report import make_report
 
 CHROMIUM = find_chromium()
 pytestmark = pytest.mark.skipif(
@@ -26,9 +26,9 @@ def pages(runs, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("pages")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(style, "DPI", 40)
-        run = make_report([runs.pretrain], None, root / "run.html")
+        run = report([runs.pretrain], out=root / "run.html").path
         every = [runs.pretrain, *runs.finetune["scratch"], *runs.finetune["pri3d"]]
-        return {"run": run, "comparison": make_report(every, None, root / "comparison.html")}
+        return {"run": run, "comparison": report(every, out=root / "comparison.html").path}
 
 
 @pytest.fixture(scope="module")

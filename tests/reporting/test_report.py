@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from finetuned import instance_task
+from pri3d.api.report import report
 from pri3d.cli import main
 from pri3d.drawing import draw_detections
 from pri3d.errors import ConfigError, DataError
@@ -22,7 +23,7 @@ from pri3d.labelled.prepared import PreparedImages
 from pri3d.networks.detector import SIZES, build_detector
 from pri3d.reporting import gather, style
 from pri3d.reporting.html import Page
-from pri3d.reporting.report import build_page, make_report, write_overview
+from pri3d.reporting.report import build_page, write_overview
 from pri3d.reporting.sections import add_pictures
 from pri3d.reporting.sources import find_sources
 from pri3d.runs import write_json
@@ -35,7 +36,7 @@ def make(runs, read_page, tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(style, "DPI", 40)
 
     def page_of(*paths: Path, data: Path | None = None):
-        out = make_report(list(paths), data, tmp_path / "out" / "report.html")
+        out = report(list(paths), data=data, out=tmp_path / "out" / "report.html").path
         return read_page(out.read_text())
 
     return page_of
@@ -226,7 +227,7 @@ def test_objects_are_drawn(rooms_store: Path, tmp_path: Path, read_page, monkeyp
 
 def test_a_folder_is_no_page(runs, tmp_path):
     with pytest.raises(ConfigError, match="--out"):
-        make_report([runs.pretrain], None, tmp_path)
+        report([runs.pretrain], out=tmp_path)
 
 
 def test_the_command_line_takes_several_runs(runs, tmp_path, capsys, monkeypatch: pytest.MonkeyPatch):

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from view_cases import made_up, pretrained
 
+from pri3d.api.view import view
 from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError
 from pri3d.reporting import viewer as verb
-from pri3d.reporting.viewer import view, write_page
+from pri3d.reporting.viewer import write_page
 from pri3d.reporting.viewer_scene import MEASURED
 
 NASTY = "<script>alert('x')</script> & \"quoted\""
@@ -100,7 +101,7 @@ def test_a_window_is_opened_and_sent_to(writer, runs, monkeypatch, capsys):
     opened = []
     monkeypatch.setattr(writer.rr.RecordingStream, "spawn", lambda *_, **options: opened.append(options))
     monkeypatch.setenv("DISPLAY", ":9")
-    assert view(runs.store, frames=1, pairs=0) is None
+    assert view(runs.store, max_frames=1, max_pairs=0) is None
     assert len(opened) == 1
     assert opened[0]["default_blueprint"] is not None
 
@@ -110,7 +111,7 @@ def test_without_a_screen_a_page_is_written(writer, runs, tmp_path, monkeypatch,
     monkeypatch.setattr(verb.sys, "platform", "linux")
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)
-    assert view(runs.store, frames=1, pairs=0) == Path("store-view.html")
+    assert view(runs.store, max_frames=1, max_pairs=0) == Path("store-view.html")
     assert "No screen here" in capsys.readouterr().err
     assert (tmp_path / "store-view.html").is_file()
 
@@ -135,14 +136,17 @@ def test_without_rerun_the_page_is_written(without_rerun, runs, tmp_path, monkey
 
 
 def test_without_rerun_a_recording_becomes_a_page(without_rerun, runs, tmp_path, capsys):
-    assert view(runs.store, frames=1, pairs=0, save=tmp_path / "kitchen.rrd") == tmp_path / "kitchen.html"
+    assert view(runs.store, max_frames=1, max_pairs=0, save=tmp_path / "kitchen.rrd") == tmp_path / "kitchen.html"
     assert [path.name for path in tmp_path.iterdir()] == ["kitchen.html"]
-    assert view(runs.store, frames=1, pairs=0, save=tmp_path / "x.rrd", out=tmp_path / "y.html") == tmp_path / "y.html"
+    assert (
+        view(runs.store, max_frames=1, max_pairs=0, save=tmp_path / "x.rrd", out=tmp_path / "y.html")
+        == tmp_path / "y.html"
+    )
     assert capsys.readouterr().err.count("pip install") == 2
 
 
 def test_a_wanted_page_needs_no_advice(without_rerun, runs, tmp_path, capsys):
-    view(runs.store, frames=1, pairs=0, out=tmp_path / "a.html")
+    view(runs.store, max_frames=1, max_pairs=0, out=tmp_path / "a.html")
     assert "pip install" not in capsys.readouterr().err
 
 
@@ -184,7 +188,7 @@ def test_a_place_that_cannot_be_written_is_named(writer, runs, tmp_path):
     (tmp_path / "file").touch()
     for options in ({"save": tmp_path / "file" / "a.rrd"}, {"out": tmp_path / "file" / "a.html"}):
         with pytest.raises(ConfigError, match="cannot be written"):
-            view(runs.store, frames=1, pairs=0, **options)
+            view(runs.store, max_frames=1, max_pairs=0, **options)
 
 
 def test_nothing_is_written_for_what_is_not_there(tmp_path, capsys):

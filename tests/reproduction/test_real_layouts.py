@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from pri3d.api.reproduce import reproduce
 from pri3d.recordings.scannet import official_split
 from pri3d.reproduction import matrix
-from pri3d.reproduction.reproduce import reproduce
 
 TESTS = Path(__file__).parents[1]
 LITTLE = {"steps": 2, "batch": 2, "micro_batch": 2}
@@ -46,7 +46,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "on"), [("table1", "scannet"), ("table5", "nyuv2")])
 def test_tables_on_real_layouts(folders: dict[str, Path], tmp_path: Path, name: str, on: str) -> None:
-    page = reproduce(name, on=on, out=tmp_path / "out", **folders)  # type: ignore[arg-type]
+    page = reproduce(name, on=on, out=tmp_path / "out", **folders).path  # type: ignore[arg-type]
     text = page.read_text()
     assert f"on {on}" in text
     for row in ("Scratch", "Pri3D (View)"):
@@ -55,5 +55,5 @@ def test_tables_on_real_layouts(folders: dict[str, Path], tmp_path: Path, name: 
     assert (tmp_path / "out/prepared/pretrain/dataset.json").is_file()
     log = tmp_path / f"out/runs/semantic-{'labelled' if on == 'scannet' else 'other'}-resnet18/view-seed0/log.txt"
     assert "step 2/2" in log.read_text()
-    picture = reproduce("figure4" if on == "scannet" else "figure3", on=on, out=tmp_path / "out", **folders)  # type: ignore[arg-type]
+    picture = reproduce("figure4" if on == "scannet" else "figure3", on=on, out=tmp_path / "out", **folders).path  # type: ignore[arg-type]
     assert picture.read_bytes().startswith(b"\x89PNG")

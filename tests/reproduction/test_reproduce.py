@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from pri3d.api.reproduce import reproduce
 from pri3d.errors import ConfigError, DataError
 from pri3d.reproduction import matrix
-from pri3d.reproduction.reproduce import reproduce
 from pri3d.runs import read_json
 
 PRETRAIN = {"steps": 2, "batch": 2, "micro_batch": 2, "holdout": 0.0, "eval_every": 0, "distance": 0.1, "voxel": 0.16}

@@ -16,6 +16,7 @@ from small import SMALLER, run_small, same, stop_after
 from flat import pretrain, pretraining
 from pri3d.api.options import VERBS
 from pri3d.api.prepare import prepare
+from pri3d.api.rooms import rooms
 from pri3d.cli import parse as parse_words
 from pri3d.data.crops import CropDataset
 from pri3d.data.mixture import open_mixture
@@ -26,7 +27,6 @@ from pri3d.networks.weights import load_model
 from pri3d.probing.probe import probe
 from pri3d.store import PairTable, write_pairs
 from pri3d.training.pretraining import PretrainData
-from pri3d.worlds.write import rooms
 
 MOCO: dict[str, Any] = {"objectives": {"moco": 1.0}, "crop": 32, "moco_queue": 64}
 
@@ -35,7 +35,7 @@ MOCO: dict[str, Any] = {"objectives": {"moco": 1.0}, "crop": 32, "moco_queue": 6
 def other_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One more room, in images of another size and other voxels."""
     folder = tmp_path_factory.mktemp("other")
-    rooms(folder / "raw", rooms=1, frames=6, size="80x60", first=7, workers=1)
+    rooms(folder / "raw", rooms=1, frames=6, size="80x60", first=7, processes=1)
     prepare([folder / "raw"], folder / "wide", size="80x60", voxel=0.04, distance=0.1, min_overlap=0.2, processes=1)
     return folder / "wide"
 

@@ -15,13 +15,13 @@ from small import SMALLER, same
 import pri3d
 from flat import pretrain
 from pri3d.api.prepare import prepare
+from pri3d.api.rooms import rooms
 from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError
 from pri3d.runs import RunPaths
 from pri3d.store import Store, read_manifest, write_manifest
 from pri3d.training import recordings as prepared
 from pri3d.training.recordings import cache_folder
-from pri3d.worlds.write import rooms
 
 SIZE = "160x120"  # large enough for the 2 cm of the default
 
@@ -29,7 +29,7 @@ SIZE = "160x120"  # large enough for the 2 cm of the default
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recording") / "my rooms"
-    rooms(folder, rooms=1, frames=5, size=SIZE, workers=1)
+    rooms(folder, rooms=1, frames=5, size=SIZE, processes=1)
     for mesh in folder.rglob("mesh.ply"):  # it is larger than what the frames see
         mesh.unlink()
     return folder

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import trimesh
 
+from pri3d.api.rooms import rooms
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import temporary
 from pri3d.worlds import write
 from pri3d.worlds.render import render_room
 from pri3d.worlds.room import CLASS_NAMES, build_room
-from pri3d.worlds.write import room_mesh, rooms
+from pri3d.worlds.write import room_mesh
 
 SMALL = {"frames": 2, "size": "32x24"}
 
@@ -32,7 +33,7 @@ def digest(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("rooms") / "out"
-    rooms(out, rooms=2, workers=1, **SMALL)
+    rooms(out, rooms=2, processes=1, **SMALL)
     return out
 
 
@@ -49,25 +50,25 @@ def test_layout(written: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_write_the_same_as_one(written: Path, tmp_path: Path) -> None:
-    rooms(tmp_path / "out", rooms=2, workers=2, **SMALL)
+    rooms(tmp_path / "out", rooms=2, processes=2, **SMALL)
     assert digest(tmp_path / "out") == digest(written)
 
 
 def test_split_that_starts_later_holds_the_same_room(written: Path, tmp_path: Path) -> None:
-    rooms(tmp_path / "out", rooms=1, first=1, workers=1, **SMALL)
+    rooms(tmp_path / "out", rooms=1, first=1, processes=1, **SMALL)
     assert digest(tmp_path / "out" / "room-0001") == digest(written / "room-0001")
 
 
 def test_finished_rooms_are_kept_and_broken_ones_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
-    rooms(out, rooms=2, workers=1, **SMALL)
+    rooms(out, rooms=2, processes=1, **SMALL)
     before = digest(out)
     with monkeypatch.context() as patch:  # what a killed run leaves behind
         patch.setattr("os.getpid", lambda: 2**22 + 1)  # beyond the largest process number
         (out / "room-0001").rename(temporary(out / "room-0001"))
     marker = out / "room-0000" / "kept"
     marker.touch()
-    rooms(out, rooms=2, workers=1, **SMALL)
+    rooms(out, rooms=2, processes=1, **SMALL)
     assert marker.exists()
     marker.unlink()
     assert digest(out) == before
@@ -82,7 +83,7 @@ def test_a_run_at_the_same_time_is_noticed_and_keeps_its_room(tmp_path: Path, mo
 
     monkeypatch.setattr(write, "render_room", raced)
     with pytest.raises(DataError, match="room-0000: appeared while it was being made"):
-        rooms(out, rooms=1, workers=1, **SMALL)
+        rooms(out, rooms=1, processes=1, **SMALL)
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*")) == ["room-0000", "room-0000/theirs", "rooms.json"]
 
 
@@ -92,7 +93,7 @@ def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(write, "_write_frame", full)
     with pytest.raises(OSError, match="disk full"):
-        rooms(tmp_path / "out", rooms=1, workers=1, **SMALL)
+        rooms(tmp_path / "out", rooms=1, processes=1, **SMALL)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["rooms.json"]
 
 
@@ -112,14 +113,14 @@ def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_wrong_flags_are_refused(written: Path, flags: dict[str, object], message: str) -> None:
     before = digest(written)
     with pytest.raises(ConfigError, match=message):
-        rooms(written, **{"rooms": 2, "workers": 1, **SMALL, **flags})
+        rooms(written, **{"rooms": 2, "processes": 1, **SMALL, **flags})
     assert digest(written) == before
 
 
 def test_damaged_rooms_json_is_no_reason_to_overwrite(tmp_path: Path) -> None:
     (tmp_path / "rooms.json").write_text("{")
     with pytest.raises(ConfigError, match=r"rooms\.json"):
-        rooms(tmp_path, rooms=1, workers=1, **SMALL)
+        rooms(tmp_path, rooms=1, processes=1, **SMALL)
 
 
 def test_mesh_is_the_rooms_surface(written: Path) -> None:

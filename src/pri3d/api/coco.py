@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pri3d.api.labelled import LabelledFields
-from pri3d.api.options import AnyPath, implementation, keywords, option, verb
+from pri3d.api.options import AnyPath, implementation, option, verb
 from pri3d.api.results import Output
 
 
@@ -31,4 +31,4 @@ def coco(options: CocoOptions) -> Output:
     Returns the json file. Raises ConfigError for another file name than .json, DataError where the set has no objects,
     no object is large enough, or an image is damaged.
     """
-    return Output(implementation("pri3d.labelled.convert:coco")(**keywords(options, label_map="labels")))
+    return Output(implementation("pri3d.labelled.convert:coco")(options))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.options import AnyPath, Options, implementation, option, verb
 from pri3d.api.results import Output
 
 
@@ -29,4 +29,4 @@ def demo(options: DemoOptions) -> Output:
 
     Returns the report.
     """
-    return Output(implementation("pri3d.chain:demo")(**keywords(options, processes="workers")))
+    return Output(implementation("pri3d.chain:demo")(options))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.options import AnyPath, Options, implementation, option, verb
 from pri3d.api.results import Output
 
 
@@ -33,4 +33,4 @@ def report(options: ReportOptions) -> Output:
     Returns the page. Raises ConfigError where ``out`` cannot be written; DataError or WeightsError where a path is no
     run, or a file is there but damaged.
     """
-    return Output(implementation("pri3d.reporting.report:make_report")(**keywords(options)))
+    return Output(implementation("pri3d.reporting.report:make_report")(options))

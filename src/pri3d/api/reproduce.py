@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.options import AnyPath, Options, implementation, option, verb
 from pri3d.api.results import Output
 
 
@@ -57,4 +57,4 @@ def reproduce(options: ReproduceOptions) -> Output:
     unwritten, OUT or the script. Raises ConfigError for an unknown name, or a folder of data that was not given, before
     any work; DataError at the end, where runs have failed: the table is there without them.
     """
-    return Output(implementation("pri3d.reproduction.reproduce:reproduce")(**keywords(options)))
+    return Output(implementation("pri3d.reproduction.reproduce:reproduce")(options))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.options import AnyPath, Options, implementation, option, verb
 from pri3d.api.results import Output
 
 
@@ -33,5 +33,5 @@ def rooms(options: RoomsOptions) -> Output:
     Returns the folder. Raises ConfigError where an option is out of range or ``out`` holds rooms of other settings,
     DataError where another run wrote one of the rooms meanwhile.
     """
-    implementation("pri3d.worlds.write:rooms")(**keywords(options, processes="workers"))
+    implementation("pri3d.worlds.write:rooms")(options)
     return Output(options.out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.options import AnyPath, Options, implementation, option, verb
 from pri3d.api.results import Output
 
 
@@ -35,5 +35,5 @@ def view(options: ViewOptions) -> Output | None:
     range or a file cannot be written; DataError where the folder is neither, is damaged, or has no such scene, or a
     run's data are not there.
     """
-    written = implementation("pri3d.reporting.viewer:view")(**keywords(options, max_frames="frames", max_pairs="pairs"))
+    written = implementation("pri3d.reporting.viewer:view")(options)
     return None if written is None else Output(written)

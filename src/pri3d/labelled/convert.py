@@ -17,52 +17,38 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from pri3d.api.coco import CocoOptions
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.archive import encode
 from pri3d.files.atomic import write_atomic
-from pri3d.labelled import LabelledImages, Split, open_labelled
+from pri3d.labelled import LabelledImages, open_labelled
 
 _COORDINATES = 6  # of the smallest polygon, a triangle
 
 
-def coco(
-    data: Path,
-    out: Path,
-    split: Split = "val",
-    dataset: str | None = None,
-    labels: str | None = None,
-    min_area: int = 1000,
-    fraction: float = 1.0,
-) -> Path:
+def coco(options: CocoOptions) -> Path:
     """Write the objects of a labelled set as COCO json, for any tool that reads COCO.
 
-    Images keep their files: ``file_name`` is relative to the json's folder where they lie in it, absolute otherwise.
-    Those that lie in no file of their own (``.mat``, a prepared store) are written as PNG into a folder beside the
-    json, named as it. Images without objects are kept. See :func:`to_coco` for what stands in the json. How many
-    objects were too small is printed.
-
-    Args:
-        data: labelled images.
-        out: the json file to write; what is there is replaced.
-        split: train, val, test or all of them.
-        dataset: format of the labelled images; None finds it out.
-        labels: label space, by name or as a YAML file; None for the format's own.
-        min_area: masks of fewer pixels are left out; 1000 is the paper's protocol for ScanNet and NYUv2.
-        fraction: share of the images; the same nested shares as those of training.
-
-    Raises ConfigError for another file name than .json, DataError where the set has no objects, no object is large
-    enough, or an image is damaged.
+    See :func:`pri3d.coco` for the options.
     """
+    data = Path(options.data)
+    out = Path(options.out)
     if out.suffix != ".json":
-        raise ConfigError(f"{out}: name a .json file, such as {out / f'instances_{split}.json'}.")
-    images = open_labelled(data, split, dataset, labels)
-    rows = images.subset(fraction)
+        raise ConfigError(f"{out}: name a .json file, such as {out / f'instances_{options.split}.json'}.")
+    images = open_labelled(
+        data, options.split, options.dataset, None if options.label_map is None else str(options.label_map)
+    )
+    rows = images.subset(options.fraction)
     folder = out.with_suffix("")
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        content, small = _collect(images, progress.track(rows, description="objects"), min_area)
+        content, small = _collect(images, progress.track(rows, description="objects"), options.min_area)
         if not content["annotations"]:
-            why = f"all {small} have fewer than {min_area} pixels: give a smaller --min-area" if small else "has none"
-            raise DataError(f"{data}: no objects in {len(rows)} images of split {split}: {why}.")
+            why = (
+                f"all {small} have fewer than {options.min_area} pixels: give a smaller --min-area"
+                if small
+                else "has none"
+            )
+            raise DataError(f"{data}: no objects in {len(rows)} images of split {options.split}: {why}.")
         for entry, row in zip(content["images"], progress.track(rows, description="images"), strict=True):
             file = images.color_file(row)
             path = folder / _plain(images, f"{images.names[row]}.png") if file is None else file
@@ -72,7 +58,7 @@ def coco(
     write_atomic(out, json.dumps(content).encode())
     count = len(content["annotations"])
     text = f"{escape(str(out))}: {len(rows)} images, {count} objects of {len(content['categories'])} classes."
-    left_out = f" {small} objects under {min_area} pixels left out (--min-area)." if small else ""
+    left_out = f" {small} objects under {options.min_area} pixels left out (--min-area)." if small else ""
     Console().print(text + left_out, soft_wrap=True)
     return out
 

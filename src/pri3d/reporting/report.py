@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 import pri3d
+from pri3d.api.report import ReportOptions
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import usable, write_atomic
 from pri3d.networks.weights import read_provenance
@@ -43,26 +44,14 @@ from pri3d.store import Store
 from pri3d.tasks import find_task
 
 
-def make_report(runs: list[Path], data: Path | None = None, out: Path = Path("report.html")) -> Path:
+def make_report(options: ReportOptions) -> Path:
     """Make one HTML page of a run, or of several side by side: curves, scores, features, predictions, settings.
 
-    The page holds everything it shows and asks no other file or network for anything. What cannot be shown, because a
-    run is not finished or its data are elsewhere, is left out, and the page says so.
-
-    Args:
-        runs: pre-training and fine-tuning runs, folders of several runs (a demo's, or that of a comparison), and
-            results of `pri3d probe` (.json).
-        data: prepared store of the runs, or a folder of several: where their data are now; default is what the runs
-            name.
-        out: the page to write.
-
-    Returns:
-        The page.
-
-    Raises:
-        ConfigError: ``out`` cannot be written.
-        DataError, WeightsError: a path is no run, or a file is there but damaged.
+    See :func:`pri3d.report` for the options.
     """
+    runs = [Path(each) for each in options.runs]
+    data = None if options.data is None else Path(options.data)
+    out = Path(options.out)
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder. Name a file, such as {out / 'report.html'}.")
     sources = find_sources(runs)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
+from pri3d.api.view import ViewOptions
 from pri3d.errors import ConfigError
 from pri3d.files.archive import encode
 from pri3d.files.atomic import usable
@@ -41,51 +42,27 @@ _STYLE = """<style>
 </style>"""
 
 
-def view(
-    source: Path,
-    data: Path | None = None,
-    scene: str | None = None,
-    frames: int = 40,
-    pairs: int = 4,
-    save: Path | None = None,
-    out: Path | None = None,
-    html: bool = False,
-) -> Path | None:
+def view(options: ViewOptions) -> Path | None:
     """Look at what `prepare`, `pretrain` or `finetune` made: cameras, images, depth, surface, pairs and matches.
 
-    Of a pre-training run: features of its network before and after as false colours, and the matches they make beside
-    the measured ones. Of a fine-tuning run: ground truth and predictions. Opens rerun's viewer; without rerun, or
-    without a screen, it writes a page for any browser.
-
-    Args:
-        source: prepared store, or folder of a run.
-        data: what the run was trained on, where that has moved.
-        scene: id of the scene; the first if not given.
-        frames: at most so many frames, evenly over the scene.
-        pairs: at most so many pairs, at even ranks of their overlap.
-        save: write a recording for rerun, FILE.rrd, and open no window.
-        out: write the page to this file, and open no window; default with --html beside the recording of --save,
-            else NAME-view.html here.
-        html: write the page, and open no window.
-
-    Returns:
-        The file that was written last; None where a window was opened.
-
-    Raises:
-        ConfigError: a number is out of range, or a file cannot be written.
-        DataError: the folder is neither store nor run, is damaged, or has no such scene; a run's data are not there.
+    See :func:`pri3d.view` for the options.
     """
-    _check(frames, pairs, save)
+    source = Path(options.source)
+    data = None if options.data is None else Path(options.data)
+    save = None if options.save is None else Path(options.save)
+    out = None if options.out is None else Path(options.out)
+    if save is not None and save.suffix != ".rrd":
+        raise ConfigError(f"--save {save}: a recording of rerun ends in .rrd. For a page give --out.")
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     obstacle = _obstacle(save)
-    shown = show(source, data, scene, frames, pairs)
+    shown = show(source, data, options.scene, options.max_frames, options.max_pairs)
     for note in shown.notes:
         console.print(note)
     written = None
     if save is not None and find_spec("rerun") is not None:
         written = _save(shown, save)
         console.print(f"{written}: open it with rerun {written}")
-    wanted = html or out is not None
+    wanted = options.html or out is not None
     if obstacle and (save is not None or not wanted):
         console.print(obstacle)
     if wanted or obstacle:
@@ -104,15 +81,6 @@ def _obstacle(save: Path | None) -> str:
         return 'The viewer is rerun: pip install "pri3d[view]". Without it the same is written as a page.'
     screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or not sys.platform.startswith("linux")
     return "" if save or screen else "No screen here to open a window on: a page is written. --save writes a recording."
-
-
-def _check(frames: int, pairs: int, save: Path | None) -> None:
-    if frames < 1:
-        raise ConfigError(f"--max-frames {frames}: show at least one.")
-    if pairs < 0:
-        raise ConfigError(f"--max-pairs {pairs}: give a number of pairs, 0 for none.")
-    if save is not None and save.suffix != ".rrd":
-        raise ConfigError(f"--save {save}: a recording of rerun ends in .rrd. For a page give --out.")
 
 
 def _save(shown: Shown, path: Path) -> Path:

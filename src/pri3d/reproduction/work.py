@@ -23,6 +23,7 @@ from pri3d.api.plugins import gathered
 from pri3d.api.prepare import prepare
 from pri3d.api.presets import current
 from pri3d.api.pretrain import PretrainOptions, pretrain, resolve_pretraining
+from pri3d.api.rooms import rooms
 from pri3d.api.training import TrainSettings
 from pri3d.errors import ConfigError, Pri3DError
 from pri3d.files.atomic import write_atomic
@@ -31,7 +32,6 @@ from pri3d.machine import cores
 from pri3d.processes import KilledError, run_apart, run_in_processes
 from pri3d.reproduction.matrix import Experiment, Matrix, PlannedRun, Study, groups
 from pri3d.runs import RunPaths, leaves, read_metrics, write_json
-from pri3d.worlds.write import rooms
 
 RECORD = "reproduce.json"  #: what a run was asked for; another request for the same folder is refused
 LOG = "log.txt"  #: what the run said
@@ -102,7 +102,7 @@ def make_parts(place: StudyFolder, parts: Sequence[str], workers: int) -> None:
         if "images" in stated:
             continue
         if "rooms" in stated:
-            rooms(place.recording(part), size=settings["prepare"]["size"], workers=workers, **stated["rooms"])
+            rooms(place.recording(part), size=settings["prepare"]["size"], processes=workers, **stated["rooms"])
         pairs = part == "pretrain"
         options = {**settings["prepare"], **stated.get("options", {})}
         prepare([place.recording(part)], place.store(part), pairs=pairs, surface=pairs, processes=workers, **options)
@@ -288,7 +288,7 @@ def _prepare_trial(place: StudyFolder, folder: Path) -> StudyFolder:
     settings = place.study.settings
     size = settings["prepare"].get("size", "320x240")
     with (folder / LOG).open("w") as log, redirect_stdout(log), redirect_stderr(log):
-        rooms(folder / "recordings" / _ROOM, rooms=1, frames=_ROOM_FRAMES, size=size, workers=1)
+        rooms(folder / "recordings" / _ROOM, rooms=1, frames=_ROOM_FRAMES, size=size, processes=1)
         prepare([folder / "recordings" / _ROOM], folder / "prepared" / _ROOM, processes=1, **settings["prepare"])
     return StudyFolder(folder, place.study._replace(settings={**settings, "parts": {_ROOM: {}}}))
 

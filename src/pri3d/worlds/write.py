@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
-from pri3d.errors import ConfigError
+from pri3d.api.rooms import RoomsOptions
 from pri3d.files.atomic import put_folder, remove_leftovers, temporary
 from pri3d.files.stamp import stamp
 from pri3d.geometry.resize import parse_size
@@ -27,55 +27,27 @@ from pri3d.worlds.room import CLASS_NAMES, Room, build_room
 _VERSION = 1  # of the pictures: raised when the same seed gives other rooms
 
 
-def rooms(
-    out: Path,
-    rooms: int = 24,
-    frames: int = 40,
-    size: str = "160x120",
-    labels: bool = True,
-    seed: int = 0,
-    first: int = 0,
-    workers: int = 0,
-) -> None:
+def rooms(options: RoomsOptions) -> None:
     """Write procedural rooms with exact poses and labels: a recording that needs no download.
 
-    A finished room is kept, so a stopped run continues and a larger ``rooms`` adds to what is there. Room k of a seed
-    is the same whatever the other flags, up to size, labels and the number of frames.
-
-    Args:
-        out: folder to write, created where it is missing.
-        rooms: how many rooms.
-        frames: pictures per room; neighbours overlap by about 60 %.
-        size: width x height of the pictures in pixels, as in 160x120.
-        labels: whether to write class and instance labels too.
-        seed: rooms of another seed are all different.
-        first: number of the first room; ranges that do not meet share no room, which makes disjoint splits.
-        workers: processes; 0 takes one per core.
-
-    Raises:
-        ConfigError: a flag is out of range, or ``out`` holds rooms of other settings.
-        DataError: another run wrote one of the rooms meanwhile.
+    See :func:`pri3d.rooms` for the options.
     """
-    width, height = parse_size(size)
-    if rooms < 1 or frames < 1 or first < 0 or workers < 0:
-        raise ConfigError(
-            f"--rooms {rooms} --frames {frames} --first {first} --workers {workers}: rooms and frames must be at "
-            "least 1, first and workers at least 0."
-        )
+    out = Path(options.out)
+    width, height = parse_size(options.size)
     settings = {
         "format": "pri3d rooms",
         "version": _VERSION,
-        "seed": seed,
-        "frames": frames,
+        "seed": options.seed,
+        "frames": options.frames,
         "width": width,
         "height": height,
-        "class_names": list(CLASS_NAMES) if labels else None,
+        "class_names": list(CLASS_NAMES) if options.labels else None,
     }
     stamp(out / "rooms.json", settings, "Choose another folder, or remove this one.")
     remove_leftovers(out)
-    missing = [k for k in range(first, first + rooms) if not (out / room_id(k)).is_dir()]
-    work = partial(_write_room, out, seed, frames, width, height, labels)
-    workers = min(workers or cores(), len(missing))
+    missing = [k for k in range(options.first, options.first + options.rooms) if not (out / room_id(k)).is_dir()]
+    work = partial(_write_room, out, options.seed, options.frames, width, height, options.labels)
+    workers = min(options.processes or cores(), len(missing))
     if workers <= 1:
         for index in track(missing, "rooms"):
             work(index)
