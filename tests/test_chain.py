@@ -9,6 +9,7 @@ import pytest
 import torchvision
 from safetensors.torch import load_file
 
+import pri3d
 from pri3d import chain
 from pri3d.errors import ConfigError
 
@@ -21,7 +22,7 @@ def test_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(chain, "TRIAL_STEPS", 2)
     monkeypatch.setattr(chain, "SIZE", "64x48")
     monkeypatch.setattr(chain, "cores", lambda: 1)  # one thread: several collapse beside other tests
-    report = chain.demo(tmp_path / "demo", max_minutes=0.2, workers=1)
+    report = pri3d.demo(out=tmp_path / "demo", max_minutes=0.2, processes=1).path
     results = json.loads((tmp_path / "demo/results.json").read_text())
     assert results["settings"]["shortened"] is True
     assert results["minutes"] > 0
@@ -40,5 +41,5 @@ def test_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_demo_refuses_no_time(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--max-minutes"):
-        chain.demo(tmp_path / "demo", max_minutes=0)
+        pri3d.demo(out=tmp_path / "demo", max_minutes=0)
     assert not (tmp_path / "demo").exists()

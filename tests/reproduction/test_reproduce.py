@@ -55,7 +55,7 @@ def test_the_whole_of_a_table(tiny: dict[str, Any], tmp_path: Path, capfd: pytes
     reproduce("table1", out=tmp_path, only="data")
     data = times(tmp_path / "prepared")
     assert not (tmp_path / "runs").exists()
-    page = reproduce("table1", out=tmp_path)
+    page = reproduce("table1", out=tmp_path).path
     assert page == tmp_path / "results" / "table1-rooms-small.md"
     assert data
     assert times(tmp_path / "prepared") == data
@@ -72,7 +72,7 @@ def test_the_whole_of_a_table(tiny: dict[str, Any], tmp_path: Path, capfd: pytes
     reproduce("table1", out=tmp_path)
     assert times(tmp_path / "runs") == before
     tiny["without"] = [start for start in TINY["without"] if start != "view+geo"]
-    assert reproduce("figure3", out=tmp_path).read_bytes().startswith(b"\x89PNG")
+    assert reproduce("figure3", out=tmp_path).path.read_bytes().startswith(b"\x89PNG")
     assert times(tmp_path / "runs") == before
 
     # The estimate comes from the finished runs, and runs nothing.
@@ -115,7 +115,7 @@ def test_an_estimate_without_any_run(tiny: dict[str, Any], tmp_path: Path, capfd
 
 def test_the_array_job_calls_the_verb(tiny: dict[str, Any], tmp_path: Path) -> None:
     """Run with a mock sbatch that writes its words down and prints a number."""
-    script = reproduce("table1", out=tmp_path / "out dir", seeds="0,1", slurm=tmp_path / "submit.sh", jobs=3)
+    script = reproduce("table1", out=tmp_path / "out dir", seeds="0,1", slurm=tmp_path / "submit.sh", jobs=3).path
     fake = tmp_path / "bin" / "sbatch"
     fake.parent.mkdir()
     fake.write_text('#!/bin/bash\nprintf "%s\\n" "$@" "--" >> "$LOG"\necho "7;cluster"\n')
