@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pri3d.data.augment import STRONG
-from pri3d.data.instances import InstanceDataset, collate_instances
+from pri3d.data.labelled import InstanceDataset, collate_instances
 from pri3d.data.sampler import Draw
 from pri3d.errors import DataError
 from pri3d.labelled import LabelledImages

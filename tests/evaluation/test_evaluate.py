@@ -14,8 +14,7 @@ from scored_runs import Brightness, Level, fakes, write_run
 
 from finetuned import TINY, instance_task, semantic_task
 from pri3d.cli import main
-from pri3d.data.instances import InstanceDataset
-from pri3d.data.labelled import LabelledDataset
+from pri3d.data.labelled import InstanceDataset, LabelledDataset
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.evaluation import evaluate as evaluation
 from pri3d.evaluation.evaluate import evaluate

@@ -19,8 +19,7 @@ from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import build_unet
 from pri3d.networks.weights import save_model
 from pri3d.probing.networks import open_dense
-from pri3d.probing.probe import TASKS, Scores, _check_seen
-from pri3d.probing.verb import probe
+from pri3d.probing.probe import TASKS, Scores, _check_seen, probe
 from pri3d.runs import RunPaths
 from pri3d.store import Store
 

@@ -15,16 +15,18 @@ from pri3d.errors import WeightsError
 from pri3d.geometry.camera import pixel_centres
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.probing.linear import (
-    Features,
-    Frames,
+    DepthErrors,
+    FrozenMaps,
     LinearProbe,
+    NormalErrors,
+    ProbeFrames,
     extract,
     frame_table,
     probe_linear,
     read_frames,
+    surface_normals,
 )
 from pri3d.probing.networks import Dense, enlarge
-from pri3d.probing.targets import DepthErrors, NormalErrors, surface_normals
 from pri3d.store import Store
 
 CAMERA = torch.tensor([[50.0, 55.0, 31.0, 25.0]])
@@ -106,7 +108,7 @@ def test_cells_stay_over_their_pixels(stride: int) -> None:
 def test_a_probe_is_one_linear_map_of_the_enlarged_features() -> None:
     torch.manual_seed(0)
     levels = [torch.randn(2, 3, 6, 8), 100 + 30 * torch.randn(2, 5, 3, 4)]
-    probe = LinearProbe(Features(levels, [1.0, 1.0]), (2, 4), 2)
+    probe = LinearProbe(FrozenMaps(levels, [1.0, 1.0]), (2, 4), 2)
     for parameter in probe.parameters():
         nn.init.normal_(parameter)
     scaled = []
@@ -132,7 +134,7 @@ class Shown(nn.Module):
         return [self.factor * nn.functional.avg_pool2d(images, 2)]
 
 
-def painted(count: int, seed: int) -> Frames:
+def painted(count: int, seed: int) -> ProbeFrames:
     """Images whose colour tells depth, normal and class linearly; cells of 2 x 2 pixels of one colour."""
     generator = torch.Generator().manual_seed(seed)
     color = torch.randint(0, 256, (count, 3, 1, 1), generator=generator).expand(-1, -1, 16, 16)
@@ -142,7 +144,7 @@ def painted(count: int, seed: int) -> Frames:
     label = (share[:, 0] > 0.5).to(torch.uint8)
     depth = depth.clone()
     depth[:, :4] = 0  # never counts, whatever is predicted there
-    return Frames(color.to(torch.uint8), depth, normal, label, 2)
+    return ProbeFrames(color.to(torch.uint8), depth, normal, label, 2)
 
 
 def test_a_linear_relation_is_learned() -> None:

@@ -104,7 +104,7 @@ def exports(run, tmp_path_factory):
     made = {}
     for to, part in (("safetensors", "encoder"), ("safetensors", "all"), ("hf", "all")):
         out = tmp_path_factory.mktemp("export") / ("x.safetensors" if to == "safetensors" else "x")
-        made[to, part] = pri3d.export(run, to, out=out, part=part)
+        made[to, part] = pri3d.export(run, to=to, out=out, part=part)
     return made
 
 

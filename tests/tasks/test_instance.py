@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finetuned import TINY, instance_task
-from pri3d.data.instances import InstanceDataset, collate_instances
+from pri3d.data.labelled import InstanceDataset, collate_instances
 from pri3d.data.sampler import Draw
 from pri3d.errors import DataError, WeightsError
 from pri3d.labelled import open_labelled
@@ -77,7 +77,7 @@ def test_classes_are_the_countable_ones(images):
 
 
 def test_sets_without_objects_are_refused(images, monkeypatch):
-    monkeypatch.setattr(PreparedImages, "instance", lambda self, k: None)
+    monkeypatch.setattr(PreparedImages, "has_objects", False)
     with pytest.raises(DataError, match="has no instance maps"):
         InstanceTask.names_of(images)
     monkeypatch.undo()

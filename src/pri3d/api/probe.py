@@ -70,6 +70,6 @@ def probe(options: ProbeOptions) -> dict[str, Scores]:
     be scored on, or encoders do not fit; DataError where the dataset cannot serve a task that was asked for, or a file
     is missing; WeightsError where weights cannot be loaded, or give features that are not finite.
     """
-    return implementation("pri3d.probing.verb:probe")(
+    return implementation("pri3d.probing.probe:probe")(
         **keywords(options, portion="split", label_map="labels", max_pairs="pairs", max_frames="frames")
     )

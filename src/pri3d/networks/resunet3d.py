@@ -115,7 +115,7 @@ class Stage(nn.Module):
         self.move = move
         self.norm = Norm(moved)
         widths = [moved + skip, *[outputs] * blocks]
-        self.blocks = nn.ModuleList(Block(a, b) for a, b in pairwise(widths))
+        self.blocks = nn.ModuleList(ResidualBlock3d(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor, geometry: Geometry, source: int, target: int, skip: Tensor | None = None) -> Tensor:
         """Features of level ``source`` -> features of level ``target``."""
@@ -127,7 +127,7 @@ class Stage(nn.Module):
         return x
 
 
-class Block(nn.Module):
+class ResidualBlock3d(nn.Module):
     """Two 3^3 convolutions and a shortcut, projected where the width changes."""
 
     def __init__(self, inputs: int, outputs: int) -> None:

@@ -22,7 +22,7 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import usable
 from pri3d.geometry.resize import parse_size
 from pri3d.labelled.prepared import PreparedImages
-from pri3d.probing.linear import Frames, frame_table, probe_linear, read_frames
+from pri3d.probing.linear import ProbeFrames, frame_table, probe_linear, read_frames
 from pri3d.probing.networks import Dense, Kind, check_source, name_sources, open_dense
 from pri3d.probing.pairs import Correspondences, Held, Matching, Measure, matching_recall, measure_pairs
 from pri3d.probing.retention import check_same, retention
@@ -45,8 +45,8 @@ class Frozen(NamedTuple):
     pairs: Held | None
     angles: NDArray[np.float32]  #: (P,) radians between the viewing directions of the pairs
     distance: float  #: metres within which two measured points are the same
-    train: Frames | None
-    test: Frames | None
+    train: ProbeFrames | None
+    test: ProbeFrames | None
 
 
 def probe(

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from pri3d.probing.linear import LinearScores
+from pri3d.files.atomic import write_atomic
+from pri3d.probing.linear import DepthScore, LinearScores, NormalScore, SegmentationScore
 from pri3d.probing.pairs import Correspondence, Recall
 from pri3d.probing.retention import Retention
-from pri3d.probing.targets import DepthScore, NormalScore, SegmentationScore
+from pri3d.reporting.charts import Curves, recall_figure
 from pri3d.runs import leaves, write_json, write_text
 
 
@@ -57,7 +58,7 @@ def plain(value: Any) -> Any:
 
 
 def write_results(out: Path, results: Results, facts: Mapping[str, Any], pixels: float) -> None:
-    """Write OUT (.json), and .csv and .md of the same name: everything, one number a line, the tables."""
+    """Write OUT (.json), and .csv, .md and .png of the same name: everything, one number a line, the tables, recall."""
     networks = {name: plain(scores) for name, scores in results.items()}
     write_json(out, {**facts, "networks": networks})
     text = io.StringIO()
@@ -69,6 +70,20 @@ def write_results(out: Path, results: Results, facts: Mapping[str, Any], pixels:
                 table.writerow((name, task, " / ".join(measure), "" if _is_nan(value) else value))
     write_text(out.with_suffix(".csv"), text.getvalue())
     write_text(out.with_suffix(".md"), "\n\n".join(map(markdown, build_sheets(results, pixels))) + "\n")
+    panels: dict[str, Curves] = {}
+    matching = {name: s.matching.by_angle for name, s in results.items() if s.matching}
+    if matching:
+        panels[f"Recall of true points within {pixels:g} px"] = matching
+    for end in ("10 px", "5 cm"):
+        found = {
+            name: {angle: values[end] for angle, values in s.correspondence.by_angle.items()}
+            for name, s in results.items()
+            if s.correspondence
+        }
+        if found:
+            panels[f"Best matches right within {end}"] = found
+    if panels:
+        write_atomic(out.with_suffix(".png"), recall_figure(panels))
 
 
 def show(results: Results, pixels: float) -> None:

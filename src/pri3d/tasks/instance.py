@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from pri3d.api.finetune import FinetuneSettings
 from pri3d.api.options import Options, option
 from pri3d.data.augment import recipe, to_tensor
-from pri3d.data.instances import InstanceDataset, InstanceItem, collate_instances
+from pri3d.data.labelled import InstanceDataset, InstanceItem, collate_instances
 from pri3d.data.reading import read_ahead
 from pri3d.drawing import draw_detections
 from pri3d.files.atomic import write_atomic
