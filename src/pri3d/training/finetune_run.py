@@ -108,7 +108,8 @@ class FinetuneRun:
     def train(self, path: Path) -> Path:
         """Train, or continue in the run folder ``path``, and return it."""
         settings, call, folder = self.settings, self.call, RunPaths(path)
-        folder.refuse_other(call.resume)
+        if self.options.launch.rank == 0:  # the others may find what the first has begun
+            folder.refuse_other(call.resume)
         recipe = self.recipe
         model, report = self.network()
         module_task = recipe.task(self.train_set, self.rows)
