@@ -196,11 +196,15 @@ def hub_state(net: FeatureNet) -> dict[str, Tensor]:
     state = net.net.state_dict()
     if not opens_in_timm(net):
         return dict(state)
-    names = match_whole(net.encoder, _build_whole(net.encoder, "meta").state_dict())
+    keys = _build_whole(net.encoder, "meta").state_dict()
+    names = match_whole(net.encoder, keys)
+    own = {names[key]: value for key, value in state.items()}
+    if own.keys() == keys.keys():
+        return own
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         full = _build_whole(net.encoder, "cpu").state_dict()
-    return {**full, **{names[key]: value for key, value in state.items()}}
+    return {**full, **own}
 
 
 def _build_whole(encoder: Encoder, device: str) -> Any:
