@@ -208,7 +208,11 @@ def _read(file: Path) -> tuple[dict[str, list[dict[str, Any]]], str]:
     _unique(file, "file_name", [entry["file_name"] for entry in content["images"]])
     if not content["categories"]:
         raise DataError(f"{file}: its list `categories` is empty. State the classes of the objects.")
-    _check_references(file, content)
+    for key, target in (("image_id", "images"), ("category_id", "categories")):
+        known = {entry["id"] for entry in content[target]}
+        for entry in content["annotations"]:
+            if entry[key] not in known:
+                raise DataError(f"{file}: annotation {entry['id']} has {key} {entry[key]}, which `{target}` lacks.")
     return content, hashlib.sha256(raw).hexdigest()
 
 
@@ -219,14 +223,6 @@ def _check_entry(what: str, entry: Any, fields: dict[str, type]) -> None:
             raise DataError(f"{what}: its `{key}` is {found}, expected {'a number' if kind is int else 'a text'}.")
     if "width" in fields and not (entry["file_name"] and min(entry["width"], entry["height"]) > 0):
         raise DataError(f"{what}: {entry['file_name']!r} of {entry['width']}x{entry['height']} pixels is no image.")
-
-
-def _check_references(file: Path, content: dict[str, list[dict[str, Any]]]) -> None:
-    for key, target in (("image_id", "images"), ("category_id", "categories")):
-        known = {entry["id"] for entry in content[target]}
-        for entry in content["annotations"]:
-            if entry[key] not in known:
-                raise DataError(f"{file}: annotation {entry['id']} has {key} {entry[key]}, which `{target}` lacks.")
 
 
 def _unique(file: Path, what: str, values: Iterable[Hashable]) -> None:

@@ -52,7 +52,9 @@ def coco(options: CocoOptions) -> Path:
         for entry, row in zip(content["images"], progress.track(rows, description="images"), strict=True):
             file = images.color_file(row)
             path = folder / _plain(images, f"{images.names[row]}.png") if file is None else file
-            entry["file_name"] = _relative(path, out.parent)
+            # Relative to the json's folder where it lies in it, else absolute; links stay as they are.
+            absolute, here = Path(os.path.abspath(path)), Path(os.path.abspath(out.parent))  # noqa: PTH100
+            entry["file_name"] = (absolute.relative_to(here) if absolute.is_relative_to(here) else absolute).as_posix()
             if file is None:
                 write_atomic(path, encode(images.color(row), "PNG"))
     write_atomic(out, json.dumps(content).encode())
@@ -126,8 +128,21 @@ def decode_mask(segmentation: Any, size: tuple[int, int], what: str) -> NDArray[
 
 def _packed(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
     """Run lengths of a segmentation, None for none; anything strange raises, before compiled code meets it."""
+    packed: dict[str, Any]
     if isinstance(segmentation, dict):
-        return _runs(segmentation, size)
+        counts, stated = segmentation["counts"], segmentation["size"]
+        if list(stated) != list(size):
+            raise ValueError(f"its size is {stated}, its image is {list(size)} (height, width)")
+        if isinstance(counts, str | bytes):
+            packed = {"size": list(size), "counts": counts}
+            counts = rle._mask.toUncompressedRLE([packed])[0]["counts"]
+        else:
+            if not all(type(run) is int and 0 <= run <= math.prod(size) for run in counts):
+                raise ValueError("a run that is no number of pixels of the image")
+            packed = rle.frPyObjects({"size": list(size), "counts": counts}, *size)
+        if sum(counts) != math.prod(size):
+            raise ValueError(f"its runs cover {sum(counts)} pixels of {math.prod(size)}")
+        return packed
     if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
         raise TypeError("expected polygons or run lengths")
     if not segmentation:
@@ -140,30 +155,8 @@ def _packed(segmentation: Any, size: tuple[int, int]) -> dict[str, Any] | None:
         raise ValueError("a polygon with an odd number of coordinates")
     # The library takes four numbers for a box.
     polygons = [[float(number) for number in polygon] for polygon in segmentation if len(polygon) >= _COORDINATES]
-    packed: dict[str, Any] = rle.merge(rle.frPyObjects(polygons, *size)) if polygons else {}
+    packed = rle.merge(rle.frPyObjects(polygons, *size)) if polygons else {}
     return packed or None
-
-
-def _runs(segmentation: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    counts, stated = segmentation["counts"], segmentation["size"]
-    if list(stated) != list(size):
-        raise ValueError(f"its size is {stated}, its image is {list(size)} (height, width)")
-    if isinstance(counts, str | bytes):
-        packed: dict[str, Any] = {"size": list(size), "counts": counts}
-        counts = rle._mask.toUncompressedRLE([packed])[0]["counts"]
-    else:
-        if not all(type(run) is int and 0 <= run <= math.prod(size) for run in counts):
-            raise ValueError("a run that is no number of pixels of the image")
-        packed = rle.frPyObjects({"size": list(size), "counts": counts}, *size)
-    if sum(counts) != math.prod(size):
-        raise ValueError(f"its runs cover {sum(counts)} pixels of {math.prod(size)}")
-    return packed
-
-
-def _relative(file: Path, folder: Path) -> str:
-    """Path of an image as the json states it: relative to the json's folder where it lies in it, else absolute."""
-    file, folder = Path(os.path.abspath(file)), Path(os.path.abspath(folder))  # noqa: PTH100  # links stay as they are
-    return (file.relative_to(folder) if file.is_relative_to(folder) else file).as_posix()
 
 
 def _plain(images: LabelledImages, name: str) -> PurePosixPath:

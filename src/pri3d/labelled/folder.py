@@ -147,22 +147,27 @@ def _listed(path: Path, lists: dict[str, Path], places: dict[str, PairFolders]) 
             named |= dict.fromkeys([*names, *(os.path.splitext(name)[0] for name in names)], pair)  # noqa: PTH122
     result: dict[str, list[Pair]] = {}
     for split, file in lists.items():
-        pairs = [_pair(path, row, named, f"{file}: line {k}") for k, row in enumerate(_lines(file), 1)]
+        pairs = []
+        for k, row in enumerate(_lines(file), 1):
+            if len(row) in {2, 3}:
+                pairs.append(Pair(path / row[0], path / row[1], path / row[2] if len(row) == 3 else None))
+            elif len(row) == 1 and row[0] in named:
+                pairs.append(named[row[0]])
+            elif len(row) == 1:
+                raise DataError(
+                    f"{file}: line {k}: no image with a mask is called {row[0]!r}. Write `image mask`, or a name in "
+                    "images."
+                )
+            else:
+                raise DataError(
+                    f"{file}: line {k}: has {len(row)} parts. Write `image mask`, with a tab between where names have "
+                    "blanks."
+                )
         gone = [str(part) for pair in pairs for part in pair if part is not None and not part.is_file()]
         if gone:
             raise DataError(f"{file}: {len(gone)} of its files are missing: {_some(gone)}. Paths start at {path}.")
         result[split] = pairs
     return result
-
-
-def _pair(path: Path, row: Sequence[str], named: dict[str, Pair], where: str) -> Pair:
-    if len(row) in {2, 3}:
-        return Pair(path / row[0], path / row[1], path / row[2] if len(row) == 3 else None)
-    if len(row) == 1 and row[0] in named:
-        return named[row[0]]
-    if len(row) == 1:
-        raise DataError(f"{where}: no image with a mask is called {row[0]!r}. Write `image mask`, or a name in images.")
-    raise DataError(f"{where}: has {len(row)} parts. Write `image mask`, with a tab between where names have blanks.")
 
 
 def _lists(path: Path) -> dict[str, Path]:

@@ -46,7 +46,13 @@ class NYUImages(LabelledImages):
         self._mat = None if mat is None else MatFile(mat)
         self.has_objects = self._mat is not None
         thirteen = self._mat is None and not numbered(path, _LABEL40)
-        self.space: LabelSpace = _thirteen(path, labels) if thirteen else load_space(labels or _SPACE)
+        if thirteen and labels != _SPACE and labels in shipped_spaces():
+            raise ConfigError(f"--label-map {labels}: {path} has labels of 13 classes only. Leave --label-map out.")
+        self.space: LabelSpace = load_space(labels or _SPACE)
+        if thirteen and (labels or _SPACE) == _SPACE:  # ids 1..13: the places in our list, plus 1
+            classes = {name: k + 1 for k, name in enumerate(self.space.names)}
+            things = [self.space.names[k] for k in self.space.things]
+            self.space = parse_space({"classes": classes, "things": things, "ignored": [0]})
         self._colors = {} if self._mat else numbered(path, COLOR)
         self._labels = {} if self._mat else numbered(path, _LABEL13 if thirteen else _LABEL40)
         there = range(1, self._mat.count + 1) if self._mat else sorted(self._colors.keys() & self._labels.keys())
@@ -103,14 +109,3 @@ def _classes_of_labels() -> NDArray[np.uint8]:
     for number, text in stated["classes"].items():
         table[expand(text)] = number
     return table
-
-
-def _thirteen(path: Path, labels: str | None) -> LabelSpace:
-    """Label space of images that hold the ids 1..13: the places in our list, plus 1."""
-    if labels not in (None, _SPACE):
-        if labels in shipped_spaces():
-            raise ConfigError(f"--label-map {labels}: {path} has labels of 13 classes only. Leave --label-map out.")
-        return load_space(str(labels))
-    space = load_space(_SPACE)
-    things = [space.names[k] for k in space.things]
-    return parse_space({"classes": {n: k + 1 for k, n in enumerate(space.names)}, "things": things, "ignored": [0]})

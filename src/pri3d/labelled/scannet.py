@@ -61,7 +61,11 @@ class ScanNetImages(LabelledImages):
         self._images = [images[k] for k in rows_of_split([image.scan for image in images], split)]
         self.names = [f"{image.scan}/{image.color.stem}" for image in self._images]
         self.has_objects = any(image.instance is not None for image in self._images)
-        self._state_part()
+        listed = {scan for scan, name in official_split().items() if name == split}
+        count = len(listed & {image.scan for image in self._images})
+        if 0 < count < len(listed):
+            text = f"{path}: has {count} of the {len(listed)} scans of the official {split} list."
+            Console(stderr=True).print(escape(text), soft_wrap=True)
 
     @classmethod
     def detect(cls, path: Path) -> bool:
@@ -122,7 +126,10 @@ class ScanNetImages(LabelledImages):
         if there.keys().isdisjoint(listed):
             listed = []
         rank = {scan: k for k, scan in enumerate(dict.fromkeys([*listed, *there]))}
-        steps = _official_subsets() if listed and self._split == "train" else {}
+        steps: dict[int, int] = {}  # per cent of the training scans -> how many, from the top of the official list
+        if listed and self._split == "train":
+            official = (files("pri3d.labelled._shared") / "scannet_subsets.yaml").read_text(encoding="utf-8")
+            steps = {int(share): int(scans) for share, scans in yaml.safe_load(official).items()}
         count = round(float(np.interp(100 * fraction, [0, *steps, 100], [0, *steps.values(), len(rank)])))
         count = max(count, 1 + min((rank[scan] for scan in there), default=0))
         return [k for k, image in enumerate(self._images) if rank[image.scan] < count]
@@ -142,14 +149,6 @@ class ScanNetImages(LabelledImages):
                 "Export both again."
             )
         return height, width
-
-    def _state_part(self) -> None:
-        """Say so where the folder holds some of the split's official scans alone."""
-        listed = {scan for scan, name in official_split().items() if name == self._split}
-        count = len(listed & {image.scan for image in self._images})
-        if 0 < count < len(listed):
-            text = f"{self.path}: has {count} of the {len(listed)} scans of the official {self._split} list."
-            Console(stderr=True).print(escape(text), soft_wrap=True)
 
 
 def any_official(scans: Iterable[str]) -> bool:
@@ -177,13 +176,6 @@ def _room(scan: str) -> str:
 def _split_of_rooms() -> dict[str, str]:
     """Room -> split; no room of the official lists is in two."""
     return {_room(scan): split for scan, split in official_split().items()}
-
-
-@cache
-def _official_subsets() -> dict[int, int]:
-    """Per cent of the training scans -> how many, from the top of the official list."""
-    stated = yaml.safe_load((files("pri3d.labelled._shared") / "scannet_subsets.yaml").read_text(encoding="utf-8"))
-    return {int(share): int(count) for share, count in stated.items()}
 
 
 def _scans(path: Path) -> dict[str, Path]:

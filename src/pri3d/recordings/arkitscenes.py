@@ -138,15 +138,11 @@ def _stems(folder: Path, images: _Images) -> dict[str, float]:
     depth = {path.stem for path in entries(folder / images.depth)} if images is _HIGH else None
     stems = {}
     for path in entries(folder / images.color):
-        if path.suffix == ".png" and (depth is None or path.stem in depth) and (time := _time(path.stem)) is not None:
-            stems[path.stem] = time
+        time = path.stem.rpartition("_")[2]
+        is_time = time.replace(".", "", 1).isdecimal() and time.isascii()
+        if path.suffix == ".png" and (depth is None or path.stem in depth) and is_time:
+            stems[path.stem] = float(time)
     return stems
-
-
-def _time(stem: str) -> float | None:
-    """Seconds in a file's stem, None where there are none."""
-    text = stem.rpartition("_")[2]
-    return float(text) if text.replace(".", "", 1).isdecimal() and text.isascii() else None
 
 
 def _name(time: float) -> str:
@@ -186,7 +182,10 @@ def _load(
     origin = Origin(str(color_path), str(depth_path), str(folder / "lowres_wide.traj"))
     cameras = given
     if cameras is None:
-        pincam = _pincam(folder / f"{images.color}_intrinsics", stem)
+        video, _, time = stem.rpartition("_")  # the stamp of the intrinsics may be rounded the other way
+        stems = [stem, *(f"{video}_{float(time) + shift:.3f}" for shift in (-0.001, 0.001))]
+        pincams = [folder / f"{images.color}_intrinsics" / f"{near}.pincam" for near in stems]
+        pincam = next((path for path in pincams if path.is_file()), pincams[0])
         width, height, *camera = read_matrix(pincam, (1, 6))[0].tolist()
         cameras = registered(
             same_camera(intrinsics([*camera, width, height], str(pincam))), color.shape, depth.shape, origin.depth
@@ -200,13 +199,3 @@ def _load(
         origin,
         confidence=None if images.confidence is None else read_levels(folder / images.confidence / f"{stem}.png"),
     )
-
-
-def _pincam(folder: Path, stem: str) -> Path:
-    """File of the image's intrinsics; its stamp may be rounded the other way."""
-    video, _, time = stem.rpartition("_")
-    for shift in (0.0, -0.001, 0.001):
-        path = folder / (f"{video}_{float(time) + shift:.3f}.pincam" if shift else f"{stem}.pincam")
-        if path.is_file():
-            return path
-    return folder / f"{stem}.pincam"

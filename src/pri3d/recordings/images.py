@@ -59,7 +59,15 @@ class ImagesReader(Reader):
 
     def _open(self, images: list[Path]) -> FrameList:
         """Raises DataError where no image is readable."""
-        size = _first_size(images)
+        size, first = None, ""  # of the first readable image
+        for path in images:
+            try:
+                size = _read(path).size
+                break
+            except FrameError as error:
+                first = first or str(error)
+        if size is None:
+            raise DataError(f"{images[0].parent}: none of its {len(images)} images is readable. The first: {first}")
         cameras = self.cameras or same_camera(Intrinsics(size[0], size[0], size[0] / 2, size[1] / 2))
         stems = {path.stem for path in images}
         files = {path.stem if len(stems) == len(images) else path.name: path for path in images}
@@ -73,19 +81,6 @@ def _files(path: Path) -> Iterator[Path]:
         for name in sorted(files):
             if not name.startswith(".") and name not in _BESIDE:
                 yield Path(place, name)
-
-
-def _first_size(images: Sequence[Path]) -> tuple[int, int]:
-    """Width and height of the first readable image, upright. Raises DataError where there is none."""
-    errors = []
-    for path in images:
-        try:
-            color = _read(path)
-        except FrameError as error:
-            errors.append(str(error))
-        else:
-            return color.width, color.height
-    raise DataError(f"{images[0].parent}: none of its {len(images)} images is readable. The first: {errors[0]}")
 
 
 def _load(name: str, path: Path, size: tuple[int, int], cameras: Cameras) -> Frame:

@@ -56,7 +56,8 @@ class NerfstudioReader(SceneReader):
         frames = _frames(stated, path)
         names = frame_names(frames, path)
         scale = _positive(stated, "applied_scale", 1.0, path)
-        units = given.depth_scale if given else _positive(stated, *_unit(stated), path)
+        unit = next((key for key in _UNITS if key in stated), _UNITS[0])
+        units = given.depth_scale if given else _positive(stated, unit, _MILLIMETRES, path)
         transforms = {
             name: _Transform(source, {**stated, **frames[listed]}, scale, units) for name, listed in names.items()
         }
@@ -145,10 +146,6 @@ def _frames(stated: Mapping[str, Any], path: Path) -> dict[str, dict[str, Any]]:
     if len(frames) < len(listed):
         raise DataError(f"{path}: lists a file_path twice.")
     return frames
-
-
-def _unit(stated: Mapping[str, Any]) -> tuple[str, float]:
-    return next((key for key in _UNITS if key in stated), _UNITS[0]), _MILLIMETRES
 
 
 def _positive(stated: Mapping[str, Any], key: str, default: float, path: Path) -> float:

@@ -22,6 +22,7 @@ _TRAJECTORIES = (
     "trajectory.log", "scene/trajectory.log", "trajectory.json", "camera_trajectory.json", "scene/trajectory.json",
 )  # fmt: skip
 _CAMERAS = ("camera_intrinsic.json", "intrinsic.json", "camera_primesense.json")
+_WORDS = re.compile(r"(\d+)")  # what comes between is text
 _BLOCK = 19  # words of a pose in a .log: three numbers and a matrix
 _HEAD = re.compile(rb"\s*(\d+)[ \t]+\1[ \t]+\d+[ \t]*\r?\n")  # of a .log of poses; others list pairs of fragments
 
@@ -52,17 +53,28 @@ class Open3dReader(SceneReader):
     def open(self, source: Path, given: Cameras | None) -> PosedList:
         """Raises DataError where trajectory or camera are missing or damaged, or do not fit the images."""
         files = _images(source)
-        trajectory = _trajectory(source)
+        found = _trajectories(source)
+        if len(found) != 1:
+            there = ", ".join(p.name for p in found) or "none"
+            raise DataError(
+                f"{source}: needs one file of poses, found {there}. Name it trajectory.log or trajectory.json."
+            )
+        trajectory = found[0]
         if trajectory.suffix == ".json":
-            stated = _parameters(trajectory)
-            poses = [_world_from_camera(entry, trajectory) for entry in stated]
+            stated = read_json(trajectory).get("parameters")
+            if not isinstance(stated, list) or not stated or not all(isinstance(entry, dict) for entry in stated):
+                raise DataError(f"{trajectory}: has no list of parameters; expected Open3D's PinholeCameraTrajectory.")
+            what = f"{trajectory}: an extrinsic"
+            matrices = (numbers(entry.get("extrinsic"), (16,), what).reshape(4, 4).T for entry in stated)
+            poses = [invert_array(check_rigid(matrix, what)) for matrix in matrices]
             places = _places(np.arange(len(poses), dtype=np.float64), len(files), trajectory)
             single = given or _camera_file(source)
             cameras = [single or _camera(entry.get("intrinsic"), str(trajectory)) for entry in stated]
         else:
             numbered, poses = _read_log(trajectory)
             places = _places(numbered, len(files), trajectory)
-            cameras = [given or _camera_file(source) or _redwood()] * len(poses)
+            redwood = same_camera(Intrinsics(525.0, 525.0, 319.5 + 0.5, 239.5 + 0.5, 640, 480))
+            cameras = [given or _camera_file(source) or redwood] * len(poses)
         entries = {f"{place:06d}": k for k, place in enumerate(places)}
         return PosedList(
             list(entries),
@@ -80,20 +92,14 @@ def _color_folder(folder: Path) -> Path | None:
 def _trajectories(folder: Path) -> list[Path]:
     """The file of poses that is named as usual, else every .log that looks like one."""
     usual = [folder / name for name in _TRAJECTORIES if (folder / name).is_file()]
-    return usual[:1] or [p for p in sorted(folder.glob("*.log")) if p.is_file() and _is_log(p)]
-
-
-def _is_log(path: Path) -> bool:
-    with path.open("rb") as file:
-        return _HEAD.match(file.read(100)) is not None
-
-
-def _trajectory(folder: Path) -> Path:
-    found = _trajectories(folder)
-    if len(found) != 1:
-        there = ", ".join(p.name for p in found) or "none"
-        raise DataError(f"{folder}: needs one file of poses, found {there}. Name it trajectory.log or trajectory.json.")
-    return found[0]
+    if usual:
+        return usual[:1]
+    found = []
+    for path in sorted(path for path in folder.glob("*.log") if path.is_file()):
+        with path.open("rb") as file:
+            if _HEAD.match(file.read(100)):
+                found.append(path)
+    return found
 
 
 def _images(folder: Path) -> list[tuple[Path, Path]]:
@@ -110,11 +116,7 @@ def _images(folder: Path) -> list[tuple[Path, Path]]:
 
 def _sorted_images(folder: Path) -> list[Path]:
     files = [p for p in folder.iterdir() if p.suffix.lower() in _IMAGES and not p.name.startswith(".")]
-    return sorted(files, key=lambda p: [word.zfill(40) if word.isdecimal() else word for word in _words(p.name)])
-
-
-def _words(name: str) -> list[str]:
-    return re.split(r"(\d+)", name)
+    return sorted(files, key=lambda p: [word.zfill(40) if word.isdecimal() else word for word in _WORDS.split(p.name)])
 
 
 def _read_log(path: Path) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
@@ -142,19 +144,6 @@ def _places(numbered: NDArray[np.float64], count: int, path: Path) -> list[int]:
     return [int(number) for number in numbered]
 
 
-def _parameters(path: Path) -> list[dict[str, Any]]:
-    """Entries of a PinholeCameraTrajectory. Raises DataError where there are none."""
-    entries = read_json(path).get("parameters")
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise DataError(f"{path}: has no list of parameters; expected Open3D's PinholeCameraTrajectory.")
-    return entries
-
-
-def _world_from_camera(entry: dict[str, Any], path: Path) -> NDArray[np.float64]:
-    extrinsic = numbers(entry.get("extrinsic"), (16,), f"{path}: an extrinsic").reshape(4, 4).T
-    return invert_array(check_rigid(extrinsic, f"{path}: an extrinsic"))
-
-
 def _camera_file(folder: Path) -> Cameras | None:
     """Camera of the first file there is. Raises DataError where it is damaged."""
     path = next((folder / name for name in _CAMERAS if (folder / name).is_file()), None)
@@ -174,7 +163,3 @@ def _camera(stated: Any, what: str) -> Cameras:
     matrix = numbers(stated.get("intrinsic_matrix"), (9,), f"{what}: intrinsic_matrix").reshape(3, 3).T
     camera = from_matrix(matrix, what)._replace(width=int(width), height=int(height))
     return same_camera(camera)._replace(depth_scale=1 / units)
-
-
-def _redwood() -> Cameras:
-    return same_camera(Intrinsics(525.0, 525.0, 319.5 + 0.5, 239.5 + 0.5, 640, 480))

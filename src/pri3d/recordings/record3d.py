@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -61,9 +60,8 @@ class Record3DReader(SceneReader):
 
     def open(self, source: Path, given: Cameras | None) -> PosedList:
         """Open a recording. Raises DataError where its metadata is missing or damaged."""
-        read = _reader(source)
-        video = _video(read("metadata", _MOST_METADATA), f"{source}: metadata")
-        scene = _Record3DScene(str(source), read, video, given)
+        video = _video(_read_entry(source, "metadata", _MOST_METADATA), f"{source}: metadata")
+        scene = _Record3DScene(source, video, given)
         digits = max(6, len(str(len(video.poses) - 1)))
         return PosedList([str(k).zfill(digits) for k in range(len(video.poses))], scene.frame, scene.pose, given)
 
@@ -85,14 +83,13 @@ class _Video(NamedTuple):
 class _Record3DScene(NamedTuple):
     """What a frame is made of."""
 
-    what: str
-    read: Callable[[str, int], bytes]
+    source: Path
     video: _Video
     given: Cameras | None
 
     def pose(self, name: str) -> NDArray[np.float64]:
         """Camera to world (4, 4), OpenCV axes. Raises FrameError where tracking was lost."""
-        values, what = self.video.poses[int(name)], f"{self.what}: pose of frame {name}"
+        values, what = self.video.poses[int(name)], f"{self.source}: pose of frame {name}"
         return check_rigid(pose_of_quaternion(values[4:], values[:4], what), what) @ OPENGL_FLIP
 
     def frame(self, name: str) -> Frame:
@@ -100,16 +97,22 @@ class _Record3DScene(NamedTuple):
         index = int(name)
         pose = self.pose(name)
         width, height = self.video.color_size
-        entry = f"{self.what}: rgbd/{index}"
-        origin = Origin(f"{entry}.jpg", f"{entry}.depth", f"{self.what}: pose of frame {name}")
-        jpeg = self.read(f"rgbd/{index}.jpg", 4 * width * height + _SLACK)
+        entry = f"{self.source}: rgbd/{index}"
+        origin = Origin(f"{entry}.jpg", f"{entry}.depth", f"{self.source}: pose of frame {name}")
+        jpeg = _read_entry(self.source, f"rgbd/{index}.jpg", 4 * width * height + _SLACK)
         image = decode_image(io.BytesIO(jpeg), origin.color, size=(width, height), formats=("JPEG",))
         color = eight_bits(image, origin.color)
         depth = self._depth(index) * np.float32(1 if self.given is None else self.given.depth_scale / MILLIMETRES)
         cameras = self.given
         if cameras is None:
-            camera = self.video.camera(index, f"{self.what}: camera of frame {name}")
+            camera = self.video.camera(index, f"{self.source}: camera of frame {name}")
             cameras = registered(same_camera(camera), color.shape, depth.shape, origin.depth)
+        try:
+            levels = np.frombuffer(self._unpacked(f"rgbd/{index}.conf", 1), np.uint8)
+        except _MissingError:
+            confidence = None
+        else:
+            confidence = percent(levels.reshape(self.video.depth_size[::-1]), f"{entry}.conf")
         return build_frame(
             name,
             color,
@@ -117,7 +120,7 @@ class _Record3DScene(NamedTuple):
             pose,
             cameras,
             origin,
-            confidence=self._confidence(index),
+            confidence=confidence,
             color_jpeg=jpeg if is_rgb(jpeg) else None,
         )
 
@@ -125,18 +128,10 @@ class _Record3DScene(NamedTuple):
         metres = np.frombuffer(self._unpacked(f"rgbd/{index}.depth", 4), "<f4").reshape(self.video.depth_size[::-1])
         return np.where((metres > 0) & (metres < _FARTHEST), metres, np.float32(0)).astype(np.float32)
 
-    def _confidence(self, index: int) -> NDArray[np.uint8] | None:
-        entry = f"rgbd/{index}.conf"
-        try:
-            levels = np.frombuffer(self._unpacked(entry, 1), np.uint8)
-        except _MissingError:
-            return None
-        return percent(levels.reshape(self.video.depth_size[::-1]), f"{self.what}: {entry}")
-
     def _unpacked(self, entry: str, each: int) -> bytes:
         """Bytes of an entry of ``each`` bytes a pixel."""
         size = each * self.video.depth_size[0] * self.video.depth_size[1]
-        return decompress(self.read(entry, 2 * size + _SLACK), size, f"{self.what}: {entry}")
+        return decompress(_read_entry(self.source, entry, 2 * size + _SLACK), size, f"{self.source}: {entry}")
 
 
 class _MissingError(FrameError):
@@ -171,20 +166,14 @@ def _size(stated: dict[str, Any], keys: tuple[str, str], what: str) -> tuple[int
     return width, height
 
 
-def _reader(source: Path) -> Callable[[str, int], bytes]:
-    """Function that reads an entry of at most so many bytes, of a zip file or of the folder it unpacks to."""
-    return lambda entry, most: (_of_folder if source.is_dir() else _of_zip)(source, entry, most)
-
-
-def _of_folder(folder: Path, entry: str, most: int) -> bytes:
-    path = folder / entry
-    if not path.is_file():
-        raise _MissingError(f"{path}: no such file.")
-    with path.open("rb") as file:
-        return _bounded(file.read(most + 1), most, str(path))
-
-
-def _of_zip(path: Path, entry: str, most: int) -> bytes:
+def _read_entry(path: Path, entry: str, most: int) -> bytes:
+    """Read an entry of at most ``most`` bytes, of a zip file or of the folder it unpacks to."""
+    if path.is_dir():
+        inside = path / entry
+        if not inside.is_file():
+            raise _MissingError(f"{inside}: no such file.")
+        with inside.open("rb") as file:
+            return _bounded(file.read(most + 1), most, str(inside))
     try:
         stat = path.stat()
         with _archive(path, (stat.st_mtime_ns, stat.st_size)).open(entry) as file:

@@ -32,6 +32,8 @@ CLASS_NAMES = (
 )
 # fmt: on
 _NYU40 = (*range(1, 13), 14, 16, 24, 28, 33, 34, 36, 39)  # their ids in the label images; the other classes are ignored
+_BENCHMARK_IDS = np.full(256, 255, np.uint8)  # NYU40 id -> benchmark id (256,), 255 where it is none of the 20
+_BENCHMARK_IDS[list(_NYU40)] = np.arange(len(_NYU40))
 _DOWNLOAD_FOLDERS = ("scans", "scans_test")  # where ScanNet's download script puts scans
 
 
@@ -95,7 +97,7 @@ class _LabelledScene(FileScene):
             raise FrameError(
                 f"{self.id}: the label image of frame {frame.name} holds id {largest}; expected are NYU40 ids, 0..40."
             )
-        return frame._replace(label=_benchmark_ids()[frame.label])
+        return frame._replace(label=_BENCHMARK_IDS[frame.label])
 
 
 @cache
@@ -108,14 +110,6 @@ def official_split() -> Mapping[str, str]:
             room, _, scans = word.partition("x")
             split.update({f"scene{int(room):04d}_{scan:02d}": name for scan in range(int(scans or 1))})
     return MappingProxyType(split)
-
-
-@cache
-def _benchmark_ids() -> NDArray[np.uint8]:
-    """NYU40 id -> benchmark id (256,), 255 where it is none of the 20 classes."""
-    table = np.full(256, 255, np.uint8)
-    table[list(_NYU40)] = np.arange(len(_NYU40))
-    return table
 
 
 def _find(path: Path) -> Iterator[Path]:
@@ -159,19 +153,18 @@ def _open_folder(folder: Path, cameras: Cameras | None) -> FileScene:
     frames = frame_files(folder)
     if not frames:
         raise DataError(f"{folder}: has no frame in color/.")
-    return _LabelledScene(clean_id(folder.resolve().name), frames, cameras or _exported_cameras(folder))
-
-
-def _exported_cameras(folder: Path) -> Cameras:
-    intrinsic = folder / "intrinsic"
-    inner = intrinsic.is_dir()
-    matrices, extrinsics = [], []
-    for camera in ("color", "depth"):
-        file = intrinsic / f"intrinsic_{camera}.txt" if inner else folder / f"intrinsics_{camera}.txt"
-        matrices.append(read_matrix(file, (4, 4)))
-        extrinsic = intrinsic / f"extrinsic_{camera}.txt"
-        extrinsics.append(read_matrix(extrinsic, (4, 4)) if extrinsic.is_file() else np.eye(4))
-    return _cameras((matrices[0], matrices[1]), (extrinsics[0], extrinsics[1]), str(intrinsic if inner else folder))
+    if cameras is None:
+        intrinsic = folder / "intrinsic"
+        inner = intrinsic.is_dir()
+        matrices, extrinsics = [], []
+        for camera in ("color", "depth"):
+            file = intrinsic / f"intrinsic_{camera}.txt" if inner else folder / f"intrinsics_{camera}.txt"
+            matrices.append(read_matrix(file, (4, 4)))
+            extrinsic = intrinsic / f"extrinsic_{camera}.txt"
+            extrinsics.append(read_matrix(extrinsic, (4, 4)) if extrinsic.is_file() else np.eye(4))
+        what = str(intrinsic if inner else folder)
+        cameras = _cameras((matrices[0], matrices[1]), (extrinsics[0], extrinsics[1]), what)
+    return _LabelledScene(clean_id(folder.resolve().name), frames, cameras)
 
 
 def _cameras(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,19 +151,17 @@ def _read_npy(path: Path) -> NDArray[np.uint16]:
     """Read 16-bit depth (h, w) of numpy's file format. Raises FrameError where it is damaged or is none."""
     try:
         with path.open("rb") as file:
-            return _npy_content(file)
+            version = np.lib.format.read_magic(file)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            shape, by_columns, dtype = read_header(file)
+            if dtype.kind != "u" or dtype.itemsize != 2 or len(shape) != 2 or not 0 < shape[0] * shape[1] <= LARGEST:
+                raise ValueError(f"{dtype} of shape {shape}")
+            data = file.read(2 * shape[0] * shape[1] + 1)
+            if len(data) != 2 * shape[0] * shape[1]:
+                raise ValueError(f"{len(data)} bytes of shape {shape}")
+            depth = np.frombuffer(data, dtype).reshape(shape, order="F" if by_columns else "C")
+            return depth.astype(np.uint16)
     except Exception as error:  # numpy's parser of headers raises what it likes on damaged bytes
         raise FrameError(f"{path}: is not readable depth of 16 bits ({error}).") from error
-
-
-def _npy_content(file: IO[bytes]) -> NDArray[np.uint16]:
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_columns, dtype = read_header(file)
-    if dtype.kind != "u" or dtype.itemsize != 2 or len(shape) != 2 or not 0 < shape[0] * shape[1] <= LARGEST:
-        raise ValueError(f"{dtype} of shape {shape}")
-    data = file.read(2 * shape[0] * shape[1] + 1)
-    if len(data) != 2 * shape[0] * shape[1]:
-        raise ValueError(f"{len(data)} bytes of shape {shape}")
-    depth = np.frombuffer(data, dtype).reshape(shape, order="F" if by_columns else "C")
-    return depth.astype(np.uint16)

@@ -77,16 +77,12 @@ def _walk(path: Path) -> Iterator[tuple[Path, bool]]:
     """The folder and those below it, down to frames, and whether each is one."""
     for place, folders, files in os.walk(path, followlinks=True):
         folder = Path(place)
-        frame = _is_frame(folder, folders, files)
+        # A frame has one image; SUN3D's folders of videos have the same parts with many.
+        parts = "intrinsics.txt" in files and "image" in folders and any(name in folders for name in _DEPTH)
+        frame = parts and len(list(islice(_images(folder / "image"), 2))) == 1
         yield folder, frame
         ends = frame or len(folder.relative_to(path).parts) == _LEVELS
         folders[:] = [] if ends else sorted(name for name in folders if not name.startswith("."))
-
-
-def _is_frame(folder: Path, folders: Sequence[str], files: Sequence[str]) -> bool:
-    """Whether it holds one frame; SUN3D's folders of videos have the same parts with many images."""
-    parts = "intrinsics.txt" in files and "image" in folders and any(name in folders for name in _DEPTH)
-    return parts and len(list(islice(_images(folder / "image"), 2))) == 1
 
 
 def _images(folder: Path) -> Iterator[Path]:

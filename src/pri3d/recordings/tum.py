@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from pri3d.errors import DataError
 from pri3d.geometry.warping import Lens
-from pri3d.recordings._shared.cameras import Cameras, Intrinsics, from_matrix, same_camera
+from pri3d.recordings._shared.cameras import Cameras, from_matrix, same_camera
 from pri3d.recordings._shared.files import load_files
 from pri3d.recordings._shared.scenes import PosedList, SceneReader, has_images
 from pri3d.recordings._shared.text import inside, numbers, read_rows, read_words
@@ -114,11 +114,7 @@ def _cameras(folder: Path) -> Cameras:
         match = _KINECTS.search(folder.resolve().name.lower())
         (fx, fy, cx, cy), lens = _CALIBRATION[match[1] if match else ""]
     camera = from_matrix(np.array(((fx, 0, cx), (0, fy, cy), (0, 0, 1))), str(stated))
-    return same_camera(_bent(camera, lens))._replace(depth_scale=1 / UNITS)
-
-
-def _bent(camera: Intrinsics, coefficients: tuple[float, ...]) -> Intrinsics:
-    return camera._replace(lens=Lens("radial", coefficients)) if coefficients else camera
+    return same_camera(camera._replace(lens=Lens("radial", lens)) if lens else camera)._replace(depth_scale=1 / UNITS)
 
 
 def associate(first: NDArray[np.float64], second: NDArray[np.float64], within: float) -> NDArray[np.int64]:

@@ -60,28 +60,24 @@ def caster(corners: NDArray[np.float64], embree: bool | None = None) -> Caster:
     missing too.
     """
     if find_spec("embreex") is not None if embree is None else embree:
-        return _embree(corners)
+        from embreex.mesh_construction import TriangleMesh  # noqa: PLC0415 - not on every platform
+        from embreex.rtcore_scene import EmbreeScene  # noqa: PLC0415
+
+        scene = EmbreeScene()
+        vertices = (corners.reshape(-1, 3) * _SCALE).astype(np.float32)
+        TriangleMesh(scene, vertices, np.arange(len(vertices), dtype=np.int32).reshape(-1, 3))
+
+        def cast(origins: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArray[np.int64]:
+            hits: NDArray[np.int64] = scene.run((origins * _SCALE).astype(np.float32), directions.astype(np.float32))
+            return hits
+
+        return cast
     if find_spec("rtree") is None:
         raise ConfigError("rendering rooms needs embreex or, where that has no wheel, rtree: pip install rtree")
     mesh = trimesh.Trimesh(corners.reshape(-1, 3), np.arange(3 * len(corners)).reshape(-1, 3), process=False)
     search: Any = trimesh.ray.ray_triangle.RayMeshIntersector  # has no annotations
     first: Caster = search(mesh).intersects_first
     return first
-
-
-def _embree(corners: NDArray[np.float64]) -> Caster:
-    from embreex.mesh_construction import TriangleMesh  # noqa: PLC0415 - not on every platform
-    from embreex.rtcore_scene import EmbreeScene  # noqa: PLC0415
-
-    scene = EmbreeScene()
-    vertices = (corners.reshape(-1, 3) * _SCALE).astype(np.float32)
-    TriangleMesh(scene, vertices, np.arange(len(vertices), dtype=np.int32).reshape(-1, 3))
-
-    def cast(origins: NDArray[np.float64], directions: NDArray[np.float64]) -> NDArray[np.int64]:
-        hits: NDArray[np.int64] = scene.run((origins * _SCALE).astype(np.float32), directions.astype(np.float32))
-        return hits
-
-    return cast
 
 
 def distance(

@@ -125,7 +125,10 @@ def decode_image(
             if size is not None and image.size != size:
                 raise FrameError(f"{what}: is {image.width}x{image.height}, stated is {size[0]}x{size[1]}.")
             if image.mode.startswith(("I", "F")):
-                return _sixteen_bits(np.asarray(image), what)
+                values = np.asarray(image)
+                if values.dtype.kind not in "iu" or (values.size and (values.min() < 0 or values.max() > 65535)):
+                    raise FrameError(f"{what}: holds {values.dtype} values, expected 16-bit unsigned ones.")
+                return values.astype(np.uint16)
             if ids and image.mode not in ("L", "P", "1"):
                 raise FrameError(f"{what}: holds colours ({image.mode}), expected one number a pixel.")
             return np.array(image if ids and image.mode != "1" else image.convert("L" if ids else "RGB"))
@@ -133,12 +136,6 @@ def decode_image(
         raise
     except Exception as error:  # decoders raise what they like on damaged bytes
         raise FrameError(f"{what}: damaged or truncated image ({error}).") from error
-
-
-def _sixteen_bits(values: NDArray[np.generic], what: str) -> NDArray[np.uint16]:
-    if values.dtype.kind not in "iu" or (values.size and (values.min() < 0 or values.max() > 65535)):
-        raise FrameError(f"{what}: holds {values.dtype} values, expected 16-bit unsigned ones.")
-    return values.astype(np.uint16)
 
 
 def read_color(path: Path) -> NDArray[np.uint8]:
@@ -192,22 +189,8 @@ def read_bytes(path: Path) -> NDArray[np.uint8]:
     return image.astype(np.uint8, copy=False)
 
 
-def read_label(path: Path, shape: tuple[int, int], classes: int | None) -> NDArray[np.uint8]:
-    """Read class ids (H, W), 255 = ignored. Raises FrameError for another size or ids beyond ``classes``."""
-    label = _ids(path, shape)
-    largest = int(label[label != 255].max(initial=0))
-    if largest > 255 or (classes is not None and largest >= classes):
-        named = f"{classes} classes are named" if classes is not None else "labels end at 254"
-        raise FrameError(f"{path}: holds class id {largest}, but {named}; 255 means ignored.")
-    return label.astype(np.uint8)
-
-
-def read_instance(path: Path, shape: tuple[int, int]) -> NDArray[np.uint16]:
-    """Read instance ids (H, W), 0 = none. Raises FrameError for a damaged file or one of another size."""
-    return _ids(path, shape).astype(np.uint16)
-
-
-def _ids(path: Path, shape: tuple[int, int]) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def read_frame_ids(path: Path, shape: tuple[int, int]) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Read class or instance ids (H, W). Raises FrameError for a damaged file or one of another size."""
     ids = read_image(path, ids=True)
     if ids.shape != shape:
         raise FrameError(f"{path}: is {ids.shape[1]}x{ids.shape[0]}, the colour image {shape[1]}x{shape[0]}.")

@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pri3d.errors import DataError
+from pri3d.errors import DataError, FrameError
 from pri3d.geometry.pose import check_rigid
 from pri3d.recordings import Reader, Scene
 from pri3d.recordings._shared.cameras import Cameras
@@ -20,8 +20,7 @@ from pri3d.recordings._shared.files import (
     build_frame,
     read_color,
     read_depth,
-    read_instance,
-    read_label,
+    read_frame_ids,
     read_pose,
 )
 from pri3d.recordings._shared.text import clean_id
@@ -161,6 +160,13 @@ class FileScene(Scene):
         depth = read_depth(files.depth, cameras.depth_scale)
         height, width = color.shape[:2]
         cameras.color.of_image(width, height, str(files.color))  # before labels are blamed for another size
+        label = read_frame_ids(files.label, (height, width)) if files.label else None
+        if label is not None:
+            largest, classes = int(label[label != 255].max(initial=0)), self._classes
+            if largest > 255 or (classes is not None and largest >= classes):
+                named = f"{classes} classes are named" if classes is not None else "labels end at 254"
+                raise FrameError(f"{files.label}: holds class id {largest}, but {named}; 255 means ignored.")
+        instance = read_frame_ids(files.instance, (height, width)) if files.instance else None
         return build_frame(
             name,
             color,
@@ -168,8 +174,8 @@ class FileScene(Scene):
             pose,
             cameras,
             Origin(str(files.color), str(files.depth), str(files.pose)),
-            label=read_label(files.label, (height, width), self._classes) if files.label else None,
-            instance=read_instance(files.instance, (height, width)) if files.instance else None,
+            label=None if label is None else label.astype(np.uint8),
+            instance=None if instance is None else instance.astype(np.uint16),
         )
 
     def pose(self, index: int) -> NDArray[np.float64]:

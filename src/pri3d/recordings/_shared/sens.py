@@ -110,8 +110,19 @@ class SensFile:
             color_bytes, depth_bytes = _FRAME.unpack(head)
             self._check(index, color_bytes, depth_bytes)
             data = _read(file, start + _FRAME.size, color_bytes + depth_bytes, what)
-        depth = _inflate(data[color_bytes:], header, what)
-        return SensFrame(_pose(head), data[:color_bytes], depth)
+        width, height = header.depth_size
+        size, whole = 2 * width * height, True
+        depth = data[color_bytes:]
+        if header.depth_deflated:
+            stream = zlib.decompressobj()
+            try:
+                depth = stream.decompress(depth, size + 1)  # never more than its pixels and one byte
+            except zlib.error as error:
+                raise FrameError(f"{what}: its depth is damaged ({error}).") from error
+            whole = stream.eof
+        if len(depth) != size or not whole:
+            raise FrameError(f"{what}: its depth does not give {width}x{height} pixels of two bytes; it is damaged.")
+        return SensFrame(_pose(head), data[:color_bytes], np.frombuffer(depth, "<u2").reshape(height, width))
 
     def pose(self, index: int) -> NDArray[np.float64]:
         """Read the pose (4, 4) of frame ``index`` alone, -inf where tracking was lost. Raises as :meth:`read`."""
@@ -230,39 +241,19 @@ def _pose(head: bytes) -> NDArray[np.float64]:
     return np.array(_POSE.unpack(head[: _POSE.size])).reshape(4, 4)  # numpy's cast warns of some NaNs
 
 
-def _inflate(data: bytes, header: SensHeader, what: str) -> NDArray[np.uint16]:
-    """Depth (h, w); never more than its pixels and one byte are inflated."""
-    width, height = header.depth_size
-    size = 2 * width * height
-    whole = True
-    if header.depth_deflated:
-        stream = zlib.decompressobj()
-        try:
-            data = stream.decompress(data, size + 1)
-        except zlib.error as error:
-            raise FrameError(f"{what}: its depth is damaged ({error}).") from error
-        whole = stream.eof
-    if len(data) != size or not whole:
-        raise FrameError(f"{what}: its depth does not give {width}x{height} pixels of two bytes; it is damaged.")
-    return np.frombuffer(data, "<u2").reshape(height, width)
-
-
 def _read(file: IO[bytes], offset: int, size: int, what: str) -> bytes:
     """Bytes of a file at ``offset``. Raises FrameError where it ends before; nothing is allocated beyond its end."""
     if offset + size > os.fstat(file.fileno()).st_size:
         raise FrameError(f"{what} is cut off: the file ends before byte {offset + size}. Is it copied whole?")
     parts = []
     while size > 0:
-        part = _read_some(file, offset, size)
+        if hasattr(os, "pread"):
+            part = os.pread(file.fileno(), size, offset)
+        else:
+            file.seek(offset)
+            part = file.read(size)
         if not part:
             raise FrameError(f"{what} is cut off: the file has become shorter.")
         parts.append(part)
         offset, size = offset + len(part), size - len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _read_some(file: IO[bytes], offset: int, size: int) -> bytes:
-    if hasattr(os, "pread"):
-        return os.pread(file.fileno(), size, offset)
-    file.seek(offset)
-    return file.read(size)
