@@ -13,8 +13,8 @@ import pytest
 from samples_phone import write_video
 
 from pri3d.errors import DataError, FrameError
-from pri3d.recordings._shared import video
-from pri3d.recordings._shared.video import VideoFrames
+from pri3d.recordings import stray
+from pri3d.recordings.stray import VideoFrames
 from pri3d.testing.reader import mutations
 
 COUNT = 60
@@ -23,7 +23,7 @@ COUNT = 60
 @pytest.fixture(autouse=True)
 def closed() -> Iterator[None]:
     yield
-    for opened in list(video._OPEN):
+    for opened in list(stray._OPEN):
         opened.close()
 
 
@@ -105,8 +105,8 @@ class TestReading:
         for index in (3, 4):
             for frames in several:
                 assert np.array_equal(frames.read(index), truth[index])
-        assert len(video._OPEN) == video._MOST_OPEN
-        assert sum(frames._container is not None for frames in several) == video._MOST_OPEN
+        assert len(stray._OPEN) == stray._MOST_OPEN
+        assert sum(frames._container is not None for frames in several) == stray._MOST_OPEN
 
 
 class TestDamage:

@@ -17,7 +17,7 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.labelled import LabelledImages, Split, deal
 from pri3d.labelled._shared.decoding import image_size, read_rgb
 from pri3d.labelled.convert import decode_mask
-from pri3d.labelled.spaces import IGNORED, load_space
+from pri3d.labelled.spaces import load_space
 from pri3d.types import Instances
 
 _PREFIX = "instances_"
@@ -53,7 +53,24 @@ class CocoImages(LabelledImages):
         self.path = path
         self.file, whole = _choose(path, split)
         content, self._digest = _read(self.file)
-        places = self._set_classes(content["categories"], labels)
+        categories = sorted(content["categories"], key=lambda entry: int(entry["id"]))
+        ids = [entry["id"] for entry in categories]
+        places: dict[int, int | None]  # category id -> place in ``things``, None for those that are left out
+        if labels is not None:
+            space = load_space(labels)
+            self.space, self.class_names, self.things = space, space.names, space.things
+            self.category_ids = list(range(1, len(space.names) + 1))
+            kinds = space.apply(np.array(ids, np.int64), f"{self.file}: its categories").tolist()
+            placed = {kind: place for place, kind in enumerate(space.things)}  # no thing has the id of ignored pixels
+            places = {number: placed.get(kind) for number, kind in zip(ids, kinds, strict=True)}
+        else:
+            seen = Counter(entry["name"] for entry in categories)
+            named = [
+                entry["name"] if seen[entry["name"]] == 1 else f"{entry['name']} {entry['id']}" for entry in categories
+            ]
+            _unique(self.file, "category name", named)
+            self.class_names, self.things, self.category_ids = named, range(len(named)), ids
+            places = {number: place for place, number in enumerate(ids)}
         grouped: dict[int, list[dict[str, Any]]] = {entry["id"]: [] for entry in content["images"]}
         for entry in content["annotations"]:
             grouped[entry["image_id"]].append(_compact(entry, places, self.file))
@@ -125,24 +142,6 @@ class CocoImages(LabelledImages):
         """Changes with whatever the json says, too."""
         return hashlib.sha256(f"{self._digest}-{super().hash}".encode()).hexdigest()
 
-    def _set_classes(self, categories: list[dict[str, Any]], labels: str | None) -> dict[int, int | None]:
-        """Set what the classes are; -> category id -> place in ``things``, None for those that are left out."""
-        categories = sorted(categories, key=lambda entry: int(entry["id"]))
-        ids = [entry["id"] for entry in categories]
-        if labels is not None:
-            space = load_space(labels)
-            self.space, self.class_names, self.things = space, space.names, space.things
-            self.category_ids = list(range(1, len(space.names) + 1))
-            kinds = space.apply(np.array(ids, np.int64), f"{self.file}: its categories").tolist()
-            return {number: _place(kind, space.things) for number, kind in zip(ids, kinds, strict=True)}
-        seen = Counter(entry["name"] for entry in categories)
-        named = [
-            entry["name"] if seen[entry["name"]] == 1 else f"{entry['name']} {entry['id']}" for entry in categories
-        ]
-        _unique(self.file, "category name", named)
-        self.class_names, self.things, self.category_ids = named, range(len(named)), ids
-        return {number: place for place, number in enumerate(ids)}
-
     def _check_size(self, k: int, file: Path, size: tuple[int, ...]) -> None:
         if size != self._sizes[k]:
             stated = self._sizes[k]
@@ -150,10 +149,6 @@ class CocoImages(LabelledImages):
                 f"{file}: is {size[1]}x{size[0]} pixels upright, {self.file} says {stated[1]}x{stated[0]} (image id "
                 f"{self.image_ids[k]}). Its objects would lie in the wrong place: give the images that were annotated."
             )
-
-
-def _place(kind: int, things: tuple[int, ...]) -> int | None:
-    return things.index(kind) if kind != IGNORED and kind in things else None
 
 
 def _files(path: Path) -> list[Path]:

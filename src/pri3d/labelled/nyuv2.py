@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar
@@ -58,6 +57,12 @@ class NYUImages(LabelledImages):
         there = range(1, self._mat.count + 1) if self._mat else sorted(self._colors.keys() & self._labels.keys())
         train = official_train()
         self._numbers = [n for n in there if split == "all" or (n in train) == (split == "train")]
+        if self._mat:
+            self._nyu40 = np.full(LABELS + 1, 40, np.uint8)  # label of the .mat -> NYU40 id; 0 stays 0: unlabelled
+            self._nyu40[0] = 0
+            stated = yaml.safe_load((files("pri3d.labelled._shared") / "nyuv2.yaml").read_text(encoding="utf-8"))
+            for label, text in stated["classes"].items():
+                self._nyu40[expand(text)] = label
         self.names = [f"{number:04d}" for number in self._numbers]
         self.class_names, self.things = self.space.names, self.space.things
 
@@ -90,22 +95,10 @@ class NYUImages(LabelledImages):
         """Class ids (H, W) of image k, 255 = ignored."""
         number = self._numbers[k]
         if self._mat is not None:
-            ids = _classes_of_labels()[self._mat.label(number)]
-            return self.space.apply(ids, f"{self._mat.path}: image {number}")
+            return self.space.apply(self._nyu40[self._mat.label(number)], f"{self._mat.path}: image {number}")
         file = self._labels[number]
         return self.space.apply(read_ids(file, like=self._colors[number]), str(file))
 
     def instance(self, k: int) -> NDArray[np.int32] | None:
         """Object ids (H, W) of image k, 0 = none; None in exported images."""
         return None if self._mat is None else self._mat.instance(self._numbers[k])
-
-
-@cache
-def _classes_of_labels() -> NDArray[np.uint8]:
-    """Label of the .mat -> NYU40 id (895,); 0 stays 0, which is unlabelled."""
-    table = np.full(LABELS + 1, 40, np.uint8)
-    table[0] = 0
-    stated = yaml.safe_load((files("pri3d.labelled._shared") / "nyuv2.yaml").read_text(encoding="utf-8"))
-    for number, text in stated["classes"].items():
-        table[expand(text)] = number
-    return table

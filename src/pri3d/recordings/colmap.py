@@ -128,23 +128,20 @@ def _resolved(folder: Path) -> list[tuple[str, Path]]:
     """The folder where it is a workspace with depth, else its dense ones, else itself where it is one without."""
     name = folder.resolve().name
     candidates = [folder, folder / "dense", *sorted((folder / "dense").glob("[0-9]*"))]
-    found = [candidate for candidate in candidates if _is_workspace(candidate)]
+    found = []
+    for candidate in candidates:
+        if not (candidate / "images").is_dir() or model_files(candidate) is None:
+            continue
+        # MegaDepth's depth, or nerfstudio's list without any depth, are for other readers.
+        megadepth = next((candidate / _MAPS).glob("*.h5"), None) is not None
+        listed = (candidate / "transforms.json").is_file() or candidate.resolve().parent.name == MEGADEPTH
+        if not megadepth and (_has_depth(candidate) or not listed):
+            found.append(candidate)
     dense = [candidate for candidate in found if _has_depth(candidate)]
     chosen = [folder] if folder in dense else dense or found[:1]
     if len(chosen) == 1:
         return [(clean_id(name), chosen[0])]
     return [(clean_id(f"{name}-{candidate.name}"), candidate) for candidate in chosen]
-
-
-def _is_workspace(folder: Path) -> bool:
-    """Whether there are images and a model, and neither MegaDepth's depth nor nerfstudio's list without any depth."""
-    if not (folder / "images").is_dir() or model_files(folder) is None:
-        return False
-    if next((folder / _MAPS).glob("*.h5"), None) is not None:
-        return False
-    if _has_depth(folder):
-        return True
-    return not (folder / "transforms.json").is_file() and folder.resolve().parent.name != MEGADEPTH
 
 
 def _has_depth(folder: Path) -> bool:

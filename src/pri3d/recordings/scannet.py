@@ -79,9 +79,8 @@ class ScanNetReader(Reader):
         folder = source if source.is_dir() else source.parent
         # One name for the scan wherever it lies, so that it is found in the official lists.
         name = clean_id(source.stem if source.is_file() else source.resolve().name)
-        opener = _open_folder if source.is_dir() else _open_sens
         mesh = folder / f"{name}_vh_clean_2.ply"
-        return LazyScene(name, lambda: opener(source, self.stated(folder)), mesh, split=official_split().get(name))
+        return LazyScene(name, lambda: _open(source, self.stated(folder)), mesh, split=official_split().get(name))
 
 
 class _LabelledScene(FileScene):
@@ -135,36 +134,33 @@ def _sources(folder: Path) -> list[Path]:
     return scans or [folder] * exported
 
 
-def _open_sens(path: Path, cameras: Cameras | None) -> SensScene:
-    """Raises DataError where the header is damaged or its cameras are none."""
-    file = SensFile(path)
-    if cameras is None:
-        header = file.header
-        cameras = _cameras(
-            (header.color_matrix, header.depth_matrix),
-            (header.color_extrinsic, header.depth_extrinsic),
-            str(path),
-        )._replace(depth_scale=header.depth_scale)
-    return SensScene(file, cameras)
-
-
-def _open_folder(folder: Path, cameras: Cameras | None) -> FileScene:
-    """Raises DataError where there is no frame or the cameras' files are missing or damaged."""
-    frames = frame_files(folder)
+def _open(source: Path, cameras: Cameras | None) -> SensScene | FileScene:
+    """Raises DataError where there is no frame, or what states the cameras is missing or damaged."""
+    if not source.is_dir():
+        scan = SensFile(source)
+        if cameras is None:
+            header = scan.header
+            cameras = _cameras(
+                (header.color_matrix, header.depth_matrix),
+                (header.color_extrinsic, header.depth_extrinsic),
+                str(source),
+            )._replace(depth_scale=header.depth_scale)
+        return SensScene(scan, cameras)
+    frames = frame_files(source)
     if not frames:
-        raise DataError(f"{folder}: has no frame in color/.")
+        raise DataError(f"{source}: has no frame in color/.")
     if cameras is None:
-        intrinsic = folder / "intrinsic"
+        intrinsic = source / "intrinsic"
         inner = intrinsic.is_dir()
         matrices, extrinsics = [], []
         for camera in ("color", "depth"):
-            file = intrinsic / f"intrinsic_{camera}.txt" if inner else folder / f"intrinsics_{camera}.txt"
+            file = intrinsic / f"intrinsic_{camera}.txt" if inner else source / f"intrinsics_{camera}.txt"
             matrices.append(read_matrix(file, (4, 4)))
             extrinsic = intrinsic / f"extrinsic_{camera}.txt"
             extrinsics.append(read_matrix(extrinsic, (4, 4)) if extrinsic.is_file() else np.eye(4))
-        what = str(intrinsic if inner else folder)
+        what = str(intrinsic if inner else source)
         cameras = _cameras((matrices[0], matrices[1]), (extrinsics[0], extrinsics[1]), what)
-    return _LabelledScene(clean_id(folder.resolve().name), frames, cameras)
+    return _LabelledScene(clean_id(source.resolve().name), frames, cameras)
 
 
 def _cameras(

@@ -94,9 +94,9 @@ def read_model(cameras_file: Path, images_file: Path) -> Model:
     """Read a sparse model. Raises DataError naming the file that is missing, damaged or empty."""
     try:
         if images_file.suffix == ".bin":
-            cameras, images = dict(_cameras_bin(cameras_file)), list(_images_bin(images_file))
+            cameras, images = _read_binary(cameras_file, images_file)
         else:
-            cameras, images = dict(_cameras_txt(cameras_file)), list(_images_txt(images_file))
+            cameras, images = _read_texts(cameras_file, images_file)
     except OSError as error:
         raise DataError(f"{images_file.parent}: cannot be read ({error}).") from error
     if not images:
@@ -211,53 +211,56 @@ class _Bytes:
         return DataError(f"{self._path}: is cut off or damaged: it says that more follows than it has.")
 
 
-def _cameras_bin(path: Path) -> Iterator[tuple[int, ModelCamera]]:
-    with path.open("rb") as file:
-        data = _Bytes(file, path)
+_Parts = tuple[dict[int, ModelCamera], list[tuple[str, ModelImage]]]  # cameras by their ids, and named images
+
+
+def _read_binary(cameras_file: Path, images_file: Path) -> _Parts:
+    cameras: dict[int, ModelCamera] = {}
+    images: list[tuple[str, ModelImage]] = []
+    with cameras_file.open("rb") as file:
+        data = _Bytes(file, cameras_file)
         for _ in range(int(data.take("<Q")[0])):
             camera, number, width, height = (int(x) for x in data.take("<IiQQ"))
             if not 0 <= number < len(_MODELS):
                 raise DataError(
-                    f"{path}: camera {camera} is of model number {number}; known are 0..{len(_MODELS) - 1}."
+                    f"{cameras_file}: camera {camera} is of model number {number}; known are 0..{len(_MODELS) - 1}."
                 )
             model, count = _MODELS[number]
-            yield camera, ModelCamera(model, width, height, data.take(f"<{count}d"))
-
-
-def _images_bin(path: Path) -> Iterator[tuple[str, ModelImage]]:
-    with path.open("rb") as file:
-        data = _Bytes(file, path)
+            cameras[camera] = ModelCamera(model, width, height, data.take(f"<{count}d"))
+    with images_file.open("rb") as file:
+        data = _Bytes(file, images_file)
         for _ in range(int(data.take("<Q")[0])):
-            _, *pose, camera = data.take("<I7dI")
+            _, *pose, own = data.take("<I7dI")
             name = data.name()
             data.skip(24 * int(data.take("<Q")[0]))
-            yield name, ModelImage(int(camera), tuple(pose[:4]), tuple(pose[4:]))
+            images.append((name, ModelImage(int(own), tuple(pose[:4]), tuple(pose[4:]))))
+    return cameras, images
 
 
-def _cameras_txt(path: Path) -> Iterator[tuple[int, ModelCamera]]:
+def _read_texts(cameras_file: Path, images_file: Path) -> _Parts:
+    cameras: dict[int, ModelCamera] = {}
+    images: list[tuple[str, ModelImage]] = []
     counts = dict(_MODELS)
-    with path.open("rb") as file:
+    with cameras_file.open("rb") as file:
         for line in filter(_says_something, _lines(file)):
-            words = _decoded(line, path).split()
+            words = _decoded(line, cameras_file).split()
             count = counts.get(words[1]) if len(words) > 1 else None
             if count is not None and len(words) != 4 + count:
                 raise DataError(
-                    f"{path}: a line has {len(words)} words ({' '.join(words)[:80]}), expected {4 + count}."
+                    f"{cameras_file}: a line has {len(words)} words ({' '.join(words)[:80]}), expected {4 + count}."
                 )
-            camera, width, height = _whole([words[0], *words[2:4]], 3, path)
-            yield camera, ModelCamera(words[1], width, height, _numbers(words[4:], path))
-
-
-def _images_txt(path: Path) -> Iterator[tuple[str, ModelImage]]:
-    with path.open("rb") as file:
+            camera, width, height = _whole([words[0], *words[2:4]], 3, cameras_file)
+            cameras[camera] = ModelCamera(words[1], width, height, _numbers(words[4:], cameras_file))
+    with images_file.open("rb") as file:
         lines = _lines(file)
         for line in filter(_says_something, lines):
-            words = _decoded(line, path).split(maxsplit=9)
+            words = _decoded(line, images_file).split(maxsplit=9)
             if len(words) != 10:
-                raise DataError(f"{path}: a line has {len(words)} words ({' '.join(words)[:80]}), expected 10.")
-            pose, (camera,) = _numbers(words[1:8], path), _whole(words[8:9], 1, path)
+                raise DataError(f"{images_file}: a line has {len(words)} words ({' '.join(words)[:80]}), expected 10.")
+            pose, (own,) = _numbers(words[1:8], images_file), _whole(words[8:9], 1, images_file)
             next(lines, None)  # its points, of which there may be none
-            yield words[9].strip(), ModelImage(camera, pose[:4], pose[4:])
+            images.append((words[9].strip(), ModelImage(own, pose[:4], pose[4:])))
+    return cameras, images
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes]:

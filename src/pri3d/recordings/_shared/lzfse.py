@@ -59,32 +59,32 @@ def decompress(data: bytes, size: int, what: str) -> bytes:
     target = np.zeros(size, np.uint8)
     at = done = 0
     while data[at : at + 4] != b"bvx$":
-        before = at, done
-        at, done = _block(data, source, at, target, done, what)
+        before, kind = (at, done), data[at : at + 4]
+        try:
+            if kind == b"bvx-":
+                (output,) = struct.unpack_from("<I", data, at + 4)
+                _check_room(output, target.size - done, output, len(data) - at - 8, what)
+                target[done : done + output] = source[at + 8 : at + 8 + output]
+                at, done = at + 8 + output, done + output
+            elif kind == b"bvxn":
+                output, payload = struct.unpack_from("<2I", data, at + 4)
+                _check_room(output, target.size - done, payload, len(data) - at - 12, what)
+                end = _lzvn(source[at + 12 : at + 12 + payload], target, done, done + output)
+                at, done = at + 12 + payload, _done(end, done + output, what)
+            elif kind in (b"bvx1", b"bvx2"):
+                head = _plain_tables(data, at) if kind == b"bvx1" else _packed_tables(data, source, at, what)
+                at, done = _coded(source, at, head, target, done, what)
+            else:
+                raise FrameError(
+                    f"{what}: its compression (LZFSE) has no block at byte {at}; it is damaged or cut off."
+                )
+        except struct.error as error:
+            raise FrameError(f"{what}: its compression (LZFSE) is cut off.") from error
         if (at, done) == before:
             raise FrameError(f"{what}: its compression (LZFSE) is damaged.")
     if done != size:
         raise FrameError(f"{what}: holds {done} bytes, expected {size}.")
     return target.tobytes()
-
-
-def _block(data: bytes, source: Bytes, at: int, target: Bytes, done: int, what: str) -> tuple[int, int]:
-    """Decode the block at ``at`` behind the ``done`` bytes of ``target``; where the next begins and what is done."""
-    kind = data[at : at + 4]
-    try:
-        if kind == b"bvx-":
-            return _plain(data, source, at, target, done, what)
-        if kind == b"bvxn":
-            output, payload = struct.unpack_from("<2I", data, at + 4)
-            _check_room(output, target.size - done, payload, len(data) - at - 12, what)
-            end = _lzvn(source[at + 12 : at + 12 + payload], target, done, done + output)
-            return at + 12 + payload, _done(end, done + output, what)
-        if kind in (b"bvx1", b"bvx2"):
-            head = _plain_tables(data, at) if kind == b"bvx1" else _packed_tables(data, source, at, what)
-            return _coded(source, at, head, target, done, what)
-    except struct.error as error:
-        raise FrameError(f"{what}: its compression (LZFSE) is cut off.") from error
-    raise FrameError(f"{what}: its compression (LZFSE) has no block at byte {at}; it is damaged or cut off.")
 
 
 def _check_room(output: int, room: int, payload: int, left: int, what: str) -> None:
@@ -98,13 +98,6 @@ def _done(end: int, expected: int, what: str) -> int:
     if end != expected:
         raise FrameError(f"{what}: its compression (LZFSE) is damaged.")
     return end
-
-
-def _plain(data: bytes, source: Bytes, at: int, target: Bytes, done: int, what: str) -> tuple[int, int]:
-    (output,) = struct.unpack_from("<I", data, at + 4)
-    _check_room(output, target.size - done, output, len(data) - at - 8, what)
-    target[done : done + output] = source[at + 8 : at + 8 + output]
-    return at + 8 + output, done + output
 
 
 def _plain_tables(data: bytes, at: int) -> _Head:

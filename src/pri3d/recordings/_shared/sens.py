@@ -90,12 +90,39 @@ class SensFile:
                 raise DataError(f"{self.path}: says the sensor's name has {length} bytes; the file is damaged.")
             data = _read(file, _NAME.size, length + _HEADER.size, f"{self.path}: its header")
             first = _NAME.size + len(data)
-            header = _header(data[:length].decode("utf-8", "replace"), _HEADER.unpack(data[length:]), self.path)
+            values: tuple[float, ...] = _HEADER.unpack(data[length:])
             room = (os.fstat(file.fileno()).st_size - first) // _FRAME.size
-        if not 0 < header.frames <= min(room, _MOST_FRAMES):
-            raise DataError(f"{self.path}: says it holds {header.frames} frames and has room for 1 to {room}; damaged.")
+        matrices = np.array(values[:64], np.float64).reshape(4, 4, 4)
+        color_kind, depth_kind, *numbers = (int(value) for value in values[64:70])
+        color_size, depth_size = (numbers[0], numbers[1]), (numbers[2], numbers[3])
+        units, frames = values[70], int(values[71])
+        if color_kind not in _COLOR:
+            raise DataError(f"{self.path}: its colour is of compression {color_kind}; read are 1 (PNG) and 2 (JPEG).")
+        if depth_kind not in (_RAW, _ZLIB):
+            raise DataError(f"{self.path}: its depth is of compression {depth_kind}; read are 0 (raw) and 1 (zlib).")
+        for what, (width, height) in (("colour", color_size), ("depth", depth_size)):
+            if not 0 < width * height <= LARGEST:
+                raise DataError(f"{self.path}: says its {what} is {width}x{height} pixels; the file is damaged.")
+        if not 100 <= units <= 1e5:  # ScanNet has 1000; nan compares false
+            raise DataError(
+                f"{self.path}: says a metre has {units:g} units of depth, expected 100 to 100000 (depth shift)."
+            )
+        if not 0 < frames <= min(room, _MOST_FRAMES):
+            raise DataError(f"{self.path}: says it holds {frames} frames and has room for 1 to {room}; damaged.")
         self._starts = array("Q", [first])
-        return header
+        return SensHeader(
+            sensor=data[:length].decode("utf-8", "replace"),
+            color_matrix=matrices[0],
+            color_extrinsic=matrices[1],
+            depth_matrix=matrices[2],
+            depth_extrinsic=matrices[3],
+            color_format=_COLOR[color_kind],
+            depth_deflated=depth_kind == _ZLIB,
+            color_size=color_size,
+            depth_size=depth_size,
+            depth_scale=1.0 / units,
+            frames=frames,
+        )
 
     def read(self, index: int) -> SensFrame:
         """Read frame ``index`` and no other; the headers before it are walked once.
@@ -206,35 +233,6 @@ def is_rgb(jpeg: bytes) -> bool:
     """Whether an image that has been decoded without error has three colours: it may be stored as it is."""
     with Image.open(io.BytesIO(jpeg)) as image:
         return image.mode == "RGB"
-
-
-def _header(sensor: str, values: tuple[float, ...], path: Path) -> SensHeader:
-    matrices = np.array(values[:64], np.float64).reshape(4, 4, 4)
-    color_kind, depth_kind, *numbers = (int(value) for value in values[64:70])
-    color_size, depth_size = (numbers[0], numbers[1]), (numbers[2], numbers[3])
-    units, frames = values[70], int(values[71])
-    if color_kind not in _COLOR:
-        raise DataError(f"{path}: its colour is of compression {color_kind}; read are 1 (PNG) and 2 (JPEG).")
-    if depth_kind not in (_RAW, _ZLIB):
-        raise DataError(f"{path}: its depth is of compression {depth_kind}; read are 0 (raw) and 1 (zlib).")
-    for what, (width, height) in (("colour", color_size), ("depth", depth_size)):
-        if not 0 < width * height <= LARGEST:
-            raise DataError(f"{path}: says its {what} is {width}x{height} pixels; the file is damaged.")
-    if not 100 <= units <= 1e5:  # ScanNet has 1000; nan compares false
-        raise DataError(f"{path}: says a metre has {units:g} units of depth, expected 100 to 100000 (depth shift).")
-    return SensHeader(
-        sensor=sensor,
-        color_matrix=matrices[0],
-        color_extrinsic=matrices[1],
-        depth_matrix=matrices[2],
-        depth_extrinsic=matrices[3],
-        color_format=_COLOR[color_kind],
-        depth_deflated=depth_kind == _ZLIB,
-        color_size=color_size,
-        depth_size=depth_size,
-        depth_scale=1.0 / units,
-        frames=frames,
-    )
 
 
 def _pose(head: bytes) -> NDArray[np.float64]:
