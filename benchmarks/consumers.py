@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
 from pri3d import registry
+from pri3d.api.import_weights import import_weights
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.exporting import FORMATS
 from pri3d.exporting.base import maps_of
 from pri3d.exporting.export import export
 from pri3d.networks.encoders import build_encoder
-from pri3d.networks.importing import import_weights
 from pri3d.networks.load import load
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import load_weights, save_model

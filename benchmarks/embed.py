@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from pri3d.evaluation.embed import Precision, embed
+from pri3d.api.embed import embed
+from pri3d.evaluation.embed import Precision
 from pri3d.labelled._shared.decoding import read_rgb
 from pri3d.machine import cpu_has_bf16
 from pri3d.networks.load import load

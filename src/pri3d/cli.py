@@ -5,6 +5,7 @@ The only file that knows jsonargparse. Nothing here imports PyTorch: ``--help`` 
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import itertools
 import re
@@ -228,7 +229,14 @@ def _flags(kind: type[Options], prefix: str, title: str, values: Mapping[str, An
             groups.append((field.name, hint))
             continue
         default = values.get(field.name, _default(field))
-        yield Flag(prefix + field.name, hint, default, field.metadata["about"], title, not field.kw_only)
+        yield Flag(
+            prefix + field.name,
+            hint,
+            default,
+            field.metadata["about"],
+            title,
+            not field.kw_only and field.default is dataclasses.MISSING,
+        )
     for name, hint in groups:
         yield from _flags(hint, f"{name}.", f"{name}: {_first_line(hint)}", values.get(name) or {})
 

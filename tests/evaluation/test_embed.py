@@ -14,11 +14,12 @@ from PIL import Image
 from tiny_backbone import FLAGS, alone, arrays, listed, near, photos, source, tiny, unet, weights
 from torch import nn
 
+from pri3d.api.embed import embed
 from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.evaluation import parts
 from pri3d.evaluation.arrays import Table, write_features
-from pri3d.evaluation.embed import Backbone, embed
+from pri3d.evaluation.embed import Backbone
 from pri3d.geometry.resize import resize_color
 from pri3d.labelled._shared.decoding import read_rgb
 from pri3d.networks.unet import build_unet
@@ -87,7 +88,7 @@ class TestValues:
     def test_a_video(self, weights, unet, tmp_path) -> None:
         frames = [Image.fromarray(np.full((48, 64), 30 * k, np.uint8)).convert("RGB") for k in range(5)]
         frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], duration=40, lossless=True)
-        found = arrays(embed(str(weights), tmp_path / "a.webp", tmp_path / "a.npz", every=2, **FLAGS))
+        found = arrays(embed(str(weights), tmp_path / "a.webp", tmp_path / "a.npz", frame_step=2, **FLAGS))
         assert found["names"].tolist() == [f"a-{k:06d}" for k in (0, 2, 4)]
         near(found["features"][2], alone(unet, np.full((48, 64, 3), 120, np.uint8)).mean((0, 1)))
 

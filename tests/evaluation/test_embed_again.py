@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from tiny_backbone import FLAGS, arrays, photos, source, tiny, unet, weights
 
+from pri3d.api.embed import embed
 from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError
 from pri3d.evaluation import parts
 from pri3d.evaluation.arrays import read_record, write_entry
-from pri3d.evaluation.embed import Backbone, embed
+from pri3d.evaluation.embed import Backbone
 from pri3d.files.lock import lock_file
 
 __all__ = ["source", "tiny", "unet", "weights"]  # fixtures

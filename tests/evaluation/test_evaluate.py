@@ -13,11 +13,11 @@ import torch
 from scored_runs import Brightness, Level, fakes, write_run
 
 from finetuned import TINY, instance_task, semantic_task
+from pri3d.api.evaluate import evaluate
 from pri3d.cli import main
 from pri3d.data.labelled import InstanceDataset, LabelledDataset
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.evaluation import evaluate as evaluation
-from pri3d.evaluation.evaluate import evaluate
 from pri3d.geometry.resize import resize_color, resize_nearest
 from pri3d.labelled.convert import decode_mask
 from pri3d.labelled.prepared import PreparedImages
@@ -324,7 +324,7 @@ class TestWhatIsScored:
         space = tmp_path / "space.yaml"
         space.write_text("classes: {floor: 1, lamps: 0}\n")
         with pytest.raises(DataError, match=r"the first alone has lamps; the second alone has wall, .* more\. Choose"):
-            evaluate(run, labels=str(space))
+            evaluate(run, label_map=str(space))
 
     def test_a_run_without_a_best_network_shows_its_last(self, run: Path, capsys) -> None:
         (run / "best.safetensors").unlink()

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from scored_runs import Brightness, Level, fakes, write_run
 
+from pri3d.api.predict import predict
 from pri3d.errors import DataError
 from pri3d.evaluation.media import name_files, open_media, write_video
-from pri3d.evaluation.predict import predict
 from pri3d.labelled._shared.decoding import read_ids
 
 __all__ = ["fakes"]  # a fixture
@@ -130,12 +130,12 @@ class TestPredicted:
         clip = write_clip(tmp_path / "clip.mp4")
         overlay = tmp_path / "out" / "clip_overlay.mp4"
         for every, frames in ((1, 7), (3, 3), (4, 2), (5, 2)):
-            predict(run, clip, tmp_path / "out", every=every)
+            predict(run, clip, tmp_path / "out", frame_step=every)
             media = open_media(overlay)
             assert (len(list(media.pictures)), media.rate) == (frames, Fraction(10, every))
         assert Brightness.calls == 7
         before = overlay.stat().st_mtime_ns
-        predict(run, clip, tmp_path / "out", every=5)
+        predict(run, clip, tmp_path / "out", frame_step=5)
         assert overlay.stat().st_mtime_ns == before
 
     def test_a_video_that_ends_too_early(self, run: Path, tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from scored_runs import Brightness, Halves, Level, fakes, write_run
 
+from pri3d.api.predict import predict
 from pri3d.cli import main
 from pri3d.drawing import palette
 from pri3d.errors import ConfigError, DataError, WeightsError
-from pri3d.evaluation.predict import predict
 from pri3d.labelled._shared.decoding import read_ids
 from pri3d.labelled.convert import decode_mask
 
@@ -161,14 +161,14 @@ class TestFolder:
     def test_every_so_many(self, semantic: Path, tmp_path: Path) -> None:
         for k in range(5):
             photo(tmp_path / "in" / f"{k}.png")
-        out = predict(semantic, tmp_path / "in", tmp_path / "out", every=2)
+        out = predict(semantic, tmp_path / "in", tmp_path / "out", frame_step=2)
         assert [name for name in files(out) if name[0].isdigit() and name.endswith("json")] == [
             "0.json",
             "2.json",
             "4.json",
         ]
         with pytest.raises(ConfigError, match="--frame-step 0"):
-            predict(semantic, tmp_path / "in", tmp_path / "out", every=0)
+            predict(semantic, tmp_path / "in", tmp_path / "out", frame_step=0)
 
     def test_a_broken_image_costs_only_itself(self, semantic: Path, tmp_path: Path, capsys) -> None:
         for name in ("a", "b", "c"):

@@ -13,13 +13,14 @@ import torch
 from PIL import Image
 
 from pri3d.api.prepare import prepare
+from pri3d.api.probe import probe
 from pri3d.api.rooms import rooms
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import build_unet
 from pri3d.networks.weights import save_model
 from pri3d.probing.networks import open_dense
-from pri3d.probing.probe import TASKS, Scores, _check_seen, probe
+from pri3d.probing.probe import TASKS, Scores, _check_seen
 from pri3d.runs import RunPaths
 from pri3d.store import Store
 

@@ -20,12 +20,12 @@ from export_networks import IMAGES, TinyEncoder, make_run
 from safetensors.torch import load_file
 
 from flat import pretrain
+from pri3d.api.import_weights import import_weights
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.exporting import _rules
 from pri3d.exporting.export import export
 from pri3d.exporting.hf import HubModel
 from pri3d.networks.encoders import build_encoder
-from pri3d.networks.importing import import_weights
 from pri3d.networks.load import load
 from pri3d.networks.weights import read_provenance
 from pri3d.registry import ENCODERS

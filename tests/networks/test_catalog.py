@@ -7,10 +7,11 @@ import timm
 import torch
 
 import pri3d
+from pri3d.api.models import models as list_models
 from pri3d.cli import main
 from pri3d.errors import ConfigError
 from pri3d.networks import catalog
-from pri3d.networks.catalog import EXAMPLES, MEASURED, Facts, describe, list_models
+from pri3d.networks.catalog import EXAMPLES, MEASURED, Facts, describe
 from pri3d.networks.encoders import build_encoder
 from pri3d.registry import ENCODERS
 

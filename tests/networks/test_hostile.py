@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pri3d.api.import_weights import import_weights
 from pri3d.errors import Pri3DError, WeightsError
 from pri3d.networks.encoders import build_encoder
-from pri3d.networks.importing import import_weights
 from pri3d.networks.load import load
 from pri3d.networks.published import holds_decoder, load_published
 from pri3d.networks.unet import build_unet

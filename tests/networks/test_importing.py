@@ -11,10 +11,11 @@ import torchvision
 from safetensors.torch import save_file
 
 import pri3d
+from pri3d.api.import_weights import import_weights
 from pri3d.cli import main
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.networks.encoders import build_encoder
-from pri3d.networks.importing import FAMILIES, guess_encoder, import_weights
+from pri3d.networks.importing import FAMILIES, guess_encoder
 from pri3d.networks.load import load
 from pri3d.networks.naming import from_detectron2
 from pri3d.networks.unet import build_unet

@@ -16,6 +16,7 @@ from small import SMALLER, run_small, same, stop_after
 from flat import pretrain, pretraining
 from pri3d.api.options import VERBS
 from pri3d.api.prepare import prepare
+from pri3d.api.probe import probe
 from pri3d.api.rooms import rooms
 from pri3d.cli import parse as parse_words
 from pri3d.data.crops import CropDataset
@@ -24,7 +25,6 @@ from pri3d.data.pairs import MixedPairs
 from pri3d.data.sampler import Draw
 from pri3d.errors import ConfigError, DataError
 from pri3d.networks.weights import load_model
-from pri3d.probing.probe import probe
 from pri3d.store import PairTable, write_pairs
 from pri3d.training.pretraining import PretrainData
 

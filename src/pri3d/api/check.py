@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pri3d.api.options import AnyPath, implementation, option, verb
 from pri3d.api.recording import RecordingFields
+from pri3d.api.results import Record
 
 
 class CheckOptions(RecordingFields):
@@ -29,7 +28,7 @@ class CheckOptions(RecordingFields):
 
 
 @verb(CheckOptions, "pri3d check scans/kitchen --reader sevenscenes")
-def check(options: CheckOptions) -> dict[str, Any]:
+def check(options: CheckOptions) -> Record:
     """Validate a recording: are its poses, axes, depth, cameras and times right, and what fixes them where not.
 
     Some frames are reprojected into others: by depth and pose a pixel of one must land where the other measured the

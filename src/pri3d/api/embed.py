@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.options import AnyPath, Options, implementation, option, verb
 from pri3d.api.results import Output
 
 
@@ -22,6 +22,7 @@ class EmbedOptions(Options):
         "(N, h, w, C) of maps of one size; names and the rest lie in OUT.json. .parquet has the columns name, "
         "features, height, width, stride",
         default="embeddings.npz",
+        kw_only=False,
     )
     pooled: bool = option("one vector (C,) an image; the default", default=False)
     dense: bool = option("one map (h, w, C) an image", default=False)
@@ -66,6 +67,4 @@ def embed(options: EmbedOptions) -> Output:
     DataError where the source cannot be read, or some image could not be (the others are there); WeightsError where
     there is no such network, or its features are not finite.
     """
-    return Output(
-        implementation("pri3d.evaluation.embed:embed")(**keywords(options, weights="model", frame_step="every"))
-    )
+    return Output(implementation("pri3d.evaluation.embed:embed")(options))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pri3d.api.labelled import LabelledFields
-from pri3d.api.options import AnyPath, implementation, keywords, option, verb
+from pri3d.api.options import AnyPath, implementation, option, verb
+from pri3d.api.results import Record
 
 
 class EvaluateOptions(LabelledFields):
@@ -29,7 +30,7 @@ class EvaluateOptions(LabelledFields):
 
 
 @verb(EvaluateOptions, "pri3d evaluate runs/kitchen-seg --resolution native")
-def evaluate(options: EvaluateOptions) -> dict[str, Any]:
+def evaluate(options: EvaluateOptions) -> Record:
     """Score a fine-tuning run on labelled images: its last and its best network.
 
     Predictions are written once, to RUN/predictions/WHICH-SPLIT-RESOLUTION, and scored from these files; where they are
@@ -42,4 +43,4 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
     Raises ConfigError for an option that does not fit the task, DataError where the data is missing, damaged, or of
     other classes than the network's, WeightsError where the run has no such network.
     """
-    return implementation("pri3d.evaluation.evaluate:evaluate")(**keywords(options, label_map="labels"))
+    return implementation("pri3d.evaluation.evaluate:evaluate")(options)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pri3d import registry
+from pri3d.api.labelled import LabelMapField
 from pri3d.api.options import AnyPath, Options, implementation, option, verb
 from pri3d.api.plugins import options_class, source_of
 from pri3d.api.presets import build, current, overlay, read_presets
@@ -49,7 +50,7 @@ class FinetuneSettings(FinetuneFields, TrainSettings):
     fraction: float = option("fraction of the labelled training images", default=1.0, above=0, most=1)
 
 
-class FinetuneOptions(FinetuneFields, CallOptions):
+class FinetuneOptions(FinetuneFields, LabelMapField, CallOptions):
     """Options of :func:`finetune`."""
 
     task: str = option(
@@ -81,10 +82,6 @@ class FinetuneOptions(FinetuneFields, CallOptions):
         "random seed for initialization, shuffling and augmentation; several joined by commas are compared", default=0
     )
     dataset: str | None = option("format of the labelled images, where it is not auto-detected", default=None)
-    label_map: str | AnyPath | None = option(
-        "label map: scannet20, nyu13, nyu40, cityscapes19, ... or a YAML file; default is the format's own",
-        default=None,
-    )
     epochs: float | None = option("passes over the training images, instead of steps", default=None, above=0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.options import AnyPath, Options, implementation, option, verb
 from pri3d.api.results import Output
 
 
@@ -15,7 +15,9 @@ class ImportOptions(Options):
         kw_only=False,
     )
     out: AnyPath = option(".safetensors file to write, for pri3d.load and --weights", kw_only=False)
-    encoder: str | None = option("name of the network, where the file's tensors do not tell it", default=None)
+    encoder: str | None = option(
+        "name of the network, where the file's tensors do not tell it", default=None, kw_only=False
+    )
 
 
 @verb(ImportOptions, "pri3d import moco_v2_800ep_pretrain.pth.tar moco.safetensors", name="import")
@@ -28,4 +30,4 @@ def import_weights(options: ImportOptions) -> Output:
     ``out`` cannot be written; WeightsError where the file cannot be read safely, or does not fill the network: nothing
     is written then.
     """
-    return Output(implementation("pri3d.networks.importing:import_weights")(**keywords(options)))
+    return Output(implementation("pri3d.networks.importing:import_weights")(options))

@@ -7,7 +7,22 @@ from typing import Literal
 from pri3d.api.options import AnyPath, Options, option
 
 
-class LabelledFields(Options):
+class LabelMapField(Options):
+    """Which classes labels have."""
+
+    label_map: str | AnyPath | None = option(
+        "label map: scannet20, nyu13, nyu40, cityscapes19, ... or a YAML file; the run's or the format's own if not "
+        "given",
+        default=None,
+    )
+
+    @property
+    def labels(self) -> str | None:
+        """The label map as text: a name, or the path of a file."""
+        return None if self.label_map is None else str(self.label_map)
+
+
+class LabelledFields(LabelMapField):
     """How a labelled data set is opened."""
 
     split: Literal["train", "val", "test", "all"] = option(
@@ -16,6 +31,3 @@ class LabelledFields(Options):
         default="val",
     )
     dataset: str | None = option("format of the labelled images; auto-detected if not given", default=None)
-    label_map: str | AnyPath | None = option(
-        "label map, by name or as a YAML file; the run's or the format's own if not given", default=None
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pri3d.api.options import Options, implementation, keywords, option, verb
+from pri3d.api.options import Options, implementation, option, verb
 
 if TYPE_CHECKING:
     from pri3d.networks.catalog import Facts
@@ -28,4 +28,4 @@ def models(options: ModelsOptions) -> list[Facts]:
 
     Returns what is shown. Raises ConfigError for an unknown name; the message has the closest ones.
     """
-    return implementation("pri3d.networks.catalog:list_models")(**keywords(options))
+    return implementation("pri3d.networks.catalog:list_models")(options)

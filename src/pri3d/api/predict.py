@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.options import AnyPath, Options, implementation, option, verb
 from pri3d.api.results import Output
 
 
@@ -16,7 +16,7 @@ class PredictOptions(Options):
         "image, folder of images, or video (with the extra `video`; animated GIF, WebP and PNG without it)",
         kw_only=False,
     )
-    out: AnyPath = option("folder to write to", default="predictions")
+    out: AnyPath = option("folder to write to", default="predictions", kw_only=False)
     which: Literal["last", "best"] = option(
         "best or last network of the run; last where there is no best", default="best"
     )
@@ -44,6 +44,4 @@ def predict(options: PredictOptions) -> Output:
     task, or ``out`` was made with other weights or another threshold; DataError where the source cannot be read, or
     some image could not be (the others are there); WeightsError where the run has no such network.
     """
-    return Output(
-        implementation("pri3d.evaluation.predict:predict")(**keywords(options, which="weights", frame_step="every"))
-    )
+    return Output(implementation("pri3d.evaluation.predict:predict")(options))

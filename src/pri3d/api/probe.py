@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.labelled import LabelMapField
+from pri3d.api.options import AnyPath, implementation, option, verb
+from pri3d.api.results import Record
 
-if TYPE_CHECKING:
-    from pri3d.probing.tables import Scores
 
-
-class ProbeOptions(Options):
+class ProbeOptions(LabelMapField):
     """Options of :func:`probe`."""
 
     data: AnyPath = option("prepared dataset; it needs no labels but for segmentation", kw_only=False)
@@ -32,9 +31,6 @@ class ProbeOptions(Options):
     encoder: str = option("network of scratch, imagenet and files that do not name theirs", default="resnet18")
     reference: str | AnyPath | None = option(
         "weights that retention compares with; what a run began with where it is not given", default=None
-    )
-    label_map: str | AnyPath | None = option(
-        "label map, as fine-tuning takes it; the dataset's own classes where it is not given", default=None
     )
     size: str = option("size of the images, WIDTHxHEIGHT in pixels", default="160x120")
     pixels: float = option(
@@ -58,7 +54,7 @@ class ProbeOptions(Options):
 
 
 @verb(ProbeOptions, "pri3d probe out/kitchen --weights runs/kitchen")
-def probe(options: ProbeOptions) -> dict[str, Scores]:
+def probe(options: ProbeOptions) -> Record:
     """Probe frozen features: compare networks by what they know, on frames that they were not trained on.
 
     Prints one table a task and writes OUT, OUT with .csv and .md, and an image with .png. Tasks: matching (points
@@ -70,6 +66,4 @@ def probe(options: ProbeOptions) -> dict[str, Scores]:
     be scored on, or encoders do not fit; DataError where the dataset cannot serve a task that was asked for, or a file
     is missing; WeightsError where weights cannot be loaded, or give features that are not finite.
     """
-    return implementation("pri3d.probing.probe:probe")(
-        **keywords(options, portion="split", label_map="labels", max_pairs="pairs", max_frames="frames")
-    )
+    return implementation("pri3d.probing.probe:probe")(options)

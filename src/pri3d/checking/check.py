@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from pri3d.api.check import CheckOptions
+from pri3d.api.results import Record
 from pri3d.checking.evidence import Shot, Stack
 from pri3d.checking.hypotheses import (
     TOLERANCE,
@@ -40,7 +41,7 @@ _INK, _PAPER, _RED, _BLUE, _GREEN = (30,) * 3, (250,) * 3, (210, 30, 30), (70, 8
 _SAID = Hypothesis()  # the recording as it is stated
 
 
-def check(options: CheckOptions) -> dict[str, Any]:
+def check(options: CheckOptions) -> Record:
     """Tell whether a recording's poses, axes, depth, cameras and times are right, and what to do where they are not.
 
     See :func:`pri3d.check` for the options.
@@ -67,7 +68,7 @@ def check(options: CheckOptions) -> dict[str, Any]:
     _show(verdict, judgement, folder, len(scenes))
     if judgement.faults:
         raise DataError(_refusal(recording, verdict, folder))
-    return verdict
+    return Record(folder, verdict)
 
 
 def _folder(recording: Path, scene: str | None, out: Path | None) -> Path:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor, nn
 
-from pri3d import registry
+from pri3d.api.embed import EmbedOptions
 from pri3d.errors import ConfigError
 from pri3d.evaluation.arrays import check_format
 from pri3d.evaluation.media import Media, open_media, refuse_failed
@@ -27,89 +27,37 @@ Level = int | Literal["features"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-def embed(
-    model: str,
-    source: Path,
-    out: Path = Path("embeddings.npz"),
-    pooled: bool = False,
-    dense: bool = False,
-    level: Level = -1,
-    size: str | None = None,
-    normalise: bool = False,
-    half: bool = False,
-    batch: int = 16,
-    every: int = 1,
-    precision: Precision = "auto",
-    workers: int | None = None,
-    overwrite: bool = False,
-) -> Path:
+def embed(options: EmbedOptions) -> Path:
     """Embed an image, a folder of images (with its subfolders) or a video with any backbone.
 
-    Pooled, a picture's feature is the mean over the cells of one of the encoder's maps, of a ViT over its patches;
-    dense, it is that map (h, w, C), whose cell (i, j) lies over the pixels from (i, j) times the stride on. Rows are in
-    the order of the names: the image's path below the folder without suffix; of a video its name and the frame's
-    number. Values are float32 whatever the network computes in.
-
-    A stopped command continues: what is done lies in OUT.parts until the file is written, which needs the space twice,
-    and the file is the same as that of a run that was not stopped. An image that cannot be read is listed and left out
-    while the others go on.
-
-    Args:
-        model: run folder, weights file, export or name on the hub.
-        source: image, folder of images, or video (with the extra `video`; animated GIF, WebP and PNG without it).
-        out: file to write. .npz holds names, height, width (of the maps, in cells), stride, model (hash of the
-            weights), record (JSON, how it was made), and features (N, C) or a map each as maps/NAME. .npy holds (N, C),
-            or (N, h, w, C) of maps of one size; names and the rest lie in OUT.json. .parquet has the columns name,
-            features, height, width, stride.
-        pooled: one vector (C,) a picture; the default.
-        dense: one map (h, w, C) a picture.
-        level: which of the encoder's maps, 0 the finest, -1 the coarsest; or features, the output of a run's U-Net.
-        size: width x height to which images are resized, as in 320x240; each image's own where it is not given.
-        normalise: give every vector, of maps every cell's, the length 1.
-        half: write float16.
-        batch: pictures of one size that are computed together, fewer where they have more than 8 megapixels.
-        every: take every so many images or frames.
-        precision: auto, fp32 or bf16; auto is bf16 where the hardware multiplies it.
-        workers: threads that read images; one a core and at most 8 where it is not given.
-        overwrite: begin anew, and replace the file.
-
-    Returns:
-        The file.
-
-    Raises:
-        ConfigError: a flag is out of range, or ``out`` or its parts were made otherwise.
-        DataError: the source cannot be read, or some image could not be (the others are there).
-        WeightsError: there is no such network, or its features are not finite.
+    See :func:`pri3d.embed` for the options.
     """
-    if pooled and dense:
+    source = Path(options.source)
+    out = Path(options.out)
+    if options.pooled and options.dense:
         raise ConfigError("--pooled and --dense: choose one of them.")
-    for name, count in (("batch", batch), ("workers", 1 if workers is None else workers)):
-        if count < 1:
-            raise ConfigError(f"--{name} {count}: give 1 or more.")
-    if precision not in ("auto", "fp32", "bf16"):
-        raise registry.unknown("precision", ("auto", "fp32", "bf16"), precision)
     check_format(out)
-    if size is not None:
-        parse_size(size)
+    if options.size is not None:
+        parse_size(options.size)
     console = Console(stderr=True, soft_wrap=True)
-    media = open_media(source, every)
+    media = open_media(source, options.frame_step)
     if media.rate is None:
         media = media._replace(pictures=list(media.pictures))
-    backbone = Backbone(model, level, precision)
+    backbone = Backbone(str(options.weights), options.level, options.precision)
     facts = {
-        "kind": "dense" if dense else "pooled",
+        "kind": "dense" if options.dense else "pooled",
         **backbone.facts,
-        "size": size,
-        "normalised": normalise,
-        "dtype": "float16" if half else "float32",
-        "batch": batch,
-        "images": _fingerprint(media, source, every),
+        "size": options.size,
+        "normalised": options.normalise,
+        "dtype": "float16" if options.half else "float32",
+        "batch": options.batch,
+        "images": _fingerprint(media, source, options.frame_step),
     }
     parts = Parts(out, facts)
-    if overwrite or not parts.are_joined():
+    if options.overwrite or not parts.are_joined():
         with lock_file(out):
-            parts.claim(overwrite)
-            failed = parts.fill(media, backbone.maps, workers or min(8, cores()), console)
+            parts.claim(options.overwrite)
+            failed = parts.fill(media, backbone.maps, options.workers or min(8, cores()), console)
             parts.join(failed)
     done, failed = parts.outcome()
     refuse_failed(failed, done, out)

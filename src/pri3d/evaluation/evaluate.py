@@ -13,8 +13,9 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from pri3d import registry
+from pri3d.api.evaluate import EvaluateOptions
 from pri3d.api.finetune import stated_finetuning
+from pri3d.api.results import Record
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.files.atomic import remove_leftovers
 from pri3d.labelled import LabelledImages, Split, open_labelled
@@ -26,84 +27,46 @@ FORMAT = 1  #: of a folder of predictions
 RECORD = "record.json"  #: of that folder: what its files are of
 
 
-def evaluate(
-    run: Path,
-    data: Path | None = None,
-    split: Split = "val",
-    which: Literal["last", "best", "both"] = "both",
-    resolution: Literal["training", "native"] = "training",
-    protocol: Literal["coco", "paper"] = "coco",
-    dataset: str | None = None,
-    labels: str | None = None,
-    out: Path | None = None,
-) -> dict[str, Any]:
+def evaluate(options: EvaluateOptions) -> Record:
     """Score a fine-tuning run on labelled images: its last and its best network.
 
-    Predictions are written once, to RUN/predictions/WHICH-SPLIT-RESOLUTION, and scored from these files; where they are
-    of the same weights, images and classes they are used again, while the truth is read each time. A task of another
-    package writes none, it is measured as in validation. Predictions are made in float32: validation during training
-    runs in the run's own precision, so in bf16 its scores differ a little. Of another set than the run's own, names of
-    folder and json end in that of the set. Prints a table; scores lie between 0 and 1.
-
-    Args:
-        run: folder of a fine-tuning run.
-        data: labelled images; those the run was validated on where it is not given.
-        split: train, val, test or all of them. Of a set without a split of its own, all is taken where it is not the
-            set the run was trained on.
-        which: last, best or both networks.
-        resolution: of semantic segmentation: training (images and class maps are resized, as in validation) or native
-            (predictions are enlarged to each image's own size). Objects are always scored at the images' own size.
-        protocol: of instance segmentation: coco, or paper, which leaves out objects of a score under 0.5.
-        dataset: format of the data; found out from its layout where it is not given.
-        labels: label space, a name or a YAML file; the run's own where it is not given.
-        out: json file for the scores; RUN/evaluation.json where it is not given, with -PARENT-NAME of another set.
-
-    Returns:
-        What was scored, and under `scores` for `last` and `best` name -> number or, per class, name -> numbers.
-
-    Raises:
-        ConfigError: for a flag that does not fit the task.
-        DataError: the data is missing, damaged, or of other classes than the network's.
-        WeightsError: the run has no such network.
+    See :func:`pri3d.evaluate` for the options.
     """
+    run = Path(options.run)
+    data = None if options.data is None else Path(options.data)
+    out = None if options.out is None else Path(options.out)
     console = Console(stderr=True, soft_wrap=True)
-    for what, value, choices in (
-        ("network", which, ("last", "best", "both")),
-        ("resolution", resolution, ("training", "native")),
-        ("protocol", protocol, ("coco", "paper")),
-    ):
-        if value not in choices:
-            raise registry.unknown(what, choices, value)
-    networks = _networks(run, which, console)
+    networks = _networks(run, options.which, console)
     task = next(iter(networks.values())).task
-    _check_flags(task, run, resolution, protocol)
+    _check_flags(task, run, options.resolution, options.protocol)
     facts, settings = _stated(run)
-    images = _open(run, facts, data, split, dataset, labels)
+    images = _open(run, facts, data, options.split, options.dataset, options.labels)
     _check_classes(task, images, run)
-    shown = resolution if resolution in task.resolutions else task.resolutions[0]
-    kept = task.predictions(images, settings, shown, protocol)
-    suffix = _suffix(data, _own(facts, split))
+    shown = options.resolution if options.resolution in task.resolutions else task.resolutions[0]
+    kept = task.predictions(images, settings, shown, options.protocol)
+    suffix = _suffix(data, _own(facts, options.split))
     scores = {}
     for name, network in networks.items():
         if kept is None:
             scores[name] = _measure(network, images, settings, run)
         else:
-            folder = run / "predictions" / f"{name}-{split}-{shown}{suffix}"
+            folder = run / "predictions" / f"{name}-{options.split}-{shown}{suffix}"
             _predict_all(name, network, images, kept, folder, console)
             scores[name] = kept.score(folder)
     result = {
         "task": task.name,
         "data": str(images.path),
-        "split": split,
+        "split": options.split,
         "images": len(images.names),
         "resolution": shown,
-        "protocol": protocol if task.protocols else None,
+        "protocol": options.protocol if task.protocols else None,
         "weights": {name: network.hash for name, network in networks.items()},
         "scores": scores,
     }
-    write_json(out or run / f"evaluation{suffix}.json", result)
+    file = out or run / f"evaluation{suffix}.json"
+    write_json(file, result)
     _show(result, task)
-    return result
+    return Record(file, result)
 
 
 def _check_flags(task: Task, run: Path, resolution: str, protocol: str) -> None:

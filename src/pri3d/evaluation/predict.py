@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
+from pri3d.api.predict import PredictOptions
 from pri3d.data.reading import reading
 from pri3d.drawing import palette
 from pri3d.errors import ConfigError, DataError, WeightsError
@@ -32,48 +33,19 @@ _OTHER = {
 }
 
 
-def predict(
-    run: Path,
-    source: Path,
-    out: Path = Path("predictions"),
-    weights: Which = "best",
-    threshold: float | None = None,
-    every: int = 1,
-    overwrite: bool = False,
-) -> Path:
+def predict(options: PredictOptions) -> Path:
     """Predict an image, a folder of images (with its subfolders) or a video with a fine-tuned network.
 
-    Writes for each image NAME_overlay.jpg to look at and NAME.json: of semantic segmentation the share of each class,
-    and NAME.png with the class ids as a palette image; of instance segmentation the objects in COCO's form. NAME is the
-    image's path below the folder; of a video its name and the frame's number. classes.json says what ids and colours
-    mean; of a video an overlay of all frames is written, too. Images that are there already are skipped, so a stopped
-    command continues. An image that cannot be read is listed while the others go on.
-
-    Args:
-        run: folder of a fine-tuning run, or one of its weights files.
-        source: image, folder of images, or video (with the extra `video`; animated GIF, WebP and PNG without it).
-        out: folder to write to.
-        weights: best or last network of the run; last where there is no best.
-        threshold: of instance segmentation: score from 0 to 1 under which objects are left out, 0.5 if not given.
-        every: take every so many images or frames.
-        overwrite: make what is there anew.
-
-    Returns:
-        The folder of the predictions.
-
-    Raises:
-        ConfigError: a flag is out of range or not of the network's task, or ``out`` was made with other weights or
-            another threshold.
-        DataError: the source cannot be read, or some image could not be (the others are there).
-        WeightsError: the run has no such network.
+    See :func:`pri3d.predict` for the options.
     """
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise ConfigError(f"--threshold {threshold}: give a score between 0 and 1.")
-    media = open_media(source, every, out)
+    run = Path(options.run)
+    source = Path(options.source)
+    out = Path(options.out)
+    media = open_media(source, options.frame_step, out)
     console = Console(stderr=True, soft_wrap=True)
-    network = load_task(_weights(run, weights, console)).to_device()
-    facts = _facts(network, threshold)
-    _claim(out, facts, overwrite)
+    network = load_task(_weights(run, options.which, console)).to_device()
+    facts = _facts(network, options.threshold)
+    _claim(out, facts, options.overwrite)
     if media.videos:
         console.print(f"{escape(str(source))}: videos left out: {media.videos}. Predict each by itself.")
     done: list[str] = []
@@ -83,7 +55,7 @@ def predict(
     made_with = {name: facts[name] for name in ("weights", "threshold")}
 
     def wanted(picture: Picture) -> NDArray[np.uint8] | None:
-        return None if not overwrite and _is_done(picture, out, made_with) else picture.load()
+        return None if not options.overwrite and _is_done(picture, out, made_with) else picture.load()
 
     for picture, color in reading(until_damaged(shown, failed), wanted):
         try:

@@ -35,9 +35,7 @@ def coco(options: CocoOptions) -> Path:
     out = Path(options.out)
     if out.suffix != ".json":
         raise ConfigError(f"{out}: name a .json file, such as {out / f'instances_{options.split}.json'}.")
-    images = open_labelled(
-        data, options.split, options.dataset, None if options.label_map is None else str(options.label_map)
-    )
+    images = open_labelled(data, options.split, options.dataset, options.labels)
     rows = images.subset(options.fraction)
     folder = out.with_suffix("")
     with Progress(console=Console(stderr=True), transient=True) as progress:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from pri3d import registry
+from pri3d.api.models import ModelsOptions
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import DECODERS
 
@@ -40,23 +41,13 @@ class Facts(NamedTuple):
     measured: tuple[str, ...]  #: pages with figures
 
 
-def list_models(encoder: str | None = None) -> list[Facts]:
+def list_models(options: ModelsOptions) -> list[Facts]:
     """Show the encoders that can be built: channels and strides of their maps, parameters, and what was measured.
 
-    Nothing is downloaded, and no memory is taken for weights.
-
-    Args:
-        encoder: one encoder to show, by any name that --encoder of the other verbs takes; without it those built in,
-            those of installed packages and an example of each family of timm.
-
-    Returns:
-        What is shown.
-
-    Raises:
-        ConfigError: an unknown name; the message has the closest ones.
+    See :func:`pri3d.models` for the options.
     """
-    rows = [describe(name) for name in ([encoder] if encoder else _names())]
-    sys.stdout.write(_detail(rows[0]) if encoder else _table(rows))
+    rows = [describe(name) for name in ([options.encoder] if options.encoder else _names())]
+    sys.stdout.write(_detail(rows[0]) if options.encoder else _table(rows))
     return rows
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from pri3d import __version__, registry
+from pri3d.api.import_weights import ImportOptions
 from pri3d.errors import ConfigError, WeightsError, first_line
 from pri3d.files.atomic import usable
 from pri3d.networks.encoders import Encoder, build_encoder
@@ -101,24 +102,13 @@ DETECTRON2_NOTE = (
 )
 
 
-def import_weights(file: Path, out: Path, encoder: str | None = None) -> Path:
+def import_weights(options: ImportOptions) -> Path:
     """Turn a checkpoint of another program into a weights file of pri3d, and say which tensors found their place.
 
-    Nothing in the file is executed. The written file's header names the file it came from, and that one's SHA-256.
-
-    Args:
-        file: safetensors or torch file of torchvision, timm, MoCo, SimCLR, SwAV, DINO, MAE or Detectron2, or a
-            published Pri3D checkpoint, of which the U-Net is taken.
-        out: .safetensors file to write, for pri3d.load and --weights.
-        encoder: name of the network, where the file's tensors do not tell it.
-
-    Returns:
-        ``out``.
-
-    Raises:
-        ConfigError: the network has to be named, the message lists those that fit; or ``out`` cannot be written.
-        WeightsError: the file cannot be read safely, or does not fill the network; nothing is written.
+    See :func:`pri3d.import_weights` for the options.
     """
+    file = Path(options.file)
+    out = Path(options.out)
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out}: name a file that ends in .safetensors")
     file = find_file(file)
@@ -131,7 +121,7 @@ def import_weights(file: Path, out: Path, encoder: str | None = None) -> Path:
     if len(plain) < len(state):
         plain_names(state, str(file))  # says which two are meant
     plain = from_torchvision_convnext(plain)
-    name = encoder or stated_encoder(file) or guess_encoder(plain, file)
+    name = options.encoder or stated_encoder(file) or guess_encoder(plain, file)
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     record = {"version": __version__, "imported_from": file.name, "imported_hash": digest}

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
 from pri3d import registry
+from pri3d.api.probe import ProbeOptions
+from pri3d.api.results import Record
 from pri3d.data.mixture import hashes_of
 from pri3d.data.pairs import PairDataset, split_pairs
 from pri3d.data.sampler import derive
@@ -23,7 +25,7 @@ from pri3d.files.atomic import usable
 from pri3d.geometry.resize import parse_size
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.probing.linear import ProbeFrames, frame_table, probe_linear, read_frames
-from pri3d.probing.networks import Dense, Kind, check_source, name_sources, open_dense
+from pri3d.probing.networks import Dense, check_source, name_sources, open_dense
 from pri3d.probing.pairs import Correspondences, Held, Matching, Measure, matching_recall, measure_pairs
 from pri3d.probing.retention import check_same, retention
 from pri3d.probing.tables import Scores, show, write_results
@@ -49,103 +51,72 @@ class Frozen(NamedTuple):
     test: ProbeFrames | None
 
 
-def probe(
-    data: Path,
-    weights: list[Path],
-    tasks: str | None = None,
-    split: Split = "heldout",
-    holdout: float = 0.1,
-    features: Kind = "unet",
-    encoder: str = "resnet18",
-    reference: Path | None = None,
-    labels: str | None = None,
-    size: str = "160x120",
-    pixels: float = 10.0,
-    distance: float | None = None,
-    pairs: int = 200,
-    frames: int = 200,
-    steps: int = 300,
-    seed: int = 0,
-    out: Path = Path("probe.json"),
-) -> dict[str, Scores]:
+def probe(options: ProbeOptions) -> Record:
     """Compare networks by what their frozen features know, on frames that they were not trained on.
 
-    Prints one table a task and writes OUT, OUT with .csv and .md, and a picture with .png. Tasks: matching (points
-    seen in both views, found again by their features), correspondence (recall of the best matches, the protocol of
-    probe3d), depth, normals and segmentation (linear probes, trained on the rest of the store), retention (features
-    and weights against those the run began with). docs/probe.md defines every number.
-
-    Args:
-        data: prepared store; it needs no labels but for segmentation.
-        weights: runs, weights files (of other programs too), names on the hub, or scratch, imagenet, timm:NAME. Of a
-            run folder the state before training is shown too.
-        tasks: which, with commas between; all that are possible where it is not given.
-        split: heldout, or all pairs of a store that none of the networks has seen.
-        holdout: share of the store that was held out, as given to pretrain.
-        features: unet (the encoder's where there is no U-Net) or encoder (of every network).
-        encoder: network of scratch, imagenet and files that do not say it.
-        reference: weights that retention compares with; what a run began with where it is not given.
-        labels: label space, as fine-tuning takes it; the store's own classes where it is not given.
-        size: of the images, width x height.
-        pixels: of matching: a point counts as found within this distance, in pixels of a 320-pixel-wide image.
-        distance: of matching: metres within which two measured points are the same; as prepared where it is not given.
-        pairs: at most so many pairs, drawn with the seed.
-        frames: at most so many frames to train linear probes on, and so many to score them on, evenly spaced.
-        steps: of training a linear probe, of 8 frames each.
-        seed: of the draw of pairs, points and batches, and of random weights.
-        out: .json file to write.
-
-    Returns:
-        Name of the weights -> scores.
-
-    Raises:
-        ConfigError: an option is wrong, a network has seen what it would be scored on, or encoders do not fit.
-        DataError: the store cannot serve a task that was asked for, or a file is missing.
-        WeightsError: weights cannot be loaded, or give features that are not finite.
+    See :func:`pri3d.probe` for the options.
     """
-    parse_size(size)
-    _check(split, features, {"pairs": pairs, "frames": frames, "steps": steps}, out)
+    data = Path(options.data)
+    weights = [Path(each) for each in options.weights]
+    reference = None if options.reference is None else Path(options.reference)
+    out = Path(options.out)
+    parse_size(options.size)
+    if out.suffix != ".json":
+        raise ConfigError(f"--out {out}: name a file that ends in .json; .csv, .md and .png are written beside it.")
     store = Store(data)
     sources = name_sources(weights)
-    chosen = _choose_tasks(tasks, store, sources, reference, labels)
-    _check_rest(store, split, holdout, chosen)
-    networks = _open_all(sources, store, split, holdout, features=features, encoder=encoder, seed=seed)
-    references = _references(networks, reference, encoder, seed, chosen)
-    drawn = _draw_pairs(store, split, holdout, pairs, seed) if set(chosen) & {*PAIR_TASKS} else None
-    frozen = _read(store, drawn, chosen, holdout=holdout, labels=labels, size=size, frames=frames, seed=seed)
-    if distance is not None:
-        frozen = frozen._replace(distance=distance)
+    chosen = _choose_tasks(options.tasks, store, sources, reference, options.labels)
+    _check_rest(store, options.portion, options.holdout, chosen)
+    networks = _open_all(
+        sources,
+        store,
+        options.portion,
+        options.holdout,
+        features=options.features,
+        encoder=options.encoder,
+        seed=options.seed,
+    )
+    references = _references(networks, reference, options.encoder, options.seed, chosen)
+    drawn = (
+        _draw_pairs(store, options.portion, options.holdout, options.max_pairs, options.seed)
+        if set(chosen) & {*PAIR_TASKS}
+        else None
+    )
+    frozen = _read(
+        store,
+        drawn,
+        chosen,
+        holdout=options.holdout,
+        labels=options.labels,
+        size=options.size,
+        frames=options.max_frames,
+        seed=options.seed,
+    )
+    if options.distance is not None:
+        frozen = frozen._replace(distance=options.distance)
     results = {}
     for name, dense in networks.items():
-        scores = _measure_pairs(Scores(str(sources[name]), dense.about), name, dense, frozen, chosen, pixels, store)
+        scores = _measure_pairs(
+            Scores(str(sources[name]), dense.about), name, dense, frozen, chosen, options.pixels, store
+        )
         linear = [task for task in chosen if task in LINEAR_TASKS]
         if linear and frozen.train and frozen.test:
-            scores = scores.with_linear(probe_linear(dense, frozen.train, frozen.test, linear, steps, seed, name))
+            scores = scores.with_linear(
+                probe_linear(dense, frozen.train, frozen.test, linear, options.steps, options.seed, name)
+            )
         if name in references and frozen.test:
             images = frozen.test.color[:: -(-len(frozen.test.color) // _RETAINED)]
             scores = scores._replace(retention=retention(dense.net, references[name].net, images, name))
         results[name] = scores
-    show(results, pixels)
+    show(results, options.pixels)
     _note_unit(store)
-    settings: dict[str, Any] = {"tasks": chosen, "split": split, "holdout": holdout, "features": features, "size": size}
-    settings |= {"pixels": pixels, "distance": frozen.distance, "frames": frames, "steps": steps, "seed": seed}
+    settings: dict[str, Any] = {"tasks": chosen, "split": options.portion, "distance": frozen.distance}
+    settings |= {name: getattr(options, name) for name in ("holdout", "features", "size", "pixels", "steps", "seed")}
+    settings |= {"frames": options.max_frames}
     settings |= {"pairs": 0 if frozen.pairs is None else len(frozen.pairs), "reference": reference and str(reference)}
     with usable(f"--out {out}"):
-        write_results(out, results, {"data": str(data), "data_hash": store.hash, "settings": settings}, pixels)
-    return results
-
-
-def _check(split: str, features: str, counts: dict[str, int], out: Path) -> None:
-    """Raise ConfigError for an option that no probe has."""
-    if split not in get_args(Split):
-        raise registry.unknown("--split", get_args(Split), split)
-    if features not in get_args(Kind):
-        raise registry.unknown("--features", get_args(Kind), features)
-    for name, count in counts.items():
-        if count < 1:
-            raise ConfigError(f"--{name} {count}: give 1 or more.")
-    if out.suffix != ".json":
-        raise ConfigError(f"--out {out}: name a file that ends in .json; .csv, .md and .png are written beside it.")
+        write_results(out, results, {"data": str(data), "data_hash": store.hash, "settings": settings}, options.pixels)
+    return Record(out, results)
 
 
 def _choose_tasks(
