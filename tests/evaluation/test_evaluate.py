@@ -295,7 +295,7 @@ class TestWhatIsScored:
             ({}, {"data": Path("b")}, ("b", "val", None, None, True)),
             ({}, {"data": Path("a")}, ("a", "val", None, None, False)),
             ({"dataset": "folder", "labels": "nyu13"}, {"data": Path("b")}, ("b", "val", None, "nyu13", True)),
-            ({"labels": "nyu13"}, {"dataset": "nyuv2", "labels": "nyu40"}, ("a", "val", "nyuv2", "nyu40", False)),
+            ({"labels": "nyu13"}, {"dataset": "nyuv2", "label_map": "nyu40"}, ("a", "val", "nyuv2", "nyu40", False)),
         ],
     )
     def test_set(self, run: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, facts, options, opened) -> None:
@@ -352,7 +352,7 @@ class TestWhatIsScored:
 
     @pytest.mark.parametrize("flag", ["which", "resolution", "protocol", "split"])
     def test_unknown_words(self, run: Path, flag: str) -> None:
-        with pytest.raises(ConfigError, match="Choices"):
+        with pytest.raises(ConfigError, match="choose one of"):
             evaluate(run, **{flag: "other"})  # type: ignore[arg-type]
 
     def test_the_papers_protocol_is_of_objects(self, run: Path) -> None:

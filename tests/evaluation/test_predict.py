@@ -281,7 +281,7 @@ class TestNetwork:
         for k, (run, options, expected) in enumerate(
             [
                 (semantic, {}, 2),
-                (semantic, {"weights": "last"}, 0),
+                (semantic, {"which": "last"}, 0),
                 (last, {}, 0),
                 (semantic / "best.safetensors", {}, 2),
             ]

@@ -30,8 +30,15 @@ Probe = Callable[..., dict[str, Scores]]
 @pytest.fixture
 def small(rooms_store: Path, tmp_path: Path) -> Probe:
     def run(weights: list[Path], **options: Any) -> dict[str, Scores]:
-        given: dict[str, Any] = {"holdout": 0.4, "size": "64x48", "pixels": 40, "pairs": 4, "frames": 6, "steps": 5}
-        return probe(rooms_store, weights, **given | {"out": tmp_path / "out" / "probe.json"} | options)
+        given: dict[str, Any] = {
+            "holdout": 0.4,
+            "size": "64x48",
+            "pixels": 40,
+            "max_pairs": 4,
+            "max_frames": 6,
+            "steps": 5,
+        }
+        return probe(rooms_store, weights=weights, **given | {"out": tmp_path / "out" / "probe.json"} | options)
 
     return run
 
@@ -107,14 +114,16 @@ def test_scratch_is_the_same_every_time() -> None:
 
 def test_a_whole_store_is_scored_where_nobody_has_seen_it(small: Probe, run_folder: Path, rooms_store: Path) -> None:
     path = run_folder / "weights.safetensors"
-    part, whole = (small([path], split=split, tasks="matching", pairs=1000)[path.name] for split in ("heldout", "all"))
+    part, whole = (
+        small([path], portion=split, tasks="matching", max_pairs=1000)[path.name] for split in ("heldout", "all")
+    )
     assert part.matching and whole.matching
     assert whole.matching.pairs == len(Store(rooms_store).pairs().i) > part.matching.pairs
-    assert small([run_folder], split="all", holdout=0.0, tasks="retention")["run after"].retention
+    assert small([run_folder], portion="all", holdout=0.0, tasks="retention")["run after"].retention
     save_model(build_unet("resnet18", "slim", 8), path, {"data_hash": Store(rooms_store).hash, "holdout": 0.4})
     small([path], tasks="matching")
     with pytest.raises(ConfigError, match="--split all would score frames it has seen"):
-        small([path], split="all")
+        small([path], portion="all")
 
 
 def test_frames_the_network_was_trained_on_are_refused(small: Probe, rooms_store: Path, tmp_path: Path) -> None:
@@ -147,20 +156,20 @@ def test_networks_of_one_name_stay_apart(small: Probe, tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_model(build_unet("resnet18", "slim", 32), tmp_path / name / "net.safetensors", {})
     weights = [tmp_path / name / "net.safetensors" for name in ("a", "b")]
-    assert len(small(weights, tasks="matching", pairs=2)) == 2
+    assert len(small(weights, tasks="matching", max_pairs=2)) == 2
 
 
 def test_a_store_without_labels_or_pairs_has_the_other_tasks(tmp_path: Path, run_folder: Path) -> None:
     rooms(tmp_path / "raw", rooms=1, frames=5, size="64x48", labels=False, processes=1)
     prepare([tmp_path / "raw"], tmp_path / "bare", size="64x48", pairs=False, surface=False, processes=1)
     options: dict[str, Any] = {"holdout": 0.4, "size": "64x48", "steps": 2, "out": tmp_path / "probe.json"}
-    found = probe(tmp_path / "bare", [run_folder], **options)["run after"]
+    found = probe(tmp_path / "bare", weights=[run_folder], **options)["run after"]
     assert [task for task in TASKS if getattr(found, task) is not None] == ["depth", "normals", "retention"]
     assert not (tmp_path / "probe.png").exists()
     with pytest.raises(DataError, match="no labels"):
-        probe(tmp_path / "bare", [run_folder], tasks="segmentation", **options)
+        probe(tmp_path / "bare", weights=[run_folder], tasks="segmentation", **options)
     with pytest.raises(DataError, match="--pairs false"):
-        probe(tmp_path / "bare", [run_folder], tasks="matching", **options)
+        probe(tmp_path / "bare", weights=[run_folder], tasks="matching", **options)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +180,7 @@ def test_a_store_without_labels_or_pairs_has_the_other_tasks(tmp_path: Path, run
         ({"tasks": "depth,colour"}, "colour"),
         ({"tasks": "retention"}, "Give --reference"),
         ({"reference": Path("scratch"), "encoder": "resnet34", "tasks": "retention"}, "of the reference resnet34"),
-        ({"split": "some"}, "--split"),
+        ({"portion": "some"}, "--portion"),
         ({"features": "head"}, "--features"),
         ({"steps": 0}, "--steps 0"),
         ({"out": Path("probe.txt")}, "ends in .json"),

@@ -13,7 +13,9 @@ class EvaluateOptions(LabelledFields):
     """Options of :func:`evaluate`."""
 
     run: AnyPath = option("folder of a fine-tuning run", kw_only=False)
-    data: AnyPath | None = option("labelled images; those the run was validated on where it is not given", default=None)
+    data: AnyPath | None = option(
+        "labelled images; those the run was validated on where it is not given", default=None, kw_only=False
+    )
     which: Literal["last", "best", "both"] = option("last, best or both networks of the run", default="both")
     resolution: Literal["training", "native"] = option(
         "of semantic segmentation: training (images and class maps are resized, as in validation) or native "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 
 class Output(os.PathLike[str]):
@@ -25,6 +25,17 @@ class Output(os.PathLike[str]):
 
     def __str__(self) -> str:
         return str(self.path)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    if not TYPE_CHECKING:  # a misspelt attribute stays an error to type checkers; they are told to take .path
+
+        def __getattr__(self, name: str) -> Any:
+            """Methods of the path, such as ``read_text``."""
+            if name.startswith("_") or name == "path":
+                raise AttributeError(name)
+            return getattr(self.path, name)
 
     def __repr__(self) -> str:
         facts = "".join(f", {fact}" for fact in self.facts())
