@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import pri3d
@@ -297,3 +300,16 @@ class TestOneMap:
     def test_levels_that_do_not_exist(self, run, part, level):
         with pytest.raises(ConfigError, match=r"level .*Choices: a number from"):
             load(run, part, level)
+
+
+def test_transform_takes_files_images_and_arrays(tmp_path: Path) -> None:
+    """The same picture in every form gives the same batch, as the call takes it."""
+    array = np.random.default_rng(0).integers(0, 256, (12, 17, 3), np.uint8)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    wanted = torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255
+    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(array), array, array / np.float32(255)):
+        torch.testing.assert_close(FeatureNet.transform(image), wanted)
+    assert FeatureNet.transform(Image.fromarray(array).convert("L")).shape == (1, 3, 12, 17)
+    for wrong in (array[..., 0], array.astype(np.int32)):
+        with pytest.raises(ConfigError, match="height, width, 3"):
+            FeatureNet.transform(wrong)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
-from pri3d.api.options import AnyPath, Options, implementation, keywords, option, verb
+from pri3d.api.options import AnyPath, Options, implementation, option, verb
 from pri3d.api.results import Output
 
 
@@ -40,4 +41,5 @@ def export(options: ExportOptions) -> Output:
     replaced; WeightsError for a damaged run, or where a feature of the reloaded file differs by more than the format's
     bound, 1e-5 (onnx, torchscript: 1e-4) of the largest feature or of 1; then nothing is left at ``out``.
     """
-    return Output(implementation("pri3d.exporting.export:export")(**keywords(options)))
+    out = None if options.out is None else Path(options.out)
+    return Output(implementation("pri3d.exporting.export:export")(Path(options.run), options.to, out, options.part))

@@ -327,8 +327,3 @@ def implementation(target: str) -> Callable[..., Any]:
     module, _, function = target.partition(":")
     found: Callable[..., Any] = getattr(import_module(module), function)
     return found
-
-
-def keywords(options: Options, **renamed: str) -> dict[str, Any]:
-    """Options as keyword arguments, some under another name; paths given as texts are paths."""
-    return {renamed.get(name, name): value for name, value in options.items()}

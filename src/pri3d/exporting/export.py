@@ -38,22 +38,7 @@ def export(
     Beside the file lies its model card, NAME.md (in a folder README.md). Adapters are merged. A fine-tuned run gives
     its backbone: the head stays with `pri3d predict`.
 
-    Args:
-        run: folder of a pre-training or fine-tuning run, or a weights file of pri3d.
-        to: format. torchvision (ResNet, ConvNeXt), timm, smp (ResNets, timm networks with maps of stride 4 to 32),
-            detectron2 and mmseg (ResNets, with a configuration beside the weights), safetensors (pri3d's names, for
-            pri3d.load), onnx and torchscript (any image size, normalisation inside), hf (a folder for the hub).
-        out: file, or of hf folder; default encoder_NAME or model_NAME in the run's folder.
-        part: `encoder`, or `all` for the whole U-Net: safetensors, onnx, torchscript, hf.
-
-    Returns:
-        The file or folder.
-
-    Raises:
-        ConfigError: for a combination that does not exist, naming those that do, where a package is missing, or for an
-            `out` that cannot be written or where something else than an earlier export would be replaced.
-        WeightsError: for a damaged run, or where a feature of the reloaded file differs by more than the format's
-            bound, 1e-5 (onnx, torchscript: 1e-4) of the largest feature or of 1; then nothing is left at `out`.
+    See :func:`pri3d.export` for the parameters.
     """
     if to not in (names := registry.names("exports", FORMATS)):
         raise registry.unknown("--to", names, to)

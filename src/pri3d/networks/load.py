@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -97,6 +98,30 @@ class FeatureNet(nn.Module):
         first, *others = maps[self.chosen]
         size = first.shape[-2:]
         return torch.cat([first, *(F.interpolate(x, size, mode="bilinear", align_corners=False) for x in others)], 1)
+
+    @staticmethod
+    def transform(image: Any) -> Tensor:
+        """An image as the call takes it: RGB 0..1 (1, 3, H, W) float32, at its own size.
+
+        ``image`` is the path of an image file, a PIL image, or an array (H, W, 3) of uint8, or of floats of 0..1.
+        Raises ConfigError for anything else. Needs pillow for files and PIL images, NumPy for arrays.
+        """
+        import numpy as np  # noqa: PLC0415 (loading needs PyTorch alone)
+
+        if isinstance(image, str | os.PathLike):
+            from PIL import Image  # noqa: PLC0415
+
+            with Image.open(image) as opened:
+                image = opened.convert("RGB")
+        elif hasattr(image, "convert"):
+            image = image.convert("RGB")
+        array = np.asarray(image)
+        if array.ndim != 3 or array.shape[2] != 3 or array.dtype.kind not in "uf":
+            raise ConfigError(
+                f"an image of shape {array.shape} and type {array.dtype}: give (height, width, 3) of uint8 or of floats."
+            )
+        tensor = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None].float()
+        return tensor / 255 if array.dtype == np.uint8 else tensor
 
     def pool(self, images: Tensor) -> Tensor:
         """RGB 0..1 (B, 3, H, W) -> one vector an image (B, C): the mean over the cells of its one or coarsest map."""
