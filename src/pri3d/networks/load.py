@@ -118,9 +118,9 @@ class FeatureNet(nn.Module):
         array = np.asarray(image)
         if array.ndim != 3 or array.shape[2] != 3 or array.dtype.kind not in "uf":
             raise ConfigError(
-                f"an image of shape {array.shape} and type {array.dtype}: give (height, width, 3) of uint8 or of floats."
+                f"an image of shape {array.shape}, type {array.dtype}: give (height, width, 3) of uint8 or of floats."
             )
-        tensor = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None].float()
+        tensor = torch.from_numpy(np.array(array)).permute(2, 0, 1)[None].float()
         return tensor / 255 if array.dtype == np.uint8 else tensor
 
     def pool(self, images: Tensor) -> Tensor:
