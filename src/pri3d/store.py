@@ -345,7 +345,11 @@ def read_scene_record(root: Path, scene_id: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     record = _read_json(path)
-    _check_record(record, path)
+    right = {name: isinstance(record.get(name), int) and record[name] >= 0 for name in _COUNTS}
+    right |= {name: isinstance(record.get(name), str) for name in ("source", "hash")}
+    right["seconds"] = isinstance(record.get("seconds"), int | float)
+    right["cameras"] = isinstance(record.get("cameras", {}), dict)
+    _refuse([key for key, fine in right.items() if not fine], path)
     return record
 
 
@@ -363,7 +367,21 @@ def read_manifest(root: Path) -> dict[str, Any]:
     if manifest.get("format") != FORMAT:
         found = manifest.get("format")
         raise DataError(f"{path}: format {found!r}, this version reads {FORMAT}. Prepare the recording again.")
-    _check_manifest(manifest, path)
+    names, scenes, settings = (manifest.get(key) for key in ("class_names", "scenes", "settings"))
+    right = {
+        "state": isinstance(manifest.get("state"), str),
+        "settings": isinstance(settings, dict) and isinstance(settings.get("pairs"), bool),
+        "class_names": names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
+        "scenes": isinstance(scenes, dict)
+        and all(
+            _SCENE_ID.fullmatch(name) and isinstance(record, dict) and isinstance(record.get("hash"), str)
+            for name, record in scenes.items()
+        ),
+        "versions": isinstance(manifest.get("versions", {}), dict),
+        "failed": isinstance(manifest.get("failed", {}), dict),
+    }
+    right["class_names"] &= "class_names" in manifest
+    _refuse([key for key, fine in right.items() if not fine], path)
     return {"versions": {}, "failed": {}, **manifest}
 
 
@@ -411,35 +429,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not readable as JSON ({error}). Delete it and run `pri3d prepare` again.") from error
     return content
-
-
-def _check_manifest(manifest: dict[str, Any], path: Path) -> None:
-    """Raises DataError where a part of dataset.json is missing or of another kind."""
-    names, scenes, settings = (manifest.get(key) for key in ("class_names", "scenes", "settings"))
-    right = {
-        "state": isinstance(manifest.get("state"), str),
-        "settings": isinstance(settings, dict) and isinstance(settings.get("pairs"), bool),
-        "class_names": names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
-        "scenes": isinstance(scenes, dict) and all(_is_scene(*item) for item in scenes.items()),
-        "versions": isinstance(manifest.get("versions", {}), dict),
-        "failed": isinstance(manifest.get("failed", {}), dict),
-    }
-    right["class_names"] &= "class_names" in manifest
-    _refuse([key for key, fine in right.items() if not fine], path)
-
-
-def _check_record(record: dict[str, Any], path: Path) -> None:
-    """Raises DataError where a part of scene.json is missing or of another kind."""
-    right = {name: isinstance(record.get(name), int) and record[name] >= 0 for name in _COUNTS}
-    right |= {name: isinstance(record.get(name), str) for name in ("source", "hash")}
-    right["seconds"] = isinstance(record.get("seconds"), int | float)
-    right["cameras"] = isinstance(record.get("cameras", {}), dict)
-    _refuse([key for key, fine in right.items() if not fine], path)
-
-
-def _is_scene(name: str, record: Any) -> bool:
-    """Whether it is the name of a folder, and says the digest of what it holds."""
-    return bool(_SCENE_ID.fullmatch(name)) and isinstance(record, dict) and isinstance(record.get("hash"), str)
 
 
 def _refuse(wrong: list[str], path: Path) -> None:

@@ -19,7 +19,6 @@ from pri3d.checking.evidence import Shot, Stack
 from pri3d.checking.hypotheses import (
     TOLERANCE,
     Hypothesis,
-    Reprojection,
     correlate_colours,
     measure_agreement,
     project,
@@ -49,7 +48,10 @@ def check(options: CheckOptions) -> Record:
     recording = Path(options.recording)
     cameras = None if options.cameras is None else Path(options.cameras)
     out = None if options.out is None else Path(options.out)
-    folder = _folder(recording, options.scene, out)
+    name = clean_id(recording.resolve().name) + (f"-{clean_id(options.scene)}" if options.scene else "")
+    folder = out or Path(f"check-{name}")
+    if recording.resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise ConfigError(f"--out {folder}: lies in the recording. Choose a folder outside of {recording}.")
     scenes = open_recording(recording, options.reader, cameras, options.split, options.correct).scenes()
     chosen = _choose(scenes, options.scene)
     with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -63,20 +65,22 @@ def check(options: CheckOptions) -> Record:
         if judgement.faults and options.correct:  # what to say instead is found on the recording as it lies
             raw = open_recording(recording, options.reader, cameras, options.split).scenes()
             advice = judge(_choose(raw, chosen.id), options.max_frames, options.max_pairs, options.seed, tell)
-    verdict = _verdict(recording, judgement, advice, options.correct)
+    verdict = {
+        "recording": str(recording),
+        "scene": judgement.scene,
+        "corrected": options.correct,
+        "verdict": judgement.verdict,
+        "faults": [finding.fault for finding in judgement.faults],
+        "correct": advice.correct if judgement.faults else options.correct,
+        "cameras": advice.cameras if judgement.faults else "",
+        "findings": [finding._asdict() for finding in judgement.findings],
+        "agreement": judgement.alternatives,
+    }
     _write(folder, verdict, judgement)
     _show(verdict, judgement, folder, len(scenes))
     if judgement.faults:
         raise DataError(_refusal(recording, verdict, folder))
     return Record(folder, verdict)
-
-
-def _folder(recording: Path, scene: str | None, out: Path | None) -> Path:
-    name = clean_id(recording.resolve().name) + (f"-{clean_id(scene)}" if scene else "")
-    folder = out or Path(f"check-{name}")
-    if recording.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise ConfigError(f"--out {folder}: lies in the recording. Choose a folder outside of {recording}.")
-    return folder
 
 
 def _choose(scenes: Any, wanted: str | None) -> Scene:
@@ -96,20 +100,6 @@ def _choose(scenes: Any, wanted: str | None) -> Scene:
         except DataError as error:
             first = first or error
     raise DataError(f"none of {len(scenes)} scenes can be opened." + (f" The first: {first}" if first else ""))
-
-
-def _verdict(recording: Path, judgement: Judgement, advice: Judgement, correct: str) -> dict[str, Any]:
-    return {
-        "recording": str(recording),
-        "scene": judgement.scene,
-        "corrected": correct,
-        "verdict": judgement.verdict,
-        "faults": [finding.fault for finding in judgement.faults],
-        "correct": (advice.correct if judgement.faults else "") or (correct if not judgement.faults else ""),
-        "cameras": advice.cameras if judgement.faults else "",
-        "findings": [finding._asdict() for finding in judgement.findings],
-        "agreement": judgement.alternatives,
-    }
 
 
 def _write(folder: Path, verdict: dict[str, Any], judgement: Judgement) -> None:
@@ -173,9 +163,17 @@ def write_sheet(path: Path, evidence: Evidence, title: list[str], rows: int = 6)
 
     Where a correction is advised the last two are drawn as the recording states them and as advised.
     """
-    stack = _whole(evidence)
+    stack = evidence.stack  # with every pixel that has depth, those beside edges too
+    depth = np.stack([shot.depth for k in stack.indices.tolist() if (shot := evidence.shots.kept(k)) is not None])
+    inverse = np.where(depth > 0, 1 / np.where(depth > 0, depth, 1), 0).astype(np.float32)
+    numbers = np.arange(inverse[0].size)
+    stack = stack._replace(inverse=inverse, points=np.where(inverse.reshape(len(inverse), -1) > 0, numbers, -1))
     columns = [("as stated", _SAID)] + [("as advised", evidence.hypothesis)] * (evidence.hypothesis != _SAID)
-    pairs = _telling(evidence, rows)
+    # Pairs that see much of the same but not from the same place: from every sixth of those by overlap.
+    score = measure_agreement(reproject(evidence.stack, evidence.pairs, evidence.hypothesis))
+    order = np.argsort(-score.agree / np.maximum(score.points, 1), kind="stable")
+    best = order[: max(rows, int(0.8 * len(order)))]
+    pairs: NDArray[np.int64] = evidence.pairs[best[np.unique(np.linspace(0, len(best) - 1, rows).astype(int))]]
     height = round(_WIDTH * stack.inverse.shape[1] / stack.inverse.shape[2])
     wide = (2 + 2 * len(columns)) * (_WIDTH + _MARGIN) + _MARGIN
     top = _MARGIN + _LINE * (len(title) + 1)
@@ -204,24 +202,6 @@ def write_sheet(path: Path, evidence: Evidence, title: list[str], rows: int = 6)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
         sheet.save(part, format="PNG")
-
-
-def _whole(evidence: Evidence) -> Stack:
-    """The stack with every pixel that has depth, those beside edges too."""
-    stack = evidence.stack
-    depth = np.stack([shot.depth for k in stack.indices.tolist() if (shot := evidence.shots.kept(k)) is not None])
-    inverse = np.where(depth > 0, 1 / np.where(depth > 0, depth, 1), 0).astype(np.float32)
-    numbers = np.arange(inverse[0].size)
-    return stack._replace(inverse=inverse, points=np.where(inverse.reshape(len(inverse), -1) > 0, numbers, -1))
-
-
-def _telling(evidence: Evidence, rows: int) -> NDArray[np.int64]:
-    """Pairs (R, 2) that see much of the same but not from the same place: from every sixth of those by overlap."""
-    score = measure_agreement(reproject(evidence.stack, evidence.pairs, evidence.hypothesis))
-    order = np.argsort(-score.agree / np.maximum(score.points, 1), kind="stable")
-    best = order[: max(rows, int(0.8 * len(order)))]
-    chosen: NDArray[np.int64] = evidence.pairs[best[np.unique(np.linspace(0, len(best) - 1, rows).astype(int))]]
-    return chosen
 
 
 def with_edges(shot: Shot) -> NDArray[np.uint8]:
@@ -260,15 +240,12 @@ def reproject_view(evidence: Evidence, stack: Stack, a: int, b: int, hypothesis:
         for where, tint in tints:
             image[where] = 0.4 * np.nan_to_num(values[where], nan=128) + 0.6 * np.array(tint)
         pictures.append(np.nan_to_num(image, nan=128).clip(0, 255).astype(np.uint8).reshape(*shape, 3))
-    return ReprojectedView(pictures[0], pictures[1], _caption(evidence, reprojected))
-
-
-def _caption(evidence: Evidence, reprojected: Reprojection) -> str:
     score = measure_agreement(reprojected)
     share = score.agree[0] / max(1, score.landed[0])
+    caption = f"{share:.0%} agree of {score.landed[0] / max(1, score.points[0]):.0%} in view"
     color = correlate_colours(evidence.stack, reprojected)[0]
-    shown = f", colours {color:.2f}" if np.isfinite(color) else ""
-    return f"{share:.0%} agree of {score.landed[0] / max(1, score.points[0]):.0%} in view{shown}"
+    caption += f", colours {color:.2f}" if np.isfinite(color) else ""
+    return ReprojectedView(pictures[0], pictures[1], caption)
 
 
 def _colors(

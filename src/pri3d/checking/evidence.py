@@ -17,7 +17,7 @@ from pri3d.geometry.pose import check_rigid
 from pri3d.geometry.resize import resize_color, resize_nearest
 from pri3d.preparation.frames import stored_size
 from pri3d.recordings import Scene
-from pri3d.types import Camera, Frame
+from pri3d.types import Camera
 
 LARGEST = (160, 120)  #: width and height, pixels, that a frame is reduced to
 POINTS = 800  # pixels of a frame that are reprojected into others
@@ -87,40 +87,36 @@ class Shots:
         return self._kept.get(index)
 
     def _load(self, index: int) -> Shot:
+        """Load a frame, reduced to :data:`LARGEST`. Raises FrameError: inconsistent, pose not rigid, another size."""
         frame = self.scene.frame(index)
-        shot = reduce_frame(frame)
+        for what, image, camera in (
+            ("colour", frame.color, frame.color_camera),
+            ("depth", frame.depth, frame.depth_camera),
+        ):
+            if image.shape[:2] != (camera.height, camera.width):
+                size = f"{image.shape[1]}x{image.shape[0]}"
+                raise IntrinsicsError(f"{frame.name}: {what} is {size}, its camera {camera.width}x{camera.height}.")
+        pose = check_rigid(frame.world_from_camera, frame.name)
+        color_camera = frame.color_camera.resized(*stored_size(frame.color_camera, LARGEST))
+        depth_camera = frame.depth_camera.resized(*stored_size(frame.depth_camera, LARGEST))
+        depth = np.where(np.isfinite(frame.depth) & (frame.depth > 0), frame.depth, 0).astype(np.float32)
+        shot = Shot(
+            frame.name,
+            resize_color(frame.color, color_camera[:2]),
+            resize_nearest(depth, depth_camera[:2]),
+            color_camera,
+            depth_camera,
+            frame.color_from_depth,
+            pose,
+            float((depth > 0).mean()),
+            measure_blur(frame.color),
+        )
         sizes = (shot.color_camera[:2], shot.depth_camera[:2])
         if self._sizes is None:
             self._sizes, self._cameras = sizes, (frame.color_camera, frame.depth_camera)
         if sizes != self._sizes:
             raise FrameError(f"{frame.name}: its size differs from the first frame's; a scene has one camera size.")
         return shot
-
-
-def reduce_frame(frame: Frame) -> Shot:
-    """Reduce a frame to :data:`LARGEST`. Raises FrameError where it is inconsistent or its pose not rigid."""
-    for what, image, camera in (
-        ("colour", frame.color, frame.color_camera),
-        ("depth", frame.depth, frame.depth_camera),
-    ):
-        if image.shape[:2] != (camera.height, camera.width):
-            size = f"{image.shape[1]}x{image.shape[0]}"
-            raise IntrinsicsError(f"{frame.name}: {what} is {size}, its camera {camera.width}x{camera.height}.")
-    pose = check_rigid(frame.world_from_camera, frame.name)
-    color_camera = frame.color_camera.resized(*stored_size(frame.color_camera, LARGEST))
-    depth_camera = frame.depth_camera.resized(*stored_size(frame.depth_camera, LARGEST))
-    depth = np.where(np.isfinite(frame.depth) & (frame.depth > 0), frame.depth, 0).astype(np.float32)
-    return Shot(
-        frame.name,
-        resize_color(frame.color, color_camera[:2]),
-        resize_nearest(depth, depth_camera[:2]),
-        color_camera,
-        depth_camera,
-        frame.color_from_depth,
-        pose,
-        float((depth > 0).mean()),
-        measure_blur(frame.color),
-    )
 
 
 def measure_blur(color: NDArray[np.uint8]) -> float:
@@ -174,6 +170,12 @@ def stack_shots(shots: Shots, indices: Iterable[int], seed: int) -> Stack:
     if not found:
         raise FrameError("no frame can be used.")
     inverse = np.stack([smooth_inverse(shot.depth) for _, shot in found])
+    points = np.full((len(found), POINTS), -1)
+    for row, (index, _) in enumerate(found):
+        valid = np.flatnonzero(inverse[row])
+        if len(valid):
+            drawn = np.random.default_rng((seed, index)).choice(valid, POINTS, replace=len(valid) < POINTS)
+            points[row] = np.sort(drawn)
     return Stack(
         indices=np.array([index for index, _ in found]),
         inverse=inverse,
@@ -182,15 +184,8 @@ def stack_shots(shots: Shots, indices: Iterable[int], seed: int) -> Stack:
         color_k=np.array([shot.color_camera[2:] for _, shot in found]),
         color_from_depth=np.stack([shot.color_from_depth for _, shot in found]),
         world_from_camera=np.stack([shot.world_from_camera for _, shot in found]),
-        points=np.stack([_draw(image, (seed, index)) for (index, _), image in zip(found, inverse, strict=True)]),
+        points=points,
     )
-
-
-def _draw(inverse: NDArray[np.float32], seed: tuple[int, int]) -> NDArray[np.int64]:
-    valid = np.flatnonzero(inverse)
-    if len(valid) == 0:
-        return np.full(POINTS, -1)
-    return np.sort(np.random.default_rng(seed).choice(valid, POINTS, replace=len(valid) < POINTS))
 
 
 def smooth_inverse(depth: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -230,22 +225,18 @@ def choose_pairs(stack: Stack, pairs: int, seed: int) -> NDArray[np.int64]:
     near = gap <= max(_STEPS[-1], 2)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(a))
-    first = _spread(order[near[order]], gap, pairs // 2)
+    # Half of them near in time, taken in turn from each distance.
+    candidates = order[near[order]]
+    taken: dict[int, int] = {}
+    place = []
+    for step in gap[candidates].tolist():
+        taken[step] = taken.get(step, 0) + 1
+        place.append((taken[step], -step))
+    in_turn = sorted(range(len(candidates)), key=place.__getitem__)
+    first = candidates[np.array(in_turn[: pairs // 2], dtype=np.int64)]
     rest = np.setdiff1d(order, first)
     chosen = np.concatenate((first, rng.permutation(rest)[: pairs - len(first)]))
     return np.stack((stack.indices[a[chosen]], stack.indices[b[chosen]]), axis=1)
-
-
-def _spread(candidates: NDArray[np.int64], gap: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
-    """Up to ``wanted`` of the candidates, taken in turn from each distance in time."""
-    turn: dict[int, int] = {}
-    place = []
-    for candidate in candidates:
-        key = int(gap[candidate])
-        turn[key] = turn.get(key, 0) + 1
-        place.append((turn[key], -key))
-    order = sorted(range(len(candidates)), key=place.__getitem__)
-    return candidates[np.array(order[:wanted], dtype=np.int64)]
 
 
 class Finding(NamedTuple):
@@ -293,18 +284,6 @@ def _wrong_size(figure: str, camera: Camera) -> Finding:
     return Finding("intrinsics", "fault", figure, "intrinsics of another size", advice)
 
 
-def describe_cameras(shots: Shots) -> Finding:
-    """The cameras in words."""
-    color, depth = shots.cameras
-    angle = np.degrees(2 * np.arctan(color.width / 2 / color.fx))
-    figure = f"colour {color.width}x{color.height}, f {color.fx:.1f} ({angle:.0f} degrees wide)"
-    if depth != color:
-        figure += f"; depth {depth.width}x{depth.height}, f {depth.fx:.1f}"
-    if _FIELD[0] <= color.fx / color.width <= _FIELD[1]:
-        return Finding("intrinsics", "ok", figure)
-    return Finding("intrinsics", "warning", figure, advice="So wide or narrow a camera is rare; see the focal length.")
-
-
 def is_centred(camera: Camera) -> bool:
     """Whether the centre of the camera lies near that of its image."""
     low, high = _OFF_CENTRE
@@ -318,13 +297,25 @@ def rescale_to_image(camera: Camera) -> Camera:
 
 
 def check_images(shots: Shots, chosen: list[int]) -> list[Finding]:
-    """Blur of the colour images, and how much of the depth images is measured."""
+    """The cameras, blur of the colour images, and how much of the depth images is measured."""
+    color, depth = shots.cameras
+    angle = np.degrees(2 * np.arctan(color.width / 2 / color.fx))
+    figure = f"colour {color.width}x{color.height}, f {color.fx:.1f} ({angle:.0f} degrees wide)"
+    if depth != color:
+        figure += f"; depth {depth.width}x{depth.height}, f {depth.fx:.1f}"
+    result = [Finding("intrinsics", "ok", figure)]
+    if not _FIELD[0] <= color.fx / color.width <= _FIELD[1]:
+        advice = "So wide or narrow a camera is rare; see the focal length."
+        result = [Finding("intrinsics", "warning", figure, advice=advice)]
     found = [shot for index in chosen if (shot := shots.get(index)) is not None]
     blur, valid = (float(np.median([getattr(shot, name) for shot in found])) for name in ("blur", "valid"))
     figure = f"{blur:.2f} (0 sharp, 1 blurred); {np.mean([s.blur > _BLURRED for s in found]):.0%} of the frames blurred"
-    result = [Finding("blur", "ok", figure)]
     if blur > _BLURRED:
-        result = [Finding("blur", "warning", figure, "blurred", "Features of blurred images are poor; record slower.")]
+        result.append(
+            Finding("blur", "warning", figure, "blurred", "Features of blurred images are poor; record slower.")
+        )
+    else:
+        result.append(Finding("blur", "ok", figure))
     figure = f"{valid:.0%} of the pixels have depth"
     if valid == 0:
         advice = "prepare needs depth: point clouds, pairs and surface are made of it."

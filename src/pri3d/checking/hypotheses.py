@@ -27,6 +27,7 @@ _FOCALS = np.geomspace(0.4, 2.5, 21)  # factors of 1.1
 _FEWER = 4  # the coarse search takes every so many points, and half the pairs
 _CERTAIN = 3.5  # standard errors
 _GAIN = 1.06  # factor by which an alternative must agree better
+_COMMON = 30  # points seen by both, below which their colours tell nothing
 _LEAST = 0.25  # score of a recording that is understood
 #: factors by which units and conventions differ; one within 3 % of these is taken for it
 ROUND = (1000, 500, 256, 100, 39.37, 25.4, 10, 8, 5, 4, 2, 1, 0.5, 0.25, 0.2, 0.125, 0.1, 0.0394, 0.0254, 0.01, 0.001)
@@ -88,7 +89,11 @@ def reproject(stack: Stack, pairs: NDArray[np.int64], hypothesis: Hypothesis) ->
     source = np.stack((x * z, y * z, z), axis=-1)
     b_from_a = np.linalg.inv(poses[pose_rows[:, 1]]) @ poses[pose_rows[:, 0]]
     target = source @ b_from_a[:, :3, :3].transpose(0, 2, 1) + b_from_a[:, None, :3, 3]
-    measured = _measured(stack.inverse, second, k, target, hypothesis.correction)
+    u, v = project(target, k[second])
+    measured = sample(stack.inverse, second, u, v, holes=True) / hypothesis.correction.depth  # inverse z
+    if hypothesis.correction.ray:
+        x, y = _rays(u, v, k[second])
+        measured = measured * np.sqrt(1 + x**2 + y**2)
     with np.errstate(invalid="ignore"):
         residual = np.where(points & (target[..., 2] > 0), target[..., 2] * measured - 1, np.nan)
     return Reprojection(residual, source, target, points, (color_rows[:, 0], color_rows[:, 1]))
@@ -136,22 +141,6 @@ def sample(
     return np.where(inside, value, np.nan)
 
 
-def _measured(
-    inverse: NDArray[np.float32],
-    rows: NDArray[np.int64],
-    k: NDArray[np.float64],
-    points: NDArray[np.float64],
-    correction: Correction,
-) -> NDArray[np.float64]:
-    """Inverse z (P, M) measured where the points (P, M, 3) project to in frames ``rows`` (P,); nan for none."""
-    u, v = project(points, k[rows])
-    found = sample(inverse, rows, u, v, holes=True) / correction.depth
-    if correction.ray:
-        x, y = _rays(u, v, k[rows])
-        found = found * np.sqrt(1 + x**2 + y**2)
-    return found
-
-
 def measure_agreement(found: Reprojection) -> Agreement:
     """Count how the reprojected points agree with the depth measured where they land."""
     r = found.residual
@@ -172,7 +161,7 @@ def measure_agreement(found: Reprojection) -> Agreement:
 
 
 def correlate_colours(stack: Stack, found: Reprojection) -> NDArray[np.float64]:
-    """Correlation (P,) of what both colour images show at points seen by both; nan where there are too few."""
+    """Pearson correlation (P,) of what both colour images show at points seen by both; nan where there are too few."""
     both = np.abs(np.where(np.isfinite(found.residual), found.residual, np.inf)) < 2 * TOLERANCE
     values = []
     for points, rows in ((found.source, found.rows[0]), (found.target, found.rows[1])):
@@ -180,21 +169,15 @@ def correlate_colours(stack: Stack, found: Reprojection) -> NDArray[np.float64]:
         seen = points @ m[:, :3, :3].transpose(0, 2, 1) + m[:, None, :3, 3]
         u, v = project(seen, stack.color_k[rows])
         values.append(sample(stack.texture, rows, u, v, holes=False))
-    return correlate(values[0], values[1], both)
-
-
-def correlate(
-    a: NDArray[np.float64], b: NDArray[np.float64], mask: NDArray[np.bool_], least: int = 30
-) -> NDArray[np.float64]:
-    """Pearson correlation (P,) along the second axis of (P, M) where ``mask``, nan below ``least`` values."""
-    mask = mask & np.isfinite(a) & np.isfinite(b)
+    a, b = values
+    mask = both & np.isfinite(a) & np.isfinite(b)
     count = mask.sum(axis=1)
     safe = np.maximum(count, 1)[:, None]
     a, b = np.where(mask, a, 0), np.where(mask, b, 0)
     a = (a - a.sum(axis=1, keepdims=True) / safe) * mask
     b = (b - b.sum(axis=1, keepdims=True) / safe) * mask
     norm = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-    return np.where((count >= least) & (norm > 1e-9), (a * b).sum(axis=1) / np.maximum(norm, 1e-9), np.nan)
+    return np.where((count >= _COMMON) & (norm > 1e-9), (a * b).sum(axis=1) / np.maximum(norm, 1e-9), np.nan)
 
 
 class Trial(NamedTuple):
@@ -246,7 +229,19 @@ def search_hypotheses(
             break
         trials.append(Trial(hypothesis, mean_finite(other)))
     if len(trials) == 1 and trials[0].score < _LEAST:
-        trials += _shifted_and_turned(stack, directed, trials[0])
+        # One mistake at a time does not help: a shift together with a direction and axes.
+        given = start.correction
+        hypothesis = _best(
+            stack,
+            directed,
+            [
+                start._replace(correction=given._replace(inverse=i, opengl=o, shift=s))
+                for i, o, s in product((False, True), (False, True), (-1, 1))
+            ],
+        )
+        base, other = (agreement_under(stack, directed, each) for each in (start, hypothesis))
+        if is_better(base, other):
+            trials.append(Trial(hypothesis, mean_finite(other)))
     return trials
 
 
@@ -303,18 +298,6 @@ def round_factor(factor: float) -> float:
     """A factor as people make mistakes: the nearest usual one within 3 %, else three digits."""
     near = min(ROUND, key=lambda value: abs(np.log(factor / value)))
     return float(near) if abs(np.log(factor / near)) < 0.03 else float(f"{factor:.3g}")
-
-
-def _shifted_and_turned(stack: Stack, directed: NDArray[np.int64], last: Trial) -> list[Trial]:
-    """Where one mistake at a time does not help: a shift together with a direction and axes."""
-    given = last.hypothesis.correction
-    hypotheses = [
-        last.hypothesis._replace(correction=given._replace(inverse=i, opengl=o, shift=s))
-        for i, o, s in product((False, True), (False, True), (-1, 1))
-    ]
-    hypothesis = _best(stack, directed, hypotheses)
-    base, values = (agreement_under(stack, directed, each) for each in (last.hypothesis, hypothesis))
-    return [Trial(hypothesis, mean_finite(values))] if is_better(base, values) else []
 
 
 def score_alternatives(stack: Stack, pairs: NDArray[np.int64], hypothesis: Hypothesis) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pri3d.checking.evidence import Finding, Shot, Shots, Stack, rotation_angles
+from pri3d.checking.evidence import Finding, Shots, Stack, rotation_angles
 from pri3d.checking.hypotheses import (
     Hypothesis,
     both_directions,
@@ -52,30 +52,6 @@ class Edges(NamedTuple):
     disparity: float  #: typical inverse depth of the edges, 1/m
 
 
-def find_edges(depths: list[Shot], colors: list[Shot], seed: int) -> Edges:
-    """Find the edges of N frames: of the depth of ``depths`` and of the colour of ``colors``."""
-    points = np.zeros((len(depths), EDGES, 3))
-    valid = np.zeros((len(depths), EDGES), bool)
-    for number, shot in enumerate(depths):
-        found = find_depth_edges(shot.depth)
-        if len(found) == 0:
-            continue
-        rng = np.random.default_rng((seed, number))
-        rows, columns = np.divmod(rng.choice(found, EDGES, replace=len(found) < EDGES), shot.depth.shape[1])
-        camera, z = shot.depth_camera, shot.depth[rows, columns].astype(np.float64)
-        x, y = (columns + 0.5 - camera.cx) / camera.fx * z, (rows + 0.5 - camera.cy) / camera.fy * z
-        points[number], valid[number] = np.stack((x, y, z), axis=-1), True
-    strengths = [find_color_edges(shot.color) for shot in colors]
-    return Edges(
-        points,
-        valid,
-        tuple(np.stack([normalise_edges(edge, blur) for edge in strengths]) for blur in _BLURS),
-        np.array([shot.color_camera[2:] for shot in colors]),
-        np.stack([shot.color_from_depth for shot in depths]),
-        float(np.median(1 / points[..., 2][valid])) if valid.any() else 1.0,
-    )
-
-
 def find_depth_edges(depth: NDArray[np.float32]) -> NDArray[np.int64]:
     """Flat pixel numbers of depth (h, w) on the nearer side of a jump between measured neighbours two pixels apart."""
     valid = depth > 0
@@ -90,12 +66,6 @@ def find_color_edges(color: NDArray[np.uint8]) -> NDArray[np.float32]:
     strength = sum(np.hypot(ndimage.sobel(image[..., c], 0), ndimage.sobel(image[..., c], 1)) for c in range(3))
     local = ndimage.gaussian_filter(strength, 10.0)
     return np.asarray(np.sqrt(strength / (local + 20.0)), np.float32)
-
-
-def normalise_edges(edges: NDArray[np.float32], blur: float) -> NDArray[np.float32]:
-    """Edges (H, W), blurred, with mean 0 and spread 1."""
-    image = ndimage.gaussian_filter(edges, blur)
-    return np.asarray((image - image.mean()) / max(float(image.std()), 1e-6), np.float32)
 
 
 def edge_score(edges: Edges, registration: Registration, level: int = 2) -> NDArray[np.float64]:
@@ -166,7 +136,31 @@ def stream_edges(shots: Shots, stack: Stack, hypothesis: Hypothesis) -> Edges:
         if depth is not None and color is not None:
             depths.append(depth)
             colors.append(color)
-    return find_edges(depths, colors, 0)
+    points = np.zeros((len(depths), EDGES, 3))
+    valid = np.zeros((len(depths), EDGES), bool)
+    for number, shot in enumerate(depths):
+        found = find_depth_edges(shot.depth)
+        if len(found) == 0:
+            continue
+        rng = np.random.default_rng((0, number))
+        rows, columns = np.divmod(rng.choice(found, EDGES, replace=len(found) < EDGES), shot.depth.shape[1])
+        camera, z = shot.depth_camera, shot.depth[rows, columns].astype(np.float64)
+        x, y = (columns + 0.5 - camera.cx) / camera.fx * z, (rows + 0.5 - camera.cy) / camera.fy * z
+        points[number], valid[number] = np.stack((x, y, z), axis=-1), True
+    strengths = [find_color_edges(shot.color) for shot in colors]
+    maps = []
+    for blur in _BLURS:
+        blurred = [ndimage.gaussian_filter(strength, blur) for strength in strengths]
+        normal = [(image - image.mean()) / max(float(image.std()), 1e-6) for image in blurred]
+        maps.append(np.stack([np.asarray(image, np.float32) for image in normal]))
+    return Edges(
+        points,
+        valid,
+        tuple(maps),
+        np.array([shot.color_camera[2:] for shot in colors]),
+        np.stack([shot.color_from_depth for shot in depths]),
+        float(np.median(1 / points[..., 2][valid])) if valid.any() else 1.0,
+    )
 
 
 def check_colour_registration(
@@ -193,7 +187,23 @@ def check_colour_registration(
     else:
         gained = gained and is_better(plain, fitted, 1.25)
     if gained and moved > max(_APART, seen):
-        return _unregistered(shots, fit, figure)
+        color, depth = shots.cameras
+        registered = color._replace(
+            fx=color.fx * fit.focal,
+            fy=color.fy * fit.focal,
+            cx=color.cx + fit.right * color.width,
+            cy=color.cy + fit.down * color.width,
+        )
+        first = next(shot for k in sorted(shots.asked) if (shot := shots.kept(k)) is not None)
+        color_from_depth = first.color_from_depth.copy()
+        color_from_depth[0, 3] += fit.baseline
+        advice = (
+            f"Colour is not registered to depth: focal length x {fit.focal:.3f}, "
+            f"centre {fit.right * color.width:+.1f}, "
+            f"{fit.down * color.width:+.1f} px, baseline {fit.baseline * 100:+.1f} cm. State both cameras, see below."
+        )
+        found = Finding("registration", "fault", figure, "colour not registered", advice)
+        return [found], advised_yaml(registered, depth, color_from_depth)
     # Edges of other frames of the same room agree a little: it has horizontal and vertical ones everywhere.
     unrelated = mean_finite(plain) < (2 if len(pairs) else 1) * _UNRELATED and mean_finite(colours) < _UNRELATED
     if unrelated and not gained:
@@ -225,25 +235,6 @@ def _refitted(stack: Stack, fit: Registration) -> Stack:
     moved[:, 0, 3] += fit.baseline
     poses = stack.world_from_camera @ stack.color_from_depth @ np.linalg.inv(moved)  # those of depth stay
     return stack._replace(color_k=color_k, color_from_depth=moved, world_from_camera=poses)
-
-
-def _unregistered(shots: Shots, fit: Registration, figure: str) -> tuple[list[Finding], str]:
-    color, depth = shots.cameras
-    moved = color._replace(
-        fx=color.fx * fit.focal,
-        fy=color.fy * fit.focal,
-        cx=color.cx + fit.right * color.width,
-        cy=color.cy + fit.down * color.width,
-    )
-    first = next(shot for k in sorted(shots.asked) if (shot := shots.kept(k)) is not None)
-    color_from_depth = first.color_from_depth.copy()
-    color_from_depth[0, 3] += fit.baseline
-    advice = (
-        f"Colour is not registered to depth: focal length x {fit.focal:.3f}, centre {fit.right * color.width:+.1f}, "
-        f"{fit.down * color.width:+.1f} px, baseline {fit.baseline * 100:+.1f} cm. State both cameras, see below."
-    )
-    found = Finding("registration", "fault", figure, "colour not registered", advice)
-    return [found], advised_yaml(moved, depth, color_from_depth)
 
 
 class RecameredScene(ChangedScene):

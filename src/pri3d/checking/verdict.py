@@ -17,7 +17,6 @@ from pri3d.checking.evidence import (
     check_losses,
     choose_frames,
     choose_pairs,
-    describe_cameras,
     stack_shots,
 )
 from pri3d.checking.hypotheses import (
@@ -115,7 +114,7 @@ def judge(
         return Judgement(scene.id, [*lost, finding, *rest], *more)
     if not shots.usable:
         return Judgement(scene.id, findings)
-    findings += [describe_cameras(shots), *check_images(shots, chosen)]
+    findings += check_images(shots, chosen)
     return _judge_streams(shots, chosen, pairs, seed, findings, tell)
 
 
@@ -137,7 +136,13 @@ def _judge_streams(
             findings.append(Finding("poses", "unknown", "the format states no poses"))
         found, yaml = check_colour_registration(shots, stack, np.zeros((0, 2), np.int64), Hypothesis())
         return Judgement(scene.id, findings + found, cameras=yaml)
-    stack = add_neighbours(shots, stack, picked, seed, tell)
+    # The frames before and after those of some pairs tell whether a stream comes late.
+    some = np.unique(picked[: len(picked) // 3 + 4])
+    neighbours = sorted({int(k) + step for k in some for step in (-1, 1)} - set(stack.indices.tolist()))
+    for done, index in enumerate(neighbours):
+        tell("neighbours", done, len(neighbours))
+        shots.get(index)
+    stack = stack_shots(shots, [*stack.indices.tolist(), *neighbours], seed)
     trials = search_hypotheses(stack, picked, Hypothesis(), lambda done, total: tell("alternatives", done, total))
     hypothesis = trials[-1].hypothesis
     tell("time", 0, 1)
@@ -148,7 +153,7 @@ def _judge_streams(
         median_baseline(stack, picked, hypothesis.correction)
         < _STILL * hypothesis.correction.depth * median_depth(shots)
     )
-    consistent = 0.0 if empty else consistent_fraction(score)
+    consistent = 0.0 if empty else float(score.agree.sum() / max(1, score.agree.sum() + score.front.sum()))
     findings.append(check_agreement(score, consistent))
     correct, yaml = Correction(), ""
     if consistent >= _POOR:  # else nothing that the hypothesis says is sure
@@ -164,16 +169,6 @@ def _judge_streams(
     return Judgement(scene.id, findings, str(correct), yaml, figures, evidence)
 
 
-def add_neighbours(shots: Shots, stack: Stack, pairs: NDArray[np.int64], seed: int, tell: Tell) -> Stack:
-    """The stack, and the frames before and after some of its pairs, to find out whether a stream comes late."""
-    some = np.unique(pairs[: len(pairs) // 3 + 4])
-    wanted = sorted({int(k) + step for k in some for step in (-1, 1)} - set(stack.indices.tolist()))
-    for done, index in enumerate(wanted):
-        tell("neighbours", done, len(wanted))
-        shots.get(index)
-    return stack_shots(shots, [*stack.indices.tolist(), *wanted], seed)
-
-
 def check_time_sync(
     shots: Shots, stack: Stack, pairs: NDArray[np.int64], hypothesis: Hypothesis, seed: int
 ) -> tuple[Stack, Hypothesis, list[Finding]]:
@@ -184,8 +179,15 @@ def check_time_sync(
     directed = both_directions(pairs)
     shift = hypothesis.correction.shift
     if shift:
-        stack, hypothesis = _follow_shift(shots, stack, pairs, hypothesis, seed)
-        shift = hypothesis.correction.shift
+        # Shift the depth on in the same direction while the frames agree better.
+        some = np.unique(pairs[: len(pairs) // 3 + 4])
+        while abs(shift) < _LATEST:
+            farther = shift + int(np.sign(shift))
+            stack = stack_shots(shots, [*stack.indices.tolist(), *(int(k) + farther for k in some)], seed)
+            other = hypothesis._replace(correction=hypothesis.correction._replace(shift=farther))
+            if not is_better(agreement_under(stack, directed, hypothesis), agreement_under(stack, directed, other)):
+                break
+            hypothesis, shift = other, farther
         of_poses = hypothesis._replace(correction=hypothesis.correction._replace(shift=0), pose_shift=-shift)
         if _frame_agreement(shots, stack, directed, of_poses) > _frame_agreement(shots, stack, directed, hypothesis):
             late = f"poses {-shift:+d} frames"
@@ -194,7 +196,14 @@ def check_time_sync(
     base = correlation_under(stack, directed, hypothesis)
     for step in (-1, 1):
         other = hypothesis._replace(color_shift=step)
-        if _colour_is_late(shots, stack, base, correlation_under(stack, directed, other), hypothesis, step):
+        if not is_better(base, correlation_under(stack, directed, other), 1.1):
+            continue
+        # Colour of other frames agrees better pair by pair; it must do so edge by edge too.
+        plain, moved = (
+            mean_finite(edge_score(stream_edges(shots, stack, hypothesis._replace(color_shift=k)), Registration()))
+            for k in (0, step)
+        )
+        if moved > 1.05 * plain:
             advice = (
                 "No --correct fixes this: give each frame its own colour image (check the matching of time stamps)."
             )
@@ -208,22 +217,6 @@ def check_time_sync(
     return stack, hypothesis, [Finding("time", "ok", "colour, depth and poses agree best as they are")]
 
 
-def _follow_shift(
-    shots: Shots, stack: Stack, pairs: NDArray[np.int64], hypothesis: Hypothesis, seed: int
-) -> tuple[Stack, Hypothesis]:
-    """Shift the depth on in the same direction while the frames agree better."""
-    directed = both_directions(pairs)
-    some = np.unique(pairs[: len(pairs) // 3 + 4])
-    while abs(hypothesis.correction.shift) < _LATEST:
-        shift = hypothesis.correction.shift + int(np.sign(hypothesis.correction.shift))
-        stack = stack_shots(shots, [*stack.indices.tolist(), *(int(k) + shift for k in some)], seed)
-        other = hypothesis._replace(correction=hypothesis.correction._replace(shift=shift))
-        if not is_better(agreement_under(stack, directed, hypothesis), agreement_under(stack, directed, other)):
-            break
-        hypothesis = other
-    return stack, hypothesis
-
-
 def _frame_agreement(shots: Shots, stack: Stack, directed: NDArray[np.int64], hypothesis: Hypothesis) -> float:
     """How well colour agrees with the depth of its own frame, and with that of others."""
     return mean_finite(correlation_under(stack, directed, hypothesis)) + mean_finite(
@@ -231,25 +224,11 @@ def _frame_agreement(shots: Shots, stack: Stack, directed: NDArray[np.int64], hy
     )
 
 
-def _colour_is_late(
-    shots: Shots, stack: Stack, base: NDArray[np.float64], other: NDArray[np.float64], hypothesis: Hypothesis, step: int
-) -> bool:
-    """Whether colour ``step`` frames on agrees better: surely so pair by pair, and edge by edge too."""
-    if not is_better(base, other, 1.1):
-        return False
-    plain, moved = (
-        edge_score(stream_edges(shots, stack, hypothesis._replace(color_shift=k)), Registration()) for k in (0, step)
-    )
-    return mean_finite(moved) > 1.05 * mean_finite(plain)
-
-
-def consistent_fraction(score: Agreement) -> float:
-    """Fraction of the reprojected points in view that agree with the depth measured where they land."""
-    return float(score.agree.sum() / max(1, score.agree.sum() + score.front.sum()))
-
-
 def check_agreement(score: Agreement, consistent: float) -> Finding:
-    """Whether poses and depth belong together at all; ``consistent`` is :func:`consistent_fraction`."""
+    """Whether poses and depth belong together at all.
+
+    ``consistent`` is the fraction of the reprojected points in view that agree with the depth where they land.
+    """
     landed = score.landed.sum() / max(1, score.points.sum())
     figure = f"{consistent:.0%} of {score.landed.sum():,} reprojected points are consistent ({landed:.0%} in view)"
     if consistent >= _GOOD:

@@ -117,7 +117,15 @@ def read_arrays(
             found = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             wanted = [name for name in columns if name in found or name not in optional]
             arrays = {name: _array(archive, found[name], length) for name in wanted}
-        _check_columns(arrays, columns)
+        rows = set()
+        for name, array in arrays.items():
+            kind, shape = columns[name]
+            same = array.ndim == len(shape) and all(w in (None, n) for w, n in zip(shape, array.shape, strict=True))
+            if array.dtype.kind != kind or not same:
+                raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
+            rows |= {len(array)} if None in shape else set()
+        if len(rows) > 1:
+            raise ValueError(f"columns of {' and '.join(map(str, sorted(rows)))} rows")
     except Exception as error:  # as in the archive of images
         raise DataError(f"{path}: missing or damaged ({error}). {remedy}") from error
     return arrays
@@ -142,16 +150,3 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, length: int) -> NDAr
     if dtype.kind == "U" and array.view(np.uint32).max(initial=0) > _LAST_CODE_POINT:
         raise ValueError("text that is none")
     return array.reshape(shape, order="F" if fortran else "C").copy()
-
-
-def _check_columns(arrays: Mapping[str, NDArray[Any]], columns: Mapping[str, Column]) -> None:
-    """Raises ValueError that names a column and what it is."""
-    rows = set()
-    for name, array in arrays.items():
-        kind, shape = columns[name]
-        same = array.ndim == len(shape) and all(w in (None, n) for w, n in zip(shape, array.shape, strict=True))
-        if array.dtype.kind != kind or not same:
-            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}")
-        rows |= {len(array)} if None in shape else set()
-    if len(rows) > 1:
-        raise ValueError(f"columns of {' and '.join(map(str, sorted(rows)))} rows")

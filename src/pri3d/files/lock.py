@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pri3d.errors import ConfigError
-from pri3d.files.atomic import host_name, process_lives, temporary, usable
+from pri3d.files.atomic import host_name, process_lives, replacing, temporary, usable
 
 LOCK = ".lock"  #: of a folder
 _NO_LINKS = frozenset((errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL))
@@ -113,7 +113,8 @@ def _take(lock: Path, subject: Path, mine: Holder) -> None:
                 # An earlier claim may have been won, used and cleared since the lock was read.
                 won = _read(lock) == first
                 if won:
-                    _replace(lock, mine)
+                    with replacing(lock) as part:
+                        part.write_bytes(json.dumps(mine._asdict()).encode())
                 for claim in claims if won else claims[-1:]:
                     claim.unlink(missing_ok=True)
                 if won:
@@ -150,27 +151,16 @@ def _create(path: Path, mine: Holder) -> bool:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            return _create_exclusively(path, content)
+            try:  # a kill between creating and writing leaves an empty file
+                number = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            except FileExistsError:
+                return False
+            with os.fdopen(number, "wb") as file:
+                file.write(content)
+            return True
         return True
     finally:
         part.unlink(missing_ok=True)
-
-
-def _create_exclusively(path: Path, content: bytes) -> bool:
-    """As :func:`_create` where the file system has no links; a kill at the wrong moment leaves an empty file."""
-    try:
-        number = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-    except FileExistsError:
-        return False
-    with os.fdopen(number, "wb") as file:
-        file.write(content)
-    return True
-
-
-def _replace(lock: Path, mine: Holder) -> None:
-    part = temporary(lock)
-    part.write_bytes(json.dumps(mine._asdict()).encode())
-    part.replace(lock)
 
 
 def _read(path: Path) -> Holder | None:

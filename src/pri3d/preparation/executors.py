@@ -84,7 +84,11 @@ def prepare_on_cluster(jobs: Sequence[SceneJob], cluster: str, workers: int) -> 
     """
     out = jobs[0].out
     with _client(cluster, workers) as client:
-        _check_sight(client, out)
+        host = client.submit(_blind, out, pure=False).result()  # of the first worker
+        if host:
+            raise ConfigError(
+                f"{out}: is not there on {host}. Recordings and OUT must lie where every worker sees them."
+            )
         pool = client.get_executor(pure=False)
         try:
             for outcome in run_on(pool, attempt, jobs, SUBMITTED):
@@ -110,11 +114,28 @@ def attempt(job: SceneJob) -> None:
 
 @contextmanager
 def _client(cluster: str, workers: int) -> Iterator[Any]:
-    """Context that gives a connected client. Raises ConfigError where there is nothing to connect to."""
+    """Context that gives a connected client. Raises ConfigError where there is nothing to connect to.
+
+    Slurm jobs have the options of dask's own configuration; one that ends before the work does is replaced.
+    """
     distributed = _dask(cluster)
     if cluster == "slurm":
-        with _slurm(workers) as jobs, distributed.Client(jobs) as client:
-            yield client
+        from dask_jobqueue import SLURMCluster  # noqa: PLC0415 (an extra)
+
+        fix = "Cores, memory, time and partition are those of ~/.config/dask/jobqueue.yaml, under jobqueue: slurm."
+        try:
+            jobs = SLURMCluster()
+        except (ValueError, RuntimeError, OSError) as error:
+            raise ConfigError(f"--cluster slurm: {error} {fix}") from error
+        with jobs:
+            tried = subprocess.run(
+                ["sbatch", "--test-only"], input=jobs.job_script(), capture_output=True, text=True, check=False
+            )
+            if tried.returncode:
+                raise ConfigError(f"--cluster slurm: sbatch refuses the job: {tried.stderr.strip()} {fix}")
+            jobs.adapt(minimum_jobs=workers, maximum_jobs=workers)
+            with distributed.Client(jobs) as client:
+                yield client
         return
     address = cluster.removeprefix("dask:")
     try:
@@ -123,32 +144,6 @@ def _client(cluster: str, workers: int) -> Iterator[Any]:
         raise ConfigError(f"--cluster {cluster}: no scheduler answers there ({error}). Is it running?") from error
     with client:
         yield client
-
-
-@contextmanager
-def _slurm(workers: int) -> Iterator[Any]:
-    """Slurm jobs with the options of dask's own configuration; one that ends before the work does is replaced."""
-    from dask_jobqueue import SLURMCluster  # noqa: PLC0415 (an extra)
-
-    fix = "Cores, memory, time and partition are those of ~/.config/dask/jobqueue.yaml, under jobqueue: slurm."
-    try:
-        cluster = SLURMCluster()
-    except (ValueError, RuntimeError, OSError) as error:
-        raise ConfigError(f"--cluster slurm: {error} {fix}") from error
-    with cluster:
-        script = cluster.job_script()
-        tried = subprocess.run(["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False)
-        if tried.returncode:
-            raise ConfigError(f"--cluster slurm: sbatch refuses the job: {tried.stderr.strip()} {fix}")
-        cluster.adapt(minimum_jobs=workers, maximum_jobs=workers)
-        yield cluster
-
-
-def _check_sight(client: Any, out: Path) -> None:
-    """Wait for the first worker. Raises ConfigError where it does not see the store."""
-    host = client.submit(_blind, out, pure=False).result()
-    if host:
-        raise ConfigError(f"{out}: is not there on {host}. Recordings and OUT must lie where every worker sees them.")
 
 
 def _blind(out: Path) -> str:
@@ -161,20 +156,13 @@ def _dask(cluster: str) -> Any:
         import distributed  # noqa: PLC0415 (an extra)
 
         if cluster == "slurm":
-            with _own_signals():
+            # Importing it makes CTRL-C exit without a word: afterwards it does what it did before.
+            handlers = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+            try:
                 import dask_jobqueue  # noqa: F401, PLC0415 (an extra)
+            finally:
+                for kind, handler in handlers.items():
+                    signal.signal(kind, handler)
     except ImportError as error:
         raise ConfigError(f'--cluster {cluster}: needs dask: pip install "pri3d[cluster]" ({error}).') from error
     return distributed
-
-
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """Context after which CTRL-C does what it did: importing dask_jobqueue makes it exit without a word."""
-    kinds = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(kind) for kind in kinds]
-    try:
-        yield
-    finally:
-        for kind, handler in zip(kinds, before, strict=True):
-            signal.signal(kind, handler)

@@ -203,7 +203,9 @@ def _cut(scene: Scene, indices: range) -> Iterator[Stretch]:
         except FrameError as error:
             lost[index] = str(error)
             continue
-        if not inside or _apart(first, pose):
+        moved = float(np.linalg.norm(pose[:3, 3] - first[:3, 3]))
+        cosine = (float(np.sum(first[:3, :3] * pose[:3, :3])) - 1) / 2
+        if not inside or moved > MOVED or cosine < cos(TURNED):
             if inside:
                 yield Stretch(_thinned(inside), lost, first[:3, 2])
                 inside, lost = [], {}
@@ -211,12 +213,6 @@ def _cut(scene: Scene, indices: range) -> Iterator[Stretch]:
         inside.append(index)
     if inside or lost:
         yield Stretch(_thinned(inside), lost, first[:3, 2])
-
-
-def _apart(first: NDArray[np.float64], pose: NDArray[np.float64]) -> bool:
-    moved = float(np.linalg.norm(pose[:3, 3] - first[:3, 3]))
-    cosine = (float(np.sum(first[:3, :3] * pose[:3, :3])) - 1) / 2
-    return moved > MOVED or cosine < cos(TURNED)
 
 
 def _thinned(inside: list[int]) -> list[int]:

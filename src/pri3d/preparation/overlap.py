@@ -206,7 +206,15 @@ def estimate_overlaps(stack: DepthStack, cell: float = 0.04, mode: Mode = "paper
     A pixel, every second one at 640 x 480, corresponds where the other frame occupies its cell. The cell is twice the
     match distance: then what the cells' borders miss and what their corners add cancel.
     """
-    counts = _cell_counts(stack, cell)
+    height, width = stack.depth.shape[1:]
+    step = query_step(height, width, queries=76800)  # fewer leave cells empty and the estimate low
+    keys = [_cell_keys(depth, k, pose, cell, step) for depth, k, pose in zip(*stack, strict=True)]
+    found = [np.unique(key, return_counts=True) for key in keys]
+    _, columns = np.unique(np.concatenate([unique for unique, _ in found]), return_inverse=True)
+    values = np.concatenate([count for _, count in found]).astype(np.float32)
+    starts = np.concatenate(([0], np.cumsum([len(unique) for unique, _ in found])))
+    shape = len(keys), int(columns.max(initial=0)) + 1
+    counts = sparse.csr_array((values, columns, starts), shape=shape)  # asked pixels of a frame in a cell
     occupied = counts.copy()
     occupied.data = np.ones_like(occupied.data)
     shared = np.asarray((counts @ occupied.T).todense(), dtype=np.float32)  # [a, b]: pixels of a in b's cells
@@ -313,18 +321,6 @@ def pair_table(
     i, j = rows[pairs[:, 0]].astype(np.int32), rows[pairs[:, 1]].astype(np.int32)
     names = np.full(len(pairs), scene)
     return PairTable(names, i, j, overlaps, baseline.astype(np.float32), angle.astype(np.float32))
-
-
-def _cell_counts(stack: DepthStack, cell: float) -> sparse.csr_array:
-    """How many of the asked pixels of frame n lie in which cell: sparse (N, cells)."""
-    height, width = stack.depth.shape[1:]
-    step = query_step(height, width, queries=76800)  # fewer leave cells empty and the estimate low
-    keys = [_cell_keys(depth, k, pose, cell, step) for depth, k, pose in zip(*stack, strict=True)]
-    found = [np.unique(key, return_counts=True) for key in keys]
-    _, columns = np.unique(np.concatenate([unique for unique, _ in found]), return_inverse=True)
-    counts = np.concatenate([count for _, count in found]).astype(np.float32)
-    starts = np.concatenate(([0], np.cumsum([len(unique) for unique, _ in found])))
-    return sparse.csr_array((counts, columns, starts), shape=(len(keys), int(columns.max(initial=0)) + 1))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -277,7 +277,22 @@ class ScaledScene(ChangedScene):
     def __init__(self, scene: Scene) -> None:
         super().__init__(scene)
         self.metric = True  # of the unit that the factor makes
-        self.factor = MEDIAN / _median_depth(scene)  #: metres a unit of the source
+        count = len(scene.names)
+        medians, reason = [], "there is no frame"  # of the valid depth of some frames, in the unit of the source
+        for index in np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).round().astype(int)).tolist():
+            try:
+                depth = scene.frame(index).depth
+            except FrameError as error:
+                reason = str(error)
+                continue
+            valid = depth[np.isfinite(depth) & (depth > 0)]
+            if valid.size:
+                medians.append(float(np.median(valid)))
+            else:
+                reason = f"{scene.names[index]}: has no valid depth"
+        if not medians:
+            raise DataError(f"its unit is not known, and no depth tells how large it is. {reason}")
+        self.factor = MEDIAN / float(np.median(medians))  #: metres a unit of the source
 
     def frame(self, index: int) -> Frame:
         """Load and scale frame ``names[index]``. Raises FrameError where it is unusable."""
@@ -301,23 +316,3 @@ def _scaled(transform: NDArray[np.float64], factor: float) -> NDArray[np.float64
     result = transform.copy()
     result[:3, 3] *= factor
     return result
-
-
-def _median_depth(scene: Scene) -> float:
-    """Median over the frames that were looked at of their median valid depth, in the unit of the source."""
-    count = len(scene.names)
-    medians, reason = [], "there is no frame"
-    for index in np.unique(np.linspace(0, count - 1, min(count, _LOOKED_AT)).round().astype(int)).tolist():
-        try:
-            depth = scene.frame(index).depth
-        except FrameError as error:
-            reason = str(error)
-            continue
-        valid = depth[np.isfinite(depth) & (depth > 0)]
-        if valid.size:
-            medians.append(float(np.median(valid)))
-        else:
-            reason = f"{scene.names[index]}: has no valid depth"
-    if not medians:
-        raise DataError(f"its unit is not known, and no depth tells how large it is. {reason}")
-    return float(np.median(medians))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from importlib.metadata import version
@@ -203,7 +203,17 @@ def _run(jobs: list[SceneJob], workers: int, cluster: str | None) -> dict[str, s
             done = prepare_on_cluster(jobs, cluster, workers)
         else:
             jobs = [job._replace(threads=(workers or cores()) // processes) for job in jobs]
-            done = prepare_in_processes(jobs, processes) if processes > 1 else prepare_here(jobs, _shown_by(progress))
+            if processes > 1:
+                done = prepare_in_processes(jobs, processes)
+            else:
+                bar = progress.add_task("", total=None)
+
+                def report(job: SceneJob) -> Report:
+                    return lambda step, done, total: progress.update(
+                        bar, description=f"{job.scene}: {step}", completed=done, total=total
+                    )
+
+                done = prepare_here(jobs, report)
         with closing(done):
             for job, reason in done:
                 progress.advance(overall)
@@ -212,24 +222,15 @@ def _run(jobs: list[SceneJob], workers: int, cluster: str | None) -> dict[str, s
     return failed
 
 
-def _shown_by(progress: Progress) -> Callable[[SceneJob], Report]:
-    """Reports of jobs to a bar of the progress."""
-    bar = progress.add_task("", total=None)
-
-    def report(job: SceneJob) -> Report:
-        return lambda step, done, total: progress.update(
-            bar, description=f"{job.scene}: {step}", completed=done, total=total
-        )
-
-    return report
-
-
 def finish_store(out: Path, manifest: dict[str, Any], failed: dict[str, str]) -> None:
     """Write the pairs of all finished scenes and the manifest, which gets their records and the failed ones."""
     scenes = finished_scenes(out)
     with ThreadPoolExecutor(_READERS) as pool:
         if manifest["settings"]["pairs"]:
-            tables = list(pool.map(lambda scene: _pairs(out, scene), scenes))
+            # Without the column of the scene's name: a hundred thousand scenes have gigabytes of it.
+            unnamed = np.zeros(0, "<U1")
+            stores = (SceneStore(scene_folder(out, scene)) for scene in scenes)
+            tables = list(pool.map(lambda store: store.pairs()._replace(scene=unnamed), stores))
             names = np.repeat(np.array(scenes, dtype=str), [len(table.i) for table in tables])
             write_pairs(out, PairTable.concatenate(tables)._replace(scene=names))
         records = pool.map(lambda scene: read_scene_record(out, scene), scenes)
@@ -269,11 +270,6 @@ def list_failures(failed: dict[str, str]) -> str:
 def _cells(record: dict[str, Any]) -> list[str]:
     counts = [f"{record[name]:,.0f}" for name in ("frames", "rejected", "pairs", "voxels")]
     return [*counts, f"{record['seconds']:,.1f}", f"{record['bytes'] / 1e6:,.1f}"]
-
-
-def _pairs(out: Path, scene: str) -> PairTable:
-    """The scene's pairs, but for the column of its name: a hundred thousand scenes have gigabytes of it."""
-    return SceneStore(scene_folder(out, scene)).pairs()._replace(scene=np.zeros(0, "<U1"))
 
 
 @contextmanager
