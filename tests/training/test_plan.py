@@ -22,8 +22,8 @@ from pri3d.data.pairs import PairDataset
 from pri3d.data.sampler import Draw
 from pri3d.errors import ConfigError, DataError, Pri3DError, WeightsError
 from pri3d.store import PairTable, Store, read_manifest, write_manifest, write_pairs
-from pri3d.training.launch import Launch, Options
-from pri3d.training.pretrain import pretrain
+from pri3d.training.launch import CallSetup, Launch
+from pri3d.training.pretrain import pretrain_prepared as pretrain
 from pri3d.training.pretraining import PretrainData
 from pri3d.types import CropBatch
 
@@ -166,7 +166,7 @@ def test_imagenet_weights_that_cannot_be_fetched_say_how_to_give_a_file(
     ("world", "micro", "fits"), [(1, 4, True), (2, 4, True), (3, 4, False), (4, 4, False), (8, 1, True), (16, 1, False)]
 )
 def test_processes_share_whole_passes(world: int, micro: int, fits: bool) -> None:
-    options = Options(launch=Launch(0, world, 1))
+    options = CallSetup(launch=Launch(0, world, 1))
     if fits:
         options.check(settings(batch=8, micro_batch=micro))
     else:
@@ -176,9 +176,9 @@ def test_processes_share_whole_passes(world: int, micro: int, fits: bool) -> Non
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_synchronised_norms_need_gpus() -> None:
-    Options().check(settings(sync_bn=True))  # of one process nothing is to be synchronised
+    CallSetup().check(settings(sync_bn=True))  # of one process nothing is to be synchronised
     with pytest.raises(ConfigError, match=r"--compute\.sync-bn"):
-        Options(launch=Launch(0, 2, 1)).check(settings(sync_bn=True))
+        CallSetup(launch=Launch(0, 2, 1)).check(settings(sync_bn=True))
 
 
 MOCO: dict[str, Any] = {"objectives": {"moco": 1.0}, "crop": 32, "moco_queue": 64}

@@ -20,8 +20,8 @@ from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError
 from pri3d.runs import RunPaths
 from pri3d.store import Store, read_manifest, write_manifest
-from pri3d.training import recordings as prepared
-from pri3d.training.recordings import cache_folder
+from pri3d.training import pretrain as prepared
+from pri3d.training.pretrain import cache_folder
 
 SIZE = "160x120"  # large enough for the 2 cm of the default
 

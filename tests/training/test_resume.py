@@ -31,7 +31,7 @@ def train(store: Path, run: Path) -> None:
 def start(store: Path, run: Path) -> Any:
     # A server that has imported everything once and forks: a start takes a moment, not ten seconds.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pri3d.training.pretrain", "pri3d.training.recordings"])
+    context.set_forkserver_preload(["pri3d.training.pretrain"])
     process = context.Process(target=train, args=(store, run))
     process.start()
     return process

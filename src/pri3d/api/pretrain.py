@@ -185,4 +185,4 @@ def pretrain(options: PretrainOptions) -> Run:
     Returns the run: its path, weights, metrics and scores. Raises ConfigError, DataError or WeightsError before any
     work, naming what to change.
     """
-    return implementation("pri3d.training.recordings:pretrain")(options)
+    return implementation("pri3d.training.pretrain:pretrain")(options)

@@ -2,19 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pri3d.api.finetune import FinetuneOptions
-from pri3d.errors import ConfigError
-from pri3d.runs import Run
-from pri3d.training.comparison import Comparison, compare, default_name, expand, folders_of
-from pri3d.training.finetune_run import FinetuneRun, Sets, check_all
-from pri3d.training.launch import Options
+import torch
+from lightning.fabric import seed_everything
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from pri3d.api.finetune import FinetuneOptions, FinetuneSettings, resolve_finetuning
+from pri3d.api.options import AnyPath, hints_of
+from pri3d.api.presets import overlay
+from pri3d.data.mixture import hashes_of
+from pri3d.data.sampler import StreamSampler
+from pri3d.errors import ConfigError, DataError, Problems
+from pri3d.labelled import LabelledImages, Split, open_labelled
+from pri3d.networks.encoders import Encoder, encoder_of, head_parameters
+from pri3d.networks.load import WeightsSource
+from pri3d.networks.tuning import fix_norms, limit
+from pri3d.networks.weights import WeightsReport
+from pri3d.runs import Run, RunPaths, write_json
+from pri3d.tasks import Meter, Recipe, Task, differing, find_task
+from pri3d.training.checkpoints import open_run
+from pri3d.training.comparison import ComparedRun, Comparison, compare, default_name, expand, folders_of
+from pri3d.training.launch import CallSetup
+from pri3d.training.loop import Feed, StepModule, fit, synchronised
+from pri3d.training.optim import ParameterGroup
+from pri3d.training.watch import Watch
+from pri3d.types import LabelledBatch
 
 
 def finetune(call: FinetuneOptions) -> Run | Comparison:
     """Fine-tune on labelled images; see :func:`pri3d.finetune`."""
-    options, sets = Options.of(call), Sets()
+    options, sets = CallSetup.of(call), Sets()
     given = call.given()
     jobs = expand(str(call.weights), call.network, given.get("fraction"), call.seed)
     runs = [FinetuneRun(call, job, options, sets) for job in jobs]
@@ -28,3 +53,269 @@ def finetune(call: FinetuneOptions) -> Run | Comparison:
     check_all(runs, folders)  # before the first one starts
     finished = {each.job: each.train(folder) for each, folder in zip(runs, folders, strict=True)}
     return compare(root, finished, runs[0].kind.shown)
+
+
+class Sets:
+    """The labelled sets of a call, each opened and checked once however many runs use it."""
+
+    def __init__(self) -> None:
+        self._opened: dict[tuple[Any, ...], LabelledImages] = {}
+        self._checked: set[tuple[int, int]] = set()
+
+    def open(
+        self, path: Path, split: Split, dataset: str | None, labels: AnyPath | None, whole: bool
+    ) -> LabelledImages:
+        """As :func:`pri3d.labelled.open_labelled`."""
+        key = (path, split, whole)
+        if key not in self._opened:
+            self._opened[key] = open_labelled(path, split, dataset, None if labels is None else str(labels), whole)
+        return self._opened[key]
+
+    def check(self, images: LabelledImages, rows: Sequence[int], recipe: Recipe[Any]) -> None:
+        """As the recipe does."""
+        key = (id(images), len(rows))  # shares are nested: so many rows are these rows
+        if key not in self._checked:
+            recipe.check(images, rows)
+            self._checked.add(key)
+
+
+class FinetuneRun:
+    """One run, checked when it is made; :meth:`train` does the work.
+
+    Raises ConfigError, DataError or WeightsError, naming every problem at once where they do not depend on each other.
+    """
+
+    def __init__(self, call: FinetuneOptions, job: ComparedRun, options: CallSetup, sets: Sets) -> None:
+        self.call, self.job, self.options, self.sets = call, job, options, sets
+        self.task_type = find_task(call.task)
+        self.kind: type[Recipe[Any]] = self.task_type.recipe
+        problems, whole = Problems(), call.val is not None
+        with problems.collect():
+            self.train_set = sets.open(Path(call.data), "train", call.dataset, call.label_map, whole)
+        with problems.collect():
+            self.val_set = sets.open(Path(call.val or call.data), "val", call.dataset, call.label_map, whole)
+        with problems.collect():
+            self.source = WeightsSource(job.weights, on_hub=False)
+            self.record = self.source.record
+            settings = self._resolve()
+        problems.refuse()
+        self.rows = self.train_set.subset(settings.fraction)
+        if call.epochs is not None:
+            steps = math.ceil(call.epochs * len(self.rows) / settings.batch)
+            settings = dataclasses.replace(settings, steps=max(1, steps))
+        self.settings = settings
+        self.recipe = self.kind(settings, settings.own[call.task])
+        with problems.collect():
+            options.check(settings)
+        with problems.collect():
+            self._check_sets()
+        problems.refuse()
+
+    def network(self) -> tuple[nn.Module, WeightsReport | None]:
+        """The network with its first weights, and what was loaded."""
+        seed_everything(self.settings.seed, verbose=False)
+        model = self.recipe.build(self.task_type.names_of(self.train_set))
+        unet = self.recipe.unet(model) if self.call.part == "all" else None
+        return model, self.source.fill(encoder_of(model), unet)
+
+    def check_images(self) -> None:
+        """Read the images' headers, and some of the images, before hours are spent. Raises DataError."""
+        self.sets.check(self.train_set, self.rows, self.recipe)
+        self.sets.check(self.val_set, range(len(self.val_set.names)), self.recipe)
+
+    def train(self, path: Path) -> Path:
+        """Train, or continue in the run folder ``path``, and return it."""
+        settings, call, folder = self.settings, self.call, RunPaths(path)
+        if self.options.launch.rank == 0:  # the others may find what the first has begun
+            folder.refuse_other(call.resume)
+        recipe = self.recipe
+        model, report = self.network()
+        module_task = recipe.task(self.train_set, self.rows)
+        module = DownstreamModule(settings, synchronised(model, settings, self.options.launch), module_task)
+        if not folder.checkpoint.exists():
+            self.check_images()
+        facts = self._facts(report)
+        done = open_run(folder, "finetune", settings, facts, call.resume, self.options.launch.rank)
+        if self.options.launch.rank == 0:
+            self._say(path.name, facts)
+            write_json(folder.loaded, report._asdict() if report else {})
+        if done == settings.steps and folder.weights.exists():
+            return path
+        if settings.compute.channels_last:
+            model.to(memory_format=torch.channels_last)
+        held = recipe.dataset(self.val_set, None, training=False)
+        every, workers = settings.validation.every, self.options.workers
+        watch = Watch(folder, done, every, held, self.kind.collate, facts, workers)
+        data, count = recipe.dataset(self.train_set, self.rows, training=True), len(self.rows)
+        feed = Feed(data, self.kind.collate, lambda total, start: StreamSampler(count, total, settings.seed, start))
+        with folder.lock(self.options.launch.rank):
+            fit(module, feed, folder, done, self.options, watch)
+            if self.options.launch.rank == 0:
+                module_task.save(model, folder.weights, {**facts, "steps": settings.steps})
+        return path
+
+    def _resolve(self) -> FinetuneSettings:
+        """Settings of the preset with what the user gave and what the weights say of their network."""
+        call, job = self.call, self.job
+        names = {name for name, _ in FinetuneSettings().items()} - {"own"}
+        given = {name: value for name, value in call.given().items() if name in names}
+        given |= {each.group: each.given() for each in call.options}
+        if call.epochs is not None and ("steps" in given or not call.epochs > 0):
+            raise ConfigError(f"--epochs {call.epochs:g}: give a positive number, and no --steps beside it.")
+        given |= {"network": job.network, "fraction": job.fraction, "seed": job.seed}
+        given = {name: value for name, value in given.items() if value is not None}
+        stated: dict[str, Any] = {"encoder": _agreed("encoder", given.get("encoder"), self.record)}
+        if (own := self.task_type.options) is not None:
+            mine = given.get(call.task, {})
+            known = {name: _agreed(f"{call.task}.{name}", mine.get(name), self.record) for name in _OF_NETWORK}
+            stated[call.task] = {name: known[name] for name in _OF_NETWORK if name in hints_of(own)}
+        if job.weights == "scratch":  # what a preset keeps as it was loaded would stay random
+            stated |= {"tune": given.get("tune", "full"), "backbone": {"norm": "train"}}
+        return resolve_finetuning(call.task, call.preset, overlay(overlay({}, _known(stated)), given))
+
+    def _say(self, name: str, facts: Mapping[str, Any]) -> None:
+        """What the run begins with, and what a reader of its scores must know."""
+        say = Console(stderr=True, highlight=False, soft_wrap=True).print
+        say(f"{name}: weights {self.job.weights}: {facts['loaded']}")
+        if facts["shared_images"]:
+            say(
+                f"{name}: {facts['shared_images']} of {len(self.val_set.names)} validation images are training images: "
+                "the scores say how well they are remembered"
+            )
+        if facts["pretrained_on_val"]:
+            say(f"{name}: the weights were pre-trained on the frames, without labels, that this run is scored on")
+
+    def _check_sets(self) -> None:
+        """Refuse classes that differ and data that fill no batch."""
+        names_of = self.task_type.names_of
+        train, val = names_of(self.train_set), names_of(self.val_set)
+        if train != val:
+            text = f"{self.train_set.path} and {self.val_set.path} name other classes"
+            raise DataError(f"{text}: {differing(train, val)}. Give both the same --label-map.")
+        need = self.settings.micro_batch
+        if len(self.rows) < need:
+            raise DataError(
+                f"{self.train_set.path}: {len(self.rows)} labelled images for batches of {need}. "
+                "Lower --micro-batch and --batch, or raise --fraction."
+            )
+
+    def _facts(self, report: WeightsReport | None) -> dict[str, Any]:
+        """What is written down of the run beside its settings."""
+        call = self.call
+        sources = {"data": call.data, "val": call.val, "dataset": call.dataset, "labels": call.label_map}
+        return {
+            "task": call.task,
+            "preset": call.preset,
+            "init": self.job.weights,
+            "init_data_hash": self.record.get("data_hash"),
+            "init_holdout": self.record.get("holdout"),
+            "loaded": str(report) if report else "nothing: all weights are new",
+            "part": call.part,
+            **{name: None if value is None else str(value) for name, value in sources.items()},
+            "data_hash": f"{self.train_set.hash}+{self.val_set.hash}",
+            "shared_images": len(_images(self.train_set, self.rows) & _images(self.val_set)),
+            "pretrained_on_val": self._saw_val(),
+        }
+
+    def _saw_val(self) -> bool:
+        """Whether the weights were pre-trained on the very store that holds the validation frames."""
+        seen = self.record.get("data_hash")
+        return bool(seen) and any(self.val_set.hash.startswith(one) for one in hashes_of(str(seen)))
+
+
+class DownstreamModule(StepModule):
+    """A network on a backbone under the loss of its task."""
+
+    settings: FinetuneSettings
+
+    def __init__(self, settings: FinetuneSettings, model: nn.Module, task: Task) -> None:
+        super().__init__(settings)
+        self.model, self.task = model, task
+        self.fixed = limit_encoder(encoder_of(model), settings)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The encoder at the learning rate, everything on it at ``head_lr`` times that."""
+        encoder = encoder_of(self.model).parameters()
+        return [ParameterGroup(encoder), ParameterGroup(head_parameters(self.model), self.settings.backbone.head_lr)]
+
+    @property
+    def network(self) -> nn.Module:
+        """The whole network."""
+        return self.model
+
+    @property
+    def measured(self) -> nn.Module:
+        """The whole network."""
+        return self.model
+
+    @property
+    def key(self) -> str:
+        """The task's."""
+        return self.task.key
+
+    def meter(self, dataset: Dataset[Any]) -> Meter:
+        """The task's."""
+        return self.task.meter(dataset)
+
+    def save(self, path: Path, record: Mapping[str, Any]) -> None:
+        """Write the network as its task does."""
+        self.task.save(self.model, path, dict(record))
+
+    def loss(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The task's."""
+        for module in self.fixed:
+            module.eval()
+        if isinstance(batch, LabelledBatch) and self.settings.compute.channels_last:
+            batch = batch._replace(color=batch.color.contiguous(memory_format=torch.channels_last))
+        return self.task.loss(self.model, batch)
+
+
+def limit_encoder(encoder: Encoder, settings: FinetuneSettings) -> list[nn.Module]:
+    """Fix what the settings say of the encoder; return the modules that must be in ``eval()`` at every pass."""
+    for module in encoder.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = settings.backbone.bn_momentum
+    fixed = limit(encoder, settings.tune)
+    return fixed if settings.backbone.norm == "train" else [*fixed, *fix_norms(encoder)]
+
+
+def check_all(runs: Sequence[FinetuneRun], folders: Sequence[Path]) -> None:
+    """Find what would stop one of several runs before the first one starts. Raises as FinetuneRun, or ConfigError."""
+    problems = Problems()
+    tried = set()
+    for run, folder in zip(runs, folders, strict=True):
+        with problems.collect():
+            RunPaths(folder).refuse_other(run.call.resume)
+        if run.job[:2] not in tried:
+            tried.add(run.job[:2])
+            with problems.collect():
+                limit_encoder(encoder_of(run.network()[0]), run.settings)
+    with problems.collect():
+        runs[0].check_images()
+    problems.refuse()
+
+
+def _images(images: LabelledImages, rows: Sequence[int] | None = None) -> set[str]:
+    """What tells each image from those of any other set."""
+    every = range(len(images.names)) if rows is None else rows
+    whole = os.path.abspath(images.path)  # noqa: PTH100 (a million of them: resolve() asks the disk)
+    files = ((images.color_file(k), images.names[k]) for k in every)
+    return {f"{whole}:{name}" if file is None else os.path.abspath(file) for file, name in files}  # noqa: PTH100
+
+
+#: options of a task that a model of ours states itself, beside its encoder
+_OF_NETWORK = ("decoder", "channels")
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested values that are there."""
+    found = {name: _known(value) if isinstance(value, Mapping) else value for name, value in values.items()}
+    return {name: value for name, value in found.items() if value is not None and value != {}}
+
+
+def _agreed(name: str, given: Any, record: dict[str, Any]) -> Any:
+    """The network option the user gave, else the one the weights file states. Raises ConfigError where they differ."""
+    stated = record.get(name.rpartition(".")[2])
+    if given is not None and stated is not None and given != stated:
+        raise ConfigError(f"--{name} {given}: the weights are of a network with it {stated}. Leave the flag out.")
+    return stated if given is None else given

@@ -77,7 +77,7 @@ def find_launch(devices: int = 1, nodes: int = 1) -> Launch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class CallSetup:
     """What belongs to the call and not to the run: it may change when a run is continued."""
 
     workers: int = 1  #: processes that load data, for each training process
@@ -87,7 +87,7 @@ class Options:
     wandb: str | None = None  #: project
 
     @classmethod
-    def of(cls, call: CallOptions) -> Options:
+    def of(cls, call: CallOptions) -> CallSetup:
         """What a call asks for, on the processes that there are."""
         checkpoint = call.checkpoint
         return cls(call.workers, checkpoint.every, checkpoint.keep, find_launch(call.devices, call.nodes), call.wandb)

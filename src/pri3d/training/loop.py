@@ -29,7 +29,7 @@ from pri3d.runs import RunPaths
 from pri3d.tasks import Meter
 from pri3d.training import optim
 from pri3d.training.checkpoints import Checkpoint
-from pri3d.training.launch import InterruptedRunError, Launch, Options, on_stop, requeue
+from pri3d.training.launch import CallSetup, InterruptedRunError, Launch, on_stop, requeue
 from pri3d.training.recorder import Recorder, norm_of
 from pri3d.training.watch import Watch
 
@@ -98,7 +98,9 @@ class Feed(NamedTuple):
     sampler: Callable[[int, int], StreamSampler]  #: (total, start) -> positions start..total-1 of the stream
 
 
-def fit(module: StepModule, feed: Feed, run: RunPaths, done: int, options: Options, watch: Watch | None = None) -> None:
+def fit(
+    module: StepModule, feed: Feed, run: RunPaths, done: int, options: CallSetup, watch: Watch | None = None
+) -> None:
     """Train ``module`` until its settings' last step, from step ``done`` with the run's checkpoint where done > 0.
 
     Raises InterruptedRunError after a signal that asks to stop, with the checkpoint written.

@@ -1,40 +1,152 @@
-"""``pri3d pretrain``: a prepared store -> a better backbone."""
+"""``pri3d pretrain``: prepared datasets -> a better backbone; recordings are prepared first, into a cache."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric import seed_everything
+from rich.console import Console
 
+from pri3d.api.check import check
 from pri3d.api.options import AnyPath
+from pri3d.api.prepare import prepare
 from pri3d.api.pretrain import PretrainOptions, PretrainSettings, resolve_pretraining
-from pri3d.data.mixture import open_mixture
+from pri3d.data.mixture import Named, open_mixture, parse_mixture
 from pri3d.data.pairs import collate
-from pri3d.errors import Problems
+from pri3d.errors import ConfigError, DataError, Problems
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import check_init, init_encoder, save_model
+from pri3d.recordings import detect, find_reader, open_recording
+from pri3d.recordings._shared.text import clean_id
 from pri3d.runs import Run, RunPaths
+from pri3d.store import MANIFEST, finished_scenes, read_manifest
 from pri3d.training.checkpoints import open_run
-from pri3d.training.launch import Options
+from pri3d.training.launch import CallSetup, find_launch
 from pri3d.training.loop import fit, synchronised
 from pri3d.training.pretraining import PretrainData, PretrainModule
 from pri3d.training.watch import Watch
 
+PATIENCE = 3600.0  #: seconds that other processes wait for one more scene of the process that prepares
+_PAUSE = 1.0  # seconds between two looks
+
 
 def pretrain(call: PretrainOptions) -> Run:
-    """Pre-train on prepared datasets; see :func:`pri3d.pretrain`."""
+    """Pre-train on prepared datasets, or on recordings, which are prepared first; see :func:`pri3d.pretrain`."""
+    named = parse_mixture(paths_of(call.data))
+    recordings = {entry.path: cache_folder(entry.path) for entry in named if _is_recording(entry.path)}
+    if recordings:
+        rank = find_launch(call.devices, call.nodes).rank
+        _check(call, rank)
+        for path, out in recordings.items():
+            if rank == 0:
+                _prepare(path, out)
+            else:
+                _wait(path, out)
+        data = [_moved(entry, recordings.get(entry.path, entry.path)) for entry in named]
+        call = PretrainOptions(**{**call.given(), "data": data, "options": call.options})
+    return pretrain_prepared(call)
+
+
+def cache_folder(recording: Path) -> Path:
+    """Where the store of a recording lies: ``prepared/NAME-HASH`` of the cache, HASH that of its absolute path.
+
+    The cache is the folder that the environment variable PRI3D_CACHE names, else ``pri3d`` in XDG_CACHE_HOME or
+    ``~/.cache``.
+    """
+    whole = recording.resolve()
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path(os.environ.get("PRI3D_CACHE") or user / "pri3d")
+    digest = hashlib.sha256(os.fsencode(whole)).hexdigest()[:10]
+    return cache / "prepared" / f"{clean_id(whole.name)}-{digest}"
+
+
+def _is_recording(path: Path) -> bool:
+    """Whether a reader knows it; False for a store. Raises DataError for neither, ConfigError for several readers."""
+    if (path / MANIFEST).is_file():
+        return False
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder. Give a folder that `pri3d prepare` wrote, or a recording.")
+    found = detect(path)
+    if len(found) > 1:
+        raise ConfigError(
+            f"{path}: is no prepared store, and fits several formats of recordings ({', '.join(found)}). Choose one: "
+            f"pri3d prepare {path} OUT --reader {found[0]}, and pretrain OUT."
+        )
+    try:
+        return bool(find_reader(path))
+    except DataError as error:
+        raise DataError(f"neither a prepared store (it has no {MANIFEST}) nor a recording. {error}") from error
+
+
+def _check(call: PretrainOptions, rank: int) -> None:
+    """Refuse settings that cannot be before hours go into the preparation. Raises ConfigError naming all."""
+    problems = Problems()
+    with problems.collect():
+        resolve_call(call)
+    with problems.collect():
+        if call.run is not None and rank == 0:  # the others may find what the first has begun
+            RunPaths(Path(call.run)).refuse_other(call.resume)
+    problems.refuse()
+
+
+def _prepare(recording: Path, out: Path) -> None:
+    """Prepare into ``out``; what is there already stays, and was checked. Raises DataError where faults are found."""
+    say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+    say(f"{recording}: a recording; its prepared store is {out}")
+    if not (out / MANIFEST).is_file():
+        try:
+            check(recording, out=out.with_name(f"{out.name}-check"))
+        except DataError as error:
+            raise DataError(
+                f"{error}\nWith faults nothing is prepared on the way. Run `pri3d prepare {recording} OUT` with the "
+                "options that mend them (--correct ..., --cameras ...), then `pri3d pretrain OUT`."
+            ) from error
+    prepare([recording], out)
+
+
+def _wait(recording: Path, out: Path) -> None:
+    """Wait until another process has every scene of the recording in ``out``. Raises DataError where nothing comes."""
+    wanted = {scene.id for scene in open_recording(recording).scenes()}
+    count, since = -1, time.monotonic()
+    while not _is_ready(out, wanted):
+        there = len(finished_scenes(out)) if out.is_dir() else 0
+        if there != count:
+            count, since = there, time.monotonic()
+        if time.monotonic() - since > PATIENCE:
+            raise DataError(
+                f"{out}: the first process prepares {recording} there, but no scene has come for {PATIENCE:g} seconds. "
+                "Is PRI3D_CACHE a folder that all machines share? Else run `pri3d prepare` first and pretrain its OUT."
+            )
+        time.sleep(_PAUSE)
+
+
+def _is_ready(out: Path, wanted: set[str]) -> bool:
+    if not (out / MANIFEST).is_file():
+        return False
+    manifest = read_manifest(out)
+    return manifest["state"] == "finished" and wanted <= set(manifest["scenes"])
+
+
+def _moved(entry: Named, path: Path) -> Path:
+    return entry.at(path) if entry.weight != 1 else path
+
+
+def pretrain_prepared(call: PretrainOptions) -> Run:
+    """Pre-train on prepared datasets alone."""
     problems = Problems()
     with problems.collect():
         mixture = open_mixture(paths_of(call.data))
     with problems.collect():
         settings = resolve_call(call)
     problems.refuse()
-    options = Options.of(call)
+    options = CallSetup.of(call)
     seed_everything(settings.seed, verbose=False)
     data = PretrainData(mixture, settings)
     with problems.collect():

@@ -20,7 +20,7 @@ from pri3d.api.training import TrainSettings
 from pri3d.errors import DataError, Pri3DError
 from pri3d.machine import peak_memory
 from pri3d.runs import MetricsFile, RunPaths
-from pri3d.training.launch import Options
+from pri3d.training.launch import CallSetup
 
 #: Scores that the progress line shows.
 SHOWN = ("heldout/recall", "heldout/miou", "heldout/AP", "heldout/box_AP")
@@ -32,7 +32,7 @@ class Recorder:
     Values stay on the device; they are fetched, and averaged over the processes, every ``log_every`` steps.
     """
 
-    def __init__(self, fabric: Fabric, run: RunPaths, settings: TrainSettings, done: int, options: Options) -> None:
+    def __init__(self, fabric: Fabric, run: RunPaths, settings: TrainSettings, done: int, options: CallSetup) -> None:
         """Open the table and start the clocks. Raises DataError where the processes do not see one checkpoint."""
         self.fabric, self.run, self.settings, self.options, self.first = fabric, run, settings, options, done
         self.log_every = max(1, min(10, settings.steps // 50))
