@@ -8,7 +8,7 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from pri3d.data import pixels
+from pri3d.data import augment
 from pri3d.data.augment import SIMCLR, STRONG, ColorRecipe, Operation, augment_color, recipe, uniform
 
 ONLY_BLUR = ColorRecipe(0, 0, 0, 0, 0, 0, 1.0, sigma=(1.0, 1.0))
@@ -93,7 +93,7 @@ def every_kind() -> torch.Tensor:
     ],
 )
 def test_operations_on_bytes_are_torchvisions(name: str, amounts: tuple[float, ...]) -> None:
-    operation = Operation(getattr(pixels, name), getattr(F, f"adjust_{name}"))
+    operation = Operation(getattr(augment, name), getattr(F, f"adjust_{name}"))
     image = every_kind()
     for amount in amounts:
         found, expected = operation.apply(image, amount), operation.of_floats(image, amount)

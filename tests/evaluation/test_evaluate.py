@@ -25,8 +25,7 @@ from pri3d.networks.detector import SIZES, build_detector
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.segmentation import build_segmentation
 from pri3d.tasks import hash_file, load_task
-from pri3d.tasks.ap import detections_to_results
-from pri3d.tasks.instance import DetectionMeter
+from pri3d.tasks.instance import DetectionMeter, detections_to_results
 from pri3d.types import Detections, Instances
 
 __all__ = ["fakes"]  # a fixture

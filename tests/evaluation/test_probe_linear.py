@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from pri3d.data.crops import frame_table
 from pri3d.data.pairs import split_pairs
 from pri3d.errors import WeightsError
 from pri3d.geometry.camera import pixel_centres
@@ -21,7 +22,6 @@ from pri3d.probing.linear import (
     NormalErrors,
     ProbeFrames,
     extract,
-    frame_table,
     probe_linear,
     read_frames,
     surface_normals,

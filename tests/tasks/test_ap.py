@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from pri3d.errors import DataError
 from pri3d.labelled.convert import encode_mask
-from pri3d.tasks.ap import average_precision, detections_to_results
+from pri3d.tasks.instance import average_precision, detections_to_results
 from pri3d.types import Detections
 
 SIZE = 160  # so that objects of all three standard areas fit

@@ -19,8 +19,7 @@ from pri3d.networks.encoders import build_encoder
 from pri3d.networks.lora import add_lora
 from pri3d.networks.weights import init_encoder, read_provenance, read_state, save_state
 from pri3d.tasks import evaluating, load_task
-from pri3d.tasks.ap import average_precision
-from pri3d.tasks.instance import InstanceTask
+from pri3d.tasks.instance import InstanceTask, average_precision
 
 
 @pytest.fixture(autouse=True)

@@ -62,6 +62,11 @@ def crop_table(store: Store) -> PairTable:
     """
     if store.manifest["settings"]["pairs"]:
         return store.pairs()
+    return frame_table(store)
+
+
+def frame_table(store: Store) -> PairTable:
+    """Every valid frame of a store as the pair of itself with itself, so that pairs and frames are split alike."""
     rows = {scene: np.flatnonzero(store.scene(scene).frames.valid).astype(np.int32) for scene in store.scenes}
     frames = np.concatenate([np.zeros(0, np.int32), *rows.values()])
     whole, none = np.ones(len(frames), np.float32), np.zeros(len(frames), np.float32)

@@ -114,7 +114,11 @@ class InstanceDataset(Dataset[InstanceItem]):
         row = self.rows[draw.item]
         name = self.images.names[row]
         color = self.images.color(row)
-        found = self.images.instances(row) if self.objects else _nothing(color.shape[0], color.shape[1])
+        if self.objects:
+            found = self.images.instances(row)
+        else:
+            masks, boxes = np.zeros((0, *color.shape[:2]), bool), np.zeros((0, 4), np.float32)
+            found = Instances(masks, boxes, np.zeros(0, np.int64), np.zeros(0, bool))
         if found.masks.shape[1:] != color.shape[:2]:
             raise DataError(
                 f"{self.images.path}: image {name} is {color.shape[1]}x{color.shape[0]} pixels, its objects are of "
@@ -123,19 +127,14 @@ class InstanceDataset(Dataset[InstanceItem]):
         # A box without an area cannot be learnt.
         keep = ~found.crowd & (found.masks.sum((1, 2)) >= max(self.min_area, 1))
         keep &= (found.boxes[:, 2:] > found.boxes[:, :2]).all(1)
-        image, masks = to_tensor(color), torch.from_numpy(found.masks[keep].astype(np.uint8))
+        image, objects = to_tensor(color), torch.from_numpy(found.masks[keep].astype(np.uint8))
         corners, size = torch.from_numpy(found.boxes[keep]), (color.shape[0], color.shape[1])
-        boxes: Tensor = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=size)
+        framed: Tensor = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=size)
         generator = torch.Generator().manual_seed(derive(self.seed, draw.epoch, draw.item))
         image = augment_color(image, self.recipe, generator)
         if self.mirror and uniform(generator) < 0.5:
-            image, masks, boxes = (F.horizontal_flip(part) for part in (image, masks, boxes))
-        return InstanceItem(image, boxes.as_subclass(Tensor), torch.from_numpy(found.classes[keep]), masks, name)
-
-
-def _nothing(height: int, width: int) -> Instances:
-    masks, boxes = np.zeros((0, height, width), bool), np.zeros((0, 4), np.float32)
-    return Instances(masks, boxes, np.zeros(0, np.int64), np.zeros(0, bool))
+            image, objects, framed = (F.horizontal_flip(part) for part in (image, objects, framed))
+        return InstanceItem(image, framed.as_subclass(Tensor), torch.from_numpy(found.classes[keep]), objects, name)
 
 
 def collate_instances(items: Sequence[InstanceItem]) -> InstanceBatch:

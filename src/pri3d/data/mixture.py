@@ -46,24 +46,21 @@ def parse_mixture(data: Path | Sequence[Path]) -> list[Named]:
     named: list[Named] = []
     for word in words:
         with problems.collect():
-            entry = _parse(word)
+            path, colon, weight = str(word).rpartition(":")
+            if not colon or word.exists():
+                entry = Named(Path(word), Fraction(1))
+            elif not path or not re.fullmatch(r"\d{0,6}\.?\d{1,6}", weight) or not Fraction(weight):
+                raise ConfigError(
+                    f"{word}: no such folder, and {weight!r} is no weight. Write PATH:WEIGHT with a number above 0, "
+                    "as in out/kitchen:0.5."
+                )
+            else:
+                entry = Named(Path(path), Fraction(weight))
             if entry.path.resolve() in {other.path.resolve() for other in named}:
                 raise ConfigError(f"{word}: the same folder twice. Name it once, with the sum of the weights.")
             named.append(entry)
     problems.refuse()
     return named
-
-
-def _parse(word: Path) -> Named:
-    path, colon, weight = str(word).rpartition(":")
-    if not colon or word.exists():
-        return Named(Path(word), Fraction(1))
-    if not path or not re.fullmatch(r"\d{0,6}\.?\d{1,6}", weight) or not Fraction(weight):
-        raise ConfigError(
-            f"{word}: no such folder, and {weight!r} is no weight. Write PATH:WEIGHT with a number above 0, as in "
-            "out/kitchen:0.5."
-        )
-    return Named(Path(path), Fraction(weight))
 
 
 class Mixture:

@@ -119,7 +119,11 @@ class PairDataset(Dataset[PairItem]):
         surface = self._surface(scene_id)
         # Coordinates near the camera keep float32 exact wherever the recording's origin lies.
         origin = np.floor(poses[0, :3, 3] / surface.size).astype(np.int64)
-        chunks = [self._chunk(surface, view, origin) for view in views[: self.chunks]]
+        chunks = []
+        for view in views[: self.chunks]:
+            box = frustum_box(view.depth, view.intrinsics, view.world_from_camera) if len(surface.cells) else None
+            empty = Voxels(surface.cells[:0], surface.size)
+            chunks.append(empty if box is None else crop(surface, *box, origin))
         poses[:, :3, 3] -= origin * surface.size
         return PairItem(
             torch.stack(colors),
@@ -144,12 +148,6 @@ class PairDataset(Dataset[PairItem]):
         if not self.voxel:
             return Voxels(np.empty((0, 3), np.int32), 1.0)
         return remember(self._surfaces, scene_id, lambda: coarsen(self.store.scene(scene_id).surface(), self.voxel))
-
-    def _chunk(self, surface: Voxels, view: View, origin: NDArray[np.int64]) -> Voxels:
-        box = frustum_box(view.depth, view.intrinsics, view.world_from_camera) if len(surface.cells) else None
-        if box is None:
-            return Voxels(surface.cells[:0], surface.size)
-        return crop(surface, *box, origin)
 
 
 class MixedPairs(Dataset[PairItem]):

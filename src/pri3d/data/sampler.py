@@ -128,21 +128,17 @@ class BalancedSampler(StreamSampler):
     def draw(self, position: int) -> Draw:
         """What stands at a position of the stream, whoever asks."""
         number, place = divmod(position, self.batch)
-        order = self._shuffled(number)
+        if number != self._number:  # the sources of the last used batch's positions are kept
+            generator = torch.Generator().manual_seed(derive(self.seed, len(self._sources), number))
+            counts = self._counts[number % len(self._counts)]
+            sources = torch.repeat_interleave(torch.arange(len(counts)), counts)
+            self._number, self._order = number, sources[torch.randperm(self.batch, generator=generator)]
+        order = self._order
         source = int(order[place])
         cycle, inside = divmod(number, len(self._counts))
         before = cycle * self._before[-1, source] + self._before[inside, source] + (order[:place] == source).sum()
         epoch, item = self._sources[source].draw(int(before))
         return Draw(epoch, self._first[source] + item)
-
-    def _shuffled(self, number: int) -> torch.Tensor:
-        """Sources of a batch's positions; those of the last used batch are kept."""
-        if number != self._number:
-            generator = torch.Generator().manual_seed(derive(self.seed, len(self._sources), number))
-            counts = self._counts[number % len(self._counts)]
-            sources = torch.repeat_interleave(torch.arange(len(counts)), counts)
-            self._number, self._order = number, sources[torch.randperm(self.batch, generator=generator)]
-        return self._order
 
 
 def _shares(weights: Sequence[int], batch: int) -> torch.Tensor:

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
-from torch import Tensor, nn
+from torch import Tensor
 
 from pri3d.api.embed import EmbedOptions
 from pri3d.errors import ConfigError
-from pri3d.evaluation.arrays import check_format
-from pri3d.evaluation.media import Media, open_media, refuse_failed
+from pri3d.evaluation.arrays import check_format, read_record
+from pri3d.evaluation.media import open_media, refuse_failed
 from pri3d.evaluation.parts import Parts
 from pri3d.files.lock import lock_file
 from pri3d.geometry.resize import parse_size
@@ -44,6 +44,14 @@ def embed(options: EmbedOptions) -> Path:
     if media.rate is None:
         media = media._replace(pictures=list(media.pictures))
     backbone = Backbone(str(options.weights), options.level, options.precision)
+    # Names, sizes and times of the files, by which other images are told from the same ones.
+    files = [(source.name, source)]
+    if media.rate is None:
+        files = [(picture.name, Path(picture.source)) for picture in media.pictures]
+    images = hashlib.sha256(str(options.frame_step).encode())
+    for name, path in files:
+        state = path.stat()
+        images.update(f"{name} {state.st_size} {state.st_mtime_ns}\n".encode())
     facts = {
         "kind": "dense" if options.dense else "pooled",
         **backbone.facts,
@@ -51,10 +59,11 @@ def embed(options: EmbedOptions) -> Path:
         "normalised": options.normalise,
         "dtype": "float16" if options.half else "float32",
         "batch": options.batch,
-        "images": _fingerprint(media, source, options.frame_step),
+        "images": images.hexdigest(),
     }
     parts = Parts(out, facts)
-    if options.overwrite or not parts.are_joined():
+    record = read_record(out) or {}
+    if options.overwrite or any(record.get(name) != value for name, value in facts.items()):
         with lock_file(out):
             parts.claim(options.overwrite)
             failed = parts.fill(media, backbone.maps, options.workers or min(8, cores()), console)
@@ -75,10 +84,19 @@ class Backbone:
         self.net = load(model, "all" if level == "features" else "encoder")
         self.number = 0 if level == "features" else _number(self.net, level)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.bf16 = precision == "bf16" or (precision == "auto" and _multiplies_bf16())
+        self.bf16 = precision == "bf16"
+        if precision == "auto":  # where the hardware multiplies it
+            cuda = torch.cuda.is_available()
+            self.bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else cpu_has_bf16()
+        # SHA-256 of the tensors by name: the same whatever file they came from.
+        digest = hashlib.sha256()
+        for name, value in sorted(self.net.net.state_dict().items()):
+            if not name.endswith("num_batches_tracked"):  # counts, which some files leave out
+                digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+                digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         self.facts = {
             "network": self.net.encoder.name,
-            "weights": hash_state(self.net.net),
+            "weights": digest.hexdigest(),
             "level": level if level == "features" else self.number,
             "stride": self.net.strides[self.number],
             "channels": self.net.channels[self.number],
@@ -107,29 +125,3 @@ def _number(net: FeatureNet, level: Any) -> int:
             f"--level {level}: {net.encoder.name} has {listed}; -1 is the last. Or give features, of a run's U-Net."
         )
     return level % count
-
-
-def hash_state(module: nn.Module) -> str:
-    """SHA-256 of a network's tensors by name, hexadecimal: the same whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        if not name.endswith("num_batches_tracked"):  # counts, which some files leave out
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _multiplies_bf16() -> bool:
-    return torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else cpu_has_bf16()
-
-
-def _fingerprint(media: Media, source: Path, every: int) -> str:
-    """Hash of the names, sizes and times of the files, by which other images are told from the same ones."""
-    files = [(source.name, source)]
-    if media.rate is None:
-        files = [(picture.name, Path(picture.source)) for picture in media.pictures]
-    digest = hashlib.sha256(str(every).encode())
-    for name, path in files:
-        state = path.stat()
-        digest.update(f"{name} {state.st_size} {state.st_mtime_ns}\n".encode())
-    return digest.hexdigest()

@@ -38,13 +38,28 @@ def evaluate(options: EvaluateOptions) -> Record:
     console = Console(stderr=True, soft_wrap=True)
     networks = _networks(run, options.which, console)
     task = next(iter(networks.values())).task
-    _check_flags(task, run, options.resolution, options.protocol)
+    resolution, protocol, split = options.resolution, options.protocol, options.split
+    # Refuse what is of another task.
+    if protocol != "coco" and protocol not in task.protocols:
+        raise ConfigError(f"--protocol {protocol}: is of instance segmentation; {run} is a {task.name} run.")
+    if resolution != "training" and resolution not in task.resolutions:
+        raise ConfigError(f"--resolution {resolution}: is of semantic segmentation; {run} is a {task.name} run.")
     facts, settings = _stated(run)
-    images = _open(run, facts, data, options.split, options.dataset, options.labels)
-    _check_classes(task, images, run)
-    shown = options.resolution if options.resolution in task.resolutions else task.resolutions[0]
-    kept = task.predictions(images, settings, shown, options.protocol)
-    suffix = _suffix(data, _own(facts, options.split))
+    images = _open(run, facts, data, split, options.dataset, options.labels)
+    # Refuse data whose classes are not the network's.
+    there, known = list(task.names_of(images)), list(task.class_names)
+    if there != known:
+        raise DataError(
+            f"{images.path} has other classes than the network of {run}: {differing(there, known)}. "
+            "Choose the label space with --label-map."
+        )
+    shown = resolution if resolution in task.resolutions else task.resolutions[0]
+    kept = task.predictions(images, settings, shown, protocol)
+    # Names of files about another set than the run's own end in -PARENT-NAME, so that they do not replace those.
+    suffix = ""
+    if data is not None and (path := data.resolve()) != _own(facts, split).resolve():
+        name = path.stem if path.is_file() else path.name
+        suffix = re.sub(r"[^A-Za-z0-9._-]+", "_", f"-{path.parent.name}-{name}")
     scores = {}
     for name, network in networks.items():
         if kept is None:
@@ -69,14 +84,6 @@ def evaluate(options: EvaluateOptions) -> Record:
     return Record(file, result)
 
 
-def _check_flags(task: Task, run: Path, resolution: str, protocol: str) -> None:
-    """Refuse what is of another task."""
-    if protocol != "coco" and protocol not in task.protocols:
-        raise ConfigError(f"--protocol {protocol}: is of instance segmentation; {run} is a {task.name} run.")
-    if resolution != "training" and resolution not in task.resolutions:
-        raise ConfigError(f"--resolution {resolution}: is of semantic segmentation; {run} is a {task.name} run.")
-
-
 def _predict_all(
     which: str, network: Trained, images: LabelledImages, kept: Predictions, folder: Path, console: Console
 ) -> None:
@@ -91,7 +98,13 @@ def _predict_all(
         **kept.made_with,
     }
     what = f"{which}: predictions of {len(images.names)} images"
-    if _are_there(folder, kept, record):
+    try:
+        found = read_json(folder / RECORD)
+        hashes = found.pop("files")
+        there = all(hash_file(folder / name) == hashes[name] for name in kept.files) and found == record
+    except (DataError, OSError, LookupError, TypeError, AttributeError):  # none, others or damaged ones
+        there = False
+    if there:
         console.print(f"{what} reused from {escape(str(folder))}")
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,17 +117,6 @@ def _predict_all(
     kept.write(network.task, network.model, folder, counted)
     write_json(folder / RECORD, {**record, "files": {name: hash_file(folder / name) for name in kept.files}})
     console.print(f"{what} written to {escape(str(folder))}")
-
-
-def _are_there(folder: Path, kept: Predictions, record: dict[str, Any]) -> bool:
-    """Whether the folder holds these very predictions, undamaged."""
-    try:
-        found = read_json(folder / RECORD)
-        hashes = found.pop("files")
-        whole = all(hash_file(folder / name) == hashes[name] for name in kept.files)
-    except (DataError, OSError, LookupError, TypeError, AttributeError):
-        return False
-    return whole and bool(found == record)
 
 
 def _measure(network: Trained, images: LabelledImages, settings: dict[str, Any], run: Path) -> dict[str, Any]:
@@ -169,14 +171,6 @@ def _own(facts: dict[str, Any], split: Split) -> Path:
     return Path(str(val if val and split in ("val", "test") else facts["data"]))
 
 
-def _suffix(data: Path | None, own: Path) -> str:
-    """Of the names of files about another set than the run's own, so that they do not replace those: -PARENT-NAME."""
-    if data is None or data.resolve() == own.resolve():
-        return ""
-    path = data.resolve()
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", f"-{path.parent.name}-{path.stem if path.is_file() else path.name}")
-
-
 def _stated(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Provenance and settings of the run. Raises DataError where it does not state them."""
     folder = RunPaths(run)
@@ -184,16 +178,6 @@ def _stated(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     if not stated["provenance"].get("data"):
         raise DataError(f"{folder.config}: does not say what the run was trained on (it names no data). Restore it.")
     return stated["provenance"], stated["settings"]
-
-
-def _check_classes(task: Task, images: LabelledImages, run: Path) -> None:
-    """Refuse data whose classes are not the network's."""
-    there, known = list(task.names_of(images)), list(task.class_names)
-    if there != known:
-        raise DataError(
-            f"{images.path} has other classes than the network of {run}: {differing(there, known)}. "
-            "Choose the label space with --label-map."
-        )
 
 
 def _show(result: dict[str, Any], task: Task) -> None:

@@ -58,7 +58,13 @@ def open_media(source: Path, every: int = 1, out: Path | None = None) -> Media:
     if source.suffix.lower() in VIDEOS:
         return _video(source, every)
     frames = _frames(source)
-    return _animation(source, frames, every) if frames > 1 else _images([source], source.parent)
+    if frames <= 1:
+        return _images([source], source.parent)
+    shown = range(0, frames, every)
+    pictures = (Picture(_numbered(source, k), f"{source} picture {k}", partial(_picture, source, k)) for k in shown)
+    with Image.open(source) as image:
+        duration = float(image.info.get("duration") or 100)  # milliseconds
+    return Media(pictures, len(shown), Fraction(1000) / Fraction(duration) / every)
 
 
 def name_files(files: Sequence[Path], root: Path) -> list[str]:
@@ -159,18 +165,6 @@ def _frames(path: Path) -> int:
             return int(getattr(image, "n_frames", 1)) if image.format in _MOVING else 1
     except Exception:  # reading it says what is wrong with it
         return 1
-
-
-def _animation(path: Path, frames: int, every: int) -> Media:
-    """An animated image through pillow."""
-
-    def pictures() -> Iterator[Picture]:
-        for k in range(0, frames, every):
-            yield Picture(_numbered(path, k), f"{path} picture {k}", partial(_picture, path, k))
-
-    with Image.open(path) as image:
-        shown = float(image.info.get("duration") or 100)  # milliseconds
-    return Media(pictures(), len(range(0, frames, every)), Fraction(1000) / Fraction(shown) / every)
 
 
 def _picture(path: Path, k: int) -> NDArray[np.uint8]:

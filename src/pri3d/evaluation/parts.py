@@ -62,11 +62,6 @@ class Parts:
         self.folder = out.with_name(f"{out.name}.parts")
         self.cells: tuple[int, int] | None = None  #: of the maps, where all must have one size
 
-    def are_joined(self) -> bool:
-        """Whether the file is there and made of the same pictures in the same way."""
-        record = read_record(self.out) or {}
-        return {name: record.get(name) for name in self.facts} == self.facts
-
     def outcome(self) -> tuple[int, list[str]]:
         """Number of rows of the file, and why other pictures are not in it."""
         record = read_record(self.out) or {}
@@ -97,9 +92,25 @@ class Parts:
         for path in self._paths()[:1]:
             self.cells = next((Row(*row)[2:] for row in _content(path)["rows"]), None)
         shown = track(media.pictures, "embedding", media.total, console=console, transient=True)
+        dtype = torch.float16 if self.facts["dtype"] == "float16" else torch.float32
         loaded = self._loaded(until_damaged(shown, failed), workers)
         for number, items in groupby(loaded, key=lambda item: item[0]):
-            self._compute(number, (item[1:] for item in items), maps, console)
+            rows: list[Row] = []
+            unread: list[str] = []
+            with replacing(self._path(number)) as part, zipfile.ZipFile(part, "w") as archive:
+                images = _read((item[1:] for item in items), unread, console)
+                for group in _batches(images, self.facts["batch"]):
+                    found = maps(np.stack([image for _, _, image in group]))
+                    height, width = found.shape[-2:]
+                    # What is kept of (B, C, h, w): (B, h, w, C), or the mean over the cells (B, C).
+                    kept = found.permute(0, 2, 3, 1) if self.facts["kind"] == "dense" else found.mean((2, 3))
+                    kept = F.normalize(kept, dim=-1) if self.facts["normalised"] else kept
+                    array = kept.to(dtype).cpu().numpy()
+                    for (place, name, _), features in zip(group, array, strict=True):
+                        self._check(name, features, (height, width))
+                        write_entry(archive, str(place), features)
+                        rows.append(Row(place, name, height, width))
+                archive.writestr(CONTENT, json.dumps({"rows": sorted(rows), "failed": unread}))
         return failed
 
     def _paths(self) -> list[Path]:
@@ -123,28 +134,6 @@ class Parts:
                     yield waiting.popleft()
             while waiting:
                 yield waiting.popleft()
-
-    def _compute(self, number: int, items: Iterable[Loading], maps: Maps, console: Console) -> None:
-        """Write one part."""
-        rows: list[Row] = []
-        failed: list[str] = []
-        with replacing(self._path(number)) as part, zipfile.ZipFile(part, "w") as archive:
-            for group in _batches(_read(items, failed, console), self.facts["batch"]):
-                found = maps(np.stack([image for _, _, image in group]))
-                height, width = found.shape[-2:]
-                for (place, name, _), features in zip(group, self._features(found), strict=True):
-                    self._check(name, features, (height, width))
-                    write_entry(archive, str(place), features)
-                    rows.append(Row(place, name, height, width))
-            archive.writestr(CONTENT, json.dumps({"rows": sorted(rows), "failed": failed}))
-
-    def _features(self, maps: Tensor) -> NDArray[Any]:
-        """Maps (B, C, h, w) -> what is kept of them: (B, h, w, C), or the mean over the cells (B, C)."""
-        kept = maps.permute(0, 2, 3, 1) if self.facts["kind"] == "dense" else maps.mean((2, 3))
-        kept = F.normalize(kept, dim=-1) if self.facts["normalised"] else kept
-        dtype = torch.float16 if self.facts["dtype"] == "float16" else torch.float32
-        array: NDArray[Any] = kept.to(dtype).cpu().numpy()
-        return array
 
     def _check(self, name: str, features: NDArray[Any], cells: tuple[int, int]) -> None:
         """Refuse what would be useless in the file, as soon as it shows."""
@@ -173,21 +162,19 @@ class Parts:
             listed += content["failed"]
         listed += failed
         if rows:
-            write_features(self.out, self._table(rows, listed))
+            table = Table(
+                names=[row.name for _, row in rows],
+                cells=np.array([(row.height, row.width) for _, row in rows], np.int64),
+                channels=self.facts["channels"],
+                dense=self.facts["kind"] == "dense",
+                dtype=self.facts["dtype"],
+                record={**self.facts, "rows": len(rows), "failed": listed},
+                rows=partial(_arrays, rows),
+            )
+            write_features(self.out, table)
         shutil.rmtree(self.folder)
         if not rows:
             raise DataError("no image could be read:" + "".join(f"\n  {reason}" for reason in listed))
-
-    def _table(self, rows: list[tuple[Path, Row]], failed: list[str]) -> Table:
-        return Table(
-            names=[row.name for _, row in rows],
-            cells=np.array([(row.height, row.width) for _, row in rows], np.int64),
-            channels=self.facts["channels"],
-            dense=self.facts["kind"] == "dense",
-            dtype=self.facts["dtype"],
-            record={**self.facts, "rows": len(rows), "failed": failed},
-            rows=partial(_arrays, rows),
-        )
 
 
 def _load(picture: Picture, size: str | None) -> NDArray[np.uint8]:

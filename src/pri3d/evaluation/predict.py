@@ -21,7 +21,7 @@ from pri3d.evaluation.media import Picture, is_written, open_media, refuse_faile
 from pri3d.files.archive import encode
 from pri3d.files.atomic import write_atomic
 from pri3d.runs import read_json, write_json
-from pri3d.tasks import Trained, Which, find_weights, load_task
+from pri3d.tasks import Trained, find_weights, load_task
 
 CLASSES = "classes.json"  #: of the output folder: what its ids mean, and what it was made with
 #: what :func:`_facts` says of an output folder -> how a message names another one
@@ -43,7 +43,16 @@ def predict(options: PredictOptions) -> Path:
     out = Path(options.out)
     media = open_media(source, options.frame_step, out)
     console = Console(stderr=True, soft_wrap=True)
-    network = load_task(_weights(run, options.which, console)).to_device()
+    file = run
+    if not run.is_file():
+        try:
+            file = find_weights(run, options.which)
+        except WeightsError:
+            if options.which != "best":
+                raise
+            file = find_weights(run, "last")
+            console.print(f"{escape(str(run))} has no best network: it was not validated. The last one predicts.")
+    network = load_task(file).to_device()
     facts = _facts(network, options.threshold)
     _claim(out, facts, options.overwrite)
     if media.videos:
@@ -72,20 +81,6 @@ def predict(options: PredictOptions) -> Path:
     refuse_failed(failed, len(done), out)
     console.print(f"{len(done)} predicted in {escape(str(out))}")
     return out
-
-
-def _weights(run: Path, weights: Which, console: Console) -> Path:
-    """File of the network."""
-    if run.is_file():
-        return run
-    if weights == "best":
-        try:
-            return find_weights(run, "best")
-        except WeightsError:
-            file = find_weights(run, "last")
-        console.print(f"{escape(str(run))} has no best network: it was not validated. The last one predicts.")
-        return file
-    return find_weights(run, "last")
 
 
 def _facts(network: Trained, threshold: float | None) -> dict[str, Any]:

@@ -46,8 +46,22 @@ def list_models(options: ModelsOptions) -> list[Facts]:
 
     See :func:`pri3d.models` for the options.
     """
-    rows = [describe(name) for name in ([options.encoder] if options.encoder else _names())]
-    sys.stdout.write(_detail(rows[0]) if options.encoder else _table(rows))
+    if options.encoder:
+        row = describe(options.encoder)
+        mean, std = row.statistics
+        lines = [f"{row.name}: {_millions(row)} parameters"]
+        lines += [f"  stride {s}: {channels} channels" for s, channels in zip(row.strides, row.channels, strict=True)]
+        lines.append(f"  images: RGB 0..1, normalised inside with mean {mean} and deviation {std}")
+        lines.append(f"  measured in: {', '.join(row.measured) or 'nothing yet'}")
+        sys.stdout.write("\n".join([*lines, ""]))
+        return [row]
+    names = registry.names("encoders", registry.ENCODERS)
+    if find_spec("timm"):
+        import timm  # noqa: PLC0415 (ResNets do without it)
+
+        names = [*names, *(name for name in EXAMPLES if timm.is_model(name))]
+    rows = [describe(name) for name in names]
+    sys.stdout.write(_table(rows))
     return rows
 
 
@@ -59,15 +73,6 @@ def describe(name: str) -> Facts:
     return Facts(name, net.channels, net.strides, parameters, net.statistics, MEASURED.get(name, ()))
 
 
-def _names() -> list[str]:
-    own = registry.names("encoders", registry.ENCODERS)
-    if not find_spec("timm"):
-        return own
-    import timm  # noqa: PLC0415 (ResNets do without it)
-
-    return [*own, *(name for name in EXAMPLES if timm.is_model(name))]
-
-
 def _table(rows: Sequence[Facts]) -> str:
     cells: list[tuple[str, ...]] = [("encoder", "channels", "strides", "parameters", "measured in")]
     cells += [_cells(row) for row in rows]
@@ -76,16 +81,6 @@ def _table(rows: Sequence[Facts]) -> str:
     more = "any other network of timm with feature maps by its name" if find_spec("timm") else "more where timm is"
     ask = "pri3d models --encoder NAME shows one"
     return "\n".join([*lines, "", f"And {more}; {ask}. Decoders of the U-Net: {', '.join(DECODERS)}.", ""])
-
-
-def _detail(row: Facts) -> str:
-    maps = [
-        f"  stride {stride}: {channels} channels" for stride, channels in zip(row.strides, row.channels, strict=True)
-    ]
-    mean, std = row.statistics
-    images = f"  images: RGB 0..1, normalised inside with mean {mean} and deviation {std}"
-    measured = f"  measured in: {', '.join(row.measured) or 'nothing yet'}"
-    return "\n".join([f"{row.name}: {_millions(row)} parameters", *maps, images, measured, ""])
 
 
 def _cells(row: Facts) -> tuple[str, ...]:

@@ -113,7 +113,35 @@ class Detector(nn.Module):
     def __init__(self, encoder: Encoder, classes: int, sizes: Sizes = FULL) -> None:
         super().__init__()
         self.classes, self.sizes = classes, sizes
-        self.net = _mask_rcnn(encoder, classes + 1, sizes)
+        pyramid = Pyramid(encoder, sizes.fpn, sizes.norms)  # first: the heads draw their weights after it
+        edges = tuple((sizes.anchor * 2**level,) for level in range(len(STRIDES) + 1))
+        box_head: nn.Module  # two linear layers, or convolutions and one
+        if sizes.box_convs:
+            convs, norm = [sizes.fpn] * sizes.box_convs, nn.BatchNorm2d if sizes.norms else None
+            box_head = FastRCNNConvFCHead((sizes.fpn, ROI, ROI), convs, [sizes.box], norm_layer=norm)
+        else:
+            box_head = TwoMLPHead(sizes.fpn * ROI**2, sizes.box)
+        self.net: Any = MaskRCNN(
+            pyramid,
+            min_size=sizes.short_sides,
+            max_size=sizes.long_side,
+            image_mean=list(encoder.statistics[0]),
+            image_std=list(encoder.statistics[1]),
+            rpn_anchor_generator=AnchorGenerator(edges, ((0.5, 1.0, 2.0),) * len(edges)),
+            rpn_pre_nms_top_n_train=sizes.candidates_train,
+            rpn_pre_nms_top_n_test=sizes.candidates_test,
+            rpn_post_nms_top_n_train=sizes.proposals,
+            rpn_post_nms_top_n_test=sizes.proposals,
+            box_head=box_head,
+            box_predictor=FastRCNNPredictor(sizes.box, classes + 1),
+            box_batch_size_per_image=sizes.rois,
+            box_detections_per_img=sizes.detections,
+            box_score_thresh=sizes.score,
+            mask_head=MaskRCNNHeads(sizes.fpn, (sizes.mask,) * sizes.mask_convs, 1),
+            mask_predictor=MaskRCNNPredictor(sizes.mask, sizes.mask, classes + 1),
+        )
+        for head in (self.net.rpn.head, self.net.roi_heads.box_predictor):
+            head.register_forward_hook(_in_full)
 
     @property
     def encoder(self) -> Encoder:
@@ -145,46 +173,8 @@ def choose_levels(strides: Sequence[int]) -> list[int]:
     return [min(range(len(strides)), key=lambda k: (abs(math.log2(strides[k] / s)), -k)) for s in STRIDES]
 
 
-def _mask_rcnn(encoder: Encoder, classes: int, sizes: Sizes) -> Any:
-    """Build torchvision's Mask R-CNN; ``classes`` with the background."""
-    edges = tuple((sizes.anchor * 2**level,) for level in range(len(STRIDES) + 1))
-    net = MaskRCNN(
-        Pyramid(encoder, sizes.fpn, sizes.norms),
-        min_size=sizes.short_sides,
-        max_size=sizes.long_side,
-        image_mean=list(encoder.statistics[0]),
-        image_std=list(encoder.statistics[1]),
-        rpn_anchor_generator=AnchorGenerator(edges, ((0.5, 1.0, 2.0),) * len(edges)),
-        rpn_pre_nms_top_n_train=sizes.candidates_train,
-        rpn_pre_nms_top_n_test=sizes.candidates_test,
-        rpn_post_nms_top_n_train=sizes.proposals,
-        rpn_post_nms_top_n_test=sizes.proposals,
-        box_head=_box_head(sizes),
-        box_predictor=FastRCNNPredictor(sizes.box, classes),
-        box_batch_size_per_image=sizes.rois,
-        box_detections_per_img=sizes.detections,
-        box_score_thresh=sizes.score,
-        mask_head=MaskRCNNHeads(sizes.fpn, (sizes.mask,) * sizes.mask_convs, 1),
-        mask_predictor=MaskRCNNPredictor(sizes.mask, sizes.mask, classes),
-    )
-    for head in (net.rpn.head, net.roi_heads.box_predictor):
-        head.register_forward_hook(_in_full)
-    return net
-
-
 def _in_full(_module: nn.Module, _inputs: Any, outputs: Any) -> Any:
     """Hook: a head's outputs in float32, as boxes are computed in their type and must not be in that of autocast."""
     if isinstance(outputs, Tensor):
         return outputs.float()
     return type(outputs)(_in_full(_module, _inputs, part) for part in outputs)
-
-
-def _box_head(sizes: Sizes) -> nn.Module:
-    """Two linear layers, or convolutions and one."""
-    head: nn.Module
-    if sizes.box_convs:
-        convs, norm = [sizes.fpn] * sizes.box_convs, nn.BatchNorm2d if sizes.norms else None
-        head = FastRCNNConvFCHead((sizes.fpn, ROI, ROI), convs, [sizes.box], norm_layer=norm)
-    else:
-        head = TwoMLPHead(sizes.fpn * ROI**2, sizes.box)
-    return head

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pri3d import registry
 from pri3d.errors import ConfigError, WeightsError, first_line
-from pri3d.networks.resnet import build_trunk, trunk_channels
+from pri3d.networks.resnet import SIZES, WIDTHS, build_trunk
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -84,9 +84,17 @@ class ResNetEncoder(Encoder):
         self.name = name
         for part, module in build_trunk(name).items():
             self.add_module(part, module)
-        self.channels = trunk_channels(name)
+        block, _ = SIZES[name]
+        self.channels = (WIDTHS[0], *(width * block.expansion for width in WIDTHS))
         if pretrained:
-            self.load_state_dict(_imagenet_state(name))
+            try:
+                import torchvision  # noqa: PLC0415 (only who asks for these weights needs it)
+
+                weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+                state = weights.get_state_dict(progress=True, check_hash=True)
+            except (OSError, ModuleNotFoundError) as error:
+                raise no_weights(name, error) from error
+            self.load_state_dict({key: value for key, value in state.items() if not key.startswith("fc.")})
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images (B, 3, H, W) -> five maps, see :class:`Encoder`."""
@@ -125,15 +133,3 @@ def no_weights(name: str, error: Exception) -> WeightsError:
         f"the ImageNet weights of {name!r} cannot be fetched ({reason}). Download them where there is a network and "
         "give the file with --weights PATH, or start with --weights scratch"
     )
-
-
-def _imagenet_state(name: str) -> dict[str, Tensor]:
-    """ImageNet weights of torchvision's ResNet without its classifier. Raises WeightsError without them."""
-    try:
-        import torchvision  # noqa: PLC0415 (only who asks for these weights needs it)
-
-        weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-        state = weights.get_state_dict(progress=True, check_hash=True)
-    except (OSError, ModuleNotFoundError) as error:
-        raise no_weights(name, error) from error
-    return {key: value for key, value in state.items() if not key.startswith("fc.")}

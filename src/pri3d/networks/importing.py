@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,20 +132,16 @@ def import_weights(options: ImportOptions) -> Path:
             net = build_encoder(name)
             report = _fill(net, plain, file)
             save_state(net.state_dict(), out, {**record, "encoder": name, "part": "encoder"})
-    lines = [f"{file}: {name}, {report}", *_left_out(report)]
+    lines = [f"{file}: {name}, {report}"]
+    counts = Counter(PREFIXES.sub("", key).split(".")[0] for key in report.unexpected)
+    if counts:
+        listed = ", ".join(f"{module} ({count})" for module, count in counts.most_common(12))
+        lines.append(f"not taken: {listed}" + (f" and {len(counts) - 12} more" if len(counts) > 12 else ""))
     if any(DETECTRON2.fullmatch(key) for key in state):
         lines.append(DETECTRON2_NOTE)
     lines.append(f"{out}: written. In Python: pri3d.load({str(out)!r}); in pri3d: --weights {out}")
     sys.stdout.write("\n".join(lines) + "\n")
     return out
-
-
-class _Fit(NamedTuple):
-    """A network that a file fills completely."""
-
-    name: str
-    elements: int  #: of the network
-    statistics: tuple[tuple[float, ...], tuple[float, ...]]  #: mean and deviation of the images it takes
 
 
 def stated_encoder(file: Path) -> str | None:
@@ -167,8 +163,17 @@ def guess_encoder(state: Mapping[str, Tensor], file: Path) -> str:
     Raises ConfigError where none of the common ones is filled, or where several are that differ in what their images
     are normalised with, which no file tells.
     """
-    fits = sorted(_fits(state), key=lambda fit: -fit.elements)
-    fits = [fit for fit in fits if fit.elements == fits[0].elements]
+    plain = plain_names(state, "the file")
+    nets = []
+    for (marker, shape), names in FAMILIES.items():
+        for name in names if marker in plain and state[plain[marker]].shape == shape else ():
+            with suppress(ConfigError), torch.device("meta"):  # timm is not there, or older than the network
+                nets.append(build_encoder(name))
+    whole = [net for net in nets if _is_whole(net.state_dict(), state)]
+    # Where it fills none as it is: under timm's names.
+    whole = whole or [net for net in nets if _is_whole(net.state_dict(), _renamed(net, state))]
+    sizes = [sum(v.numel() for v in net.state_dict().values()) for net in whole]
+    fits = [net for net, size in zip(whole, sizes, strict=True) if size == max(sizes)]
     if not fits:
         known = ", ".join(dict.fromkeys(name for names in FAMILIES.values() for name in names))
         raise ConfigError(
@@ -182,19 +187,6 @@ def guess_encoder(state: Mapping[str, Tensor], file: Path) -> str:
             f"--encoder with one of {listed}"
         )
     return fits[0].name
-
-
-def _fits(state: Mapping[str, Tensor]) -> list[_Fit]:
-    """The common networks that ``state`` fills: as it is or, where it fills none, under timm's names."""
-    plain = plain_names(state, "the file")
-    nets = []
-    for (marker, shape), names in FAMILIES.items():
-        for name in names if marker in plain and state[plain[marker]].shape == shape else ():
-            with suppress(ConfigError), torch.device("meta"):  # timm is not there, or older than the network
-                nets.append(build_encoder(name))
-    whole = [net for net in nets if _is_whole(net.state_dict(), state)]
-    whole = whole or [net for net in nets if _is_whole(net.state_dict(), _renamed(net, state))]
-    return [_Fit(net.name, sum(v.numel() for v in net.state_dict().values()), net.statistics) for net in whole]
 
 
 def _renamed(net: Encoder, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -244,11 +236,3 @@ def _import_unet(file: Path, name: str, out: Path, record: Mapping[str, Any]) ->
     report = fill_unet(unet, parts, file)
     save_model(unet, out, {**record, "part": "all"})
     return report._replace(unexpected=[*report.unexpected, *(f"3D network.{k}" for k in parts.net3d)])
-
-
-def _left_out(report: WeightsReport) -> list[str]:
-    """What of the file was not taken, by the module it belongs to."""
-    counts = Counter(PREFIXES.sub("", key).split(".")[0] for key in report.unexpected)
-    listed = ", ".join(f"{module} ({count})" for module, count in counts.most_common(12))
-    more = f" and {len(counts) - 12} more" if len(counts) > 12 else ""
-    return [f"not taken: {listed}{more}"] if counts else []

@@ -9,7 +9,6 @@ MinkUNet: a kernel is (k^3, in, out) with offsets running x fastest, from -k//2 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,7 +102,16 @@ def load_published(unet: UNet, path: Path, net3d: ResUNet3d | None = None) -> We
     if not parts.unet:
         raise WeightsError(f"{path} holds a 3D network alone: it has no U-Net to load")
     if net3d is not None:
-        _check_3d(net3d, parts.net3d, path)
+        # Refuse a 3D network that the file does not fill, before anything is changed.
+        if not parts.net3d:
+            raise WeightsError(f"{path} holds no 3D network (a View-only checkpoint): leave net3d out")
+        own = {k: v.shape for k, v in net3d.state_dict().items() if not k.endswith("num_batches_tracked")}
+        given = {k: v.shape for k, v in parts.net3d.items() if not k.endswith("num_batches_tracked")}
+        wrong = sorted(k for k in own.keys() | given.keys() if own.get(k) != given.get(k))
+        if wrong:
+            stem, head = given.get("stem.weight"), given.get("head.weight")
+            hint = f" with in_channels={stem[1]}, out_channels={head[0]}" if stem and head else ""
+            raise WeightsError(f"{path}: the 3D network differs in {', '.join(wrong[:5])}. Build the file's size{hint}")
     report = fill_unet(unet, parts, path)
     if net3d is not None:
         load_weights(net3d, parts.net3d, minimum=1.0)
@@ -122,19 +130,6 @@ def fill_unet(unet: UNet, parts: Published, path: Path) -> WeightsReport:
     return report._replace(unexpected=[*report.unexpected, *parts.heads])
 
 
-def _check_3d(net3d: ResUNet3d, state: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse a 3D network that the file does not fill, before anything is changed."""
-    if not state:
-        raise WeightsError(f"{path} holds no 3D network (a View-only checkpoint): leave net3d out")
-    own = {k: v.shape for k, v in net3d.state_dict().items() if not k.endswith("num_batches_tracked")}
-    given = {k: v.shape for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    wrong = sorted(k for k in own.keys() | given.keys() if own.get(k) != given.get(k))
-    if wrong:
-        stem, head = given.get("stem.weight"), given.get("head.weight")
-        hint = f" with in_channels={stem[1]}, out_channels={head[0]}" if stem and head else ""
-        raise WeightsError(f"{path}: the 3D network differs in {', '.join(wrong[:5])}. Build the file's size{hint}")
-
-
 def _convert(name: str, value: Tensor, path: Path) -> tuple[str, Tensor]:
     """One tensor of a MinkUNet -> its name and layout in ours."""
     match, template = next(((m, ours) for rule, ours in MODULES.items() if (m := rule.fullmatch(name))), (None, ""))
@@ -144,29 +139,23 @@ def _convert(name: str, value: Tensor, path: Path) -> tuple[str, Tensor]:
     number, leaf = int(parts.get("n", 0)), parts.pop("leaf")
     module = template.format(down=_stage(number), up=_stage(number + 1), **parts)
     if leaf == "kernel":
-        linear = "shortcut" in module or module == "head"
-        return f"{module}.weight", _linear(value, path) if linear else _kernel(value, path)
+        if "shortcut" in module or module == "head":
+            # (in, out) or (1, in, out) -> weight (out, in) of a linear layer.
+            if value.ndim not in (2, 3) or value.shape[:-2].numel() != 1:
+                raise _other_shape(value, "(in, out)", path)
+            return f"{module}.weight", value.reshape(value.shape[-2:]).mT.contiguous()
+        # (k^3, in, out) with offsets x fastest -> the same with z fastest.
+        k = round(value.shape[0] ** (1 / 3)) if value.ndim == 3 else 0
+        if k == 0 or k**3 != value.shape[0]:
+            raise _other_shape(value, "(k^3, in, out)", path)
+        cube = value.reshape(k, k, k, *value.shape[1:])
+        return f"{module}.weight", cube.transpose(0, 2).reshape(value.shape).contiguous()
     return f"{module}.{leaf.removeprefix('bn.')}", value.reshape(-1) if module == "head" else value
 
 
 def _stage(number: int) -> str:
     """Our stage of block ``number``, counted from 1 over both halves."""
     return f"encoder.{number - 1}" if number <= LEVELS else f"decoder.{number - 1 - LEVELS}"
-
-
-def _linear(kernel: Tensor, path: Path) -> Tensor:
-    """1 x 1 kernel (in, out) or (1, in, out) -> weight (out, in) of a linear layer."""
-    if kernel.ndim not in (2, 3) or kernel.shape[:-2].numel() != 1:
-        raise _other_shape(kernel, "(in, out)", path)
-    return kernel.reshape(kernel.shape[-2:]).mT.contiguous()
-
-
-def _kernel(kernel: Tensor, path: Path) -> Tensor:
-    """Kernel (k^3, in, out) with offsets x fastest -> the same with z fastest."""
-    k = round(kernel.shape[0] ** (1 / 3)) if kernel.ndim == 3 else 0
-    if k == 0 or k**3 != kernel.shape[0]:
-        raise _other_shape(kernel, "(k^3, in, out)", path)
-    return kernel.reshape(k, k, k, *kernel.shape[1:]).transpose(0, 2).reshape(kernel.shape).contiguous()
 
 
 def _other_shape(kernel: Tensor, expected: str, path: Path) -> WeightsError:

@@ -97,12 +97,6 @@ def build_trunk(name: str) -> dict[str, nn.Module]:
     return parts
 
 
-def trunk_channels(name: str) -> tuple[int, ...]:
-    """Channels of a ResNet's five maps, finest first. Raises ConfigError for an unknown name."""
-    block, _ = registry.choice("ResNet", SIZES, name)
-    return (WIDTHS[0], *(width * block.expansion for width in WIDTHS))
-
-
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
 

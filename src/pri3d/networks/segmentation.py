@@ -47,10 +47,10 @@ class SegmentationNet(nn.Module):
     def forward(self, images: Tensor, every: bool = False) -> Tensor | list[Tensor]:
         """RGB 0..1 (B, 3, H, W) -> scores (B, classes, H, W); with ``every`` the list of :meth:`forward_all`.
 
-        Raises ConfigError for a single image in training where the network pools to one cell, see
-        :func:`least_batch`.
+        Raises ConfigError for a single image in training where a batch norm follows the pooling to one cell.
         """
-        if self.training and len(images) < least_batch(self.network) and self._has_own_norms():
+        norms = (m for m in self.body.decoder.modules() if isinstance(m, nn.BatchNorm2d))  # synchronised ones are not
+        if self.training and len(images) < 2 and self.network in CONTEXT and any(m.training for m in norms):
             raise ConfigError(
                 f"{self.network} cannot train on {len(images)} image at a time: a batch norm follows its pooling to "
                 "one cell. Raise --micro-batch to 2 or more, or take --network unet."
@@ -66,10 +66,6 @@ class SegmentationNet(nn.Module):
         # Through the call, which is what torch.compile replaces.
         scores: list[Tensor] = self(images, every=True)
         return scores
-
-    def _has_own_norms(self) -> bool:
-        """Whether batch norms see this process's images alone; synchronised ones are of another type."""
-        return any(isinstance(m, nn.BatchNorm2d) and m.training for m in self.body.decoder.modules())
 
 
 class ContextNet(nn.Module):
@@ -141,24 +137,18 @@ class _Recipe(NamedTuple):
     auxiliary: bool = False
 
 
-def _pyramid(encoder: Encoder) -> tuple[nn.Module, int]:
-    return PyramidHead(encoder), encoder.channels[-1] // 4
-
-
-def _deeplab(encoder: Encoder) -> tuple[nn.Module, int]:
-    last = encoder.channels[-1]
-    head = DeepLabV3Decoder(last, ASPP_WIDTH, atrous_rates=RATES, aspp_separable=False, aspp_dropout=DROPOUT)
-    return head, ASPP_WIDTH
-
-
-def _deeplab_plus(encoder: Encoder) -> tuple[nn.Module, int]:
-    return DeepLabPlusHead(encoder), ASPP_WIDTH
-
-
 CONTEXT = {
-    "pspnet": _Recipe(8, _pyramid, auxiliary=True),
-    "deeplabv3": _Recipe(16, _deeplab),
-    "deeplabv3plus": _Recipe(16, _deeplab_plus),
+    "pspnet": _Recipe(8, lambda encoder: (PyramidHead(encoder), encoder.channels[-1] // 4), auxiliary=True),
+    "deeplabv3": _Recipe(
+        16,
+        lambda encoder: (
+            DeepLabV3Decoder(
+                encoder.channels[-1], ASPP_WIDTH, atrous_rates=RATES, aspp_separable=False, aspp_dropout=DROPOUT
+            ),
+            ASPP_WIDTH,
+        ),
+    ),
+    "deeplabv3plus": _Recipe(16, lambda encoder: (DeepLabPlusHead(encoder), ASPP_WIDTH)),
 }
 NETWORKS = ("unet", *CONTEXT)
 
@@ -185,11 +175,6 @@ def build_segmentation(
         head = (*_conv_bn(width, width // 4, 3), nn.Dropout2d(DROPOUT))
         auxiliary = nn.Sequential(*head, nn.Conv2d(width // 4, classes, 1))
     return SegmentationNet(network, ContextNet(encoder, *recipe.build(encoder)), classes, auxiliary)
-
-
-def least_batch(network: str) -> int:
-    """Images a process needs in a training pass: 2 where pooling to one cell comes before a batch norm, else 1."""
-    return 2 if network in CONTEXT else 1
 
 
 def dilate(encoder: ResNetEncoder, stride: int) -> None:

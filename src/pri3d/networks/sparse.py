@@ -68,8 +68,14 @@ class Geometry:
         self.inverse[self.order] = torch.arange(len(keys), device=keys.device)
         self.levels: list[Level] = []
         for _ in range(levels - 1):
-            coarse, parents = torch.unique(_halve(keys), return_inverse=True)
-            self.levels.append(Level(keys, parents, _slot(keys)))
+            # Key of the parent voxel: x, y and z halved, the batch kept.
+            low = 2 ** (BITS - 1) - 1
+            batch = keys >> 3 * BITS << 3 * BITS
+            halved: Tensor = batch | (keys >> 1) & (low << 2 * BITS | low << BITS | low)
+            coarse, parents = torch.unique(halved, return_inverse=True)
+            # Place of a voxel in its parent: 4 (x mod 2) + 2 (y mod 2) + z mod 2.
+            slots = (keys >> 2 * BITS & 1) << 2 | (keys >> BITS & 1) << 1 | keys & 1
+            self.levels.append(Level(keys, parents, slots))
             keys = coarse
         self.levels.append(Level(keys, None, None))
         self._maps: dict[tuple[str, int, int], Pairs] = {}
@@ -94,10 +100,16 @@ class Geometry:
             if kind == "same":
                 self._maps[key] = _same_pairs(self.levels[level].keys, kernel)
             elif kind == "down":
-                self._maps[key] = _down_pairs(self.levels[level], len(self.levels[level + 1].keys))
+                fine = self.levels[level]
+                if fine.parents is None or fine.slots is None:
+                    raise ConfigError("the coarsest level has no parents: build the geometry with more levels")
+                # Child -> parent, by the child's place.
+                slots, children = torch.sort(fine.slots, stable=True)
+                counts = torch.bincount(slots, minlength=8).tolist()
+                lists = _split(list(range(8)), counts, fine.parents[children], children)
+                self._maps[key] = Pairs(len(self.levels[level + 1].keys), None, lists)
             else:
-                fine = self.down(level - 1)
-                swapped = [(slot, children, parents) for slot, parents, children in fine.lists]
+                swapped = [(slot, inp, out) for slot, out, inp in self.down(level - 1).lists]
                 self._maps[key] = Pairs(len(self.levels[level - 1].keys), None, swapped)
         return self._maps[key]
 
@@ -220,20 +232,6 @@ def _keys(coords: Tensor, levels: int) -> Tensor:
     return (((batch << BITS | cells[:, 0]) << BITS | cells[:, 1]) << BITS) | cells[:, 2]
 
 
-def _halve(keys: Tensor) -> Tensor:
-    """Key of the parent voxel: x, y and z halved, the batch kept."""
-    low = 2 ** (BITS - 1) - 1
-    batch = keys >> 3 * BITS << 3 * BITS
-    parent: Tensor = batch | (keys >> 1) & (low << 2 * BITS | low << BITS | low)
-    return parent
-
-
-def _slot(keys: Tensor) -> Tensor:
-    """Place of a voxel in its parent: 4 (x mod 2) + 2 (y mod 2) + z mod 2."""
-    slot: Tensor = (keys >> 2 * BITS & 1) << 2 | (keys >> BITS & 1) << 1 | keys & 1
-    return slot
-
-
 def _same_pairs(keys: Tensor, kernel: int) -> Pairs:
     """Neighbour pairs of a kernel^3 kernel; half of the offsets, the transposes stand for the others."""
     if kernel == 1:
@@ -265,15 +263,6 @@ def _same_pairs(keys: Tensor, kernel: int) -> Pairs:
     bases = [((x + r) * kernel + y + r) * kernel for x, y in runs] + [kernel**3 // 2 + 1]
     offsets = [base + z for z in range(kernel) for base in bases]
     return Pairs(n, kernel**3 // 2, _split(offsets, counts.tolist(), flat - group * n, inp), kernel**3)
-
-
-def _down_pairs(fine: Level, parents: int) -> Pairs:
-    """Pairs child -> parent of one level, by the child's place."""
-    if fine.parents is None or fine.slots is None:
-        raise ConfigError("the coarsest level has no parents: build the geometry with more levels")
-    slots, children = torch.sort(fine.slots, stable=True)
-    counts = torch.bincount(slots, minlength=8).tolist()
-    return Pairs(parents, None, _split(list(range(8)), counts, fine.parents[children], children))
 
 
 def _split(offsets: list[int], counts: list[int], out: Tensor, inp: Tensor) -> list[tuple[int, Tensor, Tensor]]:

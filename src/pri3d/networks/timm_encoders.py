@@ -144,7 +144,15 @@ def build_timm_encoder(name: str, pretrained: bool, others: Sequence[str]) -> Ti
     one image size only; WeightsError where ``pretrained`` weights cannot be fetched.
     """
     if timm.is_model(name):
-        return _timm_class(name)(name, pretrained)
+        source = _source(name)
+        if source in ONE_SIZE:
+            raise ConfigError(
+                f"encoder {name!r} takes images of the one size it was made for, pri3d's have any. "
+                "Take a ResNet, ConvNeXt, Swin, Hiera or plain ViT, such as vit_small_patch14_dinov2"
+            )
+        if source == "timm.models.hiera":
+            return HieraEncoder(name, pretrained)
+        return (ViTEncoder if source in VITS else TimmEncoder)(name, pretrained)
     close = difflib.get_close_matches(name, dict.fromkeys([*others, *timm.list_models()]), n=5)
     hint = f" Did you mean {', '.join(close)}?" if close else ""
     choices = f"{', '.join(others)}, or any name of timm.list_models()"
@@ -208,19 +216,6 @@ def map_indices(encoder: Encoder) -> list[int]:
 def _source(name: str) -> str:
     """Module of timm that builds ``name``."""
     return str(timm.models.model_entrypoint(name).__module__)
-
-
-def _timm_class(name: str) -> type[TimmEncoder]:
-    """What timm's ``name`` is wrapped in. Raises ConfigError for a network that takes one image size only."""
-    source = _source(name)
-    if source in ONE_SIZE:
-        raise ConfigError(
-            f"encoder {name!r} takes images of the one size it was made for, pri3d's have any. "
-            "Take a ResNet, ConvNeXt, Swin, Hiera or plain ViT, such as vit_small_patch14_dinov2"
-        )
-    if source == "timm.models.hiera":
-        return HieraEncoder
-    return ViTEncoder if source in VITS else TimmEncoder
 
 
 def _timm_net(name: str, pretrained: bool, **options: Any) -> Any:

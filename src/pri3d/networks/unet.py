@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,9 @@ class UNet(nn.Module):
         self.encoder = encoder
         self.decoder_name = decoder
         self.channels = channels
-        self.decoder = DECODERS[decoder](encoder, channels)
+        build, widths, step = DECODERS[decoder]
+        one_stride = len(set(encoder.strides)) == 1 and encoder.strides[0] > 2
+        self.decoder = FusionDecoder(encoder, channels, widths, step) if one_stride else build(encoder, channels)
 
     def forward(self, images: Tensor) -> Tensor:
         """RGB 0..1 (B, 3, H, W) -> features (B, channels, ceil(H / 2), ceil(W / 2))."""
@@ -179,25 +182,18 @@ class SlimStep(nn.Module):
         return y
 
 
-def _one_stride(encoder: Encoder) -> bool:
-    return len(set(encoder.strides)) == 1 and encoder.strides[0] > 2
+class _Decoder(NamedTuple):
+    """How a decoder is built on an encoder."""
+
+    build: Callable[[Encoder, int], nn.Module]  #: of several strides
+    widths: tuple[int, ...]  #: of one stride: of its :class:`FusionDecoder`
+    step: Callable[[int, int], nn.Module]  #: the same
 
 
-def paper_decoder(encoder: Encoder, channels: int) -> nn.Module:
-    """The published decoder, or up-projections of 256, 128, 64 and 32 channels for an encoder of one stride."""
-    if _one_stride(encoder):
-        return FusionDecoder(encoder, channels, (256, 128, 64, 32), UpProjection)
-    return PaperDecoder(encoder, channels)
-
-
-def slim_decoder(encoder: Encoder, channels: int) -> nn.Module:
-    """64 channels and 3 x 3 convolutions throughout."""
-    if _one_stride(encoder):
-        return FusionDecoder(encoder, channels, (SlimDecoder.WIDTH,), SlimStep)
-    return SlimDecoder(encoder, channels)
-
-
-DECODERS: dict[str, Callable[[Encoder, int], nn.Module]] = {"paper": paper_decoder, "slim": slim_decoder}
+DECODERS = {
+    "paper": _Decoder(PaperDecoder, (256, 128, 64, 32), UpProjection),
+    "slim": _Decoder(SlimDecoder, (SlimDecoder.WIDTH,), SlimStep),
+}
 
 
 def build_unet(encoder: str = "resnet18", decoder: str = "paper", channels: int | None = None) -> UNet:

@@ -167,7 +167,15 @@ def read_state(path: Path) -> dict[str, Tensor]:
                 return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
         except Exception as error:  # whatever bytes may make the library raise
             raise WeightsError(f"{path} is damaged ({first_line(error)}): copy or download it again") from error
-    return _unnest(_read_torch(path), path)
+    content = _read_torch(path)
+    for _ in NESTS:  # so often at most: a hostile one contains itself
+        if isinstance(content, Mapping):
+            content = next((content[key] for key in NESTS if isinstance(content.get(key), Mapping)), content)
+    items = content.items() if isinstance(content, Mapping) else ()
+    state = {key: value for key, value in items if isinstance(key, str) and _is_plain(value)}
+    if not state:
+        raise WeightsError(f"{path} holds no tensors by name (looked in {', '.join(NESTS)}): give a state dict")
+    return state
 
 
 def _read_torch(path: Path) -> Any:
@@ -240,14 +248,10 @@ def read_provenance(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} is damaged ({first_line(error)}): copy or download it again") from error
     if not isinstance(record, dict):
         raise WeightsError(f"{path}: the header's pri3d record is no JSON object; the file is damaged")
-    return record or _hub_record(path)
-
-
-def _hub_record(path: Path) -> dict[str, Any]:
-    """The record that a hub's folder has in its ``config.json``: the hub's library writes no header of ours."""
     config = path.with_name("config.json")
-    if path.name != HUB_FILE or not config.is_file():
-        return {}
+    if record or path.name != HUB_FILE or not config.is_file():
+        return record
+    # The hub's library writes no header of ours: the record is in the folder's config.json.
     try:
         record = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -339,18 +343,6 @@ def find_file(path: Path) -> Path:
         return others[0]
     found = f" (there are {', '.join(file.name for file in others)}: name one)" if others else ""
     raise WeightsError(f"no weights at {path / MODEL_FILE}{found}: give a weights file or the folder of a finished run")
-
-
-def _unnest(content: Any, path: Path) -> dict[str, Tensor]:
-    """Find the dictionary of tensors inside a checkpoint's content."""
-    for _ in NESTS:  # so often at most: a hostile one contains itself
-        if isinstance(content, Mapping):
-            content = next((content[key] for key in NESTS if isinstance(content.get(key), Mapping)), content)
-    items = content.items() if isinstance(content, Mapping) else ()
-    state = {key: value for key, value in items if isinstance(key, str) and _is_plain(value)}
-    if not state:
-        raise WeightsError(f"{path} holds no tensors by name (looked in {', '.join(NESTS)}): give a state dict")
-    return state
 
 
 def _is_plain(value: Any) -> bool:

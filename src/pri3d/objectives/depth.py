@@ -41,7 +41,8 @@ def depth_loss(predicted: Tensor, target: Tensor) -> DepthLoss:
     valid = target > 0
     # Before any arithmetic: not even an infinity in a hole reaches the gradient of another cell.
     predicted = torch.where(valid, predicted, 0.0)
-    whole = _all_nine(valid)
+    rows = valid[..., :-2, :] & valid[..., 1:-1, :] & valid[..., 2:, :]
+    whole = rows[..., :-2] & rows[..., 1:-1] & rows[..., 2:]
     dx, dy = sobel(predicted)
     tx, ty = sobel(target)
     cosine = (dx * tx + dy * ty + 1) * (dx**2 + dy**2 + 1).rsqrt() * (tx**2 + ty**2 + 1).rsqrt()
@@ -63,11 +64,6 @@ def sobel(image: Tensor) -> tuple[Tensor, Tensor]:
     dx = across[..., :-2, :] + 2 * across[..., 1:-1, :] + across[..., 2:, :]
     dy = along[..., :-2] + 2 * along[..., 1:-1] + along[..., 2:]
     return dx, dy
-
-
-def _all_nine(valid: Tensor) -> Tensor:
-    rows = valid[..., :-2, :] & valid[..., 1:-1, :] & valid[..., 2:, :]
-    return rows[..., :-2] & rows[..., 1:-1] & rows[..., 2:]
 
 
 def _soft_log(error: Tensor) -> Tensor:
@@ -102,13 +98,8 @@ class DepthObjective(Objective):
             target = target.view_as(predicted)
             usable = (target > 0).flatten(1).any(dim=1).sum()  # the others have a loss of 0
             loss = depth_loss(predicted, target).total.sum() / usable.clamp(min=1)
-        return Terms(loss, _accuracy(predicted.detach(), target))
-
-
-def _accuracy(predicted: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Over all measured cells of (N, h, w): root mean square error in metres, share within a factor of 1.25."""
-    valid = target > 0
-    count = valid.sum().clamp(min=1)
-    square = torch.where(valid, (predicted - target) ** 2, 0.0)
-    close = valid & (predicted < 1.25 * target) & (target < 1.25 * predicted)
-    return {"rmse": (square.sum() / count).sqrt(), "delta1": close.sum() / count}
+        predicted, valid = predicted.detach(), target > 0
+        count = valid.sum().clamp(min=1)
+        square = torch.where(valid, (predicted - target) ** 2, 0.0)
+        close = valid & (predicted < 1.25 * target) & (target < 1.25 * predicted)
+        return Terms(loss, {"rmse": (square.sum() / count).sqrt(), "delta1": close.sum() / count})

@@ -118,24 +118,21 @@ class PairQuality:
         """
         # bfloat16 is off by a centimetre in a room, and among thousands of cells it has many equally similar ones.
         with torch.autocast(features.dense.device.type, enabled=False):
-            self._add(features, batch, points, distance, match)
-
-    def _add(self, features: Features, batch: PairBatch, points: int, distance: float, match: Mode) -> None:
-        height, width = features.dense.shape[-2:]
-        grid = (height, width)
-        matches = match_pixels(batch.depth, batch.intrinsics, batch.world_from_camera, grid, distance, match)
-        matches = choose(matches, points, batch.seeds)
-        first, second = pick_views(features, {"first": matches.first, "second": matches.second})
-        # A pair at a time: each compares its points with every cell of the other view.
-        maps = features.of("first"), features.of("second")
-        gaps = [
-            cell_distance(torch.stack((one, other)), at, there)
-            for one, other, at, there in zip(*maps, matches.first, matches.second, strict=True)
-        ]
-        found = (torch.stack(gaps) * (self.width / width) <= self.pixels) & matches.valid
-        squares = _squared_gap(first, second, matches.valid)
-        sums = torch.stack([x.sum().float() for x in (matches.valid, found, squares)])
-        self.parts.append(PairPart(sums, first.flatten(0, 1).float(), matches.valid.flatten()))
+            height, width = features.dense.shape[-2:]
+            depth, intrinsics, poses = batch.depth, batch.intrinsics, batch.world_from_camera
+            matches = match_pixels(depth, intrinsics, poses, (height, width), distance, match)
+            matches = choose(matches, points, batch.seeds)
+            first, second = pick_views(features, {"first": matches.first, "second": matches.second})
+            # A pair at a time: each compares its points with every cell of the other view.
+            maps = features.of("first"), features.of("second")
+            gaps = [
+                cell_distance(torch.stack((one, other)), at, there)
+                for one, other, at, there in zip(*maps, matches.first, matches.second, strict=True)
+            ]
+            found = (torch.stack(gaps) * (self.width / width) <= self.pixels) & matches.valid
+            squares = _squared_gap(first, second, matches.valid)
+            sums = torch.stack([x.sum().float() for x in (matches.valid, found, squares)])
+            self.parts.append(PairPart(sums, first.flatten(0, 1).float(), matches.valid.flatten()))
 
     @torch.no_grad()
     def result(self) -> dict[str, float]:

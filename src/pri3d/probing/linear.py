@@ -174,16 +174,6 @@ class FrozenMaps(NamedTuple):
     scales: list[float]
 
 
-def frame_table(store: Store) -> PairTable:
-    """Every valid frame of a store as the pair of itself with itself, so that pairs and frames are split alike."""
-    parts = []
-    for scene in store.scenes:
-        rows = np.flatnonzero(store.scene(scene).frames.valid).astype(np.int32)
-        zeros = np.zeros(len(rows), np.float32)
-        parts.append(PairTable(np.full(len(rows), scene), rows, rows, zeros, zeros, zeros))
-    return PairTable.concatenate(parts)
-
-
 def read_frames(
     store: Store, table: PairTable, rows: NDArray[np.int64], size: tuple[int, int], labels: LabelledImages | None
 ) -> ProbeFrames:
@@ -243,7 +233,11 @@ class LinearProbe(nn.Module):
         self.strides = tuple(strides)
         self.heads = nn.ModuleList()
         for k, level in enumerate(features.levels):
-            deviation, mean = _moments(level)
+            count, parts = level.numel() // level.shape[1], torch.split(level, BATCH)
+            mean = sum((x.double().sum(dim=(0, 2, 3)) for x in parts), torch.zeros(())) / count
+            gaps = (x.double() - mean[:, None, None] for x in parts)
+            square = sum((gap.square().sum(dim=(0, 2, 3)) for gap in gaps), torch.zeros(()))
+            deviation, mean = (square / count).sqrt().float(), mean.float()
             self.register_buffer(f"mean{k}", mean[:, None, None])
             self.register_buffer(f"factor{k}", 1 / deviation.clamp(min=_SPREAD)[:, None, None])
             head = nn.Conv2d(level.shape[1], outputs, 1, bias=k == 0)
@@ -258,17 +252,6 @@ class LinearProbe(nn.Module):
             x = (level.float() - self.get_buffer(f"mean{k}")) * self.get_buffer(f"factor{k}")
             parts.append(enlarge(self.heads[k](x), stride, size))
         return torch.stack(parts).sum(dim=0)
-
-
-def _moments(level: Tensor) -> tuple[Tensor, Tensor]:
-    """Deviation and mean of each channel of (N, C, h, w)."""
-    count = level.numel() // level.shape[1]
-    mean = sum((x.double().sum(dim=(0, 2, 3)) for x in torch.split(level, BATCH)), torch.zeros(())) / count
-    square = sum(
-        ((x.double() - mean[:, None, None]).square().sum(dim=(0, 2, 3)) for x in torch.split(level, BATCH)),
-        torch.zeros(()),
-    )
-    return (square / count).sqrt().float(), mean.float()
 
 
 class Outputs:

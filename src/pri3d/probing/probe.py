@@ -17,6 +17,7 @@ from rich.console import Console
 from pri3d import registry
 from pri3d.api.probe import ProbeOptions
 from pri3d.api.results import Record
+from pri3d.data.crops import frame_table
 from pri3d.data.mixture import hashes_of
 from pri3d.data.pairs import PairDataset, split_pairs
 from pri3d.data.sampler import derive
@@ -24,7 +25,7 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import usable
 from pri3d.geometry.resize import parse_size
 from pri3d.labelled.prepared import PreparedImages
-from pri3d.probing.linear import ProbeFrames, frame_table, probe_linear, read_frames
+from pri3d.probing.linear import ProbeFrames, probe_linear, read_frames
 from pri3d.probing.networks import Dense, check_source, name_sources, open_dense
 from pri3d.probing.pairs import Correspondences, Held, Matching, Measure, matching_recall, measure_pairs
 from pri3d.probing.retention import check_same, retention
@@ -65,32 +66,33 @@ def probe(options: ProbeOptions) -> Record:
         raise ConfigError(f"--out {out}: name a file that ends in .json; .csv, .md and .png are written beside it.")
     store = Store(data)
     sources = name_sources(weights)
+    split, holdout, seed = options.portion, options.holdout, options.seed
     chosen = _choose_tasks(options.tasks, store, sources, reference, options.labels)
-    _check_rest(store, options.portion, options.holdout, chosen)
-    networks = _open_all(
-        sources,
-        store,
-        options.portion,
-        options.holdout,
-        features=options.features,
-        encoder=options.encoder,
-        seed=options.seed,
-    )
-    references = _references(networks, reference, options.encoder, options.seed, chosen)
-    drawn = (
-        _draw_pairs(store, options.portion, options.holdout, options.max_pairs, options.seed)
-        if set(chosen) & {*PAIR_TASKS}
-        else None
-    )
+    # Raise ConfigError where --holdout leaves nothing to score on.
+    if holdout <= 0 and (split == "heldout" or set(chosen) & {*LINEAR_TASKS}):
+        what = "pair" if set(chosen) & {*PAIR_TASKS} else "frame"
+        raise ConfigError(f"holdout = {holdout}: leaves no {what} of {store.path} to probe on. Give a larger share.")
+    networks = {}
+    for name, source in sources.items():  # every one is opened before anything is measured
+        networks[name] = open_dense(source, options.features, options.encoder, seed)
+        _check_seen(source, networks[name].net.record, store, split, holdout)
+    references = _references(networks, reference, options.encoder, seed, chosen)
+    drawn = None
+    if set(chosen) & {*PAIR_TASKS}:
+        drawn = np.arange(len(store.pairs().i)) if split == "all" else split_pairs(store, holdout)[1]
+        if len(drawn) == 0:
+            raise ConfigError(f"holdout = {holdout}: leaves no pair of {store.path} to probe on. Give a larger share.")
+        if len(drawn) > options.max_pairs:
+            drawn = np.sort(np.random.default_rng(derive(seed)).choice(drawn, options.max_pairs, replace=False))
     frozen = _read(
         store,
         drawn,
         chosen,
-        holdout=options.holdout,
+        holdout=holdout,
         labels=options.labels,
         size=options.size,
         frames=options.max_frames,
-        seed=options.seed,
+        seed=seed,
     )
     if options.distance is not None:
         frozen = frozen._replace(distance=options.distance)
@@ -101,15 +103,18 @@ def probe(options: ProbeOptions) -> Record:
         )
         linear = [task for task in chosen if task in LINEAR_TASKS]
         if linear and frozen.train and frozen.test:
-            scores = scores.with_linear(
-                probe_linear(dense, frozen.train, frozen.test, linear, options.steps, options.seed, name)
-            )
+            found = probe_linear(dense, frozen.train, frozen.test, linear, options.steps, seed, name)
+            scores = scores._replace(**found._asdict())
         if name in references and frozen.test:
             images = frozen.test.color[:: -(-len(frozen.test.color) // _RETAINED)]
             scores = scores._replace(retention=retention(dense.net, references[name].net, images, name))
         results[name] = scores
     show(results, options.pixels)
-    _note_unit(store)
+    # Say that metres are no metres where the unit of a scene is not known.
+    unknown = [scene for scene, record in store.manifest["scenes"].items() if record.get("scale") is not None]
+    if unknown:
+        say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+        say(f"{store.path}: the unit of {len(unknown)} scenes is not known; what is called m is that unit.")
     settings: dict[str, Any] = {"tasks": chosen, "split": options.portion, "distance": frozen.distance}
     settings |= {name: getattr(options, name) for name in ("holdout", "features", "size", "pixels", "steps", "seed")}
     settings |= {"frames": options.max_frames}
@@ -130,7 +135,8 @@ def _choose_tasks(
     if not store.manifest["settings"]["pairs"]:
         none = DataError(f"{store.path}: was prepared with --pairs false. Prepare it again with pairs, elsewhere.")
         reasons |= dict.fromkeys(PAIR_TASKS, none)
-    if not _has_labels(store, labels):
+    named = (store.scene(scene) for scene in store.scenes if labels or store.class_names)
+    if not any(scene.has_label(row) for scene in named for row in range(len(scene.frames.names))):
         fix = "Prepare a recording that has a label folder, or leave segmentation out of --tasks."
         reasons["segmentation"] = DataError(f"{store.path}: this store has no labels, or no names of classes. {fix}")
     if reference is None and not any(name.endswith(" after") for name in sources):
@@ -146,30 +152,6 @@ def _choose_tasks(
         if word in reasons:
             raise reasons[word]
     return [task for task in TASKS if task in words]
-
-
-def _has_labels(store: Store, labels: str | None) -> bool:
-    """Whether a frame has a label image whose classes have names."""
-    if not (labels or store.class_names):
-        return False
-    scenes = (store.scene(scene) for scene in store.scenes)
-    return any(scene.has_label(row) for scene in scenes for row in range(len(scene.frames.names)))
-
-
-def _check_rest(store: Store, split: Split, holdout: float, chosen: Sequence[str]) -> None:
-    """Raise ConfigError where --holdout leaves nothing to score on."""
-    if holdout <= 0 and (split == "heldout" or set(chosen) & {*LINEAR_TASKS}):
-        what = "pair" if set(chosen) & {*PAIR_TASKS} else "frame"
-        raise ConfigError(f"holdout = {holdout}: leaves no {what} of {store.path} to probe on. Give a larger share.")
-
-
-def _open_all(sources: dict[str, Path], store: Store, split: Split, holdout: float, **options: Any) -> dict[str, Dense]:
-    """Open every network before anything is measured. Raises ConfigError for one that has seen what is held out."""
-    networks = {}
-    for name, source in sources.items():
-        networks[name] = open_dense(source, **options)
-        _check_seen(source, networks[name].net.record, store, split, holdout)
-    return networks
 
 
 def _check_seen(path: Path, record: dict[str, Any], store: Store, split: Split, holdout: float) -> None:
@@ -213,16 +195,6 @@ def _references(
         name = next(iter(networks))
         check_same(networks[name].net.encoder, opened.net.encoder, name)
     return dict.fromkeys(fitting, opened)
-
-
-def _draw_pairs(store: Store, split: Split, holdout: float, most: int, seed: int) -> NDArray[np.int64]:
-    """Rows of the pair table to measure, ascending. Raises ConfigError where there is none."""
-    rows = np.arange(len(store.pairs().i)) if split == "all" else split_pairs(store, holdout)[1]
-    if len(rows) == 0:
-        raise ConfigError(f"holdout = {holdout}: leaves no pair of {store.path} to probe on. Give a larger share.")
-    if len(rows) > most:
-        rows = np.sort(np.random.default_rng(derive(seed)).choice(rows, most, replace=False))
-    return rows
 
 
 def _read(
@@ -276,11 +248,3 @@ def _measure_pairs(
         if scores.matching and not scores.matching.points:
             raise DataError(f"{store.path}: no held-out pair has a match within {frozen.distance} m. Raise --distance.")
     return scores._replace(correspondence=found.result(frozen.angles)) if found else scores
-
-
-def _note_unit(store: Store) -> None:
-    """Say that metres are no metres where the unit of a scene is not known."""
-    unknown = [scene for scene, record in store.manifest["scenes"].items() if record.get("scale") is not None]
-    if unknown:
-        say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
-        say(f"{store.path}: the unit of {len(unknown)} scenes is not known; what is called m is that unit.")

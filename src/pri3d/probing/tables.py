@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pri3d.files.atomic import write_atomic
-from pri3d.probing.linear import DepthScore, LinearScores, NormalScore, SegmentationScore
+from pri3d.probing.linear import DepthScore, NormalScore, SegmentationScore
 from pri3d.probing.pairs import Correspondence, Recall
 from pri3d.probing.retention import Retention
 from pri3d.reporting.charts import Curves, recall_figure
@@ -31,10 +31,6 @@ class Scores(NamedTuple):
     normals: NormalScore | None = None
     segmentation: SegmentationScore | None = None
     retention: Retention | None = None
-
-    def with_linear(self, found: LinearScores) -> Scores:
-        """Return the same with the scores of linear probes."""
-        return self._replace(**found._asdict())
 
 
 class Sheet(NamedTuple):
@@ -69,7 +65,11 @@ def write_results(out: Path, results: Results, facts: Mapping[str, Any], pixels:
             if not isinstance(value, str):
                 table.writerow((name, task, " / ".join(measure), "" if _is_nan(value) else value))
     write_text(out.with_suffix(".csv"), text.getvalue())
-    write_text(out.with_suffix(".md"), "\n\n".join(map(markdown, build_sheets(results, pixels))) + "\n")
+    pieces = []
+    for sheet in build_sheets(results, pixels):
+        lines = [sheet.columns, ["---", *["---:"] * (len(sheet.columns) - 1)], *sheet.rows]
+        pieces.append("\n".join([f"**{sheet.title}**", "", *("| " + " | ".join(line) + " |" for line in lines)]))
+    write_text(out.with_suffix(".md"), "\n\n".join(pieces) + "\n")
     panels: dict[str, Curves] = {}
     matching = {name: s.matching.by_angle for name, s in results.items() if s.matching}
     if matching:
@@ -98,16 +98,19 @@ def show(results: Results, pixels: float) -> None:
         console.print(table)
 
 
-def markdown(sheet: Sheet) -> str:
-    """Return a table as markdown under its title."""
-    lines = [sheet.columns, ["---", *["---:"] * (len(sheet.columns) - 1)], *sheet.rows]
-    return "\n".join([f"**{sheet.title}**", "", *("| " + " | ".join(line) + " |" for line in lines)])
-
-
 def build_sheets(results: Results, pixels: float) -> list[Sheet]:
     """Tables of what was measured, in the order of the tasks."""
+    matching = {k: s.matching for k, s in results.items() if s.matching}
+    bins = [f"{name}°" for recall in list(matching.values())[:1] for name in recall.by_angle]
     sheets = [
-        _matching({k: s.matching for k, s in results.items() if s.matching}, pixels),
+        Sheet(
+            f"Recall of true points within {pixels:g} px, by angle between the views",
+            ["network", *bins, "bins", "all", "pairs"],
+            [
+                [name, *map(_number, [*recall.by_angle.values(), recall.balanced, recall.mean]), str(recall.pairs)]
+                for name, recall in matching.items()
+            ],
+        ),
         _correspondence({k: s.correspondence for k, s in results.items() if s.correspondence}),
         _rows(
             "Linear probe: depth",
@@ -131,16 +134,6 @@ def build_sheets(results: Results, pixels: float) -> list[Sheet]:
 
 def _rows(title: str, columns: list[str], values: Mapping[str, tuple[float, ...]]) -> Sheet:
     return Sheet(title, ["network", *columns], [[k, *map(_number, row)] for k, row in values.items()])
-
-
-def _matching(found: Mapping[str, Recall], pixels: float) -> Sheet:
-    bins = [f"{name}°" for recall in list(found.values())[:1] for name in recall.by_angle]
-    rows = [
-        [name, *map(_number, [*recall.by_angle.values(), recall.balanced, recall.mean]), str(recall.pairs)]
-        for name, recall in found.items()
-    ]
-    title = f"Recall of true points within {pixels:g} px, by angle between the views"
-    return Sheet(title, ["network", *bins, "bins", "all", "pairs"], rows)
 
 
 def _correspondence(found: Mapping[str, Correspondence]) -> Sheet:

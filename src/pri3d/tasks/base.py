@@ -250,7 +250,13 @@ class Task(ABC):
         recipe, state = cls.recipe(settings, settings.own[cls.name]), read_state(path)
         try:
             # Before anything of that size is made: a damaged header may claim any number.
-            own = _without_memory(lambda: recipe.build(task.class_names)).state_dict()
+            try:
+                with torch.device("meta"):
+                    own = recipe.build(task.class_names).state_dict()
+            except RuntimeError as error:  # NotImplementedError is one
+                if "meta" not in str(error):
+                    raise
+                own = recipe.build(task.class_names).state_dict()  # it asks for numbers while it is built
             names = {cls._in_file(key): key for key in own}
             wrong = [key for key in {**names, **state} if key not in names or key not in state]
             wrong += [key for key, value in state.items() if key in names and value.shape != own[names[key]].shape]
@@ -275,17 +281,6 @@ class Task(ABC):
         for prefix in cls.enclosing:
             key = key.removeprefix(prefix)
         return key
-
-
-def _without_memory(build: Callable[[], nn.Module]) -> nn.Module:
-    """Network whose parameters have shapes alone, where it can be built so."""
-    try:
-        with torch.device("meta"):
-            return build()
-    except RuntimeError as error:  # NotImplementedError is one
-        if "meta" not in str(error):
-            raise
-        return build()  # it asks for numbers while it is built
 
 
 def batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
@@ -23,6 +25,7 @@ from pri3d.data.augment import recipe, to_tensor
 from pri3d.data.labelled import InstanceDataset, InstanceItem, collate_instances
 from pri3d.data.reading import read_ahead
 from pri3d.drawing import draw_detections
+from pri3d.errors import DataError
 from pri3d.files.atomic import write_atomic
 from pri3d.labelled import LabelledImages
 from pri3d.labelled._shared.checks import check_images
@@ -30,13 +33,14 @@ from pri3d.labelled.convert import encode_mask, to_coco
 from pri3d.networks.detector import SIZES, Detector, Sizes
 from pri3d.networks.encoders import build_encoder
 from pri3d.runs import read_json
-from pri3d.tasks.ap import average_precision, detections_to_results
 from pri3d.tasks.base import Meter, Predictions, Recipe, Task, Words
 from pri3d.types import Detections, InstanceBatch
 
 TRUTH = "truth.json"  #: beside predictions
 LARGEST = 20_000  #: of pixels and proposals that a file may ask for
 PAPER_THRESHOLD = 0.5  #: score under which the paper's protocol leaves objects out
+#: prefix of the scores -> what faster-coco-eval calls it
+KINDS = {"": "segm", "box_": "bbox"}
 
 
 class InstanceOptions(Options):
@@ -281,7 +285,7 @@ class CocoResults(Predictions):
 
 
 class DetectionMeter(Meter):
-    """Average precision of masks and boxes, see :func:`pri3d.tasks.ap.average_precision`; a part is an image's results.
+    """Average precision of masks and boxes, see :func:`average_precision`; a part is an image's results.
 
     At the images' own size, without augmentation. Objects smaller than the data set's ``min_area`` are not in the
     ground truth, as in the paper's protocol: finding one counts as a mistake.
@@ -325,3 +329,90 @@ def _find(model: nn.Module, images: Sequence[Tensor]) -> Iterator[Detections]:
             (found["labels"][order] - 1).cpu().numpy(),
             found["scores"][order].float().cpu().numpy(),
         )
+
+
+def average_precision(
+    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], min_score: float = 0.0
+) -> dict[str, Any]:
+    """COCO's average precision of masks and boxes, each in 0..1.
+
+    ``truth`` is COCO's ground truth (images, annotations, categories), ``results`` its result list (image_id,
+    category_id, bbox, segmentation, score); neither is changed. Results below ``min_score`` are left out: the released
+    code's protocol has 0.5. Scores of masks: ``AP`` (mean over the IoU thresholds .50 to .95, then over the classes
+    that occur in the ground truth), ``AP50``, ``AP75``, and ``AP_small``, ``AP_medium``, ``AP_large`` for objects under
+    32 x 32, under 96 x 96 and larger pixels; of boxes the same with ``box_`` before them; ``classes`` and
+    ``box_classes``, the AP by class name.
+
+    At most the 100 best results of an image count; what meets a crowd object counts neither way. Without results the
+    scores are 0; NaN where there is no object to be found: of a class, of a size, or at all. Raises DataError for
+    results of an image or class that the ground truth does not have, or of another image size.
+    """
+    kept = [dict(result) for result in results if result["score"] >= min_score]
+    _check_results(truth, kept)
+    scores: dict[str, Any] = {}
+    for prefix, kind in KINDS.items():
+        scores |= {f"{prefix}{name}": value for name, value in _score_kind(truth, kept, kind).items()}
+    return scores
+
+
+def detections_to_results(detections: Detections, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Detections of one image -> entries of a COCO result list; ``category_ids`` are those of the classes 0..K-1."""
+    rows = zip(detections.boxes, detections.classes, detections.scores, detections.masks, strict=True)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[int(kind)],
+            "bbox": [float(box[0]), float(box[1]), float(box[2] - box[0]), float(box[3] - box[1])],
+            "score": float(score),
+            "segmentation": encode_mask(mask),
+        }
+        for box, kind, score, mask in rows
+    ]
+
+
+def _check_results(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:
+    for key, part in (("image_id", "images"), ("category_id", "categories")):
+        strange = {result[key] for result in results} - {entry["id"] for entry in truth[part]}
+        if strange:
+            raise DataError(
+                f"results name {key} {sorted(strange)[:5]}, which the ground truth's {part} do not have: they were "
+                "made for another data set. Predict this one."
+            )
+    sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in truth["images"]}
+    for result in results:
+        image, size = result["image_id"], tuple(result["segmentation"]["size"])
+        if size != sizes[image]:
+            raise DataError(
+                f"image {image}: its masks are {size} (height, width) in the results, {sizes[image]} in the ground "
+                "truth. Predict images of the size that the labels have."
+            )
+
+
+def _score_kind(truth: Mapping[str, Any], results: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """Scores of one kind of overlap. The library writes into what it is given, hence the copies."""
+    known = COCO(copy.deepcopy(dict(truth)))
+    # Where entries have a box, the library takes its area for that of the object: of masks it must find it itself.
+    unwanted = "bbox" if kind == "segm" else "segmentation"
+    found = known.loadRes([{key: v for key, v in result.items() if key != unwanted} for result in results])
+    judge = COCOeval_faster(known, found, kind)
+    judge.evaluate()
+    judge.accumulate()
+    # (IoU thresholds, recalls, classes, areas, limits of results): the last limit is 100
+    precision: NDArray[np.float64] = np.asarray(judge.eval["precision"])[..., -1]
+    thresholds = np.asarray(judge.params.iouThrs)
+    everything = precision[..., 0]
+    areas = {f"AP_{name}": _mean(precision[..., k]) for k, name in enumerate(judge.params.areaRngLbl) if k}
+    names = {entry["id"]: entry["name"] for entry in truth["categories"]}
+    return {
+        "AP": _mean(everything),
+        "AP50": _mean(everything[np.isclose(thresholds, 0.5)]),
+        "AP75": _mean(everything[np.isclose(thresholds, 0.75)]),
+        **areas,
+        "classes": {names[number]: _mean(everything[:, :, k]) for k, number in enumerate(judge.params.catIds)},
+    }
+
+
+def _mean(precision: NDArray[np.float64]) -> float:
+    """Mean over what is defined: -1 stands for a class without objects."""
+    defined = precision[precision > -1]
+    return float(defined.mean()) if defined.size else float("nan")
