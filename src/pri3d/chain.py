@@ -65,7 +65,12 @@ def demo(options: DemoOptions) -> Path:
     workers = options.processes or cores()
     say = Console(stderr=True, highlight=False).print
     limit_spinning()  # of the processes started below
-    _clear(out)
+    # Empty the folder of an earlier demo; refuse one that holds anything else.
+    if out.exists() and any(out.iterdir()) and not (out / MARK).is_file():
+        raise ConfigError(f"--out {out}: holds something that no demo wrote. Choose a new or empty folder.")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / MARK).touch()
     stores = _data(out, options.seed, workers, say)
     deadline = began + options.max_minutes * 60 - REPORT_SECONDS
     steps, run, runs = _train(out, stores, deadline, options.seed, workers, say)
@@ -84,24 +89,20 @@ def demo(options: DemoOptions) -> Path:
     }
     sources = find_sources([out / "runs"])
     write_overview(out / "overview.png", sources, out / "prepared")
-    page = build_page(sources, out / "prepared", "Pri3D on rendered rooms", _describe(steps))
+    counts = {name: count for name, (_, count, _) in PARTS.items()}
+    cut = ", cut to fit the time" if steps.shortened else ""
+    about = (
+        f"Pre-trained on {counts['pretrain']} rendered rooms for {steps.pretrain_steps} steps, fine-tuned on "
+        f"{counts['labelled']} other rooms for {steps.finetune_steps} steps{cut}, scored on {counts['test']} rooms "
+        "that neither training saw. So few seeds are an indication, not an error bound."
+    )
+    page = build_page(sources, out / "prepared", "Pri3D on rendered rooms", about)
     page.facts("The demo", settings)
     report = page.write(out / "report.html")
     minutes = round((time.perf_counter() - began) / 60, 2)
     write_json(out / "results.json", {"semantic_miou": scores, "minutes": minutes, "settings": settings})
     _show(scores, minutes, exported, report)
     return report
-
-
-def _describe(steps: DemoSteps) -> str:
-    """What the page says of the demo's data and steps."""
-    rooms = {name: count for name, (_, count, _) in PARTS.items()}
-    cut = ", cut to fit the time" if steps.shortened else ""
-    return (
-        f"Pre-trained on {rooms['pretrain']} rendered rooms for {steps.pretrain_steps} steps, fine-tuned on "
-        f"{rooms['labelled']} other rooms for {steps.finetune_steps} steps{cut}, scored on {rooms['test']} rooms that "
-        "neither training saw. So few seeds are an indication, not an error bound."
-    )
 
 
 def _train(
@@ -123,15 +124,6 @@ def _train(
         say(f"fine-tuning from the pre-trained weights, {steps.finetune_steps} steps")
         jobs = {"scratch": scratch, "pri3d": _finetune(pool, out, stores, "pri3d", str(run), steps.finetune_steps)}
         return steps, run, {name: [job.result() for job in started] for name, started in jobs.items()}
-
-
-def _clear(out: Path) -> None:
-    """Empty the folder of an earlier demo; refuse one that holds anything else."""
-    if out.exists() and any(out.iterdir()) and not (out / MARK).is_file():
-        raise ConfigError(f"--out {out}: holds something that no demo wrote. Choose a new or empty folder.")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    (out / MARK).touch()
 
 
 def _data(out: Path, seed: int, workers: int, say: Callable[[str], None]) -> dict[str, Path]:

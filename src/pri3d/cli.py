@@ -182,7 +182,22 @@ def parse(verb: Verb, words: Sequence[str]) -> dict[str, Any]:
     flags = list(flags_of(verb, words))
     parser = build_parser(verb, flags)
     normal = normalise(words, flags)
-    _refuse_unknown(parser, normal)
+    # A flag that the command does not have: say what it is called now, or which is the closest.
+    known = {flag.name for flag in flags if not flag.positional} | {"help"}
+    renamed = dict(RENAMED_FLAGS.get(verb.name, {}))
+    if issubclass(verb.options, CallOptions):
+        kind = "pretrain" if verb.options is PretrainOptions else str(_task(normal))
+        renamed |= {**RENAMED, **RENAMED_IN.get(kind, {})}
+    for word in normal:
+        name = word[2:].partition("=")[0]
+        if not word.startswith("--") or name in known or not name:
+            continue
+        if renamed.get(name) in known:
+            hint = f" It is {flag_as_typed(renamed[name])} now."
+        else:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {flag_as_typed(close[0])}?" if close else ""
+        parser.error(f"unknown flag {flag_as_typed(name)}.{hint}")
     found = parser.parse_args(normal, defaults=False).as_dict()
     return gathered("objectives" if verb.options is PretrainOptions else "tasks", verb.options, found)
 
@@ -200,22 +215,18 @@ def flags_of(verb: Verb, words: Sequence[str]) -> Iterator[Flag]:
             task = _task(words)
             names = [task] if task else _plugins("tasks", registry.TASKS)
             owners = [(name, options_class("tasks", name)) for name in names]
-    flags = itertools.chain(_flags(verb.options, "", "", values), _own_flags(owners, values))
+    flags = [*_flags(verb.options, "", "", values)]
+    for name, kind in owners:
+        if kind is not None:
+            own = values.get(name)
+            known = dict(own.items()) if isinstance(own, Options) else {}
+            flags += _flags(kind, f"{name}.", f"{name}: {_first_line(kind)}", known)
     if values or not issubclass(verb.options, CallOptions):
         yield from flags
         return
     stated = {*hints_of(PretrainSettings if verb.options is PretrainOptions else FinetuneSettings), *dict(owners)}
     for flag in flags:  # what a preset states is not known
         yield flag._replace(default=None) if flag.name.partition(".")[0] in stated else flag
-
-
-def _own_flags(owners: Sequence[tuple[str, type[Options] | None]], values: Mapping[str, Any]) -> Iterator[Flag]:
-    """Flags of the options of objectives or tasks."""
-    for name, kind in owners:
-        if kind is not None:
-            own = values.get(name)
-            known = dict(own.items()) if isinstance(own, Options) else {}
-            yield from _flags(kind, f"{name}.", f"{name}: {_first_line(kind)}", known)
 
 
 def _flags(kind: type[Options], prefix: str, title: str, values: Mapping[str, Any]) -> Iterator[Flag]:
@@ -228,24 +239,16 @@ def _flags(kind: type[Options], prefix: str, title: str, values: Mapping[str, An
         if isinstance(hint, type) and issubclass(hint, Options):
             groups.append((field.name, hint))
             continue
-        default = values.get(field.name, _default(field))
-        yield Flag(
-            prefix + field.name,
-            hint,
-            default,
-            field.metadata["about"],
-            title,
-            not field.kw_only and field.default is dataclasses.MISSING,
-        )
+        if field.name in values:
+            default = values[field.name]
+        elif callable(field.default_factory):
+            default = field.default_factory()
+        else:
+            default = None if field.default is dataclasses.MISSING else field.default
+        needed = not field.kw_only and field.default is dataclasses.MISSING
+        yield Flag(prefix + field.name, hint, default, field.metadata["about"], title, needed)
     for name, hint in groups:
         yield from _flags(hint, f"{name}.", f"{name}: {_first_line(hint)}", values.get(name) or {})
-
-
-def _default(field: Any) -> Any:
-    """Default of a field; None where it has none."""
-    if callable(field.default_factory):
-        return field.default_factory()
-    return None if repr(field.default).startswith("<dataclasses._MISSING") else field.default
 
 
 def _first_line(kind: type[Options]) -> str:
@@ -336,25 +339,6 @@ def normalise(words: Sequence[str], flags: Sequence[Flag]) -> list[str]:
         else:
             result.append(f"--{name}{equals}{value}")
     return result
-
-
-def _refuse_unknown(parser: Parser, words: Sequence[str]) -> None:
-    """Exit with 2 for a flag that the command does not have, saying what it is called now or which is the closest."""
-    known = {flag.name for flag in parser.flags if not flag.positional} | {"help"}
-    renamed = dict(RENAMED_FLAGS.get(parser.verb.name, {}))
-    if issubclass(parser.verb.options, CallOptions):
-        kind = "pretrain" if parser.verb.options is PretrainOptions else str(_task(words))
-        renamed |= {**RENAMED, **RENAMED_IN.get(kind, {})}
-    for word in words:
-        name = word[2:].partition("=")[0]
-        if not word.startswith("--") or name in known or not name:
-            continue
-        if renamed.get(name) in known:
-            hint = f" It is {flag_as_typed(renamed[name])} now."
-        else:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {flag_as_typed(close[0])}?" if close else ""
-        parser.error(f"unknown flag {flag_as_typed(name)}.{hint}")
 
 
 def _overview() -> str:

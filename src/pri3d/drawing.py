@@ -189,7 +189,13 @@ class _Pen:
         x0, y0, _, y1 = (float(v) for v in box)
         tops = (y0 - text.height, y0, y1)
         places = [self._inside(x0, top, text) for top in tops]
-        free = [place for place in places if not any(_overlap(place, other) for other in self.taken)]
+        free = [
+            one
+            for one in places
+            if not any(
+                one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3] for two in self.taken
+            )
+        ]
         return free[0] if free else None
 
     def _inside(self, x: float, y: float, text: _Text) -> Box:
@@ -197,10 +203,6 @@ class _Pen:
         x = max(0.0, min(x, self.size[0] - text.width - 1))
         y = max(0.0, min(y, self.size[1] - text.height - 1))
         return (x, y, x + text.width, y + text.height)
-
-
-def _overlap(one: Box, two: Box) -> bool:
-    return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]
 
 
 def _edges(ids: NDArray[np.uint8] | NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ import pytest
 
 from pri3d.errors import ConfigError, DataError
 from pri3d.reproduction.matrix import Experiment, Matrix, PlannedRun, build_matrix, find_experiment, find_study
-from pri3d.reproduction.result import (
+from pri3d.reproduction.reproduce import (
     TableEntry,
     compare_rows,
     printed_delta,

@@ -116,7 +116,13 @@ def build_matrix(
     if experiment.data not in study.settings["parts"]:
         fitting = [on for on, sizes in stated("studies").items() if experiment.data in sizes["small"]["parts"]]
         raise ConfigError(f"{experiment.name}: has no data in --on {study.on}. Choices: {', '.join(fitting)}.")
-    left_out = {name: reason for name, row in experiment.rows.items() if (reason := _missing(study, row, folders))}
+    left_out = {}
+    for name, row in experiment.rows.items():
+        needed = stated("experiments")["starts"][row["start"]].get("needs")
+        if row["start"] in study.settings.get("without", ()):
+            left_out[name] = f"--on {study.on} --scale {study.size} goes without ImageNet weights and images"
+        elif needed and needed not in folders:
+            left_out[name] = f"needs --{needed} FOLDER"
     rows = {name: row for name, row in experiment.rows.items() if name not in left_out}
     if experiment.rows and not rows:
         reasons = "; ".join(dict.fromkeys(left_out.values()))
@@ -145,15 +151,6 @@ def _in_order(runs: Mapping[str, PlannedRun]) -> tuple[PlannedRun, ...]:
     return tuple(run for head in heads for run in (head, *(r for r in runs.values() if r.after == head.name)))
 
 
-def _missing(study: Study, row: Mapping[str, Any], folders: Collection[str]) -> str:
-    """Why a row cannot be run, "" where it can."""
-    start = row["start"]
-    if start in study.settings.get("without", ()):
-        return f"--on {study.on} --scale {study.size} goes without ImageNet weights and images"
-    needed = stated("experiments")["starts"][start].get("needs")
-    return f"needs --{needed} FOLDER" if needed and needed not in folders else ""
-
-
 def _with_base(base: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
     """Rows whose network has none that deltas are to get one in front."""
     if not rows:  # a figure without runs
@@ -177,7 +174,13 @@ def _chain(
     settings, task, data = study.settings, experiment.task, experiment.data
     encoder = encoder or settings["encoder"]
     start = choice("start", stated("experiments")["starts"], row["start"])
-    pretraining = _pretraining(study, row["start"], start, encoder, seed) if "preset" in start else None
+    pretraining = None
+    if "preset" in start:
+        preset = ",".join(filter(None, (start["preset"], settings.get("layer"))))
+        asked = {"preset": preset, "encoder": encoder, "seed": seed, **settings["pretrain"]}
+        asked |= {"images": start["needs"]} if "needs" in start else {}
+        name = f"pretrain-{encoder}/{row['start']}-seed{seed}"
+        pretraining = PlannedRun(name, "pretrain", asked, ("pretrain",))
     network = row.get("network")
     preset = network or settings.get("presets", {}).get(task, "paper")
     options = {
@@ -196,14 +199,6 @@ def _chain(
     after = pretraining.name if pretraining else None
     finetuning = PlannedRun(name, "finetune", options, stores, after)
     return [pretraining, finetuning] if pretraining else [finetuning]
-
-
-def _pretraining(study: Study, name: str, start: Mapping[str, Any], encoder: str, seed: int) -> PlannedRun:
-    preset = ",".join(filter(None, (start["preset"], study.settings.get("layer"))))
-    options = {"preset": preset, "encoder": encoder, "seed": seed, **study.settings["pretrain"]}
-    if "needs" in start:
-        options["images"] = start["needs"]
-    return PlannedRun(f"pretrain-{encoder}/{name}-seed{seed}", "pretrain", options, ("pretrain",))
 
 
 @cache

@@ -276,21 +276,18 @@ def estimate(place: StudyFolder, runs: Sequence[PlannedRun]) -> dict[str, RunCos
             found[kind] = RunCost(paths.minutes(), _gigabytes(paths), "a run like it")
     unknown = {kind: some[0] for kind, some in by_kind.items() if kind not in found}
     if unknown:
+        settings = place.study.settings  # a trial is made on one rendered room, in the sizes of the study
+        trial_study = place.study._replace(settings={**settings, "parts": {_ROOM: {}}})
         with TemporaryDirectory() as folder:
-            trial = _prepare_trial(place, Path(folder))
+            trial = StudyFolder(Path(folder), trial_study)
+            recording = trial.recording(_ROOM)
+            with (trial.root / LOG).open("w") as log, redirect_stdout(log), redirect_stderr(log):
+                size = settings["prepare"].get("size", "320x240")
+                rooms(recording, rooms=1, frames=_ROOM_FRAMES, size=size, processes=1)
+                prepare([recording], trial.store(_ROOM), processes=1, **settings["prepare"])
             for kind, run in track(unknown.items(), description="trying", transient=True):
                 found[kind] = _run_trial(trial, run)
     return {run.name: found[kind] for kind, some in by_kind.items() for run in some}
-
-
-def _prepare_trial(place: StudyFolder, folder: Path) -> StudyFolder:
-    """A study of one rendered room in the sizes of ``place``."""
-    settings = place.study.settings
-    size = settings["prepare"].get("size", "320x240")
-    with (folder / LOG).open("w") as log, redirect_stdout(log), redirect_stderr(log):
-        rooms(folder / "recordings" / _ROOM, rooms=1, frames=_ROOM_FRAMES, size=size, processes=1)
-        prepare([folder / "recordings" / _ROOM], folder / "prepared" / _ROOM, processes=1, **settings["prepare"])
-    return StudyFolder(folder, place.study._replace(settings={**settings, "parts": {_ROOM: {}}}))
 
 
 def _run_trial(place: StudyFolder, run: PlannedRun) -> RunCost:
