@@ -195,7 +195,8 @@ def bars_figure(
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.1)
-        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]) if _any_below(rows) else 0.0)
+        negative = any(value < 0 for row in rows.values() for values in row.values() for value in values)
+        axes.set_xlim(left=min(0.0, axes.get_xlim()[0]) if negative else 0.0)
         axes.set_xlabel(axis)
         handles: list[Artist] = [Patch(color=colors[name], alpha=0.45, label=series_label(name)) for name in series]
         if reference:
@@ -270,11 +271,6 @@ def _bar(axes: Axes, y: float, thick: float, values: Sequence[float], color: str
     axes.scatter(known, y + shift, s=22, color=color, edgecolors="white", linewidths=0.7, zorder=4)
     right = max(mean + (half if np.isfinite(half) else 0), *known)
     axes.annotate(f"{mean:.1f}", (right, y), (7, 0), textcoords="offset points", va="center", size=8.5, color=INK)
-
-
-def _any_below(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> bool:
-    """Whether a value is negative, such as a difference."""
-    return any(value < 0 for row in rows.values() for values in row.values() for value in values)
 
 
 def _wide(height: float) -> Figure:

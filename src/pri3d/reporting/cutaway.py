@@ -87,7 +87,19 @@ def draw_chunk(axes: Axes, chunk: Chunk) -> None:
     The box is the one pre-training crops with (paper section 3.2). Everything more than 45 cm above the camera is
     left away, so that a ceiling does not hide the room.
     """
-    looking = _viewpoint(chunk)
+    # Look over the camera's shoulder, from the side and from above.
+    forward = chunk.world_from_camera[:3, 2]
+    level = forward - forward @ chunk.up * chunk.up
+    if np.linalg.norm(level) < 1e-3:  # it looks straight down: its upper edge tells where ahead is
+        level = -chunk.world_from_camera[:3, 1]
+        level = level - level @ chunk.up * chunk.up
+    level = level / np.linalg.norm(level)
+    aside = np.cross(chunk.up, level)
+    along = np.cos(_AZIMUTH) * level + np.sin(_AZIMUTH) * aside
+    away = np.cos(_ELEVATION) * along - np.sin(_ELEVATION) * chunk.up
+    right = np.cross(away, chunk.up)
+    right = right / np.linalg.norm(right)
+    looking = _Looking(right, np.cross(right, away), away)
     surface = drawable(chunk)
     centre = chunk.world_from_camera[:3, 3]
     height = (surface.cells + 0.5) * surface.size @ chunk.up
@@ -101,7 +113,10 @@ def draw_chunk(axes: Axes, chunk: Chunk) -> None:
     spread = (height - lowest) / max(float(highest - lowest), 1e-9)
     _draw_cubes(axes, seen, surface.size, mpl.colormaps["viridis"](0.08 + 0.86 * spread)[:, :3], looking)
     if box is not None:
-        _draw_lines(axes, looking.flat(_box_edges(*box)), MUTED, 0.7, (0, (3, 2)))
+        bits = np.stack(np.meshgrid(*([[0, 1]] * 3), indexing="ij"), axis=-1).reshape(-1, 3)
+        pairs = [(a, b) for a in bits for b in bits if (b - a).sum() == 1 and (b - a).min() == 0]
+        edges = box[0] + np.array(pairs) * (box[1] - box[0])  # (12, 2, 3)
+        _draw_lines(axes, looking.flat(edges), MUTED, 0.7, (0, (3, 2)))
         _draw_lines(axes, looking.flat(_frustum(chunk, float(chunk.depth.max()))), ACCENT, 0.8, "-")
     _draw_lines(axes, looking.flat(_frustum(chunk, 0.35)), ACCENT, 2.0, "-")
     u, v = looking.flat(centre)
@@ -119,22 +134,6 @@ def chunk_handles() -> list[Artist]:
         Line2D([], [], color=ACCENT, linewidth=1.2, label="camera and its view"),
         Line2D([], [], color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)), label="box that cuts it out"),
     ]
-
-
-def _viewpoint(chunk: Chunk) -> _Looking:
-    """Look over the camera's shoulder, from the side and from above."""
-    forward = chunk.world_from_camera[:3, 2]
-    level = forward - forward @ chunk.up * chunk.up
-    if np.linalg.norm(level) < 1e-3:  # it looks straight down: its upper edge tells where ahead is
-        level = -chunk.world_from_camera[:3, 1]
-        level = level - level @ chunk.up * chunk.up
-    level = level / np.linalg.norm(level)
-    aside = np.cross(chunk.up, level)
-    along = np.cos(_AZIMUTH) * level + np.sin(_AZIMUTH) * aside
-    away = np.cos(_ELEVATION) * along - np.sin(_ELEVATION) * chunk.up
-    right = np.cross(away, chunk.up)
-    right = right / np.linalg.norm(right)
-    return _Looking(right, np.cross(right, away), away)
 
 
 def _draw_cubes(
@@ -184,13 +183,6 @@ def _frustum(chunk: Chunk, z: float) -> NDArray[np.float64]:
     world = corners * z @ chunk.world_from_camera[:3, :3].T + chunk.world_from_camera[:3, 3]
     tip = np.broadcast_to(chunk.world_from_camera[:3, 3], world.shape)
     return np.concatenate((np.stack((tip, world), axis=1), np.stack((world, np.roll(world, 1, axis=0)), axis=1)))
-
-
-def _box_edges(lower: NDArray[np.float64], upper: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Edges (12, 2, 3) of an axis-aligned box."""
-    bits = np.stack(np.meshgrid(*([[0, 1]] * 3), indexing="ij"), axis=-1).reshape(-1, 3)
-    pairs = [(a, b) for a in bits for b in bits if (b - a).sum() == 1 and (b - a).min() == 0]
-    return lower + np.array(pairs) * (upper - lower)
 
 
 def _keys(cells: NDArray[np.int32]) -> NDArray[np.int64]:

@@ -45,7 +45,8 @@ class PredictedFrame(NamedTuple):
 def pair_figure(pair: MatchedPair) -> bytes:
     """Return a PNG of the two frames side by side with at most 32 of their matches as coloured lines."""
     with style():
-        figure, axes = image_grid([""], [pair_title(pair)], _pair_aspect(pair))
+        height, width = pair.colors.shape[1:3]
+        figure, axes = image_grid([""], [pair_title(pair)], (2 * width + _gap(width)) / height)
         draw_pair(axes[0][0], pair)
         return png(figure)
 
@@ -185,11 +186,6 @@ def class_patches(class_names: Sequence[str]) -> list[Patch]:
     return [Patch(facecolor=tuple(color), label=name) for name, color in entries]
 
 
-def _pair_aspect(pair: MatchedPair) -> float:
-    height, width = pair.colors.shape[1:3]
-    return float((2 * width + _gap(width)) / height)
-
-
 def _gap(width: int) -> float:
     """Pixels between the two frames."""
     return width / 40
@@ -227,7 +223,7 @@ def overview_picture(
     ``maps``: network -> (2, C, h, w) of the pair's frames; ``frames``: a row of pictures each, two fit well.
     """
     height, width = pair.colors.shape[1:3]
-    tall = _LEFT_COLUMN * height / (2 * width + width / 40)
+    tall = _LEFT_COLUMN * height / (2 * width + _gap(width))
     with style():
         total = (_TITLE_ROW + tall) * (1 + len(maps)) + 0.1
         sheet = _Sheet(Figure(figsize=(_SHEET_WIDTH, total), dpi=DPI), total)
@@ -240,38 +236,33 @@ def overview_picture(
             for x, color in zip((_MARGIN, _MARGIN + _LEFT_COLUMN - cell), pca_colors(features), strict=True):
                 show(sheet.axes(x, top, cell, tall), color, smooth=False)
         left = _LEFT_COLUMN + 0.45
-        top = _draw_predicted(sheet, left, frames, class_names)
+        # Rows of pictures from `top` on, above a legend in the lower right corner.
+        columns = [series_label(column) for column in frames[0].panels]
+        first = next(iter(frames[0].panels.values()))
+        wide = (_SHEET_WIDTH - _MARGIN - left - _BETWEEN * (len(columns) - 1)) / len(columns)
+        high = wide * first.shape[0] / first.shape[1]
+        top = sheet.height - _LEGEND_ROW - len(frames) * (high + _BETWEEN)
+        for r, frame in enumerate(frames):
+            for c, image in enumerate(frame.panels.values()):
+                axes = sheet.axes(left + c * (wide + _BETWEEN), top + r * (high + _BETWEEN), wide, high)
+                show(axes, image, smooth=c == 0)
+                if r == 0:
+                    axes.set_title(columns[c], size=9.5, weight="normal", pad=4)
+        sheet.figure.legend(
+            handles=class_patches(class_names),
+            loc="lower left",
+            bbox_to_anchor=(left / _SHEET_WIDTH, 0),
+            ncols=-(-(len(class_names) + 1) // 2),
+            handlelength=1.0,
+            handleheight=1.0,
+            columnspacing=1.6,
+            borderpad=0,
+            borderaxespad=0.5,
+            fontsize=9,
+        )
         sheet.title(
             left, top - _TITLE_ROW + 0.18, f"{len(maps) + 3}  Fine-tuning", "semantic segmentation, held-out frames"
         )
         sheet.title(left, _TITLE_ROW, "2  Surface", "the voxels in the view of the first frame")
         draw_chunk(sheet.axes(left, _TITLE_ROW, _SHEET_WIDTH - _MARGIN - left, top - 2 * _TITLE_ROW - 0.3), chunk)
         return png(sheet.figure)
-
-
-def _draw_predicted(sheet: _Sheet, left: float, frames: Sequence[PredictedFrame], class_names: Sequence[str]) -> float:
-    """Rows of pictures above a legend in the lower right corner; returns where the rows begin."""
-    columns = [series_label(column) for column in frames[0].panels]
-    first = next(iter(frames[0].panels.values()))
-    wide = (_SHEET_WIDTH - _MARGIN - left - _BETWEEN * (len(columns) - 1)) / len(columns)
-    high = wide * first.shape[0] / first.shape[1]
-    begin: float = sheet.height - _LEGEND_ROW - len(frames) * (high + _BETWEEN)
-    for r, frame in enumerate(frames):
-        for c, image in enumerate(frame.panels.values()):
-            axes = sheet.axes(left + c * (wide + _BETWEEN), begin + r * (high + _BETWEEN), wide, high)
-            show(axes, image, smooth=c == 0)
-            if r == 0:
-                axes.set_title(columns[c], size=9.5, weight="normal", pad=4)
-    sheet.figure.legend(
-        handles=class_patches(class_names),
-        loc="lower left",
-        bbox_to_anchor=(left / _SHEET_WIDTH, 0),
-        ncols=-(-(len(class_names) + 1) // 2),
-        handlelength=1.0,
-        handleheight=1.0,
-        columnspacing=1.6,
-        borderpad=0,
-        borderaxespad=0.5,
-        fontsize=9,
-    )
-    return begin

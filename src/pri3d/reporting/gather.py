@@ -58,8 +58,10 @@ def matched_pairs(folder: Path, count: int, settings: Mapping[str, Any]) -> tupl
     for k, row in enumerate(rows):
         item = dataset[Draw(0, k)]
         matches = match_pixels(item.depth[None], item.intrinsics[None], item.world_from_camera[None], grid, distance)
-        valid = matches.valid[0]
-        ends = [_cell_centres(cells[0][valid], grid, size) for cells in (matches.first, matches.second)]
+        ends = []
+        for cells in (matches.first, matches.second):  # their centres (N, 2) in pixels of the images
+            down, across = np.divmod(cells[0][matches.valid[0]].numpy(), grid[1])
+            ends.append(np.stack(((across + 0.5) * size[0] / grid[1], (down + 0.5) * size[1] / grid[0]), axis=1))
         colors = item.color.permute(0, 2, 3, 1).numpy()
         pairs.append(
             MatchedPair(
@@ -153,10 +155,3 @@ def predictions(images: LabelledImages, runs: Runs, count: int, task: str) -> Pi
             return Missing(str(error))
         frames.append(PredictedFrame(images.names[row], panels))
     return Pictures(frames, names if own.colors_classes else [])
-
-
-def _cell_centres(cells: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> NDArray[np.float64]:
-    """Flat feature cells (N,) -> pixels (N, 2) of an image of ``size`` (width, height)."""
-    flat = cells.numpy()
-    row, column = flat // grid[1], flat % grid[1]
-    return np.stack(((column + 0.5) * size[0] / grid[1], (row + 0.5) * size[1] / grid[0]), axis=1)

@@ -24,7 +24,6 @@ from pri3d.reporting.sections import (
     add_pictures,
     add_probe,
     add_scores,
-    add_unfinished,
     add_validation,
     describe,
 )
@@ -37,6 +36,7 @@ from pri3d.reporting.sources import (
     find_sources,
     labelled_of,
     pairs_of,
+    read_score,
     there,
 )
 from pri3d.runs import RunPaths
@@ -80,7 +80,20 @@ def build_page(sources: Sources, data: Path | None = None, title: str = "", lead
     for task, groups in sources.groups().items():
         _add_task(page, task, groups, data)
     if sources.pretrained:
-        _add_pretraining(page, sources.pretrained, data)
+        page.heading("Pre-training")
+        header = ["run", "steps", "loss", "recall of each objective", "samples/s"]
+        page.table(header, describe(sources.pretrained), "Means over the last tenth of the steps.")
+        add_curves(page, sources.pretrained)
+        page.heading("What pre-training learns from")
+        found = pairs_of(sources.pretrained[0], data)
+        if isinstance(found, Missing):
+            page.note(f"Pair, surface and features are left out: {found.reason}")
+        else:
+            if found.remark:
+                page.note(found.remark)
+            add_data(page, found.folder, sources.pretrained[0])
+            page.heading("Features")
+            add_features(page, found.folder, sources.pretrained)
     for path in sources.probes:
         page.heading("What the features know" if len(sources.probes) == 1 else f"Probe: {path.name}")
         add_probe(page, path)
@@ -118,7 +131,9 @@ def _add_task(page: Page, task: str, groups: Sequence[SeedGroup], data: Path | N
         page.note("Some weights were pre-trained, without labels, on the frames that the runs are scored on.")
     if len({str(run.provenance.get("data_hash", "")).partition("+")[2] for run in every}) > 1:
         page.note("The runs are scored on different images, or classes: their scores do not compare.")
-    add_unfinished(page, task, {group.name: [run.path for run in group.runs] for group in groups})
+    absent = [run.path.name for run in every if read_score(run.path, task) is None]
+    if absent:
+        page.note(f"Without scores, and left out: {', '.join(absent)}.")
     largest = max(group.fraction for group in groups)
     shown = [group for group in groups if group.fraction == largest]
     if len(shown) < len(groups):
@@ -131,23 +146,6 @@ def _add_task(page: Page, task: str, groups: Sequence[SeedGroup], data: Path | N
         add_pictures(page, task, methods, found)
     else:
         add_pictures(page, task, methods, found.images, found.remark)
-
-
-def _add_pretraining(page: Page, runs: Sequence[RunFolder], data: Path | None) -> None:
-    page.heading("Pre-training")
-    header = ["run", "steps", "loss", "recall of each objective", "samples/s"]
-    page.table(header, describe(runs), "Means over the last tenth of the steps.")
-    add_curves(page, runs)
-    found = pairs_of(runs[0], data)
-    page.heading("What pre-training learns from")
-    if isinstance(found, Missing):
-        page.note(f"Pair, surface and features are left out: {found.reason}")
-        return
-    if found.remark:
-        page.note(found.remark)
-    add_data(page, found.folder, runs[0])
-    page.heading("Features")
-    add_features(page, found.folder, runs)
 
 
 def _add_provenance(page: Page, runs: Sequence[RunFolder], data: Path | None) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from numpy.typing import NDArray
 
 from pri3d.errors import DataError
 from pri3d.intervals import interval_text, mean_interval
@@ -60,8 +59,9 @@ def add_scores(page: Page, task: str, groups: Sequence[SeedGroup]) -> None:
     if sum(map(len, scores.values())) == 1:
         _add_one(page, words, next(iter(scores.values()))[0])
         return
-    seeds = {len(of) for of in scores.values()}
-    many = f"mean of {_range(seeds)} seeds ± its 95 % interval by Student's t" if max(seeds) > 1 else "one seed each"
+    least, most = min(map(len, scores.values())), max(map(len, scores.values()))
+    seeds = f"{least} to {most}" if least < most else str(most)
+    many = f"mean of {seeds} seeds ± its 95 % interval by Student's t" if most > 1 else "one seed each"
     differences = {group.name: _difference(group, groups, task, words.key) for group in shown}
     against = f"{words.main} minus scratch" if any(differences.values()) else ""
     header = [f"{words.main} and others, %", "seeds", *words.shown.values(), *filter(None, [against, "minutes"])]
@@ -103,24 +103,28 @@ def add_validation(page: Page, task: str, runs: Runs) -> None:
     words, scores = words_of(task), read_scores(runs, task)
     if not scores:
         return
+    metrics = {method: [read_metrics(RunPaths(run).metrics) for run in runs[method]] for method in scores}
     page.figure(
         charts.validation_figure(
             {method: [score.history for score in of] for method, of in scores.items()},
-            {method: _losses(runs[method]) for method in scores},
+            {method: [[row for row in rows if "loss" in row] for rows in of if rows] for method, of in metrics.items()},
             words.key,
             words.main,
         ),
         "Fine-tuning. Thin: seeds; thick: their mean.",
         f"Curves of validation {words.main} and training loss by method.",
     )
-    _add_classes(page, words, {method: mean_by_class(of) for method, of in scores.items()})
-
-
-def add_unfinished(page: Page, task: str, runs: Runs) -> None:
-    """Say which runs have no scores."""
-    absent = [run.name for folders in runs.values() for run in folders if read_score(run, task) is None]
-    if absent:
-        page.note(f"Without scores, and left out: {', '.join(absent)}.")
+    means = {method: mean_by_class(of) for method, of in scores.items()}
+    if not any(means.values()):
+        return
+    page.figure(
+        charts.classes_figure(means, words.by_class),
+        f"{words.by_class} by class, mean over seeds, at the last step.",
+        f"Dots of {words.by_class} by class and method.",
+    )
+    classes = dict.fromkeys(name for of in means.values() for name in of)
+    table = [(name, *(_percent(of.get(name), math.nan) for of in means.values())) for name in classes]
+    page.table([f"{words.by_class}, %", *map(_label, means)], table)
 
 
 def add_pictures(page: Page, task: str, runs: Runs, images: LabelledImages | Missing, remark: str = "") -> None:
@@ -159,19 +163,6 @@ def _add_one(page: Page, words: TaskWords, score: RunScores) -> None:
     )
 
 
-def _add_classes(page: Page, words: TaskWords, means: Mapping[str, Mapping[str, float]]) -> None:
-    if not any(means.values()):
-        return
-    page.figure(
-        charts.classes_figure(means, words.by_class),
-        f"{words.by_class} by class, mean over seeds, at the last step.",
-        f"Dots of {words.by_class} by class and method.",
-    )
-    classes = dict.fromkeys(name for of in means.values() for name in of)
-    rows = [(name, *(_percent(of.get(name), math.nan) for of in means.values())) for name in classes]
-    page.table([f"{words.by_class}, %", *map(_label, means)], rows)
-
-
 def _difference(group: SeedGroup, groups: Sequence[SeedGroup], task: str, key: str) -> str:
     """Gain of a group over the baseline at the same fraction of labels, over the seeds of both; "" without one."""
     if group.method == BASELINE:
@@ -179,14 +170,13 @@ def _difference(group: SeedGroup, groups: Sequence[SeedGroup], task: str, key: s
     baseline = [other for other in groups if other.method == BASELINE and other.fraction == group.fraction]
     if not baseline:
         return ""
-    own, base = (_by_seed(one, task, key) for one in (group, baseline[0]))
-    gains = [own[seed] - base[seed] for seed in own if seed in base]
+    own, base = (
+        {int(run.settings.get("seed", 0)): read_score(run.path, task) for run in one.runs}
+        for one in (group, baseline[0])
+    )
+    both = [(score, base.get(seed)) for seed, score in own.items()]
+    gains = [ours.last[key] - theirs.last[key] for ours, theirs in both if ours is not None and theirs is not None]
     return _percent(*mean_interval(gains), signed=True) if gains else ""
-
-
-def _by_seed(group: SeedGroup, task: str, key: str) -> dict[int, float]:
-    scores = {int(run.settings.get("seed", 0)): read_score(run.path, task) for run in group.runs}
-    return {seed: score.last[key] for seed, score in scores.items() if score is not None}
 
 
 def _minutes(folders: Sequence[Path]) -> str:
@@ -199,19 +189,10 @@ def _minutes(folders: Sequence[Path]) -> str:
     return f"{sum(times) / len(times):.1f}"
 
 
-def _losses(folders: Sequence[Path]) -> list[list[dict[str, float]]]:
-    tables = (read_metrics(RunPaths(folder).metrics) for folder in folders)
-    return [[row for row in rows if "loss" in row] for rows in tables if rows]
-
-
 def _label(name: str) -> str:
     """What to call a group: of ``scratch, 20% of the labels`` the first word as everywhere."""
     first, comma, rest = name.partition(",")
     return f"{series_label(first)}{comma}{rest}"
-
-
-def _range(counts: set[int]) -> str:
-    return f"{min(counts)} to {max(counts)}" if len(counts) > 1 else str(max(counts))
 
 
 def _percent(mean: float | None, half: float, signed: bool = False) -> str:
@@ -237,7 +218,22 @@ def add_curves(page: Page, runs: Sequence[RunFolder]) -> None:
             continue
         if len(known) > 1:
             page.heading(run.name, 3)
-        _add_training_curves(page, run, known[run.name])
+        page.figure(
+            charts.training_figure(known[run.name], run.settings.get("objectives", {})),
+            f"Pre-training to step {known[run.name][-1]['step']:.0f}. Dotted: the loss of a network that cannot tell "
+            "points apart. Recall: fraction of points whose true partner is the most similar of all. Thin: single "
+            "batches; thick: running mean.",
+            "Curves of loss, match recall and learning rate over the steps of pre-training.",
+        )
+        scores = RunPaths(run.path).scores
+        history = read_json(scores)["history"] if scores.is_file() else []
+        if history:
+            page.figure(
+                charts.heldout_figure([{k: v for k, v in entry.items() if v is not None} for entry in history]),
+                "On pairs that were held out. Alignment: mean squared distance of matched features, lower is more "
+                "alike. Uniformity: lower is more spread over the sphere. Rank: how many directions the features use.",
+                "Curves of measures on held-out pairs over the steps.",
+            )
     absent = [run.name for run in runs if run.name not in known]
     if absent:
         page.note(f"The curves are left out: {', '.join(absent)} has no {RunPaths(Path()).metrics.name}.")
@@ -303,26 +299,6 @@ def add_features(page: Page, folder: Path, runs: Sequence[RunFolder]) -> None:
     )
 
 
-def _add_training_curves(page: Page, run: RunFolder, rows: list[dict[str, float]]) -> None:
-    weights = run.settings.get("objectives", {})
-    page.figure(
-        charts.training_figure(rows, weights),
-        f"Pre-training to step {rows[-1]['step']:.0f}. Dotted: the loss of a network that cannot tell points apart. "
-        "Recall: fraction of points whose true partner is the most similar of all. Thin: single batches; thick: "
-        "running mean.",
-        "Curves of loss, match recall and learning rate over the steps of pre-training.",
-    )
-    scores = RunPaths(run.path).scores
-    history = read_json(scores)["history"] if scores.is_file() else []
-    if history:
-        page.figure(
-            charts.heldout_figure([{k: v for k, v in entry.items() if v is not None} for entry in history]),
-            "On pairs that were held out. Alignment: mean squared distance of matched features, lower is more alike. "
-            "Uniformity: lower is more spread over the sphere. Rank: how many directions the features use.",
-            "Curves of measures on held-out pairs over the steps.",
-        )
-
-
 def _chunk_scene(folder: Path, settings: Mapping[str, Any], chunk: Chunk, pair: MatchedPair) -> str:
     """The same chunk to turn around, with the pair's cameras and lines to points that both see."""
     surface = drawable(chunk)
@@ -330,7 +306,10 @@ def _chunk_scene(folder: Path, settings: Mapping[str, Any], chunk: Chunk, pair: 
     centres = (surface.cells + 0.5) * surface.size
     colors = np.zeros((len(centres), 3), np.uint8)
     for part, name in ((seen, _SEEN), (~seen, _REST)):
-        colors[part] = _by_height(centres[part] @ chunk.up, name)
+        height = centres[part] @ chunk.up
+        share = (height - height.min(initial=np.inf)) / max(float(np.ptp(height)) if len(height) else 0.0, 1e-9)
+        # Neither the darkest nor the lightest of a colour map.
+        colors[part] = np.rint(255 * mpl.colormaps[name](0.15 + 0.75 * share)[:, :3]).astype(np.uint8)
     store, row = Store(folder), gather.typical_pairs(Store(folder), 1)
     table = store.pairs()
     frames = store.scene(str(table.scene[row[0]])).frames
@@ -348,13 +327,6 @@ def _chunk_scene(folder: Path, settings: Mapping[str, Any], chunk: Chunk, pair: 
         title=f"The same surface to turn around, with both frames of pair {pair.name} and lines to points they share.",
         alt="The voxels of the room with the two cameras of the pair and lines to the points that both see.",
     )
-
-
-def _by_height(height: NDArray[np.float64], name: str) -> NDArray[np.uint8]:
-    """RGB (N, 3) of heights (N,), neither the darkest nor the lightest of a colour map."""
-    spread = (height - height.min(initial=np.inf)) / max(float(np.ptp(height)) if len(height) else 0.0, 1e-9)
-    colors: NDArray[np.uint8] = np.rint(255 * mpl.colormaps[name](0.15 + 0.75 * spread)[:, :3]).astype(np.uint8)
-    return colors
 
 
 def describe(runs: Sequence[RunFolder]) -> list[list[str]]:
@@ -385,7 +357,12 @@ def add_probe(page: Page, path: Path) -> None:
     networks = found.get("networks") if isinstance(found, dict) else None
     if not isinstance(networks, dict) or not all(isinstance(scores, dict) for scores in networks.values()):
         raise DataError(f"{path}: not the results of pri3d probe. Give its .json file, or a run's folder.")
-    curves = {name: _angles(scores) for name, scores in networks.items()}
+    curves = {}
+    for name, scores in networks.items():  # bin of degrees -> recall, where that was measured
+        matching = scores.get("matching")
+        bins = matching.get("by_angle") if isinstance(matching, dict) else None
+        known = bins.items() if isinstance(bins, dict) else ()
+        curves[name] = {str(bin_): math.nan if value is None else float(value) for bin_, value in known}
     if any(curves.values()):
         page.figure(
             recall_figure({"Recall of true points": {name: of for name, of in curves.items() if of}}),
@@ -394,24 +371,16 @@ def add_probe(page: Page, path: Path) -> None:
             "Curves of recall by viewing angle and network.",
         )
     for part in dict.fromkeys(name for scores in networks.values() for name in scores):
-        rows = {name: _numbers(scores[part]) for name, scores in networks.items() if _is_table(scores.get(part))}
+        rows = {
+            name: _numbers(scores[part])
+            for name, scores in networks.items()
+            if isinstance(scores.get(part), dict) and scores[part]
+        }
         columns = [name for name in dict.fromkeys(name for row in rows.values() for name in row)][:_COLUMNS]
         if columns:
             page.heading(part.capitalize(), 3)
             page.table(["", *columns], [(name, *(_number(row.get(c)) for c in columns)) for name, row in rows.items()])
     page.facts(f"What was probed: {path.name}", {key: value for key, value in found.items() if key != "networks"})
-
-
-def _angles(scores: Mapping[str, Any]) -> dict[str, float]:
-    """Bin of degrees -> recall, where that was measured."""
-    matching = scores.get("matching")
-    bins = matching.get("by_angle") if isinstance(matching, dict) else None
-    known = bins.items() if isinstance(bins, dict) else ()
-    return {str(name): math.nan if value is None else float(value) for name, value in known}
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value)
 
 
 def _numbers(scores: Mapping[str, Any]) -> dict[str, float | None]:

@@ -76,7 +76,10 @@ def find_sources(paths: Sequence[Path]) -> Sources:
             probes[path] = None
             continue
         root = path.parent if path.is_file() else path
-        found = _runs_in(root)
+        config = RunPaths(root).config
+        # The run that the folder is, else the runs in it, at most two levels deep: the demo's lie in `runs`.
+        inside = (path.parent for depth in ("*", "*/*") for path in root.glob(f"{depth}/{config.name}"))
+        found = [root] if config.is_file() else sorted(set(inside))
         beside = sorted(root.glob("probe*.json"))
         if not found and not beside:
             raise DataError(f"{root}: holds no run. Give the folder of a run, or one that holds runs.")
@@ -101,15 +104,6 @@ def flat_settings(run: RunFolder) -> dict[str, Any]:
     grouped = {name: value for name, value in run.settings.items() if name != "objectives"}
     whole = {"objectives": run.settings["objectives"]} if "objectives" in run.settings else {}
     return {**whole, **{".".join(way): value for way, value in leaves(grouped)}}
-
-
-def _runs_in(root: Path) -> list[Path]:
-    """The run that a folder is, else the runs in it, at most two levels deep: the demo's lie in ``runs``."""
-    config = RunPaths(root).config
-    if config.is_file():
-        return [root]
-    inside = {path.parent for depth in ("*", "*/*") for path in root.glob(f"{depth}/{config.name}")}
-    return sorted(inside)
 
 
 def read_run(path: Path, name: str) -> RunFolder:

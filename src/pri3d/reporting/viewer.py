@@ -10,7 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
@@ -27,7 +26,7 @@ from pri3d.reporting.viewer_scene import (
     Shown,
     ShownFrame,
     ShownPair,
-    all_legs,
+    legs,
     paint,
     show,
 )
@@ -54,13 +53,21 @@ def view(options: ViewOptions) -> Path | None:
     if save is not None and save.suffix != ".rrd":
         raise ConfigError(f"--save {save}: a recording of rerun ends in .rrd. For a page give --out.")
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    obstacle = _obstacle(save)
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or not sys.platform.startswith("linux")
+    obstacle = ""  # why the viewer cannot do what is asked of it
+    if find_spec("rerun") is None:
+        obstacle = 'The viewer is rerun: pip install "pri3d[view]". Without it the same is written as a page.'
+    elif save is None and not screen:
+        obstacle = "No screen here to open a window on: a page is written. --save writes a recording."
     shown = show(source, data, options.scene, options.max_frames, options.max_pairs)
     for note in shown.notes:
         console.print(note)
     written = None
     if save is not None and find_spec("rerun") is not None:
-        written = _save(shown, save)
+        from pri3d.reporting.viewer_rerun import save_recording  # noqa: PLC0415 (an extra)
+
+        with usable(f"--save {save}"):
+            written = save_recording(shown, save)
         console.print(f"{written}: open it with rerun {written}")
     wanted = options.html or out is not None
     if obstacle and (save is not None or not wanted):
@@ -71,29 +78,10 @@ def view(options: ViewOptions) -> Path | None:
             written = write_page(shown, page)
         console.print(f"{written}: open it in a browser")
     if written is None:
-        _open(shown)
+        from pri3d.reporting.viewer_rerun import open_window  # noqa: PLC0415 (an extra)
+
+        open_window(shown)
     return written
-
-
-def _obstacle(save: Path | None) -> str:
-    """Why the viewer cannot do what is asked of it, "" where it can."""
-    if find_spec("rerun") is None:
-        return 'The viewer is rerun: pip install "pri3d[view]". Without it the same is written as a page.'
-    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or not sys.platform.startswith("linux")
-    return "" if save or screen else "No screen here to open a window on: a page is written. --save writes a recording."
-
-
-def _save(shown: Shown, path: Path) -> Path:
-    from pri3d.reporting.viewer_rerun import save_recording  # noqa: PLC0415 (an extra)
-
-    with usable(f"--save {path}"):
-        return save_recording(shown, path)
-
-
-def _open(shown: Shown) -> None:
-    from pri3d.reporting.viewer_rerun import open_window  # noqa: PLC0415 (an extra)
-
-    open_window(shown)
 
 
 def write_page(shown: Shown, out: Path) -> Path:
@@ -112,9 +100,16 @@ def write_page(shown: Shown, out: Path) -> Path:
         page.widget(f'<div class="thumbs">{"".join(_thumbs(frame) for frame in shown.frames)}</div>')
     if shown.pairs:
         page.heading("Pairs and matches")
-        page.paragraph(_explain_matches(shown.pairs))
+        text = "Measured: the depth of both frames puts the two ends on one place. "
+        if any(name != MEASURED for name in _kinds(shown.pairs)):
+            text += (
+                "By features: the most similar place of the whole second frame, by a network before or after its "
+                "training; green where it lies within 10 pixels of the measured place in an image 320 wide, orange "
+                "where not."
+            )
+        page.paragraph(text)
         for pair in shown.pairs:
-            page.heading(_pair_title(pair), 3)
+            page.heading(f"{pair.name}: overlap {pair.overlap:.0%}, {np.degrees(pair.angle):.0f}° between the views", 3)
             for name, matched in pair.matches.items():
                 page.widget(_drawn_matches(pair, name, matched))
     return page.write(out)
@@ -127,7 +122,9 @@ def _kinds(pairs: Sequence[ShownPair]) -> list[str]:
 
 
 def _turning_scene(shown: Shown, name: str) -> str:
-    lines, right = all_legs(shown.pairs, name)
+    found = [legs(pair, pair.matches[name]) for pair in shown.pairs if name in pair.matches]
+    lines = np.concatenate([np.zeros((0, 2, 3)), *(some for some, _ in found)])
+    right = np.concatenate([np.zeros(0, bool), *(some for _, some in found)])
     cameras = [
         (frame.name, frame.world_from_camera, frame.intrinsics, (frame.color.shape[1], frame.color.shape[0]))
         for frame in shown.frames
@@ -157,31 +154,14 @@ def _turning_scene(shown: Shown, name: str) -> str:
 
 def _thumbs(frame: ShownFrame) -> str:
     """The frame, and its further pictures below it."""
-    pictures = {frame.name: frame.color, **frame.pictures}
-    return "<figure>" + "".join(_thumb(name, color) for name, color in pictures.items()) + "</figure>"
-
-
-def _thumb(name: str, color: NDArray[np.uint8]) -> str:
-    height, width = color.shape[:2]
-    small = Image.fromarray(color)
-    small = small.resize((_THUMB, max(1, round(_THUMB * height / width))), Image.Resampling.BILINEAR)
-    source = picture_address(encode(np.asarray(small), "JPEG"))
-    return f'<img alt="{escape(name)}" src="{source}" loading="lazy"><figcaption>{escape(name)}</figcaption>'
-
-
-def _pair_title(pair: ShownPair) -> str:
-    return f"{pair.name}: overlap {pair.overlap:.0%}, {np.degrees(pair.angle):.0f}° between the views"
-
-
-def _explain_matches(pairs: Sequence[ShownPair]) -> str:
-    names = [name for name in _kinds(pairs) if name != MEASURED]
-    text = "Measured: the depth of both frames puts the two ends on one place. "
-    if names:
-        text += (
-            "By features: the most similar place of the whole second frame, by a network before or after its training; "
-            "green where it lies within 10 pixels of the measured place in an image 320 wide, orange where not."
-        )
-    return text
+    parts = []
+    for name, color in {frame.name: frame.color, **frame.pictures}.items():
+        height, width = color.shape[:2]
+        small = Image.fromarray(color)
+        small = small.resize((_THUMB, max(1, round(_THUMB * height / width))), Image.Resampling.BILINEAR)
+        source = picture_address(encode(np.asarray(small), "JPEG"))
+        parts.append(f'<img alt="{escape(name)}" src="{source}" loading="lazy"><figcaption>{escape(name)}</figcaption>')
+    return f"<figure>{''.join(parts)}</figure>"
 
 
 def _drawn_matches(pair: ShownPair, name: str, matched: Matched) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pri3d.files.archive import encode
 from pri3d.files.atomic import replacing
-from pri3d.reporting.viewer_scene import Matched, Shown, ShownFrame, ShownPair, legs, paint
+from pri3d.reporting.viewer_scene import Shown, ShownFrame, legs, paint
 from pri3d.store import millimetres
 
 TIMELINE = "frame"
@@ -43,30 +43,28 @@ def open_window(shown: Shown) -> None:
 
 def _log(stream: rr.RecordingStream, shown: Shown) -> None:
     stream.send_recording_name(shown.title)
-    for name, value in _standing(shown):
-        stream.log(name, value, static=True)
+    text = [f"# {shown.title}", *(f"- {key}: {value}" for key, value in shown.facts.items()), "", *shown.notes]
+    stream.log("about", rr.TextDocument("\n".join(text), media_type=rr.MediaType.MARKDOWN), static=True)
+    if len(shown.points):
+        surface = rr.Points3D(shown.points, colors=shown.colors, radii=_radius(shown.points))
+        stream.log("world/surface", surface, static=True)
+    if len(shown.path) > 1:
+        stream.log("world/path", rr.LineStrips3D([shown.path], colors=[_PATH]), static=True)
     for k, frame in enumerate(shown.frames):
         stream.set_time(TIMELINE, sequence=k)
         for name, value in _moving(frame):
             stream.log(name, value)
     for k, pair in enumerate(shown.pairs):
-        for name, value in _paired(f"pairs/{k}", pair):
-            stream.log(name, value, static=True)
-
-
-def _standing(shown: Shown) -> Iterator[tuple[str, Any]]:
-    """What is there at all times."""
-    text = [f"# {shown.title}", *(f"- {key}: {value}" for key, value in shown.facts.items()), "", *shown.notes]
-    yield "about", rr.TextDocument("\n".join(text), media_type=rr.MediaType.MARKDOWN)
-    if len(shown.points):
-        yield "world/surface", rr.Points3D(shown.points, colors=shown.colors, radii=_radius(shown.points))
-    if len(shown.path) > 1:
-        yield "world/path", rr.LineStrips3D([shown.path], colors=[_PATH])
-    for k, pair in enumerate(shown.pairs):
+        # The two frames side by side, and a layer of lines for each kind of match, there and in the scene.
+        stream.log(f"pairs/{k}/color", _picture(np.concatenate(list(pair.colors), axis=1)), static=True)
         for name, matched in pair.matches.items():
+            ends = matched.pixels.reshape(-1, 2, 2) + np.array(((0, 0), (pair.colors.shape[2], 0)))
+            flat = rr.LineStrips2D(ends.astype(np.float32), colors=paint(matched.right))
+            stream.log(f"pairs/{k}/{name}", flat, static=True)
             lines, right = legs(pair, matched)
             if len(lines):
-                yield f"world/pairs/{k}/{name}", rr.LineStrips3D(lines.astype(np.float32), colors=paint(right))
+                strips = rr.LineStrips3D(lines.astype(np.float32), colors=paint(right))
+                stream.log(f"world/pairs/{k}/{name}", strips, static=True)
 
 
 def _moving(frame: ShownFrame) -> Iterator[tuple[str, Any]]:
@@ -93,19 +91,6 @@ def _moving(frame: ShownFrame) -> Iterator[tuple[str, Any]]:
         yield f"{at}/depth", rr.DepthImage(millimetres(frame.depth), meter=_MILLIMETRES)
     for name, picture in frame.pictures.items():
         yield f"pictures/{_path(name)}", _picture(picture, "PNG")
-
-
-def _paired(at: str, pair: ShownPair) -> Iterator[tuple[str, Any]]:
-    """The two frames side by side, and a layer of lines for each kind of match."""
-    width = pair.colors.shape[2]
-    yield f"{at}/color", _picture(np.concatenate(list(pair.colors), axis=1))
-    for name, matched in pair.matches.items():
-        yield f"{at}/{name}", _flat_lines(matched, width)
-
-
-def _flat_lines(matched: Matched, width: int) -> Any:
-    ends = matched.pixels.reshape(-1, 2, 2) + np.array(((0, 0), (width, 0)))
-    return rr.LineStrips2D(ends.astype(np.float32), colors=paint(matched.right))
 
 
 def _picture(color: NDArray[np.uint8], kind: str = "JPEG") -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -316,13 +316,6 @@ def paint(right: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return np.where(right[:, None], RIGHT, WRONG).astype(np.uint8)
 
 
-def all_legs(pairs: Sequence[ShownPair], name: str) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """:func:`legs` of every pair's matches of one name, joined."""
-    found = [legs(pair, pair.matches[name]) for pair in pairs if name in pair.matches]
-    lines = [np.zeros((0, 2, 3)), *(one for one, _ in found)]
-    return np.concatenate(lines), np.concatenate([np.zeros(0, bool), *(right for _, right in found)])
-
-
 @torch.no_grad()
 def _match(
     item: PairItem, poses: NDArray[np.float64], distance: float, networks: Mapping[str, nn.Module]
@@ -348,11 +341,7 @@ def _match(
         there = np.where((cells == second)[:, None], world[0, first], world[1, cells])
         return Matched(ends, np.stack((world[0, first], there), axis=1), gap <= TOLERANCE)
 
-    return {MEASURED: matched(second), **{name: matched(_nearest(maps, first)) for name, maps in features.items()}}
-
-
-def _nearest(maps: Tensor, first: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Cells of the second of two maps (2, C, h, w) of unit features most similar to cells of the first."""
-    one, two = maps.flatten(2)
-    cells: NDArray[np.int64] = (one[:, torch.from_numpy(first)].T @ two).argmax(dim=1).numpy()
-    return cells
+    result = {MEASURED: matched(second)}
+    for name, (one, two) in ((name, maps.flatten(2)) for name, maps in features.items()):
+        result[name] = matched((one[:, torch.from_numpy(first)].T @ two).argmax(dim=1).numpy())
+    return result

@@ -293,13 +293,22 @@ def similarity_widget(pair: MatchedPair, networks: Mapping[str, Tensor], caption
     shrink = max(1.0, (height * width / MOST_CELLS) ** 0.5)
     grid = (max(1, int(height / shrink)), max(1, int(width / shrink)))
     packed = {name: pack(features, grid) for name, features in networks.items()}
-    frames, points = _shrunk(pair)
+    # Frames (2, H, W, 3) of at most 320 pixels width, and the matches (N, 4) in their pixels.
+    every = -(-pair.colors.shape[2] // _MOST_WIDTH)
+    colors = torch.from_numpy(pair.colors).permute(0, 3, 1, 2).double()
+    small = F.avg_pool2d(colors, every, ceil_mode=True) if every > 1 else colors
+    points = pair.points * np.array((small.shape[3] / pair.colors.shape[2], small.shape[2] / pair.colors.shape[1]) * 2)
+    frames: NDArray[np.uint8] = small.round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     size = frames.shape[2], frames.shape[1]
     column, row = (points[spread(points[:, :2], 1), :2] / size * grid[::-1]).astype(int)[0] if len(points) else (
         grid[1] // 2, grid[0] // 2)  # fmt: skip
     shown = [*frames]
     for one in packed.values():
-        shown += [_shaded(frame, part) for frame, part in zip(frames, one.cosines(0, row, column), strict=True)]
+        # Each frame in grey under the colours of its map (h, w), as the script draws it.
+        for frame, similarity in zip(frames, one.cosines(0, row, column), strict=True):
+            large = resize_nearest(np.rint(255 * similarity.clip(0, 1)).astype(np.uint8), size)
+            grey = frame @ np.array((0.299, 0.587, 0.114))
+            shown.append(np.rint(_BLEND * _palette()[large] + (1 - _BLEND) * grey[..., None]).astype(np.uint8))
     data = {
         "grid": grid,
         "size": size,
@@ -310,25 +319,9 @@ def similarity_widget(pair: MatchedPair, networks: Mapping[str, Tensor], caption
         "networks": [{"name": name, "features": _base64(one.values)} for name, one in packed.items()],
     }
     kept = min(one.kept for one in packed.values())
-    small = f" The page holds {kept:.1%} of the features' variation." if kept < 0.9995 else ""
-    return _similarity_html(data, shown, ["image", *packed], caption + small)
-
-
-def _shrunk(pair: MatchedPair) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-    """Frames (2, H, W, 3) of at most 320 pixels width, and the matches (N, 4) in their pixels."""
-    every = -(-pair.colors.shape[2] // _MOST_WIDTH)
-    frames = torch.from_numpy(pair.colors).permute(0, 3, 1, 2).double()
-    small = F.avg_pool2d(frames, every, ceil_mode=True) if every > 1 else frames
-    scale = np.array((small.shape[3] / pair.colors.shape[2], small.shape[2] / pair.colors.shape[1]) * 2)
-    return small.round().to(torch.uint8).permute(0, 2, 3, 1).numpy(), pair.points * scale
-
-
-def _shaded(frame: NDArray[np.uint8], similarity: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """A frame (H, W, 3) in grey under the colours of a map (h, w), as the script draws it."""
-    large = resize_nearest(np.rint(255 * similarity.clip(0, 1)).astype(np.uint8), (frame.shape[1], frame.shape[0]))
-    grey = frame @ np.array((0.299, 0.587, 0.114))
-    shaded: NDArray[np.uint8] = np.rint(_BLEND * _palette()[large] + (1 - _BLEND) * grey[..., None]).astype(np.uint8)
-    return shaded
+    if kept < 0.9995:
+        caption += f" The page holds {kept:.1%} of the features' variation."
+    return _similarity_html(data, shown, ["image", *packed], caption)
 
 
 def _palette() -> NDArray[np.uint8]:
