@@ -174,8 +174,8 @@ def test_lines_on_the_page_end_in_the_second_image(tmp_path, read_page):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"frames": 0}, "--max-frames 0"),
-        ({"pairs": -1}, "--max-pairs -1"),
+        ({"max_frames": 0}, "--max-frames 0"),
+        ({"max_pairs": -1}, "--max-pairs -1"),
         ({"save": Path("a.html")}, "--save a.html: a recording of rerun ends in .rrd"),
     ],
 )
@@ -188,7 +188,7 @@ def test_a_place_that_cannot_be_written_is_named(writer, runs, tmp_path):
     (tmp_path / "file").touch()
     for options in ({"save": tmp_path / "file" / "a.rrd"}, {"out": tmp_path / "file" / "a.html"}):
         with pytest.raises(ConfigError, match="cannot be written"):
-            view(runs.store, max_frames=1, max_pairs=0, **options)
+            view(runs.store, **{"max_frames": 1, "max_pairs": 0, **options})
 
 
 def test_nothing_is_written_for_what_is_not_there(tmp_path, capsys):
