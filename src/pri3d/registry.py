@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from pri3d.errors import ConfigError
@@ -44,8 +44,10 @@ def load(kind: str, builtin: Mapping[str, str], name: str) -> Any:
 
     Raises ConfigError for an unknown name, listing the choices and the closest one.
     """
-    module, _, attribute = find(kind, builtin, name).partition(":")
-    return getattr(import_module(module), attribute)
+    if name in builtin:
+        module, _, attribute = builtin[name].partition(":")
+        return getattr(import_module(module), attribute)
+    return _entry(kind, builtin, name).load()
 
 
 def find(kind: str, builtin: Mapping[str, str], name: str) -> str:
@@ -53,11 +55,14 @@ def find(kind: str, builtin: Mapping[str, str], name: str) -> str:
 
     Raises ConfigError for an unknown name, listing the choices and the closest one.
     """
-    if name in builtin:
-        return builtin[name]
+    return builtin[name] if name in builtin else _entry(kind, builtin, name).value
+
+
+def _entry(kind: str, builtin: Mapping[str, str], name: str) -> EntryPoint:
+    """What an installed package adds under a name."""
     for entry in entry_points(group=f"pri3d.{kind}"):
         if entry.name == name:
-            return entry.value
+            return entry
     raise unknown(kind.removesuffix("s"), names(kind, builtin), name)
 
 

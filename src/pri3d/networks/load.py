@@ -161,7 +161,8 @@ class WeightsSource:
     path: Path | None  #: of the file or folder; None where weights come from a library, or are new
     record: dict[str, Any]  #: what the file says of its origin; empty for other projects' files
 
-    def __init__(self, text: str | Path, on_hub: bool = True) -> None:
+    def __init__(self, text: str | os.PathLike[str], on_hub: bool = True) -> None:
+        text = Path(text) if isinstance(text, os.PathLike) else text
         self.text = text.as_posix() if isinstance(text, Path) else text
         starts = self.text in STARTS or self.text.startswith("timm:")
         self.path = None if starts else (_find(text) if on_hub else Path(text))
