@@ -96,8 +96,7 @@ def test_images_are_normalised_once_with_the_encoders_own(encoder):
 
 def test_mean_and_deviation_are_the_encoders():
     encoder = build_encoder("test_resnet")
-    encoder.mean.copy_(torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1))
-    encoder.std.copy_(torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1))
+    encoder.statistics = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     transform = Detector(encoder, 1, TINY).net.transform
     assert transform.image_mean == pytest.approx([0.1, 0.2, 0.3])
     assert transform.image_std == pytest.approx([0.4, 0.5, 0.6])

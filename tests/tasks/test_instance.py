@@ -76,7 +76,7 @@ def test_classes_are_the_countable_ones(images):
 
 
 def test_sets_without_objects_are_refused(images, monkeypatch):
-    monkeypatch.setattr(PreparedImages, "has_objects", False)
+    monkeypatch.setattr(images, "has_objects", False)
     with pytest.raises(DataError, match="has no instance maps"):
         InstanceTask.names_of(images)
     monkeypatch.undo()
