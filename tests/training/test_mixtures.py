@@ -123,7 +123,7 @@ def test_the_run_is_called_after_all(
 def test_probing_a_member_on_pairs_it_has_seen_is_refused(both: list[Path], other_store: Path, tmp_path: Path) -> None:
     run = run_small(both, tmp_path / "run", holdout=0.1)
     with pytest.raises(ConfigError, match=r"was trained with --holdout 0\.1"):
-        probe(other_store, [run], holdout=0.5, size="64x48")
+        probe(other_store, weights=[run], holdout=0.5, size="64x48")
 
 
 def test_a_store_without_pairs_or_surface_is_named(both: list[Path], other_store: Path, tmp_path: Path) -> None:

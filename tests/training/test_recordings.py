@@ -187,7 +187,7 @@ class TestOtherProcesses:
         """This is the second of two processes, which only shows the data it would train on."""
         for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 2, "RANK": 1}.items():
             monkeypatch.setenv(name, str(value))
-        monkeypatch.setattr(prepared.training, "pretrain", lambda call: call.data)
+        monkeypatch.setattr(prepared, "pretrain_prepared", lambda call: call.data)
         monkeypatch.setattr(prepared, "_PAUSE", 0.01)
 
     def data(self, recording: Path) -> Any:

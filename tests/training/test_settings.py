@@ -272,7 +272,7 @@ def test_a_run_of_version_01_is_continued(rooms_store: Path, tmp_path: Path, mon
     config["settings"] = {flat.get(way, way): value for way, value in ways.items()} | {"objectives": {"view": 1.0}}
     assert {"momentum", "init", "eval_every", "bn_momentum", "points"} <= set(config["settings"])
     (run / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(ConfigError, match=r"contrast\.points was 64, is 32"):
+    with pytest.raises(ConfigError, match=r"contrast\.points was 64, now 32"):
         run_small(rooms_store, run, points=32, resume=True)
     run_small(rooms_store, run, resume=True)
     assert same(run / "weights.safetensors", whole / "weights.safetensors")
