@@ -142,7 +142,7 @@ def test_a_lost_scheduler_says_that_finished_scenes_stay(
         begin = time.monotonic()
         with pytest.raises(DataError, match=r"lost the connection to the scheduler\. Finished scenes stay"):
             prepare([recording], out, **ON_CLUSTER, cluster=f"dask:{place}")
-        assert time.monotonic() - begin < 20
+        assert time.monotonic() - begin < 60
     prepare([recording], out, **FLAGS)
     assert len(Store(out).scenes) == 2
 
