@@ -77,14 +77,13 @@ def test_without_timm_the_built_in_ones_are_shown(monkeypatch, capsys):
     assert "more where timm is" in capsys.readouterr().out
 
 
-def build_mine(name, pretrained):
-    return build_encoder("resnet18", pretrained)
-
-
 def test_encoders_of_other_packages_are_shown(monkeypatch, capsys):
     class Entry:
         name = "mine"
-        value = f"{__name__}:build_mine"
+
+        @staticmethod
+        def load():
+            return lambda name, pretrained: build_encoder("resnet18", pretrained)
 
     monkeypatch.setattr("pri3d.registry.entry_points", lambda group: [Entry()] if group == "pri3d.encoders" else [])
     monkeypatch.setattr(catalog, "EXAMPLES", ("convnext_atto",))
