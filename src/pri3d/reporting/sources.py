@@ -93,7 +93,7 @@ def find_sources(paths: Sequence[Path]) -> Sources:
 
 def differing_settings(runs: Sequence[RunFolder]) -> dict[str, list[Any]]:
     """Setting, or part of the provenance -> its value in each run, where the runs differ in it."""
-    stated = [{".".join(way): value for way, value in leaves({**run.provenance, **run.settings})} for run in runs]
+    stated = [{**run.provenance, **flat_settings(run)} for run in runs]
     names = dict.fromkeys(name for facts in stated for name in facts)
     values = {name: [facts.get(name) for facts in stated] for name in names}
     return {name: of for name, of in values.items() if any(value != of[0] for value in of)}
@@ -156,7 +156,7 @@ def _groups(runs: Sequence[RunFolder], ours: Mapping[Path, str]) -> list[SeedGro
 
 def _facts(run: RunFolder) -> dict[str, Any]:
     """What two runs of one group have in common; the rest of the provenance follows from it."""
-    own = {".".join(way): value for way, value in leaves(run.settings) if way not in (("seed",), ("fraction",))}
+    own = {key: value for key, value in flat_settings(run).items() if key not in ("seed", "fraction")}
     return own | {key: run.provenance.get(key) for key in _DECIDES}
 
 
