@@ -18,7 +18,8 @@ from pri3d.processes import KilledError, Outcome, process_pool, run_apart, run_i
 
 #: a command with two processes, each of which writes its number and sleeps
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background has it ignored
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from test_processes import note_and_sleep
