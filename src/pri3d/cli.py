@@ -215,6 +215,7 @@ def flags_of(verb: Verb, words: Sequence[str]) -> Iterator[Flag]:
             task = _task(words)
             names = [task] if task else _plugins("tasks", registry.TASKS)
             owners = [(name, options_class("tasks", name)) for name in names]
+        owners += [(name, options_class("encoders", name)) for name in _plugins("encoders", registry.ENCODERS)]
     flags = [*_flags(verb.options, "", "", values)]
     for name, kind in owners:
         if kind is not None:

@@ -6,23 +6,30 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 import pri3d
 from pri3d import registry
 from pri3d.api import plugins
 from pri3d.api.options import VERBS, AnyPath, Options, fields_of, hints_of, option
-from pri3d.api.pretrain import ContrastOptions, MatchingOptions, PretrainOptions
-from pri3d.cli import main
-from pri3d.errors import ConfigError
+from pri3d.api.pretrain import ContrastOptions, MatchingOptions, PretrainOptions, UNetOptions, resolve_pretraining
+from pri3d.cli import main, parse
+from pri3d.errors import ConfigError, WeightsError
+from pri3d.exporting.hf import HubModel
+from pri3d.networks.encoders import Encoder, build_encoder
 from pri3d.objectives import Objective, Setup, Terms
+from pri3d.tasks import load_task
+from pri3d.testing import EncoderContract
 
 FLOATS = st.floats(-100, 100)
 
@@ -258,3 +265,130 @@ def test_options_of_another_package_are_flags(
     with pytest.raises(SystemExit):
         main(["pretrain", "--help"])
     assert "--mine.alpha" in capsys.readouterr().out
+
+
+class ConvOptions(Options):
+    """One convolution."""
+
+    group = "oneconv"
+
+    width: int = option("channels of the map", default=4, least=1, most=64)
+
+
+class ConvEncoder(Encoder):
+    """An encoder of another package."""
+
+    options = ConvOptions
+    strides = (4, 8)
+
+    def __init__(self, name: str, pretrained: bool = False, options: ConvOptions = ConvOptions()) -> None:  # noqa: B008
+        super().__init__()
+        self.name, self.channels = name, (options.width, 3)
+        self.stages = nn.ModuleList([nn.Conv2d(3, options.width, 4, 4), nn.Conv2d(options.width, 3, 2, 2)])
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        height, width = images.shape[-2:]
+        whole = nn.functional.pad(images, (0, -width % 8, 0, -height % 8))
+        maps = []
+        for stage in self.stages:
+            whole = stage(whole)
+            maps.append(whole)
+        return [x[..., : -(-height // s), : -(-width // s)] for x, s in zip(maps, self.strides, strict=True)]
+
+
+@pytest.fixture
+def oneconv(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The encoder above as an installed package's."""
+    entry = EntryPoint("oneconv", f"{__name__}:ConvEncoder", "pri3d.encoders")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry] if group == entry.group else [])
+    plugins.options_class.cache_clear()
+    yield
+    plugins.options_class.cache_clear()
+
+
+SLIM = SMALL | {"encoder": "oneconv", "steps": 1, "weights": "scratch", "unet": UNetOptions(decoder="slim", channels=8)}
+
+
+@pytest.mark.usefixtures("oneconv")
+def test_options_of_an_encoder_reach_every_network(rooms_store: Path, tmp_path: Path) -> None:
+    """From the call to its run, and from its weights to every network that is built of them."""
+    own = [ConvOptions(width=6)]
+    run = pri3d.pretrain(rooms_store, run=tmp_path / "run", options=own, **SLIM, **GROUPS)
+    assert yaml.safe_load((run.path / "config.yaml").read_text())["settings"]["oneconv"] == {"width": 6}
+    trained = pri3d.load(run)
+    assert trained.channels == (6, 3)
+    assert trained.encoder.built_with == {"width": 6}
+    images = torch.rand(1, 3, 48, 64)
+    for form in ("safetensors", "hf"):
+        again = pri3d.load(pri3d.export(run, to=form, out=tmp_path / f"net{'.safetensors' if form != 'hf' else ''}"))
+        assert torch.equal(again(images)[-1], trained(images)[-1])
+    assert pri3d.load(run, part="all")(images).shape == (1, 8, 24, 32)
+    assert HubModel.from_pretrained(tmp_path / "net").net.encoder.built_with == {"width": 6}
+
+    more = SLIM | {"weights": str(run.path)}
+    with pytest.raises(WeightsError, match=r"built with \{'width': 6\}: pass --oneconv\.width 6"):
+        pri3d.pretrain(rooms_store, run=tmp_path / "more", **more, **GROUPS)
+    more = {"steps": 2, "batch": 2, "micro_batch": 2, "workers": 0, "val": rooms_store, "weights": run}
+    tuned = pri3d.finetune("semantic", rooms_store, run=tmp_path / "tuned", **more)
+    stated = yaml.safe_load((tuned.path / "config.yaml").read_text())["settings"]
+    assert (stated["encoder"], stated["oneconv"]) == ("oneconv", {"width": 6})
+    assert load_task(tuned.path).model.encoder.built_with == {"width": 6}
+    assert pri3d.load(tuned).channels == (6, 3)
+    with pytest.raises(ConfigError, match=r"--oneconv\.width 5: the weights are of a network with it 6"):
+        pri3d.finetune("semantic", rooms_store, run=tmp_path / "other", options=[ConvOptions(width=5)], **more)
+    with pytest.raises(ConfigError, match=r"made with other settings: oneconv\.width was 6, now 7"):
+        pri3d.pretrain(rooms_store, run=run.path, resume=True, options=[ConvOptions(width=7)], **SLIM, **GROUPS)
+
+
+@pytest.mark.usefixtures("oneconv")
+def test_options_of_an_encoder_that_is_not_chosen_are_refused(rooms_store: Path, tmp_path: Path) -> None:
+    own, run = [ConvOptions(width=6)], tmp_path / "run"
+    for encoder in ("resnet18", "test_resnet"):
+        with pytest.raises(ConfigError, match=rf"--oneconv\.width: not used by the encoder {encoder}"):
+            pri3d.pretrain(rooms_store, run=run, options=own, **SLIM | {"encoder": encoder})
+    with pytest.raises(ConfigError, match=r"--oneconv\.width: not used by the encoder resnet18"):
+        pri3d.finetune("semantic", rooms_store, val=rooms_store, run=run, encoder="resnet18", options=own)
+    with pytest.raises(ConfigError, match=r"--oneconv\.width 65: give at most 64"):
+        pri3d.pretrain(rooms_store, run=run, options=[ConvOptions(width=65)], **SLIM)
+    with pytest.raises(ConfigError, match=r"unknown option --oneconv\.depth"):
+        build_encoder("oneconv", options={"depth": 3})
+    with pytest.raises(ConfigError, match=r"--oneconv\.width '6': expected a whole number"):
+        build_encoder("oneconv", options={"width": "6"})
+    with pytest.raises(ConfigError, match="encoder resnet18 has no options"):
+        build_encoder("resnet18", options={"width": 6})
+    assert not run.exists()
+    assert resolve_pretraining("quick", {"encoder": "oneconv"}).own["oneconv"] == ConvOptions()
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("base: quick\nencoder: oneconv\noneconv: {width: 9}\n")
+    assert resolve_pretraining(str(preset)).of_encoder == ConvOptions(width=9)
+    assert resolve_pretraining(str(preset), {"encoder": "resnet18"}).of_encoder is None  # the preset's are left out
+
+
+@pytest.mark.usefixtures("oneconv")
+def test_options_of_an_encoder_are_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["pretrain"], ["finetune"]):
+        with pytest.raises(SystemExit):
+            main([*words, "--help"])
+        shown = capsys.readouterr().out
+        assert "oneconv: One convolution:" in shown and "--oneconv.width N" in shown
+    words = parse(VERBS["pretrain"], ["out", "--encoder", "oneconv", "--oneconv.width", "6"])
+    assert words["options"] == [ConvOptions(width=6)]
+    words = parse(VERBS["finetune"], ["semantic", "out", "--oneconv.width", "6", "--semantic.channels", "8"])
+    assert [each.given() for each in words["options"]] == [{"width": 6}, {"channels": 8}]
+    with pytest.raises(SystemExit):
+        parse(VERBS["pretrain"], ["out", "--oneconv.wdith", "6"])
+    assert "Did you mean --oneconv.width" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(VERBS["pretrain"], ["out", "--oneconv.width", "wide"])
+    assert "--oneconv.width wide: expected a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("oneconv")
+class TestConvEncoder(EncoderContract):
+    name = "oneconv"
+    options = {"width": 5}
+
+    @pytest.fixture
+    def encoder(self) -> Encoder:
+        torch.manual_seed(0)
+        return build_encoder(self.name, options=self.options).eval()

@@ -298,7 +298,7 @@ def test_init_choices(tmp_path, resnet, encoder, monkeypatch):
 def test_init_imagenet_takes_the_librarys_weights(resnet, encoder, monkeypatch):
     pretrained = build_encoder("resnet18")
     monkeypatch.setattr(
-        "pri3d.networks.weights.build_encoder", lambda name, pretrained: asked.append(pretrained) or twin
+        "pri3d.networks.weights.build_encoder", lambda name, pretrained, options: asked.append(pretrained) or twin
     )
     asked, twin = [], pretrained
     assert init_encoder(encoder, "imagenet").coverage == 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pri3d import registry
 from pri3d.api.labelled import LabelMapField
 from pri3d.api.options import AnyPath, Options, implementation, option, verb
-from pri3d.api.plugins import options_class, source_of
+from pri3d.api.plugins import options_class, options_of_encoder, refuse_other_encoders, source_of
 from pri3d.api.presets import build, current, overlay, read_presets
 from pri3d.api.training import Augment, CallOptions, ScoringOptions, TrainFields, TrainSettings
 from pri3d.errors import ConfigError
@@ -94,15 +94,20 @@ def presets_of_task(task: str) -> Path:
 def resolve_finetuning(task: str, preset: str, given: Mapping[str, Any] | None = None) -> FinetuneSettings:
     """Settings of a task's preset with what the user gives on top, nested and by their present or former names.
 
-    Raises ConfigError naming every problem at once; an option of another task is one.
+    Raises ConfigError naming every problem at once; an option of another task or encoder is one.
     """
     values, given = read_presets(task, presets_of_task(task), preset), current(given or {}, task)
     foreign = sorted(set(registry.names("tasks", registry.TASKS)) & set(given) - {task})
     if foreign:
         listed = ", ".join(f"--{name}.{key}" for name in foreign for key in given[name])
         raise ConfigError(f"{listed}: no option of task {task}. Leave it out.")
-    own = {task: options_class("tasks", task)}
-    return build(FinetuneSettings, overlay(values, given), own, f"preset {preset!r} and flags")
+    merged = overlay(values, given)
+    encoder = merged.get("encoder", FinetuneSettings().encoder)
+    refuse_other_encoders(encoder, given)
+    others = {*registry.names("encoders", registry.ENCODERS)} - {encoder, task}
+    merged = {name: value for name, value in merged.items() if name not in others}
+    own = {task: options_class("tasks", task), **options_of_encoder(encoder)}
+    return build(FinetuneSettings, merged, own, f"preset {preset!r} and flags")
 
 
 def stated_finetuning(task: str, values: Mapping[str, Any]) -> FinetuneSettings:
@@ -110,7 +115,8 @@ def stated_finetuning(task: str, values: Mapping[str, Any]) -> FinetuneSettings:
 
     Raises ConfigError where they are not a task's settings.
     """
-    return build(FinetuneSettings, current(values, task), {task: options_class("tasks", task)}, "as stated")
+    own = {task: options_class("tasks", task), **options_of_encoder(values.get("encoder"))}
+    return build(FinetuneSettings, current(values, task), own, "as stated")
 
 
 @verb(FinetuneOptions, "pri3d finetune semantic out/train --val out/val --weights runs/kitchen")

@@ -81,7 +81,7 @@ class Options:
     Raises ConfigError that names every unknown option and every value of a wrong type at once.
     """
 
-    group: ClassVar[str] = ""  #: name of the group where it is one: of its field, its objective or its task
+    group: ClassVar[str] = ""  #: name of the group where it is one: of its field, objective, task or encoder
     #: whether a verb tells what is wrong with the numbers itself, together with what is wrong with its data
     told_together: ClassVar[bool] = False
     _given: frozenset[str]
@@ -137,7 +137,7 @@ class Options:
         return found
 
     def conflicts(self, settings: Any) -> list[str]:
-        """What does not fit the other settings of the run, for the options of an objective or a task."""
+        """What does not fit the other settings of the run, for the options of an objective, a task or an encoder."""
         return []
 
 

@@ -1,4 +1,4 @@
-"""Options that an objective or a task brings, read from its file without running it.
+"""Options that an objective, a task or an encoder brings, read from its file without running it.
 
 The file imports PyTorch, which a question such as ``pri3d pretrain --help`` need not wait for. So of a module that is
 not imported yet, only the Options classes are executed, with the light imports that they need. The result is a twin of
@@ -21,7 +21,7 @@ from pri3d import registry
 from pri3d.api.options import Options, hints_of
 from pri3d.errors import ConfigError
 
-BUILTIN = {"objectives": registry.OBJECTIVES, "tasks": registry.TASKS}
+BUILTIN = {"objectives": registry.OBJECTIVES, "tasks": registry.TASKS, "encoders": registry.ENCODERS}
 #: what an Options class may use: modules whose import costs nothing
 _LIGHT = ("__future__", "typing", "collections", "dataclasses", "math", "pathlib", "re", "pri3d.api", "pri3d.errors")
 
@@ -39,7 +39,7 @@ def source_of(module: str) -> Path:
 
 @functools.cache
 def options_class(kind: str, name: str) -> type[Options] | None:
-    """Options of an objective or a task, None where it has none. ``kind`` is "objectives" or "tasks".
+    """Options of an objective, a task or an encoder, None where it has none. ``kind`` is a key of ``BUILTIN``.
 
     Raises ConfigError for an unknown name.
     """
@@ -50,13 +50,31 @@ def options_class(kind: str, name: str) -> type[Options] | None:
     return found
 
 
+def options_of_encoder(encoder: Any) -> dict[str, type[Options] | None]:
+    """Name of an encoder -> its options, None where it has none; empty for a network of timm."""
+    known = encoder in registry.names("encoders", registry.ENCODERS)
+    return {encoder: options_class("encoders", encoder)} if known else {}
+
+
+def refuse_other_encoders(encoder: Any, given: Mapping[str, Any]) -> None:
+    """Raise ConfigError where options of an encoder are given that is not the chosen one."""
+    others = [name for name in registry.names("encoders", registry.ENCODERS) if name in given and name != encoder]
+    if others:
+        listed = ", ".join(f"--{name}.{key}" for name in others for key in given[name])
+        raise ConfigError(f"{listed}: not used by the encoder {encoder}. Leave it out.")
+
+
 def gathered(kind: str, options: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values of a verb -> its arguments: groups of objectives or of the task become its ``options``."""
+    """Nested values of a verb -> its arguments: groups of objectives, task or encoder become its ``options``.
+
+    ``kind`` is "objectives" or "tasks".
+    """
     own = {name: group for name, group in values.items() if name not in hints_of(options)}
     given = {name: value for name, value in values.items() if name not in own}
     objects = []
     for name, group in own.items():
-        found = options_class(kind, name)
+        is_encoder = name not in registry.names(kind, BUILTIN[kind]) and options_of_encoder(name)
+        found = options_class("encoders" if is_encoder else kind, name)
         if found is None:
             raise ConfigError(f"--{name}.{next(iter(group))}: {name} has no options. Leave it out.")
         objects.append(found(**group))

@@ -165,7 +165,7 @@ def _beside(path: Path, base: str) -> str:
 
 
 def build(kind: type[S], values: Mapping[str, Any], own: Mapping[str, type[Options] | None], where: str) -> S:
-    """Settings of nested values, with the options of the objectives or the task in ``own``, by name.
+    """Settings of nested values, with the options of the objectives, task and encoder in ``own``, by name.
 
     ``own`` are those in use. Raises ConfigError naming every problem at once: a name that nothing in use has, a wrong
     type, an impossible number, options that do not fit each other.

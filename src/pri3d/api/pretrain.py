@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pri3d
 from pri3d import registry
 from pri3d.api.options import AnyPath, Options, implementation, option, verb
-from pri3d.api.plugins import options_class
+from pri3d.api.plugins import options_class, options_of_encoder, refuse_other_encoders
 from pri3d.api.presets import build, current, overlay, read_presets
 from pri3d.api.training import CallOptions, TrainSettings, ValidationOptions
 from pri3d.errors import ConfigError
@@ -157,7 +157,7 @@ class PretrainOptions(PretrainSettings, CallOptions):
 def resolve_pretraining(preset: str, given: Mapping[str, Any] | None = None) -> PretrainSettings:
     """Settings of a preset with what the user gives on top, nested and by their present or former names.
 
-    Raises ConfigError naming every problem at once; an option of an objective that is not in use is one.
+    Raises ConfigError naming every problem at once; an option of an objective or an encoder that is not in use is one.
     """
     values, given = read_presets("pretrain", PRESETS, preset), current(given or {}, "pretrain")
     merged = overlay(values, given)
@@ -170,8 +170,12 @@ def resolve_pretraining(preset: str, given: Mapping[str, Any] | None = None) -> 
     idle = [f"--{name}.{key}" for name in sorted(known & set(given) - {*used, "keep"}) for key in given[name]]
     if idle:
         raise ConfigError(f"{', '.join(idle)}: not used by the objectives {', '.join(used)}. Leave it out.")
+    encoder = merged.get("encoder", PretrainSettings().encoder)
+    refuse_other_encoders(encoder, given)
+    known |= {*registry.names("encoders", registry.ENCODERS)} - {encoder}
     merged = {name: value for name, value in merged.items() if name not in known - {*used, "keep"}}
     own = {name: options_class("objectives", name) for name in used if name != "keep"}  # which is a weight
+    own |= options_of_encoder(encoder)
     return build(PretrainSettings, merged, own, f"preset {preset!r} and flags")
 
 

@@ -91,13 +91,20 @@ class TrainSettings(TrainFields):
     """What every training run has, resolved: presets and what the user gave."""
 
     own: Mapping[str, Any] = option(
-        "options of the objectives or the task in use, by their names", default_factory=dict, is_flag=False
+        "options of the objectives, the task and the encoder in use, by their names",
+        default_factory=dict,
+        is_flag=False,
     )
 
     def stated(self) -> dict[str, Any]:
-        """Every value as a file holds it: groups nested, options of objectives and tasks under their names."""
+        """Every value as a file holds it: groups nested, options of what is in use under its name."""
         values = self.plain()
         return values | values.pop("own")
+
+    @property
+    def of_encoder(self) -> Options | None:
+        """Options of the encoder; None where it has none."""
+        return self.own.get(self.encoder)
 
     seed: int = option(
         "random seed for initialization, shuffling, augmentation and the choice of points",
@@ -129,7 +136,8 @@ class CallOptions(Options):
     wandb: str | None = option("project of Weights & Biases to log to, too", default=None)
     checkpoint: CheckpointOptions = option("checkpoints", default=CheckpointOptions())
     options: Sequence[Options] = option(
-        "options of objectives or of the task, as in [MocoOptions(queue=128)]; --moco.queue 128 on the command line",
+        "options of objectives, of the task or of the encoder, as in [MocoOptions(queue=128)]; --moco.queue 128 on "
+        "the command line",
         default=(),
         is_flag=False,
     )

@@ -55,15 +55,15 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name="pri3d", tags=["pri
     """A network of pri3d with the hub's ``from_pretrained`` and ``push_to_hub``.
 
     The arguments are the entries of ``config.json``: ``pri3d`` is the record of the weights, and what builds the
-    network are its ``encoder`` and ``part``, and of a U-Net ``decoder`` and ``channels``. A folder of version 0.1 has
-    the record's entries themselves.
+    network are its ``encoder``, ``encoder_options`` and ``part``, and of a U-Net ``decoder`` and ``channels``. A folder
+    of version 0.1 has the record's entries themselves.
     """
 
     def __init__(self, pri3d: dict[str, Any] | None = None, **rest: Any) -> None:
         super().__init__()
         stated = pri3d or rest
         record = {"part": "encoder", **stated}
-        encoder = build_encoder(str(record["encoder"]))
+        encoder = build_encoder(str(record["encoder"]), options=record.get("encoder_options"))
         whole = record["part"] == "all"
         self.net = FeatureNet(UNet(encoder, record["decoder"], record["channels"]) if whole else encoder, record)
 

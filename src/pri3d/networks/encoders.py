@@ -2,18 +2,21 @@
 
 The ResNets (paper, "Architecture for Pre-training") have torchvision's parameter names and need PyTorch alone; any
 other name goes to timm. A custom encoder is a line in ``registry.ENCODERS`` or an entry point
-``pri3d.encoders``: a callable ``(name, pretrained) -> Encoder``. Its tests are inherited from
+``pri3d.encoders``: a callable ``(name, pretrained) -> Encoder``, or one that states the class of its options as
+``options`` and takes an object of it as third argument. Its tests are inherited from
 :class:`pri3d.testing.EncoderContract`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pri3d import registry
+from pri3d.api.options import Options
 from pri3d.errors import ConfigError, WeightsError, first_line
 from pri3d.networks.resnet import SIZES, WIDTHS, build_trunk
 
@@ -29,7 +32,9 @@ class Encoder(nn.Module):
     may state one stride several times; none has to have a stride of 2.
     """
 
+    options: ClassVar[type[Options] | None] = None  #: what of it can be set; from its fields come flags --NAME.FIELD
     name: str  #: what :func:`build_encoder` was asked for
+    built_with: dict[str, Any]  #: the value of each of its options, as weights files state them; empty without any
     channels: tuple[int, ...]  #: channels of each map
     strides: tuple[int, ...]  #: pixels per cell of each map, ascending
     statistics: tuple[tuple[float, ...], tuple[float, ...]]  #: mean and deviation of the images' three channels
@@ -38,6 +43,7 @@ class Encoder(nn.Module):
 
     def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
+        self.built_with = {}
         self.statistics = tuple(mean), tuple(std)
         # Not persistent: the state dict stays key-identical to the library's own.
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -107,16 +113,28 @@ class ResNetEncoder(Encoder):
         return maps
 
 
-def build_encoder(name: str, pretrained: bool = False) -> Encoder:
+def build_encoder(name: str, pretrained: bool = False, options: Options | Mapping[str, Any] | None = None) -> Encoder:
     """Build an encoder by name: a key of ``registry.ENCODERS``, an entry point ``pri3d.encoders``, or any timm name.
 
-    ``pretrained`` fetches the library's ImageNet weights. Raises ConfigError for an unknown name, with the closest
-    ones, and for a network of one image size only; WeightsError where the weights cannot be fetched.
+    ``pretrained`` fetches the library's ImageNet weights. ``options`` are the encoder's own, or the values of some of
+    them; the others have their defaults. Raises ConfigError for an unknown name, with the closest ones, for a network
+    of one image size only, and for options that it does not have; WeightsError where the weights cannot be fetched.
     """
     own = registry.names("encoders", registry.ENCODERS)
-    if name in own:
-        encoder: Encoder = registry.load("encoders", registry.ENCODERS, name)(name, pretrained)
-        return encoder
+    kind = registry.load("encoders", registry.ENCODERS, name) if name in own else None
+    taken: type[Options] | None = getattr(kind, "options", None)
+    if taken is None and options:
+        raise ConfigError(f"encoder {name} has no options. Leave them out.")
+    if kind is not None and taken is not None:
+        given = taken(**dict(options.items() if options else ()))
+        if problems := given.problems():
+            raise ConfigError("; ".join(problems) + ".")
+        made: Encoder = kind(name, pretrained, given)
+        made.built_with = given.plain()
+        return made
+    if kind is not None:
+        plain: Encoder = kind(name, pretrained)
+        return plain
     try:
         from pri3d.networks.timm_encoders import build_timm_encoder  # noqa: PLC0415 (ResNets do without timm)
     except ModuleNotFoundError as error:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pri3d import __version__
+from pri3d.api.options import flag_as_typed
 from pri3d.errors import ConfigError, WeightsError, first_line
 from pri3d.files.atomic import replacing
 from pri3d.networks.encoders import Encoder, build_encoder
@@ -123,14 +124,18 @@ def init_encoder(encoder: Encoder, init: str) -> WeightsReport | None:
     if init == "scratch":
         return None
     if init == "imagenet":
-        return load_weights(encoder, build_encoder(encoder.name, pretrained=True).state_dict(), minimum=1.0)
+        return load_weights(encoder, build_encoder(encoder.name, True, encoder.built_with).state_dict(), minimum=1.0)
     if init.startswith("timm:"):
         return load_weights(encoder, build_timm_state(init.removeprefix("timm:")))
     check_init(init)
     path = Path(init)
-    made_for = read_provenance(path).get("encoder")
+    record = read_provenance(path)
+    made_for, options = record.get("encoder"), record.get("encoder_options", {})
     if made_for is not None and made_for != encoder.name:
         raise WeightsError(f"{path} holds a {made_for}, the run asks for {encoder.name}: pass --encoder {made_for}")
+    if made_for is not None and options != encoder.built_with:
+        flags = " ".join(f"{flag_as_typed(key, encoder.name)} {value}" for key, value in options.items())
+        raise WeightsError(f"{path} holds a {made_for} that was built with {options}: pass {flags}")
     return load_weights(encoder, path)
 
 
@@ -267,16 +272,24 @@ def holds_encoder_alone(state: Mapping[str, Tensor]) -> bool:
     return not any(key.startswith("encoder.") for key in state)
 
 
+def stated_of(encoder: Encoder) -> dict[str, Any]:
+    """What a weights file says of its encoder, of which :func:`build_stated_encoder` builds it again."""
+    own = {"encoder_options": encoder.built_with} if encoder.built_with else {}
+    return {"encoder": encoder.name, **own}
+
+
 def build_stated_encoder(path: Path, record: Mapping[str, Any]) -> Encoder:
     """Build the encoder that a file's record names, untrained. Raises WeightsError where it names none that exists."""
-    name = record.get("encoder")
+    name, options = record.get("encoder"), record.get("encoder_options")
     if not isinstance(name, str):
         raise WeightsError(
             f"{path} does not say its encoder: it is no model of a pri3d run. `pri3d import` makes one of a file of "
             "another program; --weights takes it as it is"
         )
+    if not isinstance(options, Mapping | None):
+        raise WeightsError(f"{path}: the options of its encoder are no names with values; the file is damaged")
     try:
-        return build_encoder(name)
+        return build_encoder(name, options=options)
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}") from error
 
@@ -298,7 +311,7 @@ def save_model(unet: UNet, path: Path, provenance: Mapping[str, Any]) -> None:
 
     Low-rank adapters are merged into the weights, so the file is a plain network's.
     """
-    built = {"encoder": unet.encoder.name, "decoder": unet.decoder_name, "channels": unet.channels}
+    built = {**stated_of(unet.encoder), "decoder": unet.decoder_name, "channels": unet.channels}
     save_state(merged_state(unet), path, {"version": __version__, **provenance, **built})
 
 

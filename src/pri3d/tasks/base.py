@@ -24,10 +24,10 @@ from pri3d.drawing import draw_lines
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.labelled import LabelledImages
 from pri3d.labelled._shared.checks import check_images
-from pri3d.networks.encoders import encoder_of
+from pri3d.networks.encoders import Encoder, build_encoder, encoder_of
 from pri3d.networks.lora import merged_state
 from pri3d.networks.unet import UNet
-from pri3d.networks.weights import read_state, save_state
+from pri3d.networks.weights import read_state, save_state, stated_of
 
 Own = TypeVar("Own", bound=Options)
 _LINES = 8  # of a prediction in words that are drawn
@@ -43,7 +43,14 @@ class Recipe(ABC, Generic[Own]):
 
     @abstractmethod
     def build(self, class_names: Sequence[str]) -> nn.Module:
-        """Untrained network. Its attribute ``encoder`` is the :class:`pri3d.networks.encoders.Encoder` inside."""
+        """Untrained network. Its attribute ``encoder`` is the :class:`pri3d.networks.encoders.Encoder` inside.
+
+        It is that of :meth:`build_encoder`.
+        """
+
+    def build_encoder(self) -> Encoder:
+        """Untrained encoder of the settings, with its own options."""
+        return build_encoder(self.settings.encoder, options=self.settings.of_encoder)
 
     @abstractmethod
     def task(self, images: LabelledImages, rows: Sequence[int]) -> Task:
@@ -233,7 +240,7 @@ class Task(ABC):
             "settings": self.settings.stated(),
             "task": self.name,
             "network": self.settings.network,
-            "encoder": encoder_of(model).name,
+            **stated_of(encoder_of(model)),
             "class_names": self.class_names,
         }
         state = {self._in_file(key): value for key, value in merged_state(model).items()}

@@ -31,7 +31,6 @@ from pri3d.labelled import LabelledImages
 from pri3d.labelled._shared.checks import check_images
 from pri3d.labelled.convert import encode_mask, to_coco
 from pri3d.networks.detector import SIZES, Detector, Sizes
-from pri3d.networks.encoders import build_encoder
 from pri3d.runs import read_json
 from pri3d.tasks.base import Meter, Predictions, Recipe, Task, Words
 from pri3d.types import Detections, InstanceBatch
@@ -98,9 +97,9 @@ class InstanceRecipe(Recipe[InstanceOptions]):
 
     def build(self, class_names: Sequence[str]) -> Detector:
         """Mask R-CNN."""
-        s, o = self.settings, self.options
+        o = self.options
         sizes = SIZES[o.detector]._replace(rois=o.rois, short_sides=o.short_sides, long_side=o.long_side)
-        return Detector(build_encoder(s.encoder), len(class_names), sizes)
+        return Detector(self.build_encoder(), len(class_names), sizes)
 
     def task(self, images: LabelledImages, rows: Sequence[int]) -> InstanceTask:
         """Mask R-CNN's losses."""

@@ -29,7 +29,6 @@ from pri3d.files.atomic import replacing
 from pri3d.geometry.resize import parse_size, resize_color, resize_nearest
 from pri3d.labelled import LabelledImages
 from pri3d.labelled.spaces import IGNORED
-from pri3d.networks.encoders import build_encoder
 from pri3d.networks.segmentation import SegmentationNet, build_segmentation
 from pri3d.networks.unet import UNet
 from pri3d.tasks.base import Meter, Predictions, Recipe, Task, Words
@@ -78,7 +77,7 @@ class SemanticRecipe(Recipe[SemanticOptions]):
     def build(self, class_names: Sequence[str]) -> SegmentationNet:
         """U-Net, PSPNet, DeepLabV3 or DeepLabV3+."""
         s, o = self.settings, self.options
-        return build_segmentation(s.network, build_encoder(s.encoder), len(class_names), o.decoder, o.channels)
+        return build_segmentation(s.network, self.build_encoder(), len(class_names), o.decoder, o.channels)
 
     def unet(self, model: nn.Module) -> UNet | None:
         """Everything but the classifier of a U-Net."""

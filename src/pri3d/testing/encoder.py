@@ -9,28 +9,32 @@ A new one inherits all checks in three lines::
 from __future__ import annotations
 
 import copy
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
+from pri3d.errors import ConfigError
 from pri3d.networks.encoders import Encoder, build_encoder
+from pri3d.networks.load import load
 from pri3d.networks.tuning import limit
 from pri3d.networks.unet import DECODERS, UNet
-from pri3d.networks.weights import load_weights
+from pri3d.networks.weights import load_weights, save_model
 
 
 class EncoderContract:
     """Checks of one encoder; ``name`` is what it is registered as."""
 
     name: ClassVar[str]
+    options: ClassVar[dict[str, Any]] = {}  #: of its own, where it has some: values that are not the defaults
     decoders: ClassVar[tuple[str, ...]] = tuple(DECODERS)  #: those its gradients are tested with
 
     @pytest.fixture(scope="class")
     def encoder(self) -> Encoder:
         """The encoder with random weights, in eval mode."""
         torch.manual_seed(0)
-        return build_encoder(self.name).eval()
+        return build_encoder(self.name, options=self.options).eval()
 
     @pytest.mark.parametrize("size", [(64, 64), (61, 87)])
     def test_one_map_per_stride_of_the_stated_shape(self, encoder: Encoder, size: tuple[int, int]) -> None:
@@ -98,12 +102,29 @@ class EncoderContract:
 
     def test_its_own_weights_load_completely(self, encoder: Encoder) -> None:
         """By the names of a checkpoint."""
-        other = build_encoder(self.name)
+        other = build_encoder(self.name, options=self.options)
         report = load_weights(other, {f"module.encoder.{k}": v for k, v in encoder.state_dict().items()})
         assert report.coverage == 1
         assert not report.missing
         assert not report.unexpected
         assert all(torch.equal(v, encoder.state_dict()[k]) for k, v in other.state_dict().items())
+
+    def test_saved_weights_build_it_again(self, encoder: Encoder, tmp_path: Path) -> None:
+        """With its own options, which the file states; no other than it has are taken."""
+        if encoder.options is None:
+            assert not encoder.built_with
+        else:
+            assert encoder.options.group == self.name
+            assert encoder.built_with == encoder.options(**self.options).plain()
+        with pytest.raises(ConfigError, match=r"no-such-option|has no options"):
+            build_encoder(self.name, options={"no_such_option": 1})
+        save_model(UNet(encoder, "slim", channels=4), tmp_path / "net.safetensors", {})
+        again = load(tmp_path / "net.safetensors").encoder
+        assert again.built_with == encoder.built_with
+        images = torch.rand(1, 3, 64, 64)
+        with torch.no_grad():
+            for a, b in zip(again(images), encoder(images), strict=True):
+                assert torch.equal(a, b)
 
     def test_normalisation_is_no_part_of_the_weights(self, encoder: Encoder) -> None:
         """Mean and standard deviation are the encoder's own."""

@@ -115,6 +115,8 @@ class FinetuneRun:
         """The network with its first weights, and what was loaded."""
         seed_everything(self.settings.seed, verbose=False)
         model = self.recipe.build(self.task_type.names_of(self.train_set))
+        if (own := self.settings.of_encoder) is not None and encoder_of(model).built_with != own.plain():
+            raise TypeError(f"{type(self.recipe).__name__}.build() drops options of the encoder: use build_encoder().")
         unet = self.recipe.unet(model) if self.call.part == "all" else None
         return model, self.source.fill(encoder_of(model), unet)
 
@@ -164,7 +166,12 @@ class FinetuneRun:
             raise ConfigError(f"--epochs {call.epochs:g}: give a positive number, and no --steps beside it.")
         given |= {"network": job.network, "fraction": job.fraction, "seed": job.seed}
         given = {name: value for name, value in given.items() if value is not None}
-        stated: dict[str, Any] = {"encoder": _agreed("encoder", given.get("encoder"), self.record)}
+        encoder = _agreed("encoder", given.get("encoder"), self.record)
+        stated: dict[str, Any] = {"encoder": encoder}
+        of_encoder = self.record.get("encoder_options")
+        if isinstance(of_encoder, Mapping):
+            mine = given.get(encoder, {})
+            stated[encoder] = {name: _agreed(f"{encoder}.{name}", mine.get(name), of_encoder) for name in of_encoder}
         if (own := self.task_type.options) is not None:
             mine = given.get(call.task, {})
             known = {name: _agreed(f"{call.task}.{name}", mine.get(name), self.record) for name in _OF_NETWORK}
@@ -313,7 +320,7 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None and value != {}}
 
 
-def _agreed(name: str, given: Any, record: dict[str, Any]) -> Any:
+def _agreed(name: str, given: Any, record: Mapping[str, Any]) -> Any:
     """The network option the user gave, else the one the weights file states. Raises ConfigError where they differ."""
     stated = record.get(name.rpartition(".")[2])
     if given is not None and stated is not None and given != stated:

@@ -155,7 +155,8 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
         data.check()
     unet: UNet | None = None
     with problems.collect():
-        unet = UNet(build_encoder(settings.encoder), settings.unet.decoder, settings.unet.channels)
+        encoder = build_encoder(settings.encoder, options=settings.of_encoder)
+        unet = UNet(encoder, settings.unet.decoder, settings.unet.channels)
     with problems.collect():
         check_init(settings.weights)
         if unet is not None:
