@@ -85,7 +85,12 @@ class Checkpoint:
                 text = f"{path}: cannot be written ({error}). Make room, then continue with --resume."
                 raise DataError(text) from error
             if self.keep > 1 and path.exists():
-                _second_name(path, self.run.older(self.saved))
+                older = self.run.older(self.saved)
+                older.unlink(missing_ok=True)
+                try:
+                    os.link(path, older)
+                except OSError:  # a copy where the file system has no links
+                    shutil.copy2(path, older)
             part.replace(path)
             for old in self.run.all_older()[: -(self.keep - 1) or None]:
                 old.unlink()
@@ -121,12 +126,3 @@ def _read(run: RunPaths, mmap: bool = False) -> dict[str, Any]:
         instead = f"Put {older[-1]} in its place, or delete all to start" if older else "Delete it to start"
         raise WeightsError(f"{run.checkpoint}: damaged ({error}). {instead} this run anew.") from error
     return state
-
-
-def _second_name(path: Path, name: Path) -> None:
-    """Keep a file under another name too; a copy where the file system has no links."""
-    name.unlink(missing_ok=True)
-    try:
-        os.link(path, name)
-    except OSError:
-        shutil.copy2(path, name)

@@ -50,7 +50,17 @@ def finetune(call: FinetuneOptions) -> Run | Comparison:
         raise ConfigError(f"{len(jobs)} runs in one call: with several processes every run needs a call of its own.")
     root = Path(call.run or Path("runs") / f"{call.task}-{data.stem}")
     folders = [root / name for name in folders_of(jobs).values()]
-    check_all(runs, folders)  # before the first one starts
+    problems, tried = Problems(), set()  # what would stop one of them is found before the first one starts
+    for run, folder in zip(runs, folders, strict=True):
+        with problems.collect():
+            RunPaths(folder).refuse_other(run.call.resume)
+        if run.job[:2] not in tried:
+            tried.add(run.job[:2])
+            with problems.collect():
+                limit_encoder(encoder_of(run.network()[0]), run.settings)
+    with problems.collect():
+        runs[0].check_images()
+    problems.refuse()
     finished = {each.job: each.train(folder) for each, folder in zip(runs, folders, strict=True)}
     return compare(root, finished, runs[0].kind.shown)
 
@@ -108,7 +118,15 @@ class FinetuneRun:
         with problems.collect():
             options.check(settings)
         with problems.collect():
-            self._check_sets()
+            train, val = self.task_type.names_of(self.train_set), self.task_type.names_of(self.val_set)
+            if train != val:
+                text = f"{self.train_set.path} and {self.val_set.path} name other classes"
+                raise DataError(f"{text}: {differing(train, val)}. Give both the same --label-map.")
+            if len(self.rows) < settings.micro_batch:
+                raise DataError(
+                    f"{self.train_set.path}: {len(self.rows)} labelled images for batches of {settings.micro_batch}. "
+                    "Lower --micro-batch and --batch, or raise --fraction."
+                )
         problems.refuse()
 
     def network(self) -> tuple[nn.Module, WeightsReport | None]:
@@ -139,7 +157,17 @@ class FinetuneRun:
         facts = self._facts(report)
         done = open_run(folder, "finetune", settings, facts, call.resume, self.options.launch.rank)
         if self.options.launch.rank == 0:
-            self._say(path.name, facts)
+            # What the run begins with, and what a reader of its scores must know.
+            say = Console(stderr=True, highlight=False, soft_wrap=True).print
+            say(f"{path.name}: weights {self.job.weights}: {facts['loaded']}")
+            if facts["shared_images"]:
+                say(
+                    f"{path.name}: {facts['shared_images']} of {len(self.val_set.names)} validation images are "
+                    "training images: the scores say how well they are remembered"
+                )
+            if facts["pretrained_on_val"]:
+                text = "the weights were pre-trained on the frames, without labels, that this run is scored on"
+                say(f"{path.name}: {text}")
             write_json(folder.loaded, report._asdict() if report else {})
         if done == settings.steps and folder.weights.exists():
             return path
@@ -180,54 +208,26 @@ class FinetuneRun:
             stated |= {"tune": given.get("tune", "full"), "backbone": {"norm": "train"}}
         return resolve_finetuning(call.task, call.preset, overlay(overlay({}, _known(stated)), given))
 
-    def _say(self, name: str, facts: Mapping[str, Any]) -> None:
-        """What the run begins with, and what a reader of its scores must know."""
-        say = Console(stderr=True, highlight=False, soft_wrap=True).print
-        say(f"{name}: weights {self.job.weights}: {facts['loaded']}")
-        if facts["shared_images"]:
-            say(
-                f"{name}: {facts['shared_images']} of {len(self.val_set.names)} validation images are training images: "
-                "the scores say how well they are remembered"
-            )
-        if facts["pretrained_on_val"]:
-            say(f"{name}: the weights were pre-trained on the frames, without labels, that this run is scored on")
-
-    def _check_sets(self) -> None:
-        """Refuse classes that differ and data that fill no batch."""
-        names_of = self.task_type.names_of
-        train, val = names_of(self.train_set), names_of(self.val_set)
-        if train != val:
-            text = f"{self.train_set.path} and {self.val_set.path} name other classes"
-            raise DataError(f"{text}: {differing(train, val)}. Give both the same --label-map.")
-        need = self.settings.micro_batch
-        if len(self.rows) < need:
-            raise DataError(
-                f"{self.train_set.path}: {len(self.rows)} labelled images for batches of {need}. "
-                "Lower --micro-batch and --batch, or raise --fraction."
-            )
-
     def _facts(self, report: WeightsReport | None) -> dict[str, Any]:
         """What is written down of the run beside its settings."""
         call = self.call
+        pretrained_on = self.record.get("data_hash")
         sources = {"data": call.data, "val": call.val, "dataset": call.dataset, "labels": call.label_map}
         return {
             "task": call.task,
             "preset": call.preset,
             "init": self.job.weights,
-            "init_data_hash": self.record.get("data_hash"),
+            "init_data_hash": pretrained_on,
             "init_holdout": self.record.get("holdout"),
             "loaded": str(report) if report else "nothing: all weights are new",
             "part": call.part,
             **{name: None if value is None else str(value) for name, value in sources.items()},
             "data_hash": f"{self.train_set.hash}+{self.val_set.hash}",
             "shared_images": len(_images(self.train_set, self.rows) & _images(self.val_set)),
-            "pretrained_on_val": self._saw_val(),
+            # Whether that was the very store that holds the validation frames.
+            "pretrained_on_val": bool(pretrained_on)
+            and any(self.val_set.hash.startswith(one) for one in hashes_of(str(pretrained_on))),
         }
-
-    def _saw_val(self) -> bool:
-        """Whether the weights were pre-trained on the very store that holds the validation frames."""
-        seen = self.record.get("data_hash")
-        return bool(seen) and any(self.val_set.hash.startswith(one) for one in hashes_of(str(seen)))
 
 
 class DownstreamModule(StepModule):
@@ -284,22 +284,6 @@ def limit_encoder(encoder: Encoder, settings: FinetuneSettings) -> list[nn.Modul
             module.momentum = settings.backbone.bn_momentum
     fixed = limit(encoder, settings.tune)
     return fixed if settings.backbone.norm == "train" else [*fixed, *fix_norms(encoder)]
-
-
-def check_all(runs: Sequence[FinetuneRun], folders: Sequence[Path]) -> None:
-    """Find what would stop one of several runs before the first one starts. Raises as FinetuneRun, or ConfigError."""
-    problems = Problems()
-    tried = set()
-    for run, folder in zip(runs, folders, strict=True):
-        with problems.collect():
-            RunPaths(folder).refuse_other(run.call.resume)
-        if run.job[:2] not in tried:
-            tried.add(run.job[:2])
-            with problems.collect():
-                limit_encoder(encoder_of(run.network()[0]), run.settings)
-    with problems.collect():
-        runs[0].check_images()
-    problems.refuse()
 
 
 def _images(images: LabelledImages, rows: Sequence[int] | None = None) -> set[str]:

@@ -196,16 +196,11 @@ class Autocast(MixedPrecision):
         return data
 
 
-def resolve_precision(precision: Precision) -> Precision:
-    """What ``auto`` is here: bf16 where the hardware multiplies it, else fp32."""
-    if precision != "auto":
-        return precision
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else cpu_has_bf16()
-    return "bf16" if native else "fp32"
-
-
 def make_fabric(precision: Precision, launch: Launch) -> Fabric:
-    """Fabric over the processes of the launch: one a device, DDP where there are several."""
+    """Fabric over the processes of the launch: one a device, DDP where there are several.
+
+    ``auto`` is bf16 where the hardware multiplies it, else fp32.
+    """
     # The progress lines say what a user needs; Lightning's own are about products.
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.fabric")
@@ -214,10 +209,12 @@ def make_fabric(precision: Precision, launch: Launch) -> Fabric:
     # Said, and not detected: inside a Slurm job Lightning takes everything for srun's.
     plugins: list[Any] = [ENVIRONMENTS[launch.starter]()]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    resolved = resolve_precision(precision)
-    if resolved == "bf16":
+    if precision == "auto":
+        native = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else cpu_has_bf16()
+        precision = "bf16" if native else "fp32"
+    if precision == "bf16":
         plugins.append(Autocast("bf16-mixed", device))
-    elif resolved == "fp16":
+    elif precision == "fp16":
         plugins.append(Autocast("16-mixed", device, torch.amp.GradScaler(device)))
     return Fabric(
         devices=launch.devices,

@@ -59,11 +59,6 @@ SCHEDULES: dict[str, Callable[[int, int], float]] = {
 }
 
 
-def decayed_momentum(step: int) -> float:
-    """Batch-norm momentum of the released code: one half, halved every 20 steps, at least 0.001."""
-    return max(0.5 ** (1 + step // 20), 0.001)
-
-
 def build(groups: Sequence[ParameterGroup], settings: TrainSettings) -> tuple[Optimizer, LambdaLR]:
     """Build optimizer and schedule; AdamW's weight decay spares biases and norms, as is usual."""
     parts = [([p for p in group.parameters if p.requires_grad], settings.lr * group.factor) for group in groups]

@@ -166,7 +166,10 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
     layers = "-".join(Path(layer).stem for layer in call.preset.split(","))
     folder = RunPaths(Path(call.run) if call.run is not None else Path("runs") / f"{mixture.name}-{layers}")
     provenance = {"preset": call.preset, "data": str(mixture), "data_hash": mixture.hash}
-    provenance |= {"images": str(data.images or ""), "images_hash": data.images_hash}
+    # The order of the further images' names is that of the stream.
+    names = b"" if data.folder is None else b"\0".join(data.folder.names.tolist())
+    digest = "" if data.folder is None else hashlib.sha256(names).hexdigest()
+    provenance |= {"images": str(data.images or ""), "images_hash": digest}
     done = open_run(folder, "pretrain", settings, provenance, call.resume, options.launch.rank)
     facts = _facts(settings, provenance)
     first = options.launch.rank == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +40,6 @@ from pri3d.objectives.quality import PairPart, PairQuality
 from pri3d.store import Store
 from pri3d.tasks import Meter
 from pri3d.training.loop import Feed, StepModule
-from pri3d.training.optim import decayed_momentum
 from pri3d.types import CropBatch, PairBatch
 
 
@@ -72,7 +70,10 @@ class PretrainModule(StepModule):
         for module in self.fixed:
             module.eval()
         if self.settings.unet.bn_schedule == "decay":
-            self._set_momentum(decayed_momentum(self.step))
+            for norm in self.modules():
+                if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                    # The released code's: one half, halved every 20 steps, at least 0.001.
+                    norm.momentum = max(0.5 ** (1 + self.step // 20), 0.001)
         terms = self.objective(self.features(batch), batch)
         return terms.loss, terms.log
 
@@ -114,11 +115,6 @@ class PretrainModule(StepModule):
     def after_step(self) -> None:
         """Tell the objectives."""
         self.objective.after_step()
-
-    def _set_momentum(self, momentum: float) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = momentum
 
 
 class _Maps(nn.Module):
@@ -201,11 +197,6 @@ class PretrainData:
         """Further images; listed once."""
         return None if self.images is None else ImageFolder(self.images)
 
-    @property
-    def images_hash(self) -> str:
-        """Changes with the names of the further images, whose order is that of the stream; empty without any."""
-        return "" if self.folder is None else sha256(b"\0".join(self.folder.names.tolist())).hexdigest()
-
     def check(self) -> None:
         """Refuse what would fail later. Raises ConfigError or DataError, naming every problem at once."""
         problems = Problems()
@@ -215,12 +206,22 @@ class PretrainData:
             recipe(self.settings.augment)
         for portion in self.portions:
             with problems.collect():
-                self._check_pairs(portion)
+                # Of crops from one store as many images as a batch has are asked for below.
+                if self.several or not self.settings.crops_alone:
+                    share = self.settings.micro_batch * portion.weight // sum(self.weights)
+                    check_pairs(portion.train, portion.store, max(1, share))
             with problems.collect():
                 if "view" in self.settings.active and self.settings.matching.match != "relative":
                     check_unit(portion.store)
             with problems.collect():
-                self._check_surface(portion.store)
+                if "geometry" in self.settings.own:
+                    voxel = self.settings.own["geometry"].voxel
+                    if voxel <= 0:
+                        raise ConfigError(f"--geometry.voxel {voxel}: the geometry objective needs an edge in metres.")
+                    scenes = (portion.store.scene(scene) for scene in portion.store.scenes)
+                    if not any(len(coarsen(scene.surface(), voxel).cells) for scene in scenes):
+                        where = f"{portion.store.path}: no scene has a surface, which geometry needs."
+                        raise DataError(f"{where} Prepare with --surface.")
         with problems.collect():
             self._check_images()
             if self.settings.crops_alone:
@@ -231,7 +232,20 @@ class PretrainData:
         """Batches of the training data with the images that the objectives want."""
         seed, batch = self.settings.seed, self.settings.batch
         if self.settings.crops_alone:
-            return self._crop_feed()
+            # Of the frames' stores, and of the images as one more source that weighs as much as all of them.
+            crops, mix = self._crops(), self.settings.own["moco"].mix
+            weights = [*self.weights, sum(self.weights)] if self.folder is not None else self.weights
+
+            def sampler(total: int, start: int) -> StreamSampler:
+                if mix == "alternate":
+                    return MixedSampler(crops.sizes, weights, total, seed, start, batch)
+                if self.several:
+                    return BalancedSampler(crops.sizes, weights, total, seed, start, batch)
+                if mix == "half":
+                    return MixedSampler(crops.sizes, weights, total, seed, start)
+                return StreamSampler(len(crops), total, seed, start)
+
+            return Feed(crops, collate_crops, sampler)
         parts = [
             self._pairs(portion.store, portion.train, views, derived, training=True)
             for portion, derived in zip(self.portions, self._seeds(), strict=True)
@@ -244,23 +258,6 @@ class PretrainData:
             collate,
             lambda total, start: BalancedSampler(mixed.sizes, self.weights, total, seed, start, batch),
         )
-
-    def _crop_feed(self) -> Feed:
-        """Crops of the frames' stores, and of the images as one more source that weighs as much as all of them."""
-        seed, batch, mix = self.settings.seed, self.settings.batch, self.settings.own["moco"].mix
-        crops = self._crops()
-        weights = [*self.weights, sum(self.weights)] if self.folder is not None else self.weights
-
-        def sampler(total: int, start: int) -> StreamSampler:
-            if mix == "alternate":
-                return MixedSampler(crops.sizes, weights, total, seed, start, batch)
-            if self.several:
-                return BalancedSampler(crops.sizes, weights, total, seed, start, batch)
-            if mix == "half":
-                return MixedSampler(crops.sizes, weights, total, seed, start)
-            return StreamSampler(len(crops), total, seed, start)
-
-        return Feed(crops, collate_crops, sampler)
 
     def heldout(self) -> PairDataset | MixedPairs:
         """Held-out pairs to measure on, drawn with the seed; without augmentation.
@@ -303,22 +300,6 @@ class PretrainData:
         if self.folder is not None:
             sources.append(self.folder)
         return CropDataset(sources, self.settings.seed, CropRecipe(size=self.settings.own["moco"].crop))
-
-    def _check_pairs(self, portion: Portion) -> None:
-        if self.settings.crops_alone and not self.several:
-            return  # as many images as a batch has are asked for instead
-        share = self.settings.micro_batch * portion.weight // sum(self.weights)
-        check_pairs(portion.train, portion.store, max(1, share))
-
-    def _check_surface(self, store: Store) -> None:
-        if "geometry" not in self.settings.own:
-            return
-        voxel = self.settings.own["geometry"].voxel
-        if voxel <= 0:
-            raise ConfigError(f"--geometry.voxel {voxel}: the geometry objective needs an edge in metres.")
-        scenes = (store.scene(scene) for scene in store.scenes)
-        if not any(len(coarsen(scene.surface(), voxel).cells) for scene in scenes):
-            raise DataError(f"{store.path}: no scene has a surface, which geometry needs. Prepare with --surface.")
 
     def _check_images(self) -> None:
         mix = self.settings.own["moco"].mix if "moco" in self.settings.own else "frames"

@@ -39,25 +39,27 @@ class Recorder:
         self.line_every = max(1, settings.steps // 20)
         self.stop: str | None = None  #: the signal that asked for it, once all processes have agreed
         self._wish: str | None = None
-        self._refuse_unlike_checkpoints()
+        steps = torch.tensor([done, -done], dtype=torch.float64, device=fabric.device)
+        latest, earliest = fabric.all_reduce(steps, reduce_op="max").tolist()  # type: ignore[union-attr]
+        if latest != -earliest:
+            raise DataError(
+                f"{run.path}: some processes see a checkpoint of step {latest:.0f}, some of {-earliest:.0f}. "
+                "Put the run into a folder that all machines share."
+            )
         self.metrics: MetricsFile | None = None  # another process writes
         self.loggers: list[Any] = []
         if fabric.is_global_zero:
-            self.metrics, self.loggers = MetricsFile(run.metrics, done), _loggers(run, options.wandb)
+            self.metrics = MetricsFile(run.metrics, done)
+            self.loggers = [TensorBoardLogger(run.path, name="tensorboard", version="")]
+            if options.wandb is not None:
+                from lightning.pytorch.loggers import WandbLogger  # noqa: PLC0415 (brings all of lightning.pytorch)
+
+                self.loggers.append(WandbLogger(name=run.path.name, project=options.wandb, save_dir=run.path))
         self.say = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not fabric.is_global_zero).print
         self._values: dict[str, Tensor] = {}  # of the present step
         self._passes: list[tuple[int, list[str], Tensor]] = []  # since the last log: step, frames, loss
         self._began = self._logged = time.perf_counter()
         self._waited = 0.0
-
-    def _refuse_unlike_checkpoints(self) -> None:
-        first = torch.tensor([self.first, -self.first], dtype=torch.float64, device=self.fabric.device)
-        latest, earliest = self.fabric.all_reduce(first, reduce_op="max").tolist()  # type: ignore[union-attr]
-        if latest != -earliest:
-            raise DataError(
-                f"{self.run.path}: some processes see a checkpoint of step {latest:.0f}, some of {-earliest:.0f}. "
-                "Put the run into a folder that all machines share."
-            )
 
     def interrupt(self, name: str) -> None:
         """Finish the step, save, stop, because of the signal of that name."""
@@ -94,7 +96,10 @@ class Recorder:
             self.stop = self._wish
         if needed or self.stop or step % self.log_every == 0:
             values = self._fetch()
-            self._refuse_nonsense(values, step)
+            bad = [name for name, value in values.items() if not math.isfinite(value)]
+            # A scaler that finds an infinite gradient leaves the step out and halves the scale: that is its work.
+            if bad and not (bad == ["grad_norm"] and self.settings.precision == "fp16"):
+                raise Pri3DError(f"step {step}: {', '.join(bad)} not finite. {self._advice()}")
             now = time.perf_counter()
             rate = (step - self.first) / max(1e-9, now - self._began)
             values |= {
@@ -127,7 +132,15 @@ class Recorder:
         """Values of the step as numbers: one transfer, and one exchange where there are several processes."""
         fabric, names = self.fabric, list(self._values)
         stack = torch.stack([torch.as_tensor(self._values[name]).float() for name in names])
-        bad = self._first_bad()
+        # Step and description of this process's first pass since the last log whose loss is not finite.
+        passes, self._passes = self._passes, []
+        losses = torch.stack([loss for _, _, loss in passes]).tolist()
+        wrong = (
+            (step, f"the loss is {loss}, frames {', '.join(frames)}")
+            for (step, frames, _), loss in zip(passes, losses, strict=True)
+            if not math.isfinite(loss)
+        )
+        bad = next(wrong, None)
         if fabric.world_size > 1:
             # With them, two numbers for each process: the signal that asked it to stop, and its first bad step.
             own = stack.new_zeros(2, fabric.world_size)
@@ -145,23 +158,6 @@ class Recorder:
         if bad:
             raise Pri3DError(f"step {bad[0]}: {bad[1]}. {self._advice()}")
         return dict(zip(names, stack.tolist(), strict=False))
-
-    def _first_bad(self) -> tuple[int, str] | None:
-        """Step and description of this process's first pass since the last log whose loss is not finite."""
-        passes, self._passes = self._passes, []
-        losses = torch.stack([loss for _, _, loss in passes]).tolist()
-        bad = (
-            (step, f"the loss is {loss}, frames {', '.join(frames)}")
-            for (step, frames, _), loss in zip(passes, losses, strict=True)
-            if not math.isfinite(loss)
-        )
-        return next(bad, None)
-
-    def _refuse_nonsense(self, values: dict[str, float], step: int) -> None:
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        # A scaler that finds an infinite gradient leaves the step out and halves the scale: that is its work.
-        if bad and not (bad == ["grad_norm"] and self.settings.precision == "fp16"):
-            raise Pri3DError(f"step {step}: {', '.join(bad)} not finite. {self._advice()}")
 
     def refuse_broken(self, module: nn.Module, step: int) -> None:
         """Raise Pri3DError where the weights are no numbers: they must not be saved."""
@@ -189,13 +185,3 @@ def norm_of(tensors: list[Tensor]) -> Tensor:
         return torch.zeros(())
     norm: Tensor = torch.linalg.vector_norm(torch.stack(list(torch._foreach_norm(tensors))))
     return norm
-
-
-def _loggers(run: RunPaths, wandb: str | None) -> list[Any]:
-    """TensorBoard always, Weights & Biases where it is asked for; metrics.csv is the recorder's own."""
-    loggers: list[Any] = [TensorBoardLogger(run.path, name="tensorboard", version="")]
-    if wandb is not None:
-        from lightning.pytorch.loggers import WandbLogger  # noqa: PLC0415 (brings all of lightning.pytorch)
-
-        loggers.append(WandbLogger(name=run.path.name, project=wandb, save_dir=run.path))
-    return loggers
