@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,16 @@ from pri3d.labelled.convert import decode_mask
 __all__ = ["fakes"]  # a fixture
 
 NAMES = ["dark", "middle", "bright"]
+
+#: a process that writes a folder until it is killed
+WRITER = """
+import sys, time
+from pathlib import Path
+from pri3d.files.lock import lock_folder
+with lock_folder(Path(sys.argv[1])):
+    print("writes", flush=True)
+    time.sleep(600)
+"""
 
 
 @pytest.fixture
@@ -223,17 +236,17 @@ class TestAgain:
 
     def test_other_weights_or_thresholds_are_refused(self, instance: Path, source: Path, tmp_path: Path) -> None:
         out = predict(instance, source, tmp_path / "out")
-        with pytest.raises(ConfigError, match=r"holds predictions of another --threshold\. .*--overwrite"):
+        with pytest.raises(ConfigError, match=r"other settings: threshold was 0\.5, now 0\.7\. .*--overwrite"):
             predict(instance, source, out, threshold=0.7)
         Halves(NAMES).save(Level(3), instance / "weights.safetensors", {})
-        with pytest.raises(ConfigError, match=r"holds predictions of other weights\. "):
-            predict(instance, source, out, threshold=0.7)  # what is first is said
+        with pytest.raises(ConfigError, match=r"weights was '.*, now '.*; threshold was 0\.5, now 0\.7\. "):
+            predict(instance, source, out, threshold=0.7)
         predict(instance, source, out, overwrite=True)
         predict(instance, source, out)
 
     def test_another_task_is_refused(self, semantic: Path, instance: Path, source: Path, tmp_path: Path) -> None:
         out = predict(instance, source, tmp_path / "out")
-        with pytest.raises(ConfigError, match=r"holds predictions of another task\. "):
+        with pytest.raises(ConfigError, match=r"other settings: task was 'instance', now 'semantic'; "):
             predict(semantic, source, out)
 
     def test_a_stopped_overwriting_leaves_nothing_old_behind(
@@ -263,10 +276,32 @@ class TestAgain:
             predict(semantic, other, out)
         assert (read_ids(out / "a.png") == 0).all()
 
+    def test_one_process_at_a_time(
+        self, semantic: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out, stored = tmp_path / "out", Brightness.predict
+        words = [sys.executable, "-c", WRITER, str(out)]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None and other.stdout.readline() == "writes\n"
+            with pytest.raises(ConfigError, match=rf"out: process {other.pid} on .* has been writing there since"):
+                predict(semantic, source, out)
+            assert files(out) == [".lock"]
+            other.kill()
+        held: list[int] = []
+
+        def look(self: Brightness, model: Level, color: NDArray[np.uint8]) -> NDArray[np.uint8]:
+            held.append(json.loads((out / ".lock").read_text())["pid"])
+            return stored(self, model, color)
+
+        monkeypatch.setattr(Brightness, "predict", look)
+        predict(semantic, source, out)  # the other was killed: its lock is taken over
+        assert held == [os.getpid()] * 2
+        assert not list(out.glob(".lock*"))
+
     def test_a_damaged_class_list(self, semantic: Path, source: Path, tmp_path: Path) -> None:
         out = predict(semantic, source, tmp_path / "out")
         (out / "classes.json").write_text("{")
-        with pytest.raises(DataError, match=r"classes\.json"):
+        with pytest.raises(ConfigError, match=r"classes\.json.*--overwrite"):
             predict(semantic, source, out)
         (out / "classes.json").write_text("[]")
         with pytest.raises(ConfigError, match="another"):

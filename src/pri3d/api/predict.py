@@ -41,7 +41,8 @@ def predict(options: PredictOptions) -> Output:
     stopped command continues. An image that cannot be read is listed while the others go on.
 
     Returns the folder of the predictions. Raises ConfigError where an option is out of range or not of the network's
-    task, or ``out`` was made with other weights or another threshold; DataError where the source cannot be read, or
-    some image could not be (the others are there); WeightsError where the run has no such network.
+    task, ``out`` was made with other weights or another threshold, or another process is writing there; DataError where
+    the source cannot be read, or some image could not be (the others are there); WeightsError where the run has no such
+    network.
     """
     return Output(implementation("pri3d.evaluation.predict:predict")(options))

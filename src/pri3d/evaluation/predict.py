@@ -20,17 +20,13 @@ from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.evaluation.media import Picture, is_written, open_media, refuse_failed, until_damaged, write_video
 from pri3d.files.archive import encode
 from pri3d.files.atomic import write_atomic
+from pri3d.files.lock import lock_folder
+from pri3d.files.stamp import stamp
 from pri3d.runs import read_json, write_json
 from pri3d.tasks import Trained, find_weights, load_task
 
 CLASSES = "classes.json"  #: of the output folder: what its ids mean, and what it was made with
-#: what :func:`_facts` says of an output folder -> how a message names another one
-_OTHER = {
-    "task": "of another task",
-    "weights": "of other weights",
-    "threshold": "of another --threshold",
-    "classes": "with other classes or colours",
-}
+_FIX = "Choose another --out, or begin anew with --overwrite."
 
 
 def predict(options: PredictOptions) -> Path:
@@ -54,7 +50,6 @@ def predict(options: PredictOptions) -> Path:
             console.print(f"{escape(str(run))} has no best network: it was not validated. The last one predicts.")
     network = load_task(file).to_device()
     facts = _facts(network, options.threshold)
-    _claim(out, facts, options.overwrite)
     if media.videos:
         console.print(f"{escape(str(source))}: videos left out: {media.videos}. Predict each by itself.")
     done: list[str] = []
@@ -66,18 +61,23 @@ def predict(options: PredictOptions) -> Path:
     def wanted(picture: Picture) -> NDArray[np.uint8] | None:
         return None if not options.overwrite and _is_done(picture, out, made_with) else picture.load()
 
-    for picture, color in reading(until_damaged(shown, failed), wanted):
-        try:
-            pixels = color.result()
-            if pixels is not None:
-                _predict_one(network, picture, pixels, out, made_with)
-                fresh = True
-            done.append(picture.name)
-        except DataError as error:
-            console.print(f"skipped {escape(str(error))}")
-            failed.append(str(error))
-    if media.rate is not None:
-        _join(out, out / f"{source.stem}_overlay.mp4", done, Fraction(media.rate), fresh, console)
+    with lock_folder(out):
+        if options.overwrite:
+            write_json(out / CLASSES, facts)
+        else:
+            stamp(out / CLASSES, facts, _FIX)
+        for picture, color in reading(until_damaged(shown, failed), wanted):
+            try:
+                pixels = color.result()
+                if pixels is not None:
+                    _predict_one(network, picture, pixels, out, made_with)
+                    fresh = True
+                done.append(picture.name)
+            except DataError as error:
+                console.print(f"skipped {escape(str(error))}")
+                failed.append(str(error))
+        if media.rate is not None:
+            _join(out, out / f"{source.stem}_overlay.mp4", done, Fraction(media.rate), fresh, console)
     refuse_failed(failed, len(done), out)
     console.print(f"{len(done)} predicted in {escape(str(out))}")
     return out
@@ -92,20 +92,6 @@ def _facts(network: Trained, threshold: float | None) -> dict[str, Any]:
     classes = [{"id": k + task.first_id, "name": name, "color": colors[k]} for k, name in enumerate(names)]
     least = task.threshold if threshold is None else threshold
     return {"task": task.name, "weights": network.hash, "threshold": least, "classes": classes}
-
-
-def _claim(out: Path, facts: dict[str, Any], overwrite: bool) -> None:
-    """Write down what the folder is made with. Raises ConfigError where that was something else before."""
-    path = out / CLASSES
-    if path.is_file() and not overwrite:
-        before = read_json(path)
-        before = before if isinstance(before, dict) else {}
-        for name, other in _OTHER.items():
-            if before.get(name) != facts[name]:
-                raise ConfigError(
-                    f"{out}: holds predictions {other}. Choose another --out, or make it anew with --overwrite."
-                )
-    write_json(path, facts)
 
 
 def _is_done(picture: Picture, out: Path, made_with: dict[str, Any]) -> bool:
