@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,6 +146,28 @@ def painted(count: int, seed: int) -> ProbeFrames:
     depth = depth.clone()
     depth[:, :4] = 0  # never counts, whatever is predicted there
     return ProbeFrames(color.to(torch.uint8), depth, normal, label, 2)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 200])
+def test_learning_rates_are_those_of_pytorchs_cosine(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    rates: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def noted(self: torch.optim.AdamW, *args: Any, **options: Any) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    probe_linear(Shown(), painted(8, 0), painted(8, 1), ("depth",), steps, 0)  # type: ignore[arg-type]
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], 1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    expected = []
+    for _ in range(steps):
+        expected += schedule.get_last_lr()
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx(expected, rel=1e-9)
+    assert rates[0] == 1e-2
 
 
 def test_a_linear_relation_is_learned() -> None:

@@ -21,7 +21,8 @@ from pri3d.networks.unet import UNet
 from pri3d.objectives.geometry import GeometryOptions
 from pri3d.objectives.moco import MocoOptions
 from pri3d.runs import MetricsFile, RunPaths, leaves, read_metrics
-from pri3d.training.optim import ParameterGroup, build, factor
+from pri3d.schedules import factor
+from pri3d.training.optim import ParameterGroup, build
 from pri3d.training.pretraining import PretrainModule
 
 TASKS = ("semantic", "instance")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 
 from pri3d.data.augment import to_tensor
 from pri3d.geometry.camera import pixel_centres
@@ -19,6 +20,7 @@ from pri3d.geometry.resize import resize_color, resize_nearest
 from pri3d.labelled import LabelledImages
 from pri3d.labelled.spaces import IGNORED
 from pri3d.probing.networks import Dense, check_finite, enlarge
+from pri3d.schedules import factor
 from pri3d.store import PairTable, Store
 from pri3d.tasks.semantic import Confusion
 
@@ -321,7 +323,7 @@ def _train(
     device = next(probe.parameters()).device
     size = (int(frames.depth.shape[-2]), int(frames.depth.shape[-1]))
     optimizer = torch.optim.AdamW(probe.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    schedule = LambdaLR(optimizer, lambda step: factor("cosine", step, steps))
     generator = torch.Generator().manual_seed(seed)
     count = len(frames.depth)
     order = torch.cat([torch.randperm(count, generator=generator) for _ in range(-(-steps * BATCH // count))])
