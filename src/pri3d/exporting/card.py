@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,11 @@ def describe_leak(record: Mapping[str, Any]) -> str:
     """
     splits = record.get("splits")
     if not isinstance(splits, Mapping):
-        splits = _splits_of_data(record)
+        splits, data = {}, Path(str(record.get("data") or ""))
+        with suppress(DataError, KeyError):  # no store any more
+            if data.name and data.is_dir() and (store := Store(data)).hash == record.get("data_hash"):
+                scenes = store.manifest["scenes"].values()
+                splits = Counter(str(scene.get("split") or "none").lower() for scene in scenes)
     if not splits:
         return UNKNOWN
     held = {name: count for name, count in splits.items() if name in ("val", "test") and count}
@@ -152,22 +157,6 @@ def _table(record: Mapping[str, Any]) -> str:
     """One stage of training as a table."""
     task = record.get("tuned_for") or record.get("task")
     head = f"| {'fine-tuned: ' + str(task) if task else 'pre-trained'} | |\n|---|---|"
-    return "\n".join([head, *(f"| {name} | {_text(record.get(key))} |" for key, name in FACTS.items())])
-
-
-def _text(value: Any) -> str:
-    return UNKNOWN if value in (None, "") else str(value).replace("|", "\\|").replace("\n", " ")
-
-
-def _splits_of_data(record: Mapping[str, Any]) -> dict[str, int]:
-    """Scenes by official list of the prepared folder that a record names; empty where it is gone or another by now."""
-    data = Path(str(record.get("data") or ""))
-    if not data.name or not data.is_dir():
-        return {}
-    try:
-        store = Store(data)
-        same = store.hash == record.get("data_hash")
-    except (DataError, KeyError):  # no store any more
-        return {}
-    scenes = store.manifest["scenes"].values() if same else []
-    return dict(Counter(str(scene.get("split") or "none").lower() for scene in scenes))
+    stated = {key: UNKNOWN if record.get(key) in (None, "") else str(record[key]) for key in FACTS}
+    texts = {key: text.replace("|", "\\|").replace("\n", " ") for key, text in stated.items()}
+    return "\n".join([head, *(f"| {name} | {texts[key]} |" for key, name in FACTS.items())])

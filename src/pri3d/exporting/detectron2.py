@@ -7,6 +7,7 @@ checkpoint/detection_checkpoint.py, docs/tutorials/configs and tools/convert-tor
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 
 from pri3d.exporting._rules import detectron2_maps
 from pri3d.exporting._shared import ToolboxFormat, beside
-from pri3d.networks.naming import to_detectron2
 
 SNIPPET = """\
 from detectron2 import model_zoo
@@ -39,12 +39,31 @@ class Detectron2Format(ToolboxFormat):
 
     def rename(self, key: str) -> str:
         """layer1.0.downsample.1.bias -> res2.0.shortcut.norm.bias, conv1.weight -> stem.conv1.weight."""
-        return to_detectron2(key)
+        key = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", key) if key.startswith("layer") else f"stem.{key}"
+        key = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", key)
+        return key.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
 
     def features(self, path: Path, images: Tensor) -> list[Tensor]:
-        """Five maps of Detectron2's trunk, by Detectron2 where it is installed, else by its documented rules."""
+        """Maps res2 to res5 of Detectron2's trunk, by Detectron2 where it is installed, else by its documented rules.
+
+        The numbers of Detectron2's own trunk, that of its FPN, are made invalid before it reads the file: one that the
+        checkpointer leaves as it is makes every map so.
+        """
         config = beside(path, ".yaml")
-        return _own_maps(path, config, images) if self._installed() else detectron2_maps(path, config, images)
+        if not self._installed():
+            return detectron2_maps(path, config, images)
+        cfg = import_module("detectron2.config").get_cfg()
+        cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
+        cfg.MODEL.FPN.IN_FEATURES = cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+        cfg.merge_from_file(str(config))
+        detector: Any = nn.Module()
+        detector.backbone = import_module("detectron2.modeling").build_backbone(cfg)
+        for value in detector.state_dict().values():
+            value.fill_(torch.nan)
+        import_module("detectron2.checkpoint").DetectionCheckpointer(detector).load(str(path))
+        pixels = 255 * (images if cfg.INPUT.FORMAT == "RGB" else images.flip(1))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
+        return list(detector.backbone.bottom_up.eval()((pixels - mean) / std).values())
 
     def companions(self, path: Path) -> dict[str, str]:
         """Configuration to merge over one of Detectron2's; the path is whole, as it is taken from where one works."""
@@ -73,22 +92,3 @@ class Detectron2Format(ToolboxFormat):
     @staticmethod
     def _installed() -> bool:
         return find_spec("detectron2") is not None
-
-
-def _own_maps(path: Path, config: Path, images: Tensor) -> list[Tensor]:
-    """RGB 0..1 (B, 3, H, W) -> maps res2 to res5 of the trunk of Detectron2's FPN, which read the file itself.
-
-    The trunk's numbers are made invalid before: one that the checkpointer leaves as it is makes every map so.
-    """
-    cfg = import_module("detectron2.config").get_cfg()
-    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
-    cfg.MODEL.FPN.IN_FEATURES = cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.merge_from_file(str(config))
-    detector: Any = nn.Module()
-    detector.backbone = import_module("detectron2.modeling").build_backbone(cfg)
-    for value in detector.state_dict().values():
-        value.fill_(torch.nan)
-    import_module("detectron2.checkpoint").DetectionCheckpointer(detector).load(str(path))
-    pixels = 255 * (images if cfg.INPUT.FORMAT == "RGB" else images.flip(1))
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD))
-    return list(detector.backbone.bottom_up.eval()((pixels - mean) / std).values())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -45,19 +45,25 @@ def export(
     if part not in PARTS:
         raise registry.unknown("--part", PARTS, part)
     source = load(run, part)
-    source.record = record = _record(source.record, part)
+    # What travels with the export: the run's record without what speaks of a task's head.
+    record = {key: value for key, value in source.record.items() if key not in OF_TASK}
+    if task := source.record.get("task", source.record.get("tuned_for")):
+        record["tuned_for"] = task
+    source.record = record = {**record, "part": part}
     form: ExportFormat = registry.load("exports", FORMATS, to)(source, to)
     out = out or (run if run.is_dir() else run.parent) / form.file.format(
         part="encoder" if part == "encoder" else "model"
     )
     final = out / form.inside if form.inside else out
     card = final.with_name("README.md" if form.inside else f"{out.name}.md")
-    _check_out(out, form, run)
-    _keep_others(final, card, form)
+    _check_place(run, out, final, card, form)
     with _staged(out) as stage, lock_file(out):
         written = stage / final.name
         with torch.no_grad(), _refusals(to, form.name):
-            images = [_probe(n, height, width) for n, height, width in form.probes()]
+            images = [
+                torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(0))
+                for n, height, width in form.probes()
+            ]
             expected = [maps_of(source(x)) for x in images]
             form.write(source, written)
             del source  # two networks at a time are enough
@@ -71,7 +77,10 @@ def export(
                 f"not written. Use another --to: this network does not survive {to}"
             )
         (stage / card.name).write_text(build_card(form, record, final, difference, limit), encoding="utf-8")
-        _put(stage, final)
+        # The weights last: they are there only with what explains them.
+        final.parent.mkdir(parents=True, exist_ok=True)
+        for file in sorted(stage.iterdir(), key=lambda file: file.name == final.name):
+            file.replace(final.with_name(file.name))
     said = f"largest difference to the run's features {difference:.1e} (bound {limit:.1e})"
     sys.stdout.write(
         f"{out}: checked by {form.reader}, {said}; model card {card}\n\n{form.snippet(final.absolute())}\n"
@@ -79,16 +88,11 @@ def export(
     return out
 
 
-def _record(record: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """What travels with the export: the run's record without what speaks of a task's head."""
-    kept = {key: value for key, value in record.items() if key not in OF_TASK}
-    if task := record.get("task", record.get("tuned_for")):
-        kept["tuned_for"] = task
-    return {**kept, "part": part}
+def _check_place(run: Path, out: Path, final: Path, card: Path, form: ExportFormat) -> None:
+    """Refuse a place that is something else, and to replace what is no export, which its model card tells.
 
-
-def _check_out(out: Path, form: ExportFormat, run: Path) -> None:
-    """Refuse a place that is something else. Raises ConfigError."""
+    Raises ConfigError.
+    """
     if out.resolve() in {run.resolve(), (run / MODEL_FILE).resolve()}:
         raise ConfigError(f"--out {out} is the run's own: choose another name")
     suffix = Path(form.file).suffix
@@ -96,19 +100,10 @@ def _check_out(out: Path, form: ExportFormat, run: Path) -> None:
         raise ConfigError(f"--out {out} is a file: {form.to} makes a folder, give another name")
     if not form.inside and (out.is_dir() or out.suffix != suffix):
         raise ConfigError(f"--out {out}: {form.to} makes one file, whose name must end in {suffix}")
-
-
-def _keep_others(final: Path, card: Path, form: ExportFormat) -> None:
-    """Refuse to replace what is no export: one is told by its model card. Raises ConfigError."""
     there = [path for path in (final, card, *map(final.with_name, form.companions(final))) if path.exists()]
     if there and not {final, card} <= set(there):
         names = ", ".join(map(str, there))
         raise ConfigError(f"--out: {names} would be replaced, and no export is there: choose another name or delete it")
-
-
-def _probe(number: int, height: int, width: int) -> Tensor:
-    """Random RGB 0..1 (number, 3, height, width), the same every time."""
-    return torch.rand(number, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
 def _compare(expected: list[list[Tensor]], found: list[list[Tensor]], bound: float) -> tuple[float, float]:
@@ -147,10 +142,3 @@ def _staged(out: Path) -> Iterator[Path]:
         yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-
-
-def _put(stage: Path, final: Path) -> None:
-    """Move everything to where it belongs, the weights last: they are there only with what explains them."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    for file in sorted(stage.iterdir(), key=lambda file: file.name == final.name):
-        file.replace(final.with_name(file.name))

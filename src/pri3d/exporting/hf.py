@@ -104,7 +104,16 @@ class HfFormat(ExportFormat):
             full = net.state_dict()
             own = set(match_whole(encoder, full).values())
             self.filled = sorted({key.rpartition(".")[0] for key in full if key not in own})
-            self.whole = _describe_whole(encoder, net, self.mean, self.std)
+            kept = ("input_size", "interpolation", "crop_pct", "crop_mode", "pool_size", "first_conv", "classifier")
+            config = {key: net.pretrained_cfg[key] for key in kept if key in net.pretrained_cfg}
+            images = {"mean": list(self.mean), "std": list(self.std)}
+            self.whole = {
+                "architecture": encoder.name.partition(".")[0],
+                "num_classes": 0,
+                "num_features": int(net.num_features),
+                "model_args": whole_options(encoder),
+                "pretrained_cfg": {**config, **images, "num_classes": 0, "custom_load": False},
+            }
             self.levels, self.norm = map_indices(encoder), isinstance(encoder, ViTEncoder)
             step = max(self.strides)
             self.size = native_size(encoder) or (step * math.ceil(64 / step), step * math.ceil(96 / step))
@@ -211,16 +220,3 @@ def _build_whole(encoder: Encoder, device: str) -> Any:
     """Timm's network without classifier."""
     with torch.device(device):
         return timm.create_model(encoder.name, num_classes=0, **whole_options(encoder))
-
-
-def _describe_whole(encoder: Encoder, net: Any, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    """Timm's keys of ``config.json``: what builds the network, and what its images are."""
-    kept = ("input_size", "interpolation", "crop_pct", "crop_mode", "pool_size", "first_conv", "classifier")
-    config = {key: net.pretrained_cfg[key] for key in kept if key in net.pretrained_cfg}
-    return {
-        "architecture": encoder.name.partition(".")[0],
-        "num_classes": 0,
-        "num_features": int(net.num_features),
-        "model_args": whole_options(encoder),
-        "pretrained_cfg": {**config, "mean": list(mean), "std": list(std), "num_classes": 0, "custom_load": False},
-    }

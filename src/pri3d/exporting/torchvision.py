@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torchvision
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from pri3d.exporting._shared import resnet_maps
 from pri3d.exporting.base import ExportFormat, fill
 from pri3d.networks.encoders import ResNetEncoder
 from pri3d.networks.load import FeatureNet
-from pri3d.networks.naming import to_torchvision_convnext
+from pri3d.networks.naming import CONVNEXT_BLOCK
 from pri3d.networks.weights import save_state
 
 SNIPPET = """\
@@ -22,6 +23,11 @@ net = torchvision.models.{name}()
 print(net.load_state_dict(load_file({path!r}), strict=False))  # missing: {missing} and nothing else
 # input: RGB 0..1, then torchvision.transforms.v2.Normalize({mean}, {std})"""
 
+#: names in timm's ConvNeXt
+CONVNEXT = re.compile(
+    r"(?:net\.)?(?:stem[._](?P<stem>[01])|stages[._](?P<stage>[0-3])\.(?:downsample\.(?P<down>[01])"
+    r"|blocks\.(?P<block>\d+)(?:\.(?P<part>[\w.]+))?))\.(?P<leaf>weight|bias|gamma)"
+)
 CONVNEXTS = ("convnext_tiny", "convnext_small", "convnext_base", "convnext_large")
 
 
@@ -41,17 +47,37 @@ class TorchvisionFormat(ExportFormat):
     def write(self, source: FeatureNet, path: Path) -> None:
         """Write the encoder under torchvision's names."""
         state = source.encoder.state_dict()
-        save_state(state if self.head == "fc." else to_torchvision_convnext(state), path, self.record)
+        if self.head == "fc.":
+            save_state(state, path, self.record)
+            return
+        renamed = {}
+        for key, value in state.items():
+            m = CONVNEXT.fullmatch(key)
+            if m is None:
+                raise KeyError(key)
+            if m["stem"]:
+                name = f"features.0.{m['stem']}.{m['leaf']}"
+            elif m["down"]:
+                name = f"features.{2 * int(m['stage'])}.{m['down']}.{m['leaf']}"
+            else:
+                part = "layer_scale" if m["leaf"] == "gamma" else f"{CONVNEXT_BLOCK[m['part']]}.{m['leaf']}"
+                name = f"features.{2 * int(m['stage']) + 1}.{m['block']}.{part}"
+            renamed[name] = value.view(-1, 1, 1) if m["leaf"] == "gamma" else value
+        save_state(renamed, path, self.record)
 
     def features(self, path: Path, images: Tensor) -> list[Tensor]:
         """Maps of torchvision's own network, stage by stage."""
         net = torchvision.models.get_model(self.name, weights=None)
         fill(net, load_file(path), "torchvision", [self.head])
-        return (
-            resnet_maps(net, self.normalise(images))
-            if self.head == "fc."
-            else _convnext_maps(net, self.normalise(images))
-        )
+        x = self.normalise(images)
+        if self.head == "fc.":
+            return resnet_maps(net, x)
+        maps = []
+        for number, part in enumerate(dict(net.named_children())["features"].children()):
+            x = part(x)
+            if number % 2:  # the stages of torchvision's ConvNeXt stand at odd places
+                maps.append(x)
+        return maps
 
     def snippet(self, path: Path) -> str:
         """Build torchvision's network and load the file."""
@@ -62,13 +88,3 @@ class TorchvisionFormat(ExportFormat):
 def base_name(name: str) -> str:
     """Name of an encoder without timm's tag of the weights: convnext_tiny.fb_in1k -> convnext_tiny."""
     return name.partition(".")[0]
-
-
-def _convnext_maps(net: nn.Module, images: Tensor) -> list[Tensor]:
-    """Normalised images (B, 3, H, W) -> four maps of torchvision's ConvNeXt: stages stand at odd places."""
-    maps, x = [], images
-    for number, part in enumerate(dict(net.named_children())["features"].children()):
-        x = part(x)
-        if number % 2:
-            maps.append(x)
-    return maps

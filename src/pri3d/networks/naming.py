@@ -1,4 +1,4 @@
-"""What other programs call the tensors of a network, both ways.
+"""What other programs call the tensors of a network.
 
 torchvision's ConvNeXt beside timm's; Detectron2's ResNet beside torchvision's (its tools/convert-torchvision-to-d2.py);
 EfficientNet and EfficientNet-Lite as the package efficientnet_pytorch names them beside timm's.
@@ -13,10 +13,6 @@ from torch import Tensor
 
 #: a ConvNeXt block's parts in timm -> their places in torchvision's sequence
 CONVNEXT_BLOCK = {"conv_dw": "block.0", "norm": "block.2", "mlp.fc1": "block.3", "mlp.fc2": "block.5"}
-CONVNEXT = re.compile(
-    r"(?:net\.)?(?:stem[._](?P<stem>[01])|stages[._](?P<stage>[0-3])\.(?:downsample\.(?P<down>[01])"
-    r"|blocks\.(?P<block>\d+)(?:\.(?P<part>[\w.]+))?))\.(?P<leaf>weight|bias|gamma)"
-)
 TORCHVISION_CONVNEXT = re.compile(
     r"features\.(?P<place>\d)\.(?P<number>\d+)\.(?:(?P<part>block\.\d)\.)?(?P<leaf>weight|bias|layer_scale)"
 )
@@ -43,24 +39,6 @@ EFFICIENTNET = re.compile(
 )
 
 
-def to_torchvision_convnext(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict of timm's ConvNeXt, as feature maps or whole -> torchvision's. Raises KeyError for another name."""
-    renamed = {}
-    for key, value in state.items():
-        m = CONVNEXT.fullmatch(key)
-        if m is None:
-            raise KeyError(key)
-        if m["stem"]:
-            name = f"features.0.{m['stem']}.{m['leaf']}"
-        elif m["down"]:
-            name = f"features.{2 * int(m['stage'])}.{m['down']}.{m['leaf']}"
-        else:
-            part = "layer_scale" if m["leaf"] == "gamma" else f"{CONVNEXT_BLOCK[m['part']]}.{m['leaf']}"
-            name = f"features.{2 * int(m['stage']) + 1}.{m['block']}.{part}"
-        renamed[name] = value.view(-1, 1, 1) if m["leaf"] == "gamma" else value
-    return renamed
-
-
 def from_torchvision_convnext(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Torchvision's ConvNeXt -> timm's whole network; the classifier is left out, names of other networks stay."""
     if "features.1.0.layer_scale" not in state:
@@ -81,13 +59,6 @@ def from_torchvision_convnext(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = f"stages.{stage}.blocks.{m['number']}.{part}"
         renamed[name] = value.flatten() if m["leaf"] == "layer_scale" else value
     return renamed
-
-
-def to_detectron2(key: str) -> str:
-    """layer1.0.downsample.1.bias -> res2.0.shortcut.norm.bias, conv1.weight -> stem.conv1.weight."""
-    key = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", key) if key.startswith("layer") else f"stem.{key}"
-    key = re.sub(r"\bbn(\d)\.", r"conv\1.norm.", key)
-    return key.replace("downsample.0.", "shortcut.").replace("downsample.1.", "shortcut.norm.")
 
 
 def from_detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
