@@ -9,11 +9,14 @@ from torch import nn
 
 from pri3d.api.finetune import FinetuneSettings, resolve_finetuning
 from pri3d.networks.detector import LITE, SIZES, Detector, Sizes
-from pri3d.networks.segmentation import SegmentationNet
+from pri3d.networks.encoders import build_encoder
+from pri3d.networks.segmentation import SegmentationNet, build_segmentation
 from pri3d.networks.unet import UNet
 from pri3d.tasks import load_task
 from pri3d.tasks.instance import InstanceTask
 from pri3d.tasks.semantic import SemanticTask
+from pri3d.training.finetune import DownstreamModule
+from pri3d.training.optim import ParameterGroup
 
 #: a Mask R-CNN of a moment
 TINY = LITE._replace(fpn=16, box=32, mask=16, mask_convs=1, anchor=8, short_sides=(48,), long_side=64)
@@ -39,6 +42,12 @@ def load_semantic(path: Path) -> tuple[nn.Module, list[str]]:
     trained = load_task(path)
     assert isinstance(trained.task, SemanticTask)
     return trained.model, trained.task.class_names
+
+
+def groups_of(model: nn.Module) -> list[ParameterGroup]:
+    """Parameters of a fine-tuning run's encoder and head."""
+    task = semantic_task(["a"], build_segmentation("unet", build_encoder("test_resnet"), 1))
+    return DownstreamModule(semantic_settings(), model, task).parameter_groups()
 
 
 def instance_task(names: list[str], model: Detector) -> InstanceTask:

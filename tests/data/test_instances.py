@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from pri3d.data.augment import STRONG
-from pri3d.data.labelled import InstanceDataset, collate_instances
+from pri3d.data.labelled import InstanceDataset
 from pri3d.data.sampler import Draw
 from pri3d.errors import DataError
 from pri3d.labelled import LabelledImages
+from pri3d.tasks.instance import InstanceRecipe
 from pri3d.types import Instances
 
 
@@ -100,7 +101,7 @@ def test_a_draw_is_repeatable():
 def test_rows_and_batches():
     dataset = InstanceDataset(Drawn(), rows=[2, 1])
     assert len(dataset) == 2
-    batch = collate_instances([dataset[Draw(0, 0)], dataset[Draw(0, 1)]])
+    batch = InstanceRecipe.collate([dataset[Draw(0, 0)], dataset[Draw(0, 1)]])
     assert batch.names == ["one", "none"]
     assert [tuple(image.shape) for image in batch.images] == [(3, 32, 40), (3, 31, 40)]
     assert all(image.dtype == torch.float32 and image.min() >= 0 and 0.9 < image.max() <= 1 for image in batch.images)
@@ -121,8 +122,8 @@ def test_masks_of_another_size_are_refused():
 def test_loading_processes_see_the_same():
     dataset = InstanceDataset(Drawn(), recipe=STRONG, mirror=True)
     draws = [Draw(0, 0), Draw(0, 1), Draw(0, 2)]
-    loader = torch.utils.data.DataLoader(dataset, 3, sampler=draws, collate_fn=collate_instances, num_workers=1)
+    loader = torch.utils.data.DataLoader(dataset, 3, sampler=draws, collate_fn=InstanceRecipe.collate, num_workers=1)
     (batch,) = loader
-    here = collate_instances([dataset[draw] for draw in draws])
+    here = InstanceRecipe.collate([dataset[draw] for draw in draws])
     for ours, theirs in zip(batch[:4], here[:4], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

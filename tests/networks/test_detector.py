@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
+from finetuned import groups_of
+from pri3d.api.finetune import resolve_finetuning
 from pri3d.errors import ConfigError
-from pri3d.networks.detector import COCO, FULL, LITE, SIZES, Detector, Pyramid, Sizes, build_detector, choose_levels
-from pri3d.networks.encoders import build_encoder, head_parameters
-from pri3d.networks.tuning import fix_norms, limit
+from pri3d.networks.detector import COCO, FULL, LITE, SIZES, Detector, Pyramid, Sizes, build_detector
+from pri3d.networks.encoders import build_encoder
+from pri3d.training.finetune import limit_encoder
 
 TINY = LITE._replace(fpn=16, box=32, mask=16, mask_convs=1, short_sides=(64,), long_side=96)
 
@@ -58,7 +62,8 @@ def state(module):
     ],
 )
 def test_levels_take_the_map_of_their_stride(strides, expected):
-    assert choose_levels(strides) == expected
+    encoder = SimpleNamespace(strides=strides, channels=(8,) * len(strides))
+    assert Pyramid(encoder, 8).levels == expected
 
 
 @pytest.mark.parametrize("encoder", ["test_resnet", "test_vit", "test_convnext"])
@@ -190,7 +195,8 @@ def test_predictions_are_in_pixels_of_the_images(scene):
 
 def test_fixed_norms_and_stages_stay_as_they_are(scene):
     model = detector()
-    fixed = [*limit(model.encoder, "last-3"), *fix_norms(model.encoder)]
+    given = {"tune": "last-3", "backbone": {"norm": "frozen"}}
+    fixed = limit_encoder(model.encoder, resolve_finetuning("instance", "quick", given))
     before = state(model.encoder)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
     for _ in range(2):
@@ -210,9 +216,10 @@ def test_fixed_norms_and_stages_stay_as_they_are(scene):
 
 def test_head_and_encoder_share_out_the_parameters():
     model = detector("test_vit")
-    ours = [id(p) for p in (*model.encoder.parameters(), *head_parameters(model))]
-    assert sorted(ours) == sorted(id(p) for p in model.parameters())
-    assert len(head_parameters(model)) > 10
+    encoder, head = (list(group.parameters) for group in groups_of(model))
+    assert [id(p) for p in encoder] == [id(p) for p in model.encoder.parameters()]
+    assert sorted(id(p) for p in (*encoder, *head)) == sorted(id(p) for p in model.parameters())
+    assert len(head) > 10
 
 
 def test_the_published_sizes():

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from pri3d.api.import_weights import import_weights
 from pri3d.errors import Pri3DError, WeightsError
 from pri3d.networks.encoders import build_encoder
-from pri3d.networks.load import load
-from pri3d.networks.published import holds_decoder, load_published
+from pri3d.networks.load import WeightsSource, load
+from pri3d.networks.published import load_published
 from pri3d.networks.unet import build_unet
 from pri3d.networks.weights import init_encoder, load_model, load_weights, read_provenance, read_state
 
@@ -46,7 +46,7 @@ def ways(encoder):
         "load_model": load_model,
         "--weights, encoder": lambda path: init_encoder(encoder, str(path)),
         "--weights": lambda path: load_weights(encoder, path),
-        "--weights, published": holds_decoder,
+        "--weights, published": lambda path: WeightsSource(path, on_hub=False).fill(encoder, unet),
         "published": lambda path: load_published(unet, path),
         "import": lambda path: import_weights(path, path.with_name("out.safetensors")),
         "import as": lambda path: import_weights(path, path.with_name("out.safetensors"), encoder="resnet18"),

@@ -10,8 +10,9 @@ import torch
 import torchvision
 from torch import nn
 
+from finetuned import groups_of
 from pri3d.errors import ConfigError
-from pri3d.networks.encoders import Encoder, ResNetEncoder, build_encoder, head_parameters
+from pri3d.networks.encoders import Encoder, ResNetEncoder, build_encoder
 from pri3d.networks.segmentation import NETWORKS, SegmentationNet, build_segmentation, dilate
 from pri3d.networks.unet import UNet
 
@@ -127,7 +128,7 @@ class TestEveryNetwork:
         for size in ((97, 131), (64, 64)) if encoder == "resnet50" else ((240, 320), (97, 131), (64, 64)):
             with torch.no_grad():
                 images = torch.rand(1, 3, *size)
-                every = net.forward_all(images)
+                every = net(images, every=True)
                 scores = net(images) if size == (64, 64) else every[0]
             assert scores.shape == (1, CLASSES, *size)
             assert scores.dtype == torch.float32
@@ -137,7 +138,7 @@ class TestEveryNetwork:
 
     def test_every_parameter_gets_a_gradient(self, net, network):
         """One without would stop distributed training."""
-        every = net.train().forward_all(torch.rand(2, 3, 33, 50))
+        every = net.train()(torch.rand(2, 3, 33, 50), every=True)
         assert [tuple(scores.shape) for scores in every] == [(2, CLASSES, 33, 50)] * (2 if network == "pspnet" else 1)
         torch.stack(every).square().mean().backward()
         assert [name for name, p in net.named_parameters() if p.grad is None] == []
@@ -150,10 +151,12 @@ class TestEveryNetwork:
 
     def test_encoder_and_head_share_out_the_parameters(self, net, plain_keys, encoder):
         assert list(net.encoder.state_dict()) == plain_keys[encoder]
-        inside, head = {id(p) for p in net.encoder.parameters()}, {id(p) for p in head_parameters(net)}
+        given = [[id(p) for p in group.parameters] for group in groups_of(net)]
+        inside, head = set(given[0]), set(given[1])
+        assert inside == {id(p) for p in net.encoder.parameters()}
         assert not inside & head
         assert inside | head == {id(p) for p in net.parameters()}
-        assert len(head) == len(head_parameters(net))
+        assert len(head) == len(given[1])
 
 
 def test_the_unet_is_that_of_pretraining():
@@ -216,11 +219,11 @@ def test_channels_last_changes_nothing(network):
 def test_compiled_in_one_piece_with_its_auxiliary_scores():
     net, images = build_segmentation("pspnet", Single(), CLASSES), torch.rand(2, 3, 33, 47)
     torch.manual_seed(1)
-    plain = net.forward_all(images)
+    plain = net(images, every=True)
     graphs = []
     net.compile(backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True)
     torch.manual_seed(1)
-    for ours, theirs in zip(net.forward_all(images), plain, strict=True):
+    for ours, theirs in zip(net(images, every=True), plain, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
     assert len(graphs) == 1
 
@@ -228,7 +231,7 @@ def test_compiled_in_one_piece_with_its_auxiliary_scores():
 @pytest.mark.parametrize("network", ["pspnet", "deeplabv3", "deeplabv3plus"])
 def test_an_encoder_of_one_map_will_do(network):
     net = build_segmentation(network, Single(), CLASSES)
-    assert all(scores.shape == (2, CLASSES, 33, 47) for scores in net.forward_all(torch.rand(2, 3, 33, 47)))
+    assert all(scores.shape == (2, CLASSES, 33, 47) for scores in net(torch.rand(2, 3, 33, 47), every=True))
 
 
 def test_an_unknown_network_lists_the_choices():

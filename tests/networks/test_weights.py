@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -14,7 +15,6 @@ from pri3d.errors import ConfigError, WeightsError
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import build_unet
 from pri3d.networks.weights import (
-    build_timm_state,
     init_encoder,
     load_model,
     load_weights,
@@ -290,7 +290,8 @@ def test_init_choices(tmp_path, resnet, encoder, monkeypatch):
         init_encoder(encoder, "imagnet")
     with pytest.raises(ConfigError, match="no such model"):
         init_encoder(encoder, "timm:nothing")
-    monkeypatch.setattr("pri3d.networks.weights.build_timm_state", lambda name: {k: v * 2 for k, v in resnet.items()})
+    released = SimpleNamespace(state_dict=lambda: {k: v * 2 for k, v in resnet.items()})
+    monkeypatch.setattr("timm.create_model", lambda name, pretrained: released)
     assert init_encoder(encoder, "timm:resnet18.a1_in1k").coverage == 1
     assert torch.equal(encoder.conv1.weight, resnet["conv1.weight"] * 2)
 
@@ -320,4 +321,4 @@ def test_timm_weights_that_cannot_be_fetched(monkeypatch):
 
     monkeypatch.setattr("timm.create_model", offline)
     with pytest.raises(WeightsError, match=r"resnet18.*offline"):
-        build_timm_state("resnet18")
+        init_encoder(build_encoder("resnet18"), "timm:resnet18")

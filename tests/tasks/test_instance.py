@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from finetuned import TINY, instance_task
-from pri3d.data.labelled import InstanceDataset, collate_instances
+from pri3d.data.labelled import InstanceDataset
 from pri3d.data.sampler import Draw
 from pri3d.errors import DataError, WeightsError
 from pri3d.labelled import open_labelled
@@ -19,7 +19,7 @@ from pri3d.networks.encoders import build_encoder
 from pri3d.networks.lora import add_lora
 from pri3d.networks.weights import init_encoder, read_provenance, read_state, save_state
 from pri3d.tasks import evaluating, load_task
-from pri3d.tasks.instance import InstanceTask, average_precision
+from pri3d.tasks.instance import InstanceRecipe, InstanceTask, average_precision
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +102,7 @@ def test_ground_truth_is_read_once_a_run(images, task, monkeypatch):
 
 def test_loss_is_the_sum_of_its_parts(images, task):
     dataset = InstanceDataset(images, rows=[0, 1])
-    batch = collate_instances([dataset[Draw(0, k)] for k in range(2)])
+    batch = InstanceRecipe.collate([dataset[Draw(0, k)] for k in range(2)])
     loss, log = task.loss(detector(task).train(), batch)
     assert set(log) == {"classifier", "box_reg", "mask", "objectness", "rpn_box_reg"}
     assert float(loss.detach()) == pytest.approx(sum(map(float, log.values())), rel=1e-5)
@@ -111,7 +111,7 @@ def test_loss_is_the_sum_of_its_parts(images, task):
 
 def test_classes_reach_the_network_above_the_background(images, task):
     dataset = InstanceDataset(images, rows=[0])
-    batch = collate_instances([dataset[Draw(0, 0)]])
+    batch = InstanceRecipe.collate([dataset[Draw(0, 0)]])
     given = []
 
     def remember(images, targets):
@@ -149,7 +149,7 @@ def results_of(task, model, dataset, rows=None):
     meter = task.meter(dataset)
     with evaluating(model):
         for k in range(len(dataset)) if rows is None else rows:
-            meter.update(model, collate_instances([dataset[Draw(0, k)]]))
+            meter.update(model, InstanceRecipe.collate([dataset[Draw(0, k)]]))
     return meter if rows is not None else meter.results()
 
 

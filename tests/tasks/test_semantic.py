@@ -131,7 +131,7 @@ class TestLoss:
         model = build("pspnet").train()
         batch = LabelledBatch(torch.rand(2, 3, 16, 24), labels(1)[1][:2, :8].repeat(1, 2, 3)[:, :, :24], ["a", "b"])
         torch.manual_seed(5)
-        main, auxiliary = (slow_loss(scores, batch.label, (1, 2, 0, 1)) for scores in model.forward_all(batch.color))
+        main, auxiliary = (slow_loss(scores, batch.label, (1, 2, 0, 1)) for scores in model(batch.color, every=True))
         torch.manual_seed(5)
         loss, log = SemanticTask(NAMES, weights=(1, 2, 0, 1)).loss(model, batch)
         assert float(loss.detach()) == pytest.approx(main + 0.4 * auxiliary, rel=1e-4)
@@ -306,7 +306,7 @@ class TestFiles:
     def test_scores_are_the_same_to_the_bit(self, tmp_path, network):
         model = build(network).train()
         task = semantic_task(NAMES, model)
-        model.forward_all(torch.rand(2, 3, 32, 48))  # statistics of its own
+        model(torch.rand(2, 3, 32, 48), every=True)  # statistics of its own
         task.save(model.eval(), tmp_path / "weights.safetensors", {"init": "scratch"})
         trained = load_task(tmp_path)
         assert isinstance(trained.task, SemanticTask)

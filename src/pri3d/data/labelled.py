@@ -17,7 +17,7 @@ from pri3d.data.sampler import Draw, derive
 from pri3d.errors import DataError
 from pri3d.geometry.resize import resize_color, resize_nearest
 from pri3d.labelled import LabelledImages
-from pri3d.types import InstanceBatch, Instances, LabelledBatch
+from pri3d.types import Instances, LabelledBatch
 
 LabelledItem = tuple[Tensor, Tensor, str]
 
@@ -135,14 +135,3 @@ class InstanceDataset(Dataset[InstanceItem]):
         if self.mirror and uniform(generator) < 0.5:
             image, objects, framed = (F.horizontal_flip(part) for part in (image, objects, framed))
         return InstanceItem(image, framed.as_subclass(Tensor), torch.from_numpy(found.classes[keep]), objects, name)
-
-
-def collate_instances(items: Sequence[InstanceItem]) -> InstanceBatch:
-    """List the items' parts, whose sizes differ; colour becomes float 0..1."""
-    return InstanceBatch(
-        [item.image.float() / 255 for item in items],
-        [item.boxes for item in items],
-        [item.classes for item in items],
-        [item.masks for item in items],
-        [item.name for item in items],
-    )

@@ -78,7 +78,12 @@ class Pyramid(nn.Module):
     def __init__(self, encoder: Encoder, channels: int, norms: bool = False) -> None:
         super().__init__()
         self.encoder = encoder
-        self.levels = choose_levels(encoder.strides)
+        # Of the nearest stride, of several the deepest; maps that all have one stride in the order of their depth.
+        strides, count = encoder.strides, len(encoder.strides)
+        if len(set(strides)) == 1:
+            self.levels = [k * count // len(STRIDES) for k in range(len(STRIDES))]
+        else:
+            self.levels = [min(range(count), key=lambda k: (abs(math.log2(strides[k] / s)), -k)) for s in STRIDES]
         resized = [encoder.strides[k] != stride for k, stride in zip(self.levels, STRIDES, strict=True)]
         widths = [channels if r else encoder.channels[k] for k, r in zip(self.levels, resized, strict=True)]
         self.project = nn.ModuleList(
@@ -161,16 +166,6 @@ class Detector(nn.Module):
 def build_detector(encoder: str, classes: int, sizes: Sizes = FULL) -> Detector:
     """Untrained Mask R-CNN on an encoder by name. Raises ConfigError for an unknown encoder."""
     return Detector(build_encoder(encoder), classes, sizes)
-
-
-def choose_levels(strides: Sequence[int]) -> list[int]:
-    """Which of an encoder's maps each level of the pyramid takes: that of the nearest stride, of several the deepest.
-
-    Maps that all have one stride are taken in the order of their depth.
-    """
-    if len(set(strides)) == 1:
-        return [k * len(strides) // len(STRIDES) for k in range(len(STRIDES))]
-    return [min(range(len(strides)), key=lambda k: (abs(math.log2(strides[k] / s)), -k)) for s in STRIDES]
 
 
 def _in_full(_module: nn.Module, _inputs: Any, outputs: Any) -> Any:

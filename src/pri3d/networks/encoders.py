@@ -66,12 +66,6 @@ def encoder_of(model: nn.Module) -> Encoder:
     return encoder
 
 
-def head_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Every parameter of a network that is not its encoder's, for a learning rate of its own."""
-    inside = {id(p) for p in encoder_of(model).parameters()}
-    return [p for p in model.parameters() if id(p) not in inside]
-
-
 class ResNetEncoder(Encoder):
     """torchvision's ResNet without its classifier: same parameter names, maps of strides 2, 4, 8, 16 and 32."""
 

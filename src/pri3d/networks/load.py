@@ -185,9 +185,9 @@ class WeightsSource:
         ``encoder`` is that of ``unet``. Returns what was loaded, None for scratch. Raises ConfigError or WeightsError.
         """
         if unet is not None and self.path is not None and not self.record:
-            from pri3d.networks.published import holds_decoder, load_published  # noqa: PLC0415 (loads without 3D)
+            from pri3d.networks.published import WRAPPERS, load_published  # noqa: PLC0415 (loads without 3D)
 
-            if holds_decoder(self.path):
+            if any(WRAPPERS.sub("", key).startswith("decoder.") for key in self.state):
                 return load_published(unet, self.path)
         if not self.record:
             return init_encoder(encoder, self.text)

@@ -85,11 +85,6 @@ def read_published(path: Path) -> Published:
     return Published(unet, net3d, heads)
 
 
-def holds_decoder(path: Path) -> bool:
-    """Tell whether a weights file that pri3d did not write has a U-Net's decoder too. Raises as read_state does."""
-    return any(WRAPPERS.sub("", key).startswith("decoder.") for key in read_state(path))
-
-
 def load_published(unet: UNet, path: Path, net3d: ResUNet3d | None = None) -> WeightsReport:
     """Fill ``unet``, and ``net3d`` where it is given, from a published checkpoint; both completely or not at all.
 

@@ -45,8 +45,9 @@ class SegmentationNet(nn.Module):
         return self.body.encoder
 
     def forward(self, images: Tensor, every: bool = False) -> Tensor | list[Tensor]:
-        """RGB 0..1 (B, 3, H, W) -> scores (B, classes, H, W); with ``every`` the list of :meth:`forward_all`.
+        """RGB 0..1 (B, 3, H, W) -> scores (B, classes, H, W); with ``every`` a list.
 
+        The list has the auxiliary scores after the main ones while training.
         Raises ConfigError for a single image in training where a batch norm follows the pooling to one cell.
         """
         norms = (m for m in self.body.decoder.modules() if isinstance(m, nn.BatchNorm2d))  # synchronised ones are not
@@ -60,12 +61,6 @@ class SegmentationNet(nn.Module):
         if every and self.training and self.auxiliary is not None:
             scores.append(_enlarge(self.auxiliary(maps[-2:][0]), images))
         return scores if every else scores[0]
-
-    def forward_all(self, images: Tensor) -> list[Tensor]:
-        """As forward, with the auxiliary scores after the main ones while training: a list of (B, classes, H, W)."""
-        # Through the call, which is what torch.compile replaces.
-        scores: list[Tensor] = self(images, every=True)
-        return scores
 
 
 class ContextNet(nn.Module):

@@ -44,18 +44,6 @@ def limit(encoder: nn.Module, spec: str) -> list[nn.Module]:
     return [*before, *stages[:-count]]
 
 
-def fix_norms(encoder: nn.Module) -> list[nn.Module]:
-    """Fix the batch norms of ``encoder`` in place and return them, to be put in ``eval()`` before every forward pass.
-
-    Their statistics and weights stay as they were loaded, which is what detection calls frozen norms; their names in
-    the state dict stay too.
-    """
-    norms: list[nn.Module] = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    for norm in norms:
-        norm.requires_grad_(False)
-    return norms
-
-
 def _parts(encoder: nn.Module) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
     """Children before the stages, the stages or blocks in order, children after them."""
     net = encoder

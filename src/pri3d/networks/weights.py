@@ -126,7 +126,16 @@ def init_encoder(encoder: Encoder, init: str) -> WeightsReport | None:
     if init == "imagenet":
         return load_weights(encoder, build_encoder(encoder.name, True, encoder.built_with).state_dict(), minimum=1.0)
     if init.startswith("timm:"):
-        return load_weights(encoder, build_timm_state(init.removeprefix("timm:")))
+        import timm  # noqa: PLC0415 (weights are read where there is none)
+
+        name = init.removeprefix("timm:")
+        if not timm.is_model(name):
+            raise ConfigError(f"--weights timm:{name}: timm has no such model; see timm.list_models(pretrained=True)")
+        try:
+            state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+        except (OSError, RuntimeError) as error:
+            raise WeightsError(f"the weights of timm's {name} cannot be fetched: {first_line(error)}") from error
+        return load_weights(encoder, state)
     check_init(init)
     path = Path(init)
     record = read_provenance(path)
@@ -146,19 +155,6 @@ def check_init(init: str) -> None:
     raise ConfigError(f"--weights {init!r}: no such file. Choices: scratch, imagenet, timm:NAME, or a weights file")
 
 
-def build_timm_state(name: str) -> dict[str, Tensor]:
-    """State dict of timm's pretrained ``name`` with its own keys. Raises ConfigError or WeightsError."""
-    import timm  # noqa: PLC0415 (weights are read where there is none)
-
-    if not timm.is_model(name):
-        raise ConfigError(f"--weights timm:{name}: timm has no such model; see timm.list_models(pretrained=True)")
-    try:
-        state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
-    except (OSError, RuntimeError) as error:
-        raise WeightsError(f"the weights of timm's {name} cannot be fetched: {first_line(error)}") from error
-    return state
-
-
 def read_state(path: Path) -> dict[str, Tensor]:
     """State dict of a .safetensors or torch file, or of a run's or export's folder; nothing in the file is executed.
 
@@ -176,8 +172,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for _ in NESTS:  # so often at most: a hostile one contains itself
         if isinstance(content, Mapping):
             content = next((content[key] for key in NESTS if isinstance(content.get(key), Mapping)), content)
-    items = content.items() if isinstance(content, Mapping) else ()
-    state = {key: value for key, value in items if isinstance(key, str) and _is_plain(value)}
+    state: dict[str, Tensor] = {}
+    for key, value in content.items() if isinstance(content, Mapping) else ():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            continue
+        # All its numbers must be in memory: a file may state one a thousand million times.
+        dense = value.layout == torch.strided and not value.is_meta and not value.is_quantized
+        if dense and value.numel() * value.element_size() <= value.untyped_storage().nbytes():
+            state[key] = value
     if not state:
         raise WeightsError(f"{path} holds no tensors by name (looked in {', '.join(NESTS)}): give a state dict")
     return state
@@ -356,13 +358,6 @@ def find_file(path: Path) -> Path:
         return others[0]
     found = f" (there are {', '.join(file.name for file in others)}: name one)" if others else ""
     raise WeightsError(f"no weights at {path / MODEL_FILE}{found}: give a weights file or the folder of a finished run")
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether a value is a tensor that has all its numbers in memory: a file may state one a thousand million times."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
-        return False
-    return value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def plain_names(state: Mapping[str, Tensor], what: str) -> dict[str, str]:

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from pri3d.api.finetune import FinetuneSettings
 from pri3d.api.options import Options, option
 from pri3d.data.augment import recipe, to_tensor
-from pri3d.data.labelled import InstanceDataset, InstanceItem, collate_instances
+from pri3d.data.labelled import InstanceDataset, InstanceItem
 from pri3d.data.reading import read_ahead
 from pri3d.drawing import draw_detections
 from pri3d.errors import DataError
@@ -92,8 +92,14 @@ class InstanceRecipe(Recipe[InstanceOptions]):
 
     @staticmethod
     def collate(items: list[InstanceItem]) -> InstanceBatch:
-        """Lists of images and objects."""
-        return collate_instances(items)
+        """List the items' parts, whose sizes differ; colour becomes float 0..1."""
+        return InstanceBatch(
+            [item.image.float() / 255 for item in items],
+            [item.boxes for item in items],
+            [item.classes for item in items],
+            [item.masks for item in items],
+            [item.name for item in items],
+        )
 
     def build(self, class_names: Sequence[str]) -> Detector:
         """Mask R-CNN."""
@@ -347,7 +353,21 @@ def average_precision(
     results of an image or class that the ground truth does not have, or of another image size.
     """
     kept = [dict(result) for result in results if result["score"] >= min_score]
-    _check_results(truth, kept)
+    for key, part in (("image_id", "images"), ("category_id", "categories")):
+        strange = {result[key] for result in kept} - {entry["id"] for entry in truth[part]}
+        if strange:
+            raise DataError(
+                f"results name {key} {sorted(strange)[:5]}, which the ground truth's {part} do not have: they were "
+                "made for another data set. Predict this one."
+            )
+    sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in truth["images"]}
+    for result in kept:
+        image, size = result["image_id"], tuple(result["segmentation"]["size"])
+        if size != sizes[image]:
+            raise DataError(
+                f"image {image}: its masks are {size} (height, width) in the results, {sizes[image]} in the ground "
+                "truth. Predict images of the size that the labels have."
+            )
     scores: dict[str, Any] = {}
     for prefix, kind in KINDS.items():
         scores |= {f"{prefix}{name}": value for name, value in _score_kind(truth, kept, kind).items()}
@@ -367,24 +387,6 @@ def detections_to_results(detections: Detections, image_id: int, category_ids: S
         }
         for box, kind, score, mask in rows
     ]
-
-
-def _check_results(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]]) -> None:
-    for key, part in (("image_id", "images"), ("category_id", "categories")):
-        strange = {result[key] for result in results} - {entry["id"] for entry in truth[part]}
-        if strange:
-            raise DataError(
-                f"results name {key} {sorted(strange)[:5]}, which the ground truth's {part} do not have: they were "
-                "made for another data set. Predict this one."
-            )
-    sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in truth["images"]}
-    for result in results:
-        image, size = result["image_id"], tuple(result["segmentation"]["size"])
-        if size != sizes[image]:
-            raise DataError(
-                f"image {image}: its masks are {size} (height, width) in the results, {sizes[image]} in the ground "
-                "truth. Predict images of the size that the labels have."
-            )
 
 
 def _score_kind(truth: Mapping[str, Any], results: list[dict[str, Any]], kind: str) -> dict[str, Any]:

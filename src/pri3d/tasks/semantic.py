@@ -153,9 +153,8 @@ class SemanticTask(Task):
         """Cross-entropy of a :class:`SegmentationNet` over labelled pixels, plus 0.4 times each auxiliary one."""
         if self.weights is not None and self.weights.device != batch.label.device:
             self.weights = self.weights.to(batch.label.device)  # once: each copy would wait for the device
-        main, *auxiliary = (
-            semantic_loss(scores, batch.label, self.weights) for scores in _network(model).forward_all(batch.color)
-        )
+        maps = _network(model)(batch.color, every=True)  # the call is what torch.compile replaces
+        main, *auxiliary = (semantic_loss(scores, batch.label, self.weights) for scores in maps)
         if not auxiliary:
             return main, {}
         extra = torch.stack(auxiliary).sum()

@@ -41,24 +41,22 @@ class SquaresImages(LabelledImages):
 
     def __init__(self, path: Path = Path("squares"), split: Split = "all", labels: str | None = None) -> None:
         self.path, self.names = path, [f"image {k}" for k in range(6)]
-        self._images = [self._drawn(k) for k in range(len(self.names))]
+        self._images = []
+        for k in range(len(self.names)):
+            rng = np.random.default_rng(k)
+            color = rng.integers(90, 150, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+            label, instance = np.zeros((HEIGHT, WIDTH), np.uint8), np.zeros((HEIGHT, WIDTH), np.int32)
+            for number, left in enumerate((2, 50), 1):
+                edge, top, kind = int(rng.integers(34, 44)), int(rng.integers(2, 26)), 1 + (k + number) % 2
+                where = np.s_[top : top + edge, left : left + edge]
+                color[where] = (200, 40, 40) if kind == 1 else (40, 40, 200)
+                label[where], instance[where] = kind, number
+            self._images.append((color, label, instance))
 
     @classmethod
     def detect(cls, path: Path) -> bool:
         """Never."""
         return False
-
-    @staticmethod
-    def _drawn(k: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.int32]]:
-        rng = np.random.default_rng(k)
-        color = rng.integers(90, 150, (HEIGHT, WIDTH, 3)).astype(np.uint8)
-        label, instance = np.zeros((HEIGHT, WIDTH), np.uint8), np.zeros((HEIGHT, WIDTH), np.int32)
-        for number, left in enumerate((2, 50), 1):
-            edge, top, kind = int(rng.integers(34, 44)), int(rng.integers(2, 26)), 1 + (k + number) % 2
-            where = np.s_[top : top + edge, left : left + edge]
-            color[where] = (200, 40, 40) if kind == 1 else (40, 40, 200)
-            label[where], instance[where] = kind, number
-        return color, label, instance
 
     def color(self, k: int) -> NDArray[np.uint8]:
         """RGB (H, W, 3) of image k."""

@@ -22,9 +22,9 @@ from pri3d.data.mixture import hashes_of
 from pri3d.data.sampler import StreamSampler
 from pri3d.errors import ConfigError, DataError, Problems
 from pri3d.labelled import LabelledImages, Split, open_labelled
-from pri3d.networks.encoders import Encoder, encoder_of, head_parameters
+from pri3d.networks.encoders import Encoder, encoder_of
 from pri3d.networks.load import WeightsSource
-from pri3d.networks.tuning import fix_norms, limit
+from pri3d.networks.tuning import limit
 from pri3d.networks.weights import WeightsReport
 from pri3d.runs import Run, RunPaths, write_json
 from pri3d.tasks import Meter, Recipe, Task, differing, find_task
@@ -242,8 +242,10 @@ class DownstreamModule(StepModule):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """The encoder at the learning rate, everything on it at ``head_lr`` times that."""
-        encoder = encoder_of(self.model).parameters()
-        return [ParameterGroup(encoder), ParameterGroup(head_parameters(self.model), self.settings.backbone.head_lr)]
+        encoder = list(encoder_of(self.model).parameters())
+        inside = {id(p) for p in encoder}
+        head = [p for p in self.model.parameters() if id(p) not in inside]
+        return [ParameterGroup(encoder), ParameterGroup(head, self.settings.backbone.head_lr)]
 
     @property
     def network(self) -> nn.Module:
@@ -279,11 +281,15 @@ class DownstreamModule(StepModule):
 
 def limit_encoder(encoder: Encoder, settings: FinetuneSettings) -> list[nn.Module]:
     """Fix what the settings say of the encoder; return the modules that must be in ``eval()`` at every pass."""
-    for module in encoder.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = settings.backbone.bn_momentum
+    norms = [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = settings.backbone.bn_momentum
     fixed = limit(encoder, settings.tune)
-    return fixed if settings.backbone.norm == "train" else [*fixed, *fix_norms(encoder)]
+    if settings.backbone.norm == "train":
+        return fixed
+    for norm in norms:  # frozen: statistics and weights stay as they were loaded
+        norm.requires_grad_(False)
+    return [*fixed, *norms]
 
 
 def _images(images: LabelledImages, rows: Sequence[int] | None = None) -> set[str]:
