@@ -25,7 +25,7 @@ from pri3d.api.prepare import prepare
 from pri3d.api.presets import overlay
 from pri3d.api.pretrain import PretrainOptions, PretrainSettings, resolve_pretraining
 from pri3d.api.rooms import rooms
-from pri3d.data.mixture import open_mixture
+from pri3d.data.mixture import Mixture, parse_mixture
 from pri3d.training.pretraining import PretrainData
 
 VOXEL = 0.16
@@ -66,7 +66,7 @@ def share_waited(metrics: Sequence[Mapping[str, float]], skip: int) -> float:
 
 def loader(store: Path, settings: PretrainSettings, batches: int, workers: int, batch: int = 0) -> DataLoader[Any]:
     """Training batches of the settings, of the micro batch's size unless another is given."""
-    feed = PretrainData(open_mixture(store), settings).feed(("first", "second"))
+    feed = PretrainData(Mixture(parse_mixture(store)), settings).feed(("first", "second"))
     batch = batch or settings.micro_batch
     return DataLoader(
         feed.dataset,

@@ -333,12 +333,6 @@ def scene_folder(root: Path, scene_id: str) -> Path:
     return root / "scenes" / scene_id
 
 
-def stored_bytes(root: Path, scene_id: str) -> tuple[int, int]:
-    """Bytes of a finished scene's images, and of its surface."""
-    folder = scene_folder(root, scene_id)
-    return (folder / "frames.zip").stat().st_size, (folder / "surface.npz").stat().st_size
-
-
 def read_scene_record(root: Path, scene_id: str) -> dict[str, Any] | None:
     """Return what :meth:`SceneWriter.finish` wrote, or None where the scene is not finished. Raises DataError."""
     path = scene_folder(root, scene_id) / "scene.json"

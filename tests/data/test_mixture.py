@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pri3d.data.mixture import hashes_of, open_mixture, parse_mixture
+from pri3d.data.mixture import Mixture, hashes_of, parse_mixture
 from pri3d.data.sampler import BalancedSampler, Draw, Share
 from pri3d.errors import ConfigError, DataError
 from pri3d.store import Store
@@ -38,21 +38,21 @@ class TestWriting:
     def test_weights_are_whole_numbers_of_the_same_proportions(
         self, stores: list[Path], words: str, weights: list[int]
     ) -> None:
-        mixture = open_mixture([stores[0].parent / word for word in words.split()])
+        mixture = Mixture(parse_mixture([stores[0].parent / word for word in words.split()]))
         assert [part.weight for part in mixture.parts] == weights
         assert [part.store.path.name for part in mixture.parts] == [word[0] for word in words.split()]
 
     def test_one_path_is_a_mixture_of_one(self, rooms_store: Path) -> None:
-        mixture = open_mixture(rooms_store)
-        assert mixture.hash == Store(rooms_store).hash == open_mixture([rooms_store]).hash
+        mixture = Mixture(parse_mixture(rooms_store))
+        assert mixture.hash == Store(rooms_store).hash == Mixture(parse_mixture([rooms_store])).hash
         assert (str(mixture), mixture.name) == (str(rooms_store), rooms_store.name)
-        assert open_mixture(Path(f"{rooms_store}:3")).hash == mixture.hash
+        assert Mixture(parse_mixture(Path(f"{rooms_store}:3"))).hash == mixture.hash
 
     def test_an_existing_path_with_a_colon_wins(self, stores: list[Path]) -> None:
         odd = stores[0].rename(stores[0].parent / "b:2")
         ((path, weight),) = parse_mixture([odd])
         assert (path, weight) == (odd, 1)
-        assert [part.weight for part in open_mixture([Path(f"{odd}:3"), stores[2]]).parts] == [3, 1]
+        assert [part.weight for part in Mixture(parse_mixture([Path(f"{odd}:3"), stores[2]])).parts] == [3, 1]
 
     def test_an_entry_can_be_written_for_another_folder(self, tmp_path: Path) -> None:
         (entry,) = parse_mixture(Path("x:0.125"))
@@ -68,32 +68,34 @@ class TestWriting:
         link = stores[0].parent / "link"
         link.symlink_to(stores[0])
         with pytest.raises(ConfigError, match=r"link: the same folder twice. Name it once"):
-            open_mixture([stores[0], stores[1], link])
+            Mixture(parse_mixture([stores[0], stores[1], link]))
 
     def test_nothing_is_refused(self) -> None:
         with pytest.raises(ConfigError, match="no data given"):
-            open_mixture([])
+            Mixture(parse_mixture([]))
 
     def test_weights_too_fine_are_refused(self, stores: list[Path]) -> None:
         with pytest.raises(ConfigError, match=r"weights 1, 1e-05: as whole numbers 100000, 1, a round of 100001"):
-            open_mixture([stores[0], Path(f"{stores[1]}:0.00001")])
+            Mixture(parse_mixture([stores[0], Path(f"{stores[1]}:0.00001")]))
 
     def test_all_that_is_wrong_is_told_at_once(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="nowhere"):
-            open_mixture([tmp_path / "nowhere"])
+            Mixture(parse_mixture([tmp_path / "nowhere"]))
         with pytest.raises(ConfigError, match=r"2 things[^$]*no1[^$]*no2"):
-            open_mixture([tmp_path / "no1", tmp_path / "no2"])
+            Mixture(parse_mixture([tmp_path / "no1", tmp_path / "no2"]))
 
     def test_the_hash_tells_mixtures_apart(self, stores: list[Path]) -> None:
         a, b, _ = stores
-        hashes = [open_mixture(words).hash for words in ([a], [a, b], [a, Path(f"{b}:2")], [Path(f"{a}:2"), b])]
+        hashes = [
+            Mixture(parse_mixture(words)).hash for words in ([a], [a, b], [a, Path(f"{b}:2")], [Path(f"{a}:2"), b])
+        ]
         assert len(set(hashes)) == 4
         assert all(set(hashes_of(text)) == {Store(a).hash} for text in hashes)
 
     def test_many_names_are_shortened(self, stores: list[Path]) -> None:
         more = Path(shutil.copytree(stores[0], stores[0].parent / "d"))
-        assert open_mixture(stores).name == "a+b+c"
-        assert open_mixture([*stores, more]).name == "a+b+2"
+        assert Mixture(parse_mixture(stores)).name == "a+b+c"
+        assert Mixture(parse_mixture([*stores, more])).name == "a+b+2"
 
 
 def balanced(sizes: list[int], weights: list[int], total: int, batch: int, start: int = 0) -> list[Draw]:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import flat
-from pri3d.data.mixture import open_mixture
+from pri3d.data.mixture import Mixture, parse_mixture
 from pri3d.data.pairs import collate
 from pri3d.data.sampler import Draw
 from pri3d.labelled import open_labelled
@@ -43,7 +43,7 @@ def held_out(store: Path) -> tuple[PretrainModule, Any]:
     for name, buffer in unet.named_buffers():
         if "running_mean" in name:
             buffer.add_(rank)
-    return PretrainModule(settings, unet), PretrainData(open_mixture(store), settings).heldout()
+    return PretrainModule(settings, unet), PretrainData(Mixture(parse_mixture(store)), settings).heldout()
 
 
 def score_all(store: Path, workers: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pri3d.api.probe import probe
 from pri3d.api.rooms import rooms
 from pri3d.cli import parse as parse_words
 from pri3d.data.crops import CropDataset
-from pri3d.data.mixture import open_mixture
+from pri3d.data.mixture import Mixture, parse_mixture
 from pri3d.data.pairs import MixedPairs
 from pri3d.data.sampler import Draw
 from pri3d.errors import ConfigError, DataError
@@ -48,7 +48,7 @@ def both(rooms_store: Path, other_store: Path) -> list[Path]:
 
 def plan(data: list[Path], **given: object) -> PretrainData:
     own = {name: value for name, value in {**SMALLER, **given}.items() if name != "workers"}
-    planned = PretrainData(open_mixture(data), pretraining(**own))
+    planned = PretrainData(Mixture(parse_mixture(data)), pretraining(**own))
     planned.check()
     return planned
 
@@ -102,8 +102,8 @@ def test_a_run_continues_exactly_and_only_with_the_same_mixture(
     for name in ("weights.safetensors", "best.safetensors"):
         assert same(whole / name, broken / name)
     stated = yaml.safe_load((whole / "config.yaml").read_text())["provenance"]
-    assert stated["data"] == str(open_mixture(both))
-    assert load_model(whole / "weights.safetensors")[1]["data_hash"] == open_mixture(both).hash
+    assert stated["data"] == str(Mixture(parse_mixture(both)))
+    assert load_model(whole / "weights.safetensors")[1]["data_hash"] == Mixture(parse_mixture(both)).hash
 
 
 def test_a_single_store_in_a_list_is_the_run_of_it_alone(rooms_store: Path, tmp_path: Path) -> None:

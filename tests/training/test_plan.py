@@ -17,7 +17,7 @@ from small import SMALLER, run_small
 from flat import pretraining
 from pri3d.api.pretrain import PretrainOptions, PretrainSettings
 from pri3d.data.crops import CropDataset
-from pri3d.data.mixture import open_mixture
+from pri3d.data.mixture import Mixture, parse_mixture
 from pri3d.data.pairs import PairDataset
 from pri3d.data.sampler import Draw
 from pri3d.errors import ConfigError, DataError, Pri3DError, WeightsError
@@ -54,7 +54,7 @@ def settings(**given: object) -> PretrainSettings:
 
 
 def plan(store: Path, **given: object) -> PretrainData:
-    return PretrainData(open_mixture(store), settings(**given))
+    return PretrainData(Mixture(parse_mixture(store)), settings(**given))
 
 
 def refusal(store: Path, run: Path, kind: type[Pri3DError] = ConfigError, **options: object) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flat import pretraining
-from pri3d.data.mixture import open_mixture
+from pri3d.data.mixture import Mixture, parse_mixture
 from pri3d.data.sampler import Draw
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import UNet
@@ -31,7 +31,7 @@ from syncs import CountSyncs
 def test_a_pass_does_not_wait(rooms_store: Path, preset: str, options: dict[str, Any], most: int) -> None:
     small = {"size": "64x48", "batch": 4, "micro_batch": 4, "distance": 0.1, "holdout": 0.0}
     settings = pretraining(preset, **{**small, "encoder": "test_resnet", **options})
-    plan = PretrainData(open_mixture(rooms_store), settings)
+    plan = PretrainData(Mixture(parse_mixture(rooms_store)), settings)
     module = PretrainModule(
         settings, UNet(build_encoder(settings.encoder), settings.unet.decoder, settings.unet.channels)
     )

@@ -97,11 +97,6 @@ class Mixture:
         return "+".join(f"{part.store.hash}:{part.weight}" for part in self.parts)
 
 
-def open_mixture(data: Path | Sequence[Path]) -> Mixture:
-    """Open what :func:`parse_mixture` understands. Raises ConfigError or DataError naming all that is wrong."""
-    return Mixture(parse_mixture(data))
-
-
 def hashes_of(data_hash: str) -> list[str]:
     """Hashes of the stores that :attr:`Mixture.hash`, or the hash of one store, stands for."""
     return [part.partition(":")[0] for part in data_hash.split("+")]

@@ -12,7 +12,7 @@ import numpy as np
 
 from pri3d.preparation.pipeline import SceneJob, open_job, open_scene, prepare_scene
 from pri3d.recordings import ChangedScene, Scene
-from pri3d.store import stored_bytes
+from pri3d.store import scene_folder
 from pri3d.types import Frame
 
 T = TypeVar("T")
@@ -112,7 +112,8 @@ def _measure(job: SceneJob) -> SceneCost:
     plain = settings._replace(frame_step=1, select="every", min_overlap=0.001)
     with TemporaryDirectory() as folder:
         record = prepare_scene(job._replace(out=Path(folder), settings=plain), report, few)
-        images, surface = stored_bytes(Path(folder), job.scene)
+        files = ("frames.zip", "surface.npz")
+        images, surface = ((scene_folder(Path(folder), job.scene) / name).stat().st_size for name in files)
     end = time.perf_counter()
     frames = max(1, record["frames"])
     mined, measured = marks.get("pairs", [(end, 0)])[0]

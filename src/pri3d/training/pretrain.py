@@ -17,7 +17,7 @@ from pri3d.api.check import check
 from pri3d.api.options import AnyPath
 from pri3d.api.prepare import prepare
 from pri3d.api.pretrain import PretrainOptions, PretrainSettings, resolve_pretraining
-from pri3d.data.mixture import Named, open_mixture, parse_mixture
+from pri3d.data.mixture import Mixture, Named, parse_mixture
 from pri3d.data.pairs import collate
 from pri3d.errors import ConfigError, DataError, Problems
 from pri3d.networks.encoders import build_encoder
@@ -142,7 +142,7 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
     """Pre-train on prepared datasets alone."""
     problems = Problems()
     with problems.collect():
-        mixture = open_mixture(paths_of(call.data))
+        mixture = Mixture(parse_mixture(paths_of(call.data)))
     with problems.collect():
         settings = resolve_call(call)
     problems.refuse()
