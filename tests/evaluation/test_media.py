@@ -13,7 +13,7 @@ from scored_runs import Brightness, Level, fakes, write_run
 
 from pri3d.api.predict import predict
 from pri3d.errors import DataError
-from pri3d.evaluation.media import name_files, open_media, write_video
+from pri3d.evaluation.media import open_media, write_video
 from pri3d.labelled._shared.decoding import read_ids
 
 __all__ = ["fakes"]  # a fixture
@@ -195,9 +195,11 @@ def test_pages_are_no_animation(tmp_path: Path) -> None:
     assert open_media(tmp_path / "a.tif").total == 1
 
 
-def test_names_are_unique_whatever_the_files_are_called() -> None:
-    root = Path("in")
-    files = [root / name for name in ("a.jpg", "A.png", "a.jpg.png", "classes.jpg", "s/classes.jpg", "b.jpg")]
-    names = name_files(files, root)
-    assert names[2:] == ["a.jpg-2", "classes.jpg", "s/classes", "b"]
+def test_names_are_unique_whatever_the_files_are_called(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    files = ("A.png", "a.jpg", "a.jpg.png", "b.jpg", "classes.jpg", "s/classes.jpg")
+    for name in files:
+        (tmp_path / name).touch()
+    names = [picture.name for picture in open_media(tmp_path).pictures]
+    assert names[2:] == ["a.jpg-2", "b", "classes.jpg", "s/classes"]
     assert len({name.casefold() for name in names}) == len(files)

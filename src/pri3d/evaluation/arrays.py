@@ -35,16 +35,6 @@ class Table(NamedTuple):
     rows: Callable[[], Iterator[NDArray[Any]]]  #: in the order of ``names``
 
 
-def check_format(out: Path) -> None:
-    """Refuse what cannot be written, before any work. Raises ConfigError: suffix, a folder, pyarrow not installed."""
-    if out.suffix not in FORMATS:
-        raise ConfigError(f"--out {out}: a file of features ends in {', '.join(FORMATS)}.")
-    if out.is_dir():
-        raise ConfigError(f"--out {out}: is a folder. Name a file.")
-    if out.suffix == ".parquet":
-        _arrow("pyarrow")
-
-
 def write_features(out: Path, table: Table) -> None:
     """Write the file, whole or not at all. Raises DataError where .npy is to hold maps of several sizes."""
     if out.suffix == ".npy":
@@ -66,7 +56,7 @@ def read_record(out: Path) -> dict[str, Any] | None:
         elif out.suffix == ".npy":
             record = {k: v for k, v in read_json(_beside(out)).items() if k not in ("names", "height", "width")}
         else:
-            record = json.loads(_arrow("pyarrow.parquet").read_schema(out).metadata[b"pri3d"])
+            record = json.loads(import_arrow("pyarrow.parquet").read_schema(out).metadata[b"pri3d"])
     except (*DAMAGED, TypeError, AttributeError, DataError):
         return None
     return record if isinstance(record, dict) else None
@@ -119,7 +109,7 @@ def _write_npy(path: Path, table: Table) -> None:
 
 def _write_parquet(path: Path, table: Table) -> None:
     """Columns name, features, height, width, stride. A dense map is the list of its h * w * C values, C fastest."""
-    pa, parquet = _arrow("pyarrow"), _arrow("pyarrow.parquet")
+    pa, parquet = import_arrow("pyarrow"), import_arrow("pyarrow.parquet")
     number = pa.float16() if table.dtype == "float16" else pa.float32()
     fields = [("name", pa.string()), ("features", pa.list_(number, *([] if table.dense else [table.channels])))]
     fields += [(name, pa.int32()) for name in ("height", "width", "stride")]
@@ -169,7 +159,8 @@ def _beside(out: Path) -> Path:
     return out.with_name(f"{out.name}.json")
 
 
-def _arrow(module: str) -> Any:
+def import_arrow(module: str) -> Any:
+    """A module of pyarrow. Raises ConfigError where that is not installed."""
     try:
         return import_module(module)
     except ImportError as error:

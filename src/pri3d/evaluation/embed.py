@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pri3d.api.embed import EmbedOptions
 from pri3d.errors import ConfigError
-from pri3d.evaluation.arrays import check_format, read_record
+from pri3d.evaluation.arrays import FORMATS, import_arrow, read_record
 from pri3d.evaluation.media import open_media, refuse_failed
 from pri3d.evaluation.parts import Parts
 from pri3d.files.lock import lock_file
@@ -36,7 +36,12 @@ def embed(options: EmbedOptions) -> Path:
     out = Path(options.out)
     if options.pooled and options.dense:
         raise ConfigError("--pooled and --dense: choose one of them.")
-    check_format(out)
+    if out.suffix not in FORMATS:
+        raise ConfigError(f"--out {out}: a file of features ends in {', '.join(FORMATS)}.")
+    if out.is_dir():
+        raise ConfigError(f"--out {out}: is a folder. Name a file.")
+    if out.suffix == ".parquet":
+        import_arrow("pyarrow")  # refused before any work
     if options.size is not None:
         parse_size(options.size)
     console = Console(stderr=True, soft_wrap=True)

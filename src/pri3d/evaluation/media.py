@@ -22,7 +22,7 @@ _MOVING = {"GIF", "PNG", "WEBP"}  # formats of several pictures that are an anim
 _IMAGES = (*SUFFIXES, ".gif")
 _RESERVED = {"classes"}  # names that the output folder needs for itself
 _WHOLE = 0.95  # share of the frames stated in a video's header that are there; some state a few too many
-_FINEST = 1001  # denominator of a frame rate, as in 30000/1001
+FINEST = 1001  #: denominator of a frame rate, as in 30000/1001
 
 
 class Picture(NamedTuple):
@@ -67,20 +67,6 @@ def open_media(source: Path, every: int = 1, out: Path | None = None) -> Media:
     return Media(pictures, len(shown), Fraction(1000) / Fraction(duration) / every)
 
 
-def name_files(files: Sequence[Path], root: Path) -> list[str]:
-    """Names of the outputs: the path below ``root`` without suffix; with it where that would be no name of its own.
-
-    Names that differ in case alone are the same file on some systems.
-    """
-    paths = [file.relative_to(root).as_posix() for file in files]
-    stems = [file.relative_to(root).with_suffix("").as_posix() for file in files]
-    taken = Counter(stem.casefold() for stem in stems)
-    plain = [taken[stem.casefold()] == 1 and stem.casefold() not in _RESERVED for stem in stems]
-    names = [stem if alone else path for stem, path, alone in zip(stems, paths, plain, strict=True)]
-    again = Counter(name.casefold() for name in names)
-    return [name if again[name.casefold()] == 1 else f"{name}-{k}" for k, name in enumerate(names)]
-
-
 def until_damaged(pictures: Iterable[Picture], failed: list[str]) -> Iterator[Picture]:
     """The pictures up to where they cannot be read any more; that is added to ``failed``."""
     try:
@@ -109,7 +95,7 @@ def write_video(path: Path, pictures: Sequence[Path], rate: Fraction) -> bool:
     width, height = ((max(side) + 1) // 2 * 2 for side in zip(*sizes, strict=True))  # colours are shared by 2 x 2
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     with replacing(path) as part, av.open(str(part), "w", format="mp4") as container:
-        stream: Any = container.add_stream(codec, rate=rate.limit_denominator(_FINEST))
+        stream: Any = container.add_stream(codec, rate=rate.limit_denominator(FINEST))
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         canvas = np.full((height, width, 3), 255, np.uint8)
         for file in pictures:
@@ -121,17 +107,18 @@ def write_video(path: Path, pictures: Sequence[Path], rate: Fraction) -> bool:
     return True
 
 
-def is_written(path: Path, pictures: int, rate: Fraction) -> bool:
-    """Whether a file is a whole video of so many pictures at this rate, as :func:`write_video` makes it."""
-    try:
-        there = open_media(path)
-    except DataError:
-        return False
-    return (there.total, there.rate) == (pictures, rate.limit_denominator(_FINEST))
-
-
 def _images(files: Sequence[Path], root: Path) -> Media:
-    names = name_files(files, root)
+    """Images by their path below ``root`` without suffix; with it where that would be no name of its own.
+
+    Names that differ in case alone are the same file on some systems.
+    """
+    paths = [file.relative_to(root).as_posix() for file in files]
+    stems = [file.relative_to(root).with_suffix("").as_posix() for file in files]
+    taken = Counter(stem.casefold() for stem in stems)
+    plain = [taken[stem.casefold()] == 1 and stem.casefold() not in _RESERVED for stem in stems]
+    names = [stem if alone else path for stem, path, alone in zip(stems, paths, plain, strict=True)]
+    again = Counter(name.casefold() for name in names)
+    names = [name if again[name.casefold()] == 1 else f"{name}-{k}" for k, name in enumerate(names)]
     pictures = (Picture(name, str(file), partial(read_rgb, file)) for name, file in zip(names, files, strict=True))
     return Media(pictures, len(files), None)
 

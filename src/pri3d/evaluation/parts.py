@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +21,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
+from pri3d.data.reading import reading
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.evaluation.arrays import DAMAGED, Table, read_record, write_entry, write_features
 from pri3d.evaluation.media import Media, Picture, until_damaged
@@ -93,12 +93,14 @@ class Parts:
             self.cells = next((Row(*row)[2:] for row in _content(path)["rows"]), None)
         shown = track(media.pictures, "embedding", media.total, console=console, transient=True)
         dtype = torch.float16 if self.facts["dtype"] == "float16" else torch.float32
-        loaded = self._loaded(until_damaged(shown, failed), workers)
-        for number, items in groupby(loaded, key=lambda item: item[0]):
+        size, pictures = BATCHES * self.facts["batch"], until_damaged(shown, failed)
+        lacking = ((k // size, each) for k, each in enumerate(pictures) if not self._path(k // size).exists())
+        loaded = reading(lacking, lambda item: _load(item[1], self.facts["size"]), workers)
+        for number, items in groupby(loaded, key=lambda item: item[0][0]):
             rows: list[Row] = []
             unread: list[str] = []
             with replacing(self._path(number)) as part, zipfile.ZipFile(part, "w") as archive:
-                images = _read((item[1:] for item in items), unread, console)
+                images = _read(((picture, image) for (_, picture), image in items), unread, console)
                 for group in _batches(images, self.facts["batch"]):
                     found = maps(np.stack([image for _, _, image in group]))
                     height, width = found.shape[-2:]
@@ -119,21 +121,6 @@ class Parts:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:07d}.npz"
-
-    def _loaded(self, pictures: Iterable[Picture], workers: int) -> Iterator[tuple[int, Picture, Future[Any]]]:
-        """Pictures of parts that are not there, with their part's number, read ahead by threads."""
-        load = partial(_load, size=self.facts["size"])
-        waiting: deque[tuple[int, Picture, Future[Any]]] = deque()
-        with ThreadPoolExecutor(workers) as pool:
-            for k, picture in enumerate(pictures):
-                number = k // (BATCHES * self.facts["batch"])
-                if self._path(number).exists():
-                    continue
-                waiting.append((number, picture, pool.submit(load, picture)))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft()
-            while waiting:
-                yield waiting.popleft()
 
     def _check(self, name: str, features: NDArray[Any], cells: tuple[int, int]) -> None:
         """Refuse what would be useless in the file, as soon as it shows."""

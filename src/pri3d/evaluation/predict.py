@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pri3d.api.predict import PredictOptions
 from pri3d.data.reading import reading
 from pri3d.drawing import palette
 from pri3d.errors import ConfigError, DataError, WeightsError
-from pri3d.evaluation.media import Picture, is_written, open_media, refuse_failed, until_damaged, write_video
+from pri3d.evaluation.media import FINEST, Picture, open_media, refuse_failed, until_damaged, write_video
 from pri3d.files.archive import encode
 from pri3d.files.atomic import write_atomic
 from pri3d.files.lock import lock_folder
@@ -130,8 +131,11 @@ def _overlay(out: Path, name: str) -> Path:
 
 def _join(out: Path, path: Path, pictures: Sequence[str], rate: Fraction, fresh: bool, console: Console) -> None:
     """Join the overlays to a video where that is possible and was not done before."""
-    if not fresh and is_written(path, len(pictures), rate):  # with another --frame-step it is of others
-        return
+    with suppress(DataError):  # there is none, or it was not finished
+        if not fresh:
+            there = open_media(path)
+            if (there.total, there.rate) == (len(pictures), rate.limit_denominator(FINEST)):
+                return  # with another --frame-step it is of others
     if write_video(path, [_overlay(out, picture) for picture in pictures], rate):
         console.print(f"video: {escape(str(path))}")
     elif pictures:
