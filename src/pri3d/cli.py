@@ -22,7 +22,7 @@ from jsonargparse import ArgumentParser
 import pri3d
 from pri3d import registry
 from pri3d.api.finetune import FinetuneSettings, resolve_finetuning
-from pri3d.api.options import VERBS, AnyPath, Options, Verb, fields_of, flag_as_typed, hints_of, in_words
+from pri3d.api.options import VERBS, AnyPath, Options, Verb, fields_of, flag_as_typed, groups_of, hints_of, in_words
 from pri3d.api.plugins import gathered, options_class
 from pri3d.api.presets import RENAMED, RENAMED_IN
 from pri3d.api.pretrain import PretrainOptions, PretrainSettings, resolve_pretraining
@@ -150,7 +150,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit code 0, 1 for an error that says what to do, 2 for a wrong flag, 130 after CTRL-C."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
-        print(_overview())
+        width = max(map(len, VERBS))
+        verbs = [VERBS[name] for name in sorted(VERBS)]
+        print("usage: pri3d COMMAND ...    (pri3d COMMAND --help for its flags)\n")
+        print("Turns posed RGB-D recordings into better image backbones (Pri3D, ICCV 2021).\n")
+        print("commands:", *(f"  {verb.name.ljust(width)}  {verb.about}" for verb in verbs), sep="\n")
+        print("\nexamples:", *(f"  {verb.example}" for verb in verbs), sep="\n")
         return 0
     if words[0] == "--version":
         print(f"pri3d {pri3d.__version__}")
@@ -232,13 +237,13 @@ def flags_of(verb: Verb, words: Sequence[str]) -> Iterator[Flag]:
 
 def _flags(kind: type[Options], prefix: str, title: str, values: Mapping[str, Any]) -> Iterator[Flag]:
     """Flags of a class of options, those of its groups after them."""
-    hints, groups = hints_of(kind), []
+    hints, groups, shown = hints_of(kind), groups_of(kind), []
     for field in fields_of(kind):
         hint = hints[field.name]
         if not field.metadata["is_flag"]:
             continue
-        if isinstance(hint, type) and issubclass(hint, Options):
-            groups.append((field.name, hint))
+        if field.name in groups:
+            shown.append((field.name, groups[field.name]))
             continue
         if field.name in values:
             default = values[field.name]
@@ -248,7 +253,7 @@ def _flags(kind: type[Options], prefix: str, title: str, values: Mapping[str, An
             default = None if field.default is dataclasses.MISSING else field.default
         needed = not field.kw_only and field.default is dataclasses.MISSING
         yield Flag(prefix + field.name, hint, default, field.metadata["about"], title, needed)
-    for name, hint in groups:
+    for name, hint in shown:
         yield from _flags(hint, f"{name}.", f"{name}: {_first_line(hint)}", values.get(name) or {})
 
 
@@ -340,23 +345,3 @@ def normalise(words: Sequence[str], flags: Sequence[Flag]) -> list[str]:
         else:
             result.append(f"--{name}{equals}{value}")
     return result
-
-
-def _overview() -> str:
-    width = max(map(len, VERBS))
-    verbs = [VERBS[name] for name in sorted(VERBS)]
-    lines = [f"  {verb.name.ljust(width)}  {verb.about}" for verb in verbs]
-    examples = [f"  {verb.example}" for verb in verbs]
-    return "\n".join(
-        [
-            "usage: pri3d COMMAND ...    (pri3d COMMAND --help for its flags)",
-            "",
-            "Turns posed RGB-D recordings into better image backbones (Pri3D, ICCV 2021).",
-            "",
-            "commands:",
-            *lines,
-            "",
-            "examples:",
-            *examples,
-        ]
-    )

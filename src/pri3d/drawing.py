@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Iterator, Sequence
-from itertools import count
+from collections.abc import Sequence
+from itertools import chain, count
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +43,10 @@ def palette(class_names: Sequence[str]) -> NDArray[np.uint8]:
     """
     if len(class_names) > 255:
         raise ConfigError(f"{len(class_names)} classes: label images hold at most 255, id 255 is ignored.")
-    calm, bright = dict(_CALM), _bright_colors()
+    # The chosen colours, then without end hues by the golden ratio in three strengths.
+    hues = ((k * 0.618034 % 1, (0.55, 0.85, 0.4)[k % 3], (0.95, 0.7, 0.5)[k % 3]) for k in count())
+    more = ("#" + "".join(f"{round(255 * share):02x}" for share in colorsys.hsv_to_rgb(*hue)) for hue in hues)
+    calm, bright = dict(_CALM), chain(_BRIGHT, more)
     rows = [calm.pop(name.casefold(), "") or next(bright) for name in class_names]
     return np.array([[int(row[k : k + 2], 16) for k in (1, 3, 5)] for row in rows], np.uint8).reshape(-1, 3)
 
@@ -54,14 +57,6 @@ def color_labels(label: NDArray[np.integer], class_names: Sequence[str]) -> NDAr
     table[: len(class_names)] = palette(class_names)
     colors: NDArray[np.uint8] = table[np.clip(label, 0, 255)]
     return colors
-
-
-def _bright_colors() -> Iterator[str]:
-    """The chosen colours, then without end hues by the golden ratio in three strengths."""
-    yield from _BRIGHT
-    for k in count():
-        color = colorsys.hsv_to_rgb(k * 0.618034 % 1, (0.55, 0.85, 0.4)[k % 3], (0.95, 0.7, 0.5)[k % 3])
-        yield "#" + "".join(f"{round(255 * share):02x}" for share in color)
 
 
 def draw_classes(

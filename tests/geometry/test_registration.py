@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from pri3d.geometry.warping import register_depth, same_view
+from pri3d.geometry.warping import register_depth
 from pri3d.types import Camera
 
 CAMERA = Camera(64, 48, 60.0, 60.0, 32.0, 24.0)
@@ -21,9 +21,9 @@ def moved(x: float = 0, y: float = 0, z: float = 0) -> np.ndarray:
 def test_same_camera_returns_the_input() -> None:
     depth = np.ones((48, 64), np.float32)
     assert register_depth(depth, CAMERA, CAMERA, np.eye(4)) is depth
-    assert not same_view(CAMERA, CAMERA, moved(0.01))
-    assert not same_view(CAMERA, CAMERA._replace(cx=32.5), np.eye(4))
-    assert not same_view(CAMERA, CAMERA.resized(32, 24), np.eye(4))
+    assert register_depth(depth, CAMERA, CAMERA, moved(0.01)) is not depth
+    assert register_depth(depth, CAMERA, CAMERA._replace(cx=32.5), np.eye(4)) is not depth
+    assert register_depth(depth, CAMERA, CAMERA.resized(32, 24), np.eye(4)) is not depth
 
 
 @pytest.mark.parametrize("pixels", [-5, 3])

@@ -97,7 +97,10 @@ class Options:
             values |= dict(zip(positional, args, strict=False))
             if len(args) > len(positional):
                 raise TypeError(f"{len(positional)} positional arguments at most, {len(args)} were given")
-            known = _default_paths(cls) | convert_all(cls, values)
+            # Defaults that are paths are stated as texts.
+            hints, texts = hints_of(cls), [field for field in fields_of(cls) if isinstance(field.default, str)]
+            known = {field.name: Path(str(field.default)) for field in texts if hints[field.name] == AnyPath}
+            known |= convert_all(cls, values)
             build(self, **known)
             object.__setattr__(self, "_given", frozenset(values))
 
@@ -154,13 +157,6 @@ def _plain(value: Any) -> Any:
 def flag_as_typed(name: str, group: str = "") -> str:
     """An option as it is typed: ``min_overlap`` is ``--min-overlap``, in a group ``--GROUP.min-overlap``."""
     return "--" + (f"{group}.{name}" if group else name).replace("_", "-")
-
-
-def _default_paths(kind: type[Options]) -> dict[str, Path]:
-    """Defaults that are paths, which a class states as texts."""
-    hints = hints_of(kind)
-    paths = [field for field in fields_of(kind) if isinstance(field.default, str) and hints[field.name] == AnyPath]
-    return {field.name: Path(str(field.default)) for field in paths}
 
 
 _HINTS: dict[type[Options], dict[str, Any]] = {}
@@ -294,6 +290,11 @@ def verb(
     ``name`` is that of the command, where it differs from the function's; ``example`` a line for its help.
     """
     kind = cast("type[Given]", options)
+    described = []
+    for field in fields_of(kind):
+        described.append(f"    {field.name}: {field.metadata['about']}")
+        if group := groups_of(kind).get(field.name):
+            described += [f"        {field.name}.{each.name}: {each.metadata['about']}" for each in fields_of(group)]
 
     def decorate(work: Callable[[Given], R]) -> Callable[P, R]:
         @functools.wraps(work)
@@ -305,21 +306,11 @@ def verb(
 
         signature = inspect.signature(kind)
         call.__signature__ = signature.replace(return_annotation=work.__annotations__["return"])  # type: ignore[attr-defined]
-        call.__doc__ = f"{inspect.getdoc(work)}\n\nArgs:\n{_described(kind)}"
+        call.__doc__ = "\n".join([f"{inspect.getdoc(work)}\n\nArgs:", *described])
         VERBS[name or work.__name__] = Verb(name or work.__name__, kind, call, example)
         return call
 
     return decorate
-
-
-def _described(kind: type[Options]) -> str:
-    """The fields with their help, for a docstring."""
-    rows = []
-    for field in fields_of(kind):
-        rows.append(f"    {field.name}: {field.metadata['about']}")
-        if group := groups_of(kind).get(field.name):
-            rows += [f"        {field.name}.{each.name}: {each.metadata['about']}" for each in fields_of(group)]
-    return "\n".join(rows)
 
 
 def implementation(target: str) -> Callable[..., Any]:

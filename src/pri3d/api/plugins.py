@@ -89,7 +89,9 @@ def _read(path: Path, attribute: str) -> type[Options] | None:
         (
             node.value.id
             for node in classes[attribute].body
-            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Name) and _sets_options(node)
+            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Name)
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+            if isinstance(target, ast.Name) and target.id == "options"
         ),
         None,
     )
@@ -108,8 +110,3 @@ def _read(path: Path, attribute: str) -> type[Options] | None:
     exec(compile(source, str(path), "exec"), names)  # noqa: S102 (a file of this package)
     found: type[Options] = names[wanted]
     return found
-
-
-def _sets_options(node: ast.Assign | ast.AnnAssign) -> bool:
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    return any(isinstance(target, ast.Name) and target.id == "options" for target in targets)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from pri3d.api.check import CheckOptions
 from pri3d.api.results import Record
-from pri3d.checking.evidence import Shot, Stack
+from pri3d.checking.evidence import Shot, Stack, invert_depth
 from pri3d.checking.hypotheses import (
     TOLERANCE,
     Hypothesis,
@@ -165,7 +165,7 @@ def write_sheet(path: Path, evidence: Evidence, title: list[str], rows: int = 6)
     """
     stack = evidence.stack  # with every pixel that has depth, those beside edges too
     depth = np.stack([shot.depth for k in stack.indices.tolist() if (shot := evidence.shots.kept(k)) is not None])
-    inverse = np.where(depth > 0, 1 / np.where(depth > 0, depth, 1), 0).astype(np.float32)
+    inverse = invert_depth(depth)
     numbers = np.arange(inverse[0].size)
     stack = stack._replace(inverse=inverse, points=np.where(inverse.reshape(len(inverse), -1) > 0, numbers, -1))
     columns = [("as stated", _SAID)] + [("as advised", evidence.hypothesis)] * (evidence.hypothesis != _SAID)

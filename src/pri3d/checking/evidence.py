@@ -169,7 +169,20 @@ def stack_shots(shots: Shots, indices: Iterable[int], seed: int) -> Stack:
     found = [(index, shot) for index in sorted(set(indices)) if (shot := shots.get(index)) is not None]
     if not found:
         raise FrameError("no frame can be used.")
-    inverse = np.stack([smooth_inverse(shot.depth) for _, shot in found])
+    inverses, textures = [], []
+    for _, shot in found:
+        # Inverse depth is affine on planes, so it interpolates; 0 beside a jump.
+        plain = invert_depth(shot.depth)
+        high = ndimage.maximum_filter(plain, 3)
+        low = ndimage.minimum_filter(np.where(shot.depth > 0, plain, np.inf), 3)
+        smooth = (shot.depth > 0) & (high - low < 2 * _EDGE * plain)
+        inverses.append(np.where(smooth, plain, 0).astype(np.float32))
+        # Grey levels less their local mean, over their local spread: exposure drops out.
+        gray = ndimage.gaussian_filter(shot.color.astype(np.float32).mean(axis=2), 0.7)
+        mean = ndimage.gaussian_filter(gray, 5.0)
+        spread = np.sqrt(ndimage.gaussian_filter((gray - mean) ** 2, 5.0))
+        textures.append(np.asarray((gray - mean) / (spread + 4.0), np.float32))
+    inverse = np.stack(inverses)
     points = np.full((len(found), POINTS), -1)
     for row, (index, _) in enumerate(found):
         valid = np.flatnonzero(inverse[row])
@@ -179,7 +192,7 @@ def stack_shots(shots: Shots, indices: Iterable[int], seed: int) -> Stack:
     return Stack(
         indices=np.array([index for index, _ in found]),
         inverse=inverse,
-        texture=np.stack([local_texture(shot.color) for _, shot in found]),
+        texture=np.stack(textures),
         depth_k=np.array([shot.depth_camera[2:] for _, shot in found]),
         color_k=np.array([shot.color_camera[2:] for _, shot in found]),
         color_from_depth=np.stack([shot.color_from_depth for _, shot in found]),
@@ -188,21 +201,9 @@ def stack_shots(shots: Shots, indices: Iterable[int], seed: int) -> Stack:
     )
 
 
-def smooth_inverse(depth: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Inverse depth (h, w) of depth (h, w), 0 where it is invalid or jumps: affine on planes, so it interpolates."""
-    valid = depth > 0
-    inverse = np.where(valid, 1 / np.where(valid, depth, 1), 0).astype(np.float32)
-    high = ndimage.maximum_filter(inverse, 3)
-    low = ndimage.minimum_filter(np.where(valid, inverse, np.inf), 3)
-    return np.where(valid & (high - low < 2 * _EDGE * inverse), inverse, 0).astype(np.float32)
-
-
-def local_texture(color: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Grey levels (H, W) of RGB (H, W, 3) less their local mean, over their local spread: exposure drops out."""
-    gray = ndimage.gaussian_filter(color.astype(np.float32).mean(axis=2), 0.7)
-    mean = ndimage.gaussian_filter(gray, 5.0)
-    spread = np.sqrt(ndimage.gaussian_filter((gray - mean) ** 2, 5.0))
-    return np.asarray((gray - mean) / (spread + 4.0), np.float32)
+def invert_depth(depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Inverse depth 1/m of depth in metres, of any shape; 0 where it is invalid."""
+    return np.where(depth > 0, 1 / np.where(depth > 0, depth, 1), 0).astype(np.float32)
 
 
 def rotation_angles(poses: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -60,14 +60,6 @@ def find_depth_edges(depth: NDArray[np.float32]) -> NDArray[np.int64]:
     return np.flatnonzero(valid & (far > (1 + 2 * _JUMP) * depth) & (depth < (1 + _JUMP) * near))
 
 
-def find_color_edges(color: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Strength (H, W) of the edges of RGB (H, W, 3), exposure and local contrast taken out."""
-    image = ndimage.gaussian_filter(color.astype(np.float32), (0.7, 0.7, 0))
-    strength = sum(np.hypot(ndimage.sobel(image[..., c], 0), ndimage.sobel(image[..., c], 1)) for c in range(3))
-    local = ndimage.gaussian_filter(strength, 10.0)
-    return np.asarray(np.sqrt(strength / (local + 20.0)), np.float32)
-
-
 def edge_score(edges: Edges, registration: Registration, level: int = 2) -> NDArray[np.float64]:
     """Mean strength (N,) of the colour where the depth edges fall: 0 for chance; nan where few fall into the image."""
     width = edges.maps[level].shape[2]
@@ -147,7 +139,12 @@ def stream_edges(shots: Shots, stack: Stack, hypothesis: Hypothesis) -> Edges:
         camera, z = shot.depth_camera, shot.depth[rows, columns].astype(np.float64)
         x, y = (columns + 0.5 - camera.cx) / camera.fx * z, (rows + 0.5 - camera.cy) / camera.fy * z
         points[number], valid[number] = np.stack((x, y, z), axis=-1), True
-    strengths = [find_color_edges(shot.color) for shot in colors]
+    strengths = []
+    for shot in colors:  # of colour edges, exposure and local contrast taken out
+        image = ndimage.gaussian_filter(shot.color.astype(np.float32), (0.7, 0.7, 0))
+        strength = sum(np.hypot(ndimage.sobel(image[..., c], 0), ndimage.sobel(image[..., c], 1)) for c in range(3))
+        local = ndimage.gaussian_filter(strength, 10.0)
+        strengths.append(np.asarray(np.sqrt(strength / (local + 20.0)), np.float32))
     maps = []
     for blur in _BLURS:
         blurred = [ndimage.gaussian_filter(strength, blur) for strength in strengths]

@@ -122,23 +122,15 @@ def register_depth(
     Every pixel is carried over as the rectangle it covers, so that a denser target shows no cracks; where several
     surfaces meet the nearest wins. Returns the input where the cameras agree within ``SAME`` pixels.
     """
-    if same_view(source, target, target_from_source):
-        return depth
+    if source[:2] == target[:2] and np.allclose(target_from_source, np.eye(4), atol=1e-6):
+        shift_u = (np.array((0, source.width)) - source.cx) / source.fx * target.fx + target.cx - (0, source.width)
+        shift_v = (np.array((0, source.height)) - source.cy) / source.fy * target.fy + target.cy - (0, source.height)
+        if max(np.abs(shift_u).max(), np.abs(shift_v).max()) <= SAME:
+            return depth
     source_intrinsics, target_intrinsics = np.array(source[2:]), np.array(target[2:])
     nearest = np.full((target.height, target.width), np.inf, dtype=np.float32)
     _splat(np.ascontiguousarray(depth, np.float32), source_intrinsics, target_intrinsics, target_from_source, nearest)
     return np.where(np.isfinite(nearest), nearest, np.float32(0))
-
-
-def same_view(source: Camera, target: Camera, target_from_source: NDArray[np.float64]) -> bool:
-    """Whether the two cameras have the same size, one place, and images that differ by at most ``SAME`` pixels."""
-    if (source.width, source.height) != (target.width, target.height):
-        return False
-    if not np.allclose(target_from_source, np.eye(4), atol=1e-6):
-        return False
-    shift_u = (np.array((0, source.width)) - source.cx) / source.fx * target.fx + target.cx - (0, source.width)
-    shift_v = (np.array((0, source.height)) - source.cy) / source.fy * target.fy + target.cy - (0, source.height)
-    return bool(max(np.abs(shift_u).max(), np.abs(shift_v).max()) <= SAME)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
