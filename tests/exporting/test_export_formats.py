@@ -13,6 +13,7 @@ import torch
 import torchvision
 import yaml
 from export_networks import IMAGES, last_map, make_run, run_snippet
+from timm.layers import Conv2dSame, padding
 
 from pri3d.errors import ConfigError
 from pri3d.exporting import onnx
@@ -210,6 +211,7 @@ class TestOnnx:
             pytest.param("resnet18", "encoder", marks=SLOW),
             pytest.param("resnet50", "encoder", marks=SLOW),
             pytest.param("convnext_tiny", "encoder", marks=SLOW),
+            pytest.param("tf_efficientnet_lite0", "encoder", marks=SLOW),
             pytest.param("vit_tiny_patch16_224", "encoder", marks=SLOW),
             pytest.param("vit_tiny_patch16_224", "all", marks=SLOW),
         ],
@@ -230,6 +232,24 @@ class TestOnnx:
             found = net.run(None, {"images": images.numpy()})
             for a, b in zip(expected if isinstance(expected, list) else [expected], found, strict=True):
                 np.testing.assert_allclose(b, a.numpy(), atol=1e-4)
+
+    def test_tensorflows_padding_of_fixed_sizes_stays(self):
+        layer, images = Conv2dSame(3, 4, 3, stride=2), torch.rand(1, 3, 33, 50)
+        of_size, expected = padding.get_same_padding, layer(images)
+        with onnx.constant_padding():
+            assert torch.equal(layer(images), expected)
+        assert padding.get_same_padding is of_size
+
+    def test_tensorflows_padding_of_free_sizes_is_the_same(self):
+        """Of a kernel of 3, 4 or 5, wider or narrower than the stride, at whole multiples of it."""
+        for kernel, stride in ((3, 2), (4, 2), (5, 2), (2, 4), (3, 1), (2, 1)):
+            net = torch.nn.Sequential(Conv2dSame(3, 4, kernel, stride=stride))
+            free = {2: stride * torch.export.Dim("rows"), 3: stride * torch.export.Dim("columns")}
+            with onnx.constant_padding():
+                graph = torch.export.export(net, (torch.rand(1, 3, 5 * stride, 8 * stride),), dynamic_shapes=(free,))
+            images = torch.rand(1, 3, 7 * stride, 4 * stride)
+            assert torch.equal(graph.module()(images), net(images))
+            assert not any("max" in str(node.target) for node in graph.graph.nodes)
 
 
 @SLOW

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,7 +52,7 @@ class OnnxFormat(GraphFormat):
         """Record the graph with torch.export; its metadata hold the record."""
         names = ["features"] if self.part == "all" else [f"stride{s}_{k}" for k, s in enumerate(self.strides)]
         batch, height, width = self.EXAMPLE
-        with quiet():
+        with quiet(), constant_padding():
             program = torch.onnx.export(
                 Graph(source),
                 (torch.zeros(batch, 3, height, width),),
@@ -74,3 +78,30 @@ class OnnxFormat(GraphFormat):
     def snippet(self, path: Path) -> str:
         """Run the file with onnxruntime."""
         return SNIPPET.format(path=str(path), outputs=self.outputs)
+
+
+@contextmanager
+def constant_padding() -> Iterator[None]:
+    """Context in which TensorFlow's padding of a free size is a number: timm's layers that compute it record fast.
+
+    Encoders pad images to whole strides, so such a layer's input is whole multiples of its own stride, and the padding
+    is the same at every size. timm computes it from the size, the next layer's size follows from it, and PyTorch takes
+    more than ten minutes over these formulas for an EfficientNet. Fixed sizes are padded as ever. Were a layer's input
+    no whole multiple, the check at sizes of odd multiples would differ.
+    """
+    padding: Any = sys.modules.get("timm.layers.padding")
+    if padding is None:  # the encoder is not timm's
+        yield
+        return
+    of_size = padding.get_same_padding
+
+    def of_multiple(size: Any, kernel: int, stride: int, dilation: int) -> Any:
+        if isinstance(size, torch.SymInt):
+            return max((kernel - 1) * dilation + 1 - stride, 0)
+        return of_size(size, kernel, stride, dilation)
+
+    padding.get_same_padding = of_multiple
+    try:
+        yield
+    finally:
+        padding.get_same_padding = of_size

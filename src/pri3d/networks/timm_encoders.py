@@ -65,10 +65,13 @@ class TimmEncoder(Encoder):
         """Normalised images (B, 3, H, W) -> one map per stride, see :class:`Encoder`."""
         height, width = images.shape[-2:]
         step = max(self.strides)
-        maps = self.maps(F.pad(images, (0, -width % step, 0, -height % step)))
+        # Rounded up by adding: ONNX divides negative numbers to the other side. As multiples of the stride, so that
+        # every later size simplifies where height and width are symbols: a Swin's graph takes a third of the time.
+        bottom = (height + step - 1) // step * step - height
+        right = (width + step - 1) // step * step - width
+        maps = self.maps(F.pad(images, (0, right, 0, bottom)))
         if self.channels_last:
             maps = [x.permute(0, 3, 1, 2).contiguous() for x in maps]
-        # Rounded up by adding: ONNX divides negative numbers to the other side.
         sizes = [((height + s - 1) // s, (width + s - 1) // s) for s in self.strides]
         return [x[:, :, :h, :w] for x, (h, w) in zip(maps, sizes, strict=True)]
 
