@@ -56,10 +56,12 @@ class TestMatches:
     def test_a_pair_without_matches_is_still_drawn(self):
         assert pixels(figures.pair_figure(black_pair([]))).shape[1] == 1440
 
-    def test_the_title_states_the_numbers(self):
-        assert (
-            figures.pair_title(black_pair([(0, 0, 0, 0)])) == "overlap 40%   ·   1 matches   ·   29° between the views"
-        )
+    def test_the_title_states_the_numbers(self, monkeypatch: pytest.MonkeyPatch):
+        titles: list[str] = []
+        grid = figures.image_grid
+        monkeypatch.setattr(figures, "image_grid", lambda *given: titles.extend(given[1]) or grid(*given))
+        figures.pair_figure(black_pair([(0, 0, 0, 0)]))
+        assert titles == ["overlap 40%   ·   1 matches   ·   29° between the views"]
 
     @given(st.integers(0, 30), st.integers(1, 40), st.integers(0, 9))
     def test_spread_picks_distinct_rows(self, count, wanted, seed):

@@ -51,6 +51,15 @@ def test_typical_pairs_are_at_even_ranks(runs):
     assert len(gather.typical_pairs(store, 50)) == len(overlap)
 
 
+def test_typical_pairs_of_one_scene(runs):
+    store = Store(runs.store)
+    table = store.pairs()
+    assert gather.typical_pairs(store, 1, "room-0001").tolist() == [4]  # overlaps rise within a room: the median
+    assert gather.typical_pairs(store, 9, "room-0001").tolist() == [3, 4, 5]
+    assert (table.scene[gather.typical_pairs(store, 3, "room-0000")] == "room-0000").all()
+    assert len(gather.typical_pairs(store, 3, "room-9999")) == 0
+
+
 def test_the_chunk_has_the_voxels_of_the_run(runs):
     chunk = gather.median_chunk(runs.store, find_sources([runs.pretrain]).pretrained[0].settings)
     assert drawable(chunk).size == pytest.approx(0.16)

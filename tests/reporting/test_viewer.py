@@ -59,7 +59,8 @@ def column(chunks: list[Any], name: str) -> np.ndarray:
 
 def test_the_recording_holds_what_was_shown(writer, tmp_path):
     shown = made_up(frames=3)
-    found = read_back(writer.save_recording(shown, tmp_path / "new" / "a.rrd"))
+    writer.send_to_rerun(shown, tmp_path / "new" / "a.rrd")
+    found = read_back(tmp_path / "new" / "a.rrd")
     wanted = {"surface", "path", "camera", "camera/color", "camera/depth", "pairs/0/measured", "pairs/0/after"}
     pairs = {"/pairs/0/color", "/pairs/0/measured", "/pairs/0/after"}
     entities = {f"/world/{name}" for name in wanted} | pairs | {"/about", "/frame/name", "/pictures/made_up"}
@@ -78,7 +79,8 @@ def test_the_recording_holds_what_was_shown(writer, tmp_path):
 
 def test_the_recorded_camera_sees_what_the_pixels_say(writer, tmp_path):
     shown = made_up()
-    found = read_back(writer.save_recording(shown, tmp_path / "a.rrd"))
+    writer.send_to_rerun(shown, tmp_path / "a.rrd")
+    found = read_back(tmp_path / "a.rrd")
     matrix = column(found["/world/camera"], "Pinhole:image_from_camera").reshape(-1, 3, 3)[0].T  # stored by columns
     np.testing.assert_allclose(matrix @ (0.2, -0.1, 2.0) / 2.0, (30 * 0.1 + 16, -30 * 0.05 + 12, 1))
     depth = found["/world/camera/depth"][0].to_record_batch()
@@ -92,7 +94,8 @@ def test_a_recording_of_images_alone(writer, tmp_path):
     frames = [f._replace(depth=None, intrinsics=None, world_from_camera=None) for f in shown.frames]
     none = np.zeros((0, 3))
     shown = shown._replace(frames=frames, path=none, points=none, colors=none.astype(np.uint8), pairs=[])
-    found = read_back(writer.save_recording(shown, tmp_path / "a.rrd"))
+    writer.send_to_rerun(shown, tmp_path / "a.rrd")
+    found = read_back(tmp_path / "a.rrd")
     assert {"/frame/color", "/pictures/made_up"} <= set(found)
     assert not any(name.startswith("/world") for name in found)
 

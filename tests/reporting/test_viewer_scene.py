@@ -16,7 +16,7 @@ from pri3d.errors import DataError, WeightsError
 from pri3d.reporting import viewer_scene
 from pri3d.reporting.gather import spread_rows
 from pri3d.reporting.sources import FoundImages
-from pri3d.reporting.viewer_scene import MEASURED, Matched, ShownPair, legs, pairs_of_scene, show, show_pairs
+from pri3d.reporting.viewer_scene import MEASURED, Matched, ShownPair, legs, show, show_pairs
 from pri3d.store import Store, write_manifest
 from pri3d.tasks import Trained
 from pri3d.tasks.instance import InstanceTask
@@ -59,15 +59,6 @@ def test_frames_are_even(count, most):
     if rows:
         assert np.ptp(np.diff(rows)) <= 1 if len(rows) > 1 else True
         assert abs((rows[0] + rows[-1]) / 2 - (count - 1) / 2) <= 1
-
-
-def test_pairs_at_even_ranks_of_one_scene(runs):
-    store = Store(runs.store)
-    table = store.pairs()
-    assert pairs_of_scene(store, "room-0001", 1).tolist() == [4]  # overlaps rise within a room: the median
-    assert pairs_of_scene(store, "room-0001", 9).tolist() == [3, 4, 5]
-    assert (table.scene[pairs_of_scene(store, "room-0000", 3)] == "room-0000").all()
-    assert len(pairs_of_scene(store, "room-9999", 3)) == 0
 
 
 def test_measured_matches_are_one_place(runs):

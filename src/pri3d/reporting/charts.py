@@ -187,9 +187,22 @@ def bars_figure(
         for g, (group, row) in enumerate(rows.items()):
             for k, name in enumerate(series):
                 y = g + (k + 0.5) * thick - 0.41
-                _bar(axes, y, thick, [scale * v for v in row.get(name, ())], colors[name])
-                known = (reference or {}).get(group, {}).get(name, np.nan)
-                axes.scatter(scale * known, y, s=44, marker="D", facecolors="white", edgecolors=INK, zorder=5)
+                color, known = colors[name], [scale * v for v in row.get(name, ()) if np.isfinite(v)]
+                if known:
+                    mean, half = mean_interval(known)
+                    axes.barh(y, mean, height=0.86 * thick, color=color, alpha=0.38)
+                    ends = [y - 0.43 * thick, y + 0.43 * thick]
+                    axes.plot([mean, mean], ends, color=color, linewidth=2.5, solid_capstyle="butt")
+                    if np.isfinite(half):
+                        axes.errorbar(mean, y, xerr=half, color=color, capsize=3, linewidth=1.3, zorder=3)
+                    shift = np.linspace(-0.2, 0.2, len(known)) * thick if len(known) > 1 else np.zeros(1)
+                    axes.scatter(known, y + shift, s=22, color=color, edgecolors="white", linewidths=0.7, zorder=4)
+                    right = max(mean + (half if np.isfinite(half) else 0), *known)
+                    axes.annotate(
+                        f"{mean:.1f}", (right, y), (7, 0), textcoords="offset points", va="center", size=8.5, color=INK
+                    )
+                stated = (reference or {}).get(group, {}).get(name, np.nan)
+                axes.scatter(scale * stated, y, s=44, marker="D", facecolors="white", edgecolors=INK, zorder=5)
         axes.set_yticks(range(len(rows)), list(rows), color=INK)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
@@ -255,22 +268,6 @@ def running_mean(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]
     count = np.convolve(known, window, "full")[reach : reach + len(values)]
     mean: NDArray[np.float64] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return mean
-
-
-def _bar(axes: Axes, y: float, thick: float, values: Sequence[float], color: str) -> None:
-    """Bar, dots, whisker and number of one series in one group; nothing where no value is known."""
-    known = [value for value in values if np.isfinite(value)]
-    if not known:
-        return
-    mean, half = mean_interval(known)
-    axes.barh(y, mean, height=0.86 * thick, color=color, alpha=0.38)
-    axes.plot([mean, mean], [y - 0.43 * thick, y + 0.43 * thick], color=color, linewidth=2.5, solid_capstyle="butt")
-    if np.isfinite(half):
-        axes.errorbar(mean, y, xerr=half, color=color, capsize=3, linewidth=1.3, zorder=3)
-    shift = np.linspace(-0.2, 0.2, len(known)) * thick if len(known) > 1 else np.zeros(1)
-    axes.scatter(known, y + shift, s=22, color=color, edgecolors="white", linewidths=0.7, zorder=4)
-    right = max(mean + (half if np.isfinite(half) else 0), *known)
-    axes.annotate(f"{mean:.1f}", (right, y), (7, 0), textcoords="offset points", va="center", size=8.5, color=INK)
 
 
 def _wide(height: float) -> Figure:

@@ -6,11 +6,8 @@ from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from pri3d.geometry.voxels import coarsen, crop, frustum_box
@@ -124,16 +121,6 @@ def draw_chunk(axes: Axes, chunk: Chunk) -> None:
     axes.set_aspect("equal")
     axes.autoscale_view()
     axes.set_axis_off()
-
-
-def chunk_handles() -> list[Artist]:
-    """Legend entries of :func:`draw_chunk`."""
-    return [
-        Patch(facecolor=mpl.colormaps["viridis"](0.55), label="the chunk, by height"),
-        Patch(facecolor="0.93", edgecolor="0.8", label="rest of the scene"),
-        Line2D([], [], color=ACCENT, linewidth=1.2, label="camera and its view"),
-        Line2D([], [], color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)), label="box that cuts it out"),
-    ]
 
 
 def _draw_cubes(

@@ -11,14 +11,15 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from pri3d.drawing import palette
-from pri3d.reporting.cutaway import Chunk, chunk_handles, draw_chunk
-from pri3d.reporting.style import DPI, MUTED, image_grid, png, series_label, show, style
+from pri3d.reporting.cutaway import Chunk, draw_chunk
+from pri3d.reporting.style import ACCENT, DPI, MUTED, image_grid, png, series_label, show, style
 
 SHOWN_MATCHES = 32
 _SHEET_WIDTH, _LEFT_COLUMN, _MARGIN, _BETWEEN, _TITLE_ROW = 13.6, 6.0, 0.05, 0.07, 0.42  # inches
@@ -46,15 +47,11 @@ def pair_figure(pair: MatchedPair) -> bytes:
     """Return a PNG of the two frames side by side with at most 32 of their matches as coloured lines."""
     with style():
         height, width = pair.colors.shape[1:3]
-        figure, axes = image_grid([""], [pair_title(pair)], (2 * width + _gap(width)) / height)
+        views = f"{np.degrees(pair.angle):.0f}° between the views"
+        title = f"overlap {pair.overlap:.0%}   ·   {len(pair.points):,} matches   ·   {views}"
+        figure, axes = image_grid([""], [title], (2 * width + _gap(width)) / height)
         draw_pair(axes[0][0], pair)
         return png(figure)
-
-
-def pair_title(pair: MatchedPair) -> str:
-    """Overlap, number of matches and angle in words."""
-    degrees = np.degrees(pair.angle)
-    return f"overlap {pair.overlap:.0%}   ·   {len(pair.points):,} matches   ·   {degrees:.0f}° between the views"
 
 
 def draw_pair(axes: Axes, pair: MatchedPair, shown: int = SHOWN_MATCHES) -> None:
@@ -106,7 +103,12 @@ def chunk_figure(chunk: Chunk) -> bytes:
         image.set_title(chunk.name, size=10, pad=5)
         figure.text((left + 0.35) / wide, 1 - 0.23 / high, "the surface in its view", weight="bold", size=10)
         figure.legend(
-            handles=chunk_handles(),
+            handles=[
+                Patch(facecolor=mpl.colormaps["viridis"](0.55), label="the chunk, by height"),
+                Patch(facecolor="0.93", edgecolor="0.8", label="rest of the scene"),
+                Line2D([], [], color=ACCENT, linewidth=1.2, label="camera and its view"),
+                Line2D([], [], color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)), label="box that cuts it out"),
+            ],
             loc="upper left",
             bbox_to_anchor=(0, 1 - (0.45 + tall) / high),
             ncols=2,

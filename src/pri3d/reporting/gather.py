@@ -33,11 +33,16 @@ def match_distance(settings: Mapping[str, Any], prepared: Mapping[str, Any]) -> 
     return float(settings.get("matching", {}).get("distance") or prepared.get("distance") or _DISTANCE)
 
 
-def typical_pairs(store: Store, count: int) -> NDArray[np.int64]:
-    """Rows of ``count`` pairs at even ranks of the overlap (no cherry-picking): 1 is the median, 2 the tertiles."""
-    order = np.argsort(store.pairs().overlap, kind="stable")
-    ranks = (np.arange(1, count + 1) / (count + 1) * len(order)).astype(np.int64)
-    return np.unique(order[ranks])
+def typical_pairs(store: Store, count: int, scene: str | None = None) -> NDArray[np.int64]:
+    """Rows of at most ``count`` pairs, of one scene or of all, at even ranks of their overlap (no cherry-picking).
+
+    1 is the median, 2 the tertiles; by overlap.
+    """
+    table = store.pairs()
+    rows = np.arange(len(table.overlap)) if scene is None else np.flatnonzero(table.scene == scene)
+    rows = rows[np.argsort(table.overlap[rows], kind="stable")]
+    ranks = (np.arange(1, count + 1) / (count + 1) * len(rows)).astype(np.int64)
+    return rows[np.unique(ranks)] if len(rows) else rows
 
 
 def matched_pairs(folder: Path, count: int, settings: Mapping[str, Any]) -> tuple[list[MatchedPair], Tensor]:
@@ -49,7 +54,7 @@ def matched_pairs(folder: Path, count: int, settings: Mapping[str, Any]) -> tupl
     store = Store(folder)
     if not has_pairs(store):
         raise DataError(f"{folder}: has no overlapping pairs. Prepare it with pairs.")
-    rows = typical_pairs(store, count)
+    rows = np.sort(typical_pairs(store, count))
     size = parse_size(settings["size"]) if "size" in settings else store.scene(store.scenes[0]).frames.size
     dataset, table = PairDataset(folder, rows, size, seed=0), store.pairs()
     grid = (-(-size[1] // 2), -(-size[0] // 2))

@@ -156,7 +156,13 @@ def _add_provenance(page: Page, runs: Sequence[RunFolder], data: Path | None) ->
         differing = differing_settings(alike)
         if differing:
             page.heading(f"In what the runs of pri3d {verb} differ", 3)
-            rows = [(run.name, *(_short(values[k]) for values in differing.values())) for k, run in enumerate(alike)]
+            rows = [[run.name] for run in alike]
+            for row, value in ((rows[k], value) for values in differing.values() for k, value in enumerate(values)):
+                named = isinstance(value, Mapping)
+                said = ", ".join(f"{name} {weight:g}" for name, weight in value.items()) if named else str(value)
+                said = "–" if value is None else said
+                # Of what has an unwieldy length, such as a hash, the beginning.
+                row.append(said if len(said) <= 32 else f"{said[:12]}…")
             page.table(["run", *differing], rows)
     for run in runs:
         facts: dict[str, Any] = {"settings": run.settings, "provenance": run.provenance}
@@ -170,11 +176,3 @@ def _add_provenance(page: Page, runs: Sequence[RunFolder], data: Path | None) ->
         facts = {"scenes": ", ".join(store.scenes), "hash": store.hash, "settings": store.manifest["settings"]}
         page.facts(f"Data of pre-training: {folder.name}", facts)
     page.facts("This page", {"pri3d": pri3d.__version__, "torch": str(torch.__version__)})
-
-
-def _short(value: Any) -> str:
-    """A setting in a table; of what has an unwieldy length, such as a hash, the beginning."""
-    if isinstance(value, Mapping):
-        value = ", ".join(f"{name} {weight:g}" for name, weight in value.items())
-    text = "–" if value is None else str(value)
-    return text if len(text) <= 32 else f"{text[:12]}…"

@@ -15,8 +15,7 @@ from pri3d.intervals import interval_text, mean_interval
 from pri3d.labelled import LabelledImages
 from pri3d.reporting import charts, figures, gather
 from pri3d.reporting.charts import recall_figure
-from pri3d.reporting.cutaway import Chunk, drawable, seen_cells
-from pri3d.reporting.figures import MatchedPair
+from pri3d.reporting.cutaway import drawable, seen_cells
 from pri3d.reporting.html import Page
 from pri3d.reporting.sources import (
     Missing,
@@ -24,8 +23,6 @@ from pri3d.reporting.sources import (
     Runs,
     RunScores,
     SeedGroup,
-    TaskWords,
-    mean_by_class,
     read_score,
     read_scores,
     there,
@@ -57,7 +54,13 @@ def add_scores(page: Page, task: str, groups: Sequence[SeedGroup]) -> None:
     if not shown:
         return
     if sum(map(len, scores.values())) == 1:
-        _add_one(page, words, next(iter(scores.values()))[0])
+        score = next(iter(scores.values()))[0]
+        tiles = {f"{name}, last step, %": _percent(score.last.get(key), math.nan) for key, name in words.shown.items()}
+        page.tiles({name: value for name, value in tiles.items() if value != "–"})
+        page.paragraph(
+            f"Of all validations the best {words.main} is {_percent(score.best, math.nan)} %: it is the best because "
+            "these images chose it. One seed: how much is chance, it cannot tell."
+        )
         return
     least, most = min(map(len, scores.values())), max(map(len, scores.values()))
     seeds = f"{least} to {most}" if least < most else str(most)
@@ -82,8 +85,7 @@ def add_scores(page: Page, task: str, groups: Sequence[SeedGroup]) -> None:
         values = [score.last[words.key] for score in scores[group.name]]
         by_share.setdefault(f"{group.fraction:.0%} of\nthe labels", {})[group.method] = values
         curves.setdefault(group.method, {})[group.fraction] = values
-    alone = {_label(name): {name: of} for of_share in by_share.values() for name, of in of_share.items()}
-    bars = by_share if len(by_share) > 1 else alone
+    bars = by_share if len(by_share) > 1 else {_label(k): {k: v} for of in by_share.values() for k, v in of.items()}
     page.figure(
         charts.bars_figure(bars, f"{words.main}, %, on held-out images"),
         f"{words.main} after the last step. Bars: means; dots: seeds; whiskers: 95 % interval of the mean.",
@@ -114,17 +116,21 @@ def add_validation(page: Page, task: str, runs: Runs) -> None:
         "Fine-tuning. Thin: seeds; thick: their mean.",
         f"Curves of validation {words.main} and training loss by method.",
     )
-    means = {method: mean_by_class(of) for method, of in scores.items()}
-    if not any(means.values()):
+    classes = list(dict.fromkeys(name for of in scores.values() for score in of for name in score.classes))
+    if not classes:
         return
+    means: dict[str, dict[str, float]] = {}  # over the runs that have a score, NaN where none has
+    for method, of in scores.items():
+        table = {name: [score.classes.get(name, math.nan) for score in of] for name in classes}
+        known = {name: [value for value in values if math.isfinite(value)] for name, values in table.items()}
+        means[method] = {name: sum(values) / len(values) if values else math.nan for name, values in known.items()}
     page.figure(
         charts.classes_figure(means, words.by_class),
         f"{words.by_class} by class, mean over seeds, at the last step.",
         f"Dots of {words.by_class} by class and method.",
     )
-    classes = dict.fromkeys(name for of in means.values() for name in of)
-    table = [(name, *(_percent(of.get(name), math.nan) for of in means.values())) for name in classes]
-    page.table([f"{words.by_class}, %", *map(_label, means)], table)
+    rows = [(name, *(_percent(of[name], math.nan) for of in means.values())) for name in classes]
+    page.table([f"{words.by_class}, %", *map(_label, means)], rows)
 
 
 def add_pictures(page: Page, task: str, runs: Runs, images: LabelledImages | Missing, remark: str = "") -> None:
@@ -152,15 +158,6 @@ def add_pictures(page: Page, task: str, runs: Runs, images: LabelledImages | Mis
 def in_words(values: Mapping[str, Sequence[float]]) -> str:
     """Method and mean, one after the other."""
     return ", ".join(f"{_label(name)} {sum(of) / len(of):.1%}" for name, of in values.items() if of)
-
-
-def _add_one(page: Page, words: TaskWords, score: RunScores) -> None:
-    tiles = {f"{name}, last step": _percent(score.last.get(key), math.nan) for key, name in words.shown.items()}
-    page.tiles({f"{name}, %": value for name, value in tiles.items() if value != "–"})
-    page.paragraph(
-        f"Of all validations the best {words.main} is {_percent(score.best, math.nan)} %: it is the best because these "
-        "images chose it. One seed: how much is chance, it cannot tell."
-    )
 
 
 def _difference(group: SeedGroup, groups: Sequence[SeedGroup], task: str, key: str) -> str:
@@ -254,7 +251,8 @@ def add_data(page: Page, folder: Path, run: RunFolder) -> None:
     if isinstance(chunk, Missing):
         page.note(f"The surface is left out: {chunk.reason}")
         return
-    drawn = drawable(chunk).size
+    surface = drawable(chunk)
+    drawn = surface.size
     coarser = f", coarser than the {100 * chunk.voxel:.0f} cm of pre-training" if drawn > chunk.voxel * 1.01 else ""
     page.figure(
         figures.chunk_figure(chunk),
@@ -264,7 +262,27 @@ def add_data(page: Page, folder: Path, run: RunFolder) -> None:
         "with these voxels.",
         "A frame, and the voxels of the room seen from above with the camera's view frustum.",
     )
-    page.widget(_chunk_scene(folder, run.settings, chunk, pair))
+    # The same chunk to turn around, with the pair's cameras and lines to points that both see.
+    seen = seen_cells(chunk, surface)
+    centres = (surface.cells + 0.5) * surface.size
+    colors = np.zeros((len(centres), 3), np.uint8)
+    for part, name in ((seen, _SEEN), (~seen, _REST)):
+        height = centres[part] @ chunk.up
+        share = (height - height.min(initial=np.inf)) / max(float(np.ptp(height)) if len(height) else 0.0, 1e-9)
+        # Neither the darkest nor the lightest of a colour map.
+        colors[part] = np.rint(255 * mpl.colormaps[name](0.15 + 0.75 * share)[:, :3]).astype(np.uint8)
+    row = gather.typical_pairs(store, 1)
+    frames = store.scene(str(store.pairs().scene[row[0]])).frames
+    distance = gather.match_distance(run.settings, store.manifest["settings"])
+    shown = show_pairs(folder, row, pair.colors.shape[2:0:-1], distance, {})[0]
+    cameras = [
+        (str(frames.names[end]), frames.world_from_camera[end], frames.intrinsics[end], frames.size)
+        for end in shown.rows
+    ]
+    title = f"The same surface to turn around, with both frames of pair {pair.name} and lines to points they share."
+    alt = "The voxels of the room with the two cameras of the pair and lines to the points that both see."
+    lines = legs(shown, shown.matches[MEASURED])[0]
+    page.widget(scene_widget(centres, colors, cameras, lines, title=title, alt=alt))
 
 
 def add_features(page: Page, folder: Path, runs: Sequence[RunFolder]) -> None:
@@ -296,36 +314,6 @@ def add_features(page: Page, folder: Path, runs: Sequence[RunFolder]) -> None:
             f"black 0 to yellow 1. Green: where that point truly is in the other frame. Cross: the most similar place. "
             f"Pair {pairs[-1].name}.{before}",
         )
-    )
-
-
-def _chunk_scene(folder: Path, settings: Mapping[str, Any], chunk: Chunk, pair: MatchedPair) -> str:
-    """The same chunk to turn around, with the pair's cameras and lines to points that both see."""
-    surface = drawable(chunk)
-    seen = seen_cells(chunk, surface)
-    centres = (surface.cells + 0.5) * surface.size
-    colors = np.zeros((len(centres), 3), np.uint8)
-    for part, name in ((seen, _SEEN), (~seen, _REST)):
-        height = centres[part] @ chunk.up
-        share = (height - height.min(initial=np.inf)) / max(float(np.ptp(height)) if len(height) else 0.0, 1e-9)
-        # Neither the darkest nor the lightest of a colour map.
-        colors[part] = np.rint(255 * mpl.colormaps[name](0.15 + 0.75 * share)[:, :3]).astype(np.uint8)
-    store, row = Store(folder), gather.typical_pairs(Store(folder), 1)
-    table = store.pairs()
-    frames = store.scene(str(table.scene[row[0]])).frames
-    distance = gather.match_distance(settings, store.manifest["settings"])
-    shown = show_pairs(folder, row, pair.colors.shape[2:0:-1], distance, {})[0]
-    cameras = [
-        (str(frames.names[end]), frames.world_from_camera[end], frames.intrinsics[end], frames.size)
-        for end in shown.rows
-    ]
-    return scene_widget(
-        centres,
-        colors,
-        cameras,
-        legs(shown, shown.matches[MEASURED])[0],
-        title=f"The same surface to turn around, with both frames of pair {pair.name} and lines to points they share.",
-        alt="The voxels of the room with the two cameras of the pair and lines to the points that both see.",
     )
 
 

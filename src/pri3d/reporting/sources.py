@@ -85,7 +85,16 @@ def find_sources(paths: Sequence[Path]) -> Sources:
             raise DataError(f"{root}: holds no run. Give the folder of a run, or one that holds runs.")
         folders |= dict.fromkeys(found)
         probes |= dict.fromkeys(beside)
-    names = _unique_names(list(folders))
+    # A run is called by the last part of its path, or by as many parts as make it unique.
+    parts = {folder: folder.resolve().parts for folder in folders}
+    length = dict.fromkeys(folders, 1)
+    names: dict[Path, str] = {}
+    clashing = list(folders)
+    while clashing:
+        names = {folder: "/".join(parts[folder][-length[folder] :]) for folder in folders}
+        taken = Counter(names.values())
+        clashing = [folder for folder in folders if taken[names[folder]] > 1 and length[folder] < len(parts[folder])]
+        length |= {folder: length[folder] + 1 for folder in clashing}
     runs = [read_run(path, names[path]) for path in folders]
     pretrained, finetuned = ([run for run in runs if run.verb == verb] for verb in _VERBS)
     return Sources(pretrained, finetuned, list(probes))
@@ -114,20 +123,6 @@ def read_run(path: Path, name: str) -> RunFolder:
     return RunFolder(path, name, stated["verb"], stated["settings"], stated["provenance"])
 
 
-def _unique_names(folders: Sequence[Path]) -> dict[Path, str]:
-    """The last part of each path, as many parts as make it unique."""
-    parts = {folder: folder.resolve().parts for folder in folders}
-    length = dict.fromkeys(folders, 1)
-    while True:
-        names = {folder: "/".join(parts[folder][-length[folder] :]) for folder in folders}
-        taken = Counter(names.values())
-        clashing = [folder for folder in folders if taken[names[folder]] > 1 and length[folder] < len(parts[folder])]
-        if not clashing:
-            return names
-        for folder in clashing:
-            length[folder] += 1
-
-
 def _groups(runs: Sequence[RunFolder], ours: Mapping[Path, str]) -> list[SeedGroup]:
     """Groups of one task's runs; ``ours``: pre-training run of the page -> its name there."""
     short = short_names([str(run.provenance.get("init", "")) for run in runs])
@@ -146,7 +141,11 @@ def _groups(runs: Sequence[RunFolder], ours: Mapping[Path, str]) -> list[SeedGro
         own, name, share = facts[members[0].path], weights(members[0]), _fraction(members[0])
         siblings = [facts[run.path] for run in runs if weights(run) == name]
         varied = [key for key in own if any(other.get(key) != own[key] for other in siblings)]
-        method = ", ".join([name, *(_said(key, own[key]) for key in varied)])
+        said = [name]
+        for key in varied:
+            value = Path(str(own[key])).name if key in ("data", "val") else str(own[key])
+            said.append(f"data {value[:8]}" if key == "init_data_hash" else f"{key} {value}")
+        method = ", ".join(said)
         label = f"{method}, {share:.0%} of the labels" if len(shares) > 1 else method
         groups.append(
             SeedGroup(label, method, share, sorted(members, key=lambda run: int(run.settings.get("seed", 0))))
@@ -162,12 +161,6 @@ def _facts(run: RunFolder) -> dict[str, Any]:
 
 def _fraction(run: RunFolder) -> float:
     return float(run.settings.get("fraction") or 1.0)
-
-
-def _said(key: str, value: Any) -> str:
-    if key in ("data", "val"):
-        return f"{key} {Path(str(value)).name}"
-    return f"data {str(value)[:8]}" if key == "init_data_hash" else f"{key} {value}"
 
 
 class RunScores(NamedTuple):
@@ -220,14 +213,6 @@ def read_scores(runs: Runs, task: str) -> dict[str, list[RunScores]]:
     found = {method: [read_score(folder, task) for folder in folders] for method, folders in runs.items()}
     present = {method: [score for score in of if score is not None] for method, of in found.items()}
     return {method: of for method, of in present.items() if of}
-
-
-def mean_by_class(scores: Sequence[RunScores]) -> dict[str, float]:
-    """Class -> mean over the runs that have a score, NaN where none has."""
-    names = dict.fromkeys(name for score in scores for name in score.classes)
-    table = {name: [score.classes.get(name, math.nan) for score in scores] for name in names}
-    known = {name: [value for value in values if math.isfinite(value)] for name, values in table.items()}
-    return {name: sum(values) / len(values) if values else math.nan for name, values in known.items()}
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

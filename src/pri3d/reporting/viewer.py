@@ -24,7 +24,6 @@ from pri3d.reporting.viewer_scene import (
     WRONG,
     Matched,
     Shown,
-    ShownFrame,
     ShownPair,
     legs,
     paint,
@@ -64,10 +63,11 @@ def view(options: ViewOptions) -> Path | None:
         console.print(note)
     written = None
     if save is not None and find_spec("rerun") is not None:
-        from pri3d.reporting.viewer_rerun import save_recording  # noqa: PLC0415 (an extra)
+        from pri3d.reporting.viewer_rerun import send_to_rerun  # noqa: PLC0415 (an extra)
 
         with usable(f"--save {save}"):
-            written = save_recording(shown, save)
+            send_to_rerun(shown, save)
+        written = save
         console.print(f"{written}: open it with rerun {written}")
     wanted = options.html or out is not None
     if obstacle and (save is not None or not wanted):
@@ -78,9 +78,9 @@ def view(options: ViewOptions) -> Path | None:
             written = write_page(shown, page)
         console.print(f"{written}: open it in a browser")
     if written is None:
-        from pri3d.reporting.viewer_rerun import open_window  # noqa: PLC0415 (an extra)
+        from pri3d.reporting.viewer_rerun import send_to_rerun  # noqa: PLC0415 (an extra)
 
-        open_window(shown)
+        send_to_rerun(shown)
     return written
 
 
@@ -97,7 +97,17 @@ def write_page(shown: Shown, out: Path) -> Path:
             page.widget(_turning_scene(shown, name))
     if shown.frames:
         page.heading("Frames")
-        page.widget(f'<div class="thumbs">{"".join(_thumbs(frame) for frame in shown.frames)}</div>')
+        thumbs = []
+        for frame in shown.frames:
+            parts = []  # the frame, and its further pictures below it
+            for name, color in {frame.name: frame.color, **frame.pictures}.items():
+                size = _THUMB, max(1, round(_THUMB * color.shape[0] / color.shape[1]))
+                small = Image.fromarray(color).resize(size, Image.Resampling.BILINEAR)
+                source = picture_address(encode(np.asarray(small), "JPEG"))
+                text = escape(name)
+                parts.append(f'<img alt="{text}" src="{source}" loading="lazy"><figcaption>{text}</figcaption>')
+            thumbs.append(f"<figure>{''.join(parts)}</figure>")
+        page.widget(f'<div class="thumbs">{"".join(thumbs)}</div>')
     if shown.pairs:
         page.heading("Pairs and matches")
         text = "Measured: the depth of both frames puts the two ends on one place. "
@@ -150,18 +160,6 @@ def _turning_scene(shown: Shown, name: str) -> str:
         match_colors=paint(right),
         path=shown.path,
     )
-
-
-def _thumbs(frame: ShownFrame) -> str:
-    """The frame, and its further pictures below it."""
-    parts = []
-    for name, color in {frame.name: frame.color, **frame.pictures}.items():
-        height, width = color.shape[:2]
-        small = Image.fromarray(color)
-        small = small.resize((_THUMB, max(1, round(_THUMB * height / width))), Image.Resampling.BILINEAR)
-        source = picture_address(encode(np.asarray(small), "JPEG"))
-        parts.append(f'<img alt="{escape(name)}" src="{source}" loading="lazy"><figcaption>{escape(name)}</figcaption>')
-    return f"<figure>{''.join(parts)}</figure>"
 
 
 def _drawn_matches(pair: ShownPair, name: str, matched: Matched) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from pri3d.files.archive import encode
 from pri3d.files.atomic import replacing
-from pri3d.reporting.viewer_scene import Shown, ShownFrame, legs, paint
+from pri3d.reporting.viewer_scene import Shown, legs, paint
 from pri3d.store import millimetres
 
 TIMELINE = "frame"
@@ -21,24 +20,23 @@ _PATH = (86, 180, 233)
 _MILLIMETRES = 1000.0
 
 
-def save_recording(shown: Shown, path: Path) -> Path:
-    """Write an .rrd file whole or not at all, and return ``path``; no window is opened. The folder is created."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part:
-        stream = rr.RecordingStream("pri3d")
+def send_to_rerun(shown: Shown, save: Path | None = None) -> None:
+    """Open rerun's viewer, or send to the one that is open already.
+
+    With ``save`` write that .rrd file instead, whole or not at all; no window is opened. The folder is created.
+    """
+    stream = rr.RecordingStream("pri3d")
+    if save is None:
+        stream.spawn(default_blueprint=_layout(shown))
+        _log(stream, shown)
+        stream.flush()
+        return
+    save.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(save) as part:
         stream.save(part, default_blueprint=_layout(shown))
         _log(stream, shown)
         stream.flush()
         stream.disconnect()
-    return path
-
-
-def open_window(shown: Shown) -> None:
-    """Open rerun's viewer, or send to the one that is open already."""
-    stream = rr.RecordingStream("pri3d")
-    stream.spawn(default_blueprint=_layout(shown))
-    _log(stream, shown)
-    stream.flush()
 
 
 def _log(stream: rr.RecordingStream, shown: Shown) -> None:
@@ -52,8 +50,26 @@ def _log(stream: rr.RecordingStream, shown: Shown) -> None:
         stream.log("world/path", rr.LineStrips3D([shown.path], colors=[_PATH]), static=True)
     for k, frame in enumerate(shown.frames):
         stream.set_time(TIMELINE, sequence=k)
-        for name, value in _moving(frame):
-            stream.log(name, value)
+        at = "world/camera" if frame.world_from_camera is not None else "frame"
+        stream.log("frame/name", rr.TextLog(frame.name))
+        if frame.world_from_camera is not None and frame.intrinsics is not None:
+            pose, (fx, fy, cx, cy) = frame.world_from_camera, frame.intrinsics
+            height, width = frame.color.shape[:2]
+            stream.log(at, rr.Transform3D(translation=pose[:3, 3], mat3x3=pose[:3, :3]))
+            camera = rr.Pinhole(
+                focal_length=(fx, fy),
+                principal_point=(cx, cy),
+                width=width,
+                height=height,
+                camera_xyz=rr.ViewCoordinates.RDF,
+                image_plane_distance=0.3,
+            )
+            stream.log(at, camera)
+        stream.log(f"{at}/color", _picture(frame.color))
+        if frame.depth is not None:
+            stream.log(f"{at}/depth", rr.DepthImage(millimetres(frame.depth), meter=_MILLIMETRES))
+        for name, picture in frame.pictures.items():
+            stream.log(f"pictures/{_path(name)}", _picture(picture, "PNG"))
     for k, pair in enumerate(shown.pairs):
         # The two frames side by side, and a layer of lines for each kind of match, there and in the scene.
         stream.log(f"pairs/{k}/color", _picture(np.concatenate(list(pair.colors), axis=1)), static=True)
@@ -65,32 +81,6 @@ def _log(stream: rr.RecordingStream, shown: Shown) -> None:
             if len(lines):
                 strips = rr.LineStrips3D(lines.astype(np.float32), colors=paint(right))
                 stream.log(f"world/pairs/{k}/{name}", strips, static=True)
-
-
-def _moving(frame: ShownFrame) -> Iterator[tuple[str, Any]]:
-    """What belongs to one frame."""
-    at = "world/camera" if frame.world_from_camera is not None else "frame"
-    yield "frame/name", rr.TextLog(frame.name)
-    if frame.world_from_camera is not None and frame.intrinsics is not None:
-        pose, (fx, fy, cx, cy) = frame.world_from_camera, frame.intrinsics
-        height, width = frame.color.shape[:2]
-        yield at, rr.Transform3D(translation=pose[:3, 3], mat3x3=pose[:3, :3])
-        yield (
-            at,
-            rr.Pinhole(
-                focal_length=(fx, fy),
-                principal_point=(cx, cy),
-                width=width,
-                height=height,
-                camera_xyz=rr.ViewCoordinates.RDF,
-                image_plane_distance=0.3,
-            ),
-        )
-    yield f"{at}/color", _picture(frame.color)
-    if frame.depth is not None:
-        yield f"{at}/depth", rr.DepthImage(millimetres(frame.depth), meter=_MILLIMETRES)
-    for name, picture in frame.pictures.items():
-        yield f"pictures/{_path(name)}", _picture(picture, "PNG")
 
 
 def _picture(color: NDArray[np.uint8], kind: str = "JPEG") -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from pri3d.labelled.prepared import PreparedImages
 from pri3d.networks.weights import load_model
 from pri3d.reporting.cutaway import up_direction
 from pri3d.reporting.figures import pca_colors, spread
-from pri3d.reporting.gather import match_distance, spread_rows
+from pri3d.reporting.gather import match_distance, spread_rows, typical_pairs
 from pri3d.reporting.sources import RunFolder, labelled_of, pairs_of, read_run, there
 from pri3d.runs import RunPaths
 from pri3d.store import MANIFEST, SceneStore, Store
@@ -105,7 +105,7 @@ def _show_scene(
     found: list[ShownPair] = []
     if pairs and made["pairs"]:
         distance = match_distance(settings, made)
-        found = show_pairs(store.path, pairs_of_scene(store, scene.id, pairs), size, distance, networks or {})
+        found = show_pairs(store.path, typical_pairs(store, pairs, scene.id), size, distance, networks or {})
     if pairs and not found:
         notes.append(f"Scene {scene.id} has no overlapping pairs.")
     points, colors = _surface(scene)
@@ -142,9 +142,15 @@ def _show_pretraining(run: RunFolder, data: Path | None, scene: str | None, fram
     shown.notes.extend([found.remark] if found.remark else [])
     settings = run.settings
     size = parse_size(settings["size"]) if "size" in settings else store.scene(store.scenes[0]).frames.size
-    pictures = {
-        f"features {name}": _components(shown.frames, net, size, f"features {name}") for name, net in networks.items()
-    }
+    pictures: dict[str, list[NDArray[np.uint8]]] = {}  # principal components of the features, all in one basis
+    for name, net in networks.items() if shown.frames else ():
+        maps: list[Tensor] = []
+        for frame in track(shown.frames, description=f"features {name}", transient=True):
+            with torch.no_grad():
+                features = net(to_tensor(resize_color(frame.color, size))[None].float() / 255).float()
+            step = -(-features.shape[-1] // _CELLS)
+            maps.append(F.avg_pool2d(features, step, ceil_mode=True) if step > 1 else features)
+        pictures[f"features {name}"] = list((255 * pca_colors(torch.cat(maps))).round().astype(np.uint8))
     with_pictures = [
         frame._replace(pictures={name: of[k] for name, of in pictures.items()}) for k, frame in enumerate(shown.frames)
     ]
@@ -224,23 +230,6 @@ def _surface(scene: SceneStore) -> tuple[NDArray[np.float64], NDArray[np.uint8]]
     return points, (255 * mpl.colormaps["viridis"](share)[:, :3]).astype(np.uint8)
 
 
-@torch.no_grad()
-def _components(
-    frames: list[ShownFrame], net: nn.Module, size: tuple[int, int], description: str
-) -> list[NDArray[np.uint8]]:
-    """Principal components of a network's features of all frames, in one basis, as RGB (h, w, 3)."""
-
-    def maps() -> Iterator[Tensor]:
-        for frame in track(frames, description=description, transient=True):
-            found = net(to_tensor(resize_color(frame.color, size))[None].float() / 255).float()
-            step = -(-found.shape[-1] // _CELLS)
-            yield F.avg_pool2d(found, step, ceil_mode=True) if step > 1 else found
-
-    if not frames:
-        return []
-    return list((255 * pca_colors(torch.cat(list(maps())))).round().astype(np.uint8))
-
-
 class Matched(NamedTuple):
     """M points of the first frame and their places in the second."""
 
@@ -259,15 +248,6 @@ class ShownPair(NamedTuple):
     overlap: float  #: fraction 0..1
     angle: float  #: radians between the viewing directions
     matches: Mapping[str, Matched]
-
-
-def pairs_of_scene(store: Store, scene: str, count: int) -> NDArray[np.int64]:
-    """Rows of at most ``count`` pairs of a scene, at even ranks of their overlap (no cherry-picking)."""
-    table = store.pairs()
-    rows = np.flatnonzero(table.scene == scene)
-    rows = rows[np.argsort(table.overlap[rows], kind="stable")]
-    ranks = (np.arange(1, count + 1) / (count + 1) * len(rows)).astype(np.int64)
-    return rows[np.unique(ranks)] if len(rows) else rows
 
 
 def show_pairs(

@@ -134,9 +134,16 @@ def scene_widget(
         "high": float(height.max()),
         "cut": float(min(open_at, height.max())),
     }
-    return _scene_html(
-        json.dumps(data, separators=(",", ":"), ensure_ascii=False), len(points), len(cameras), title, alt
+    said = f"{escape(alt)} ({len(points):,} points, {len(cameras):,} cameras. To turn it, open this file in a browser"
+    inside = (
+        f'<canvas tabindex="0" role="img" aria-label="{escape(alt)}"></canvas><div class="pri3d-bar"></div>'
+        f'<p class="pri3d-static">{said} that runs its script.)</p>'
     )
+    usage = (
+        "Drag or arrow keys turn, with Shift they move; + and −, a pinch, or the wheel after a click zoom; a click on "
+        "a camera looks through it; 0 resets."
+    )
+    return _widget_html("scene", SCENE_STYLE, "scene3d", data, inside, title, usage)
 
 
 def script(name: str) -> str:
@@ -237,16 +244,15 @@ def _rounded(values: NDArray[np.float64]) -> Any:
     return np.round(values, 4).tolist()
 
 
-def _scene_html(data: str, points: int, cameras: int, title: str, alt: str) -> str:
+def _widget_html(
+    kind: str, style: str, program: str, data: Mapping[str, Any], inside: str, caption: str, usage: str
+) -> str:
+    """A figure of a kind that holds the ``data`` of its script, with HTML ``inside``; the caption is plain text."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
     return (
-        f'<style>{SCENE_STYLE}</style><figure class="pri3d-scene" data-scene="{escape(data)}">'
-        f'<canvas tabindex="0" role="img" aria-label="{escape(alt)}"></canvas><div class="pri3d-bar"></div>'
-        f'<p class="pri3d-static">{escape(alt)} ({points:,} points, {cameras:,} cameras. To turn it, open this file in '
-        "a browser that runs its script.)</p>"
-        f"<figcaption>{escape(title)} "
-        '<span class="pri3d-help">Drag or arrow keys turn, with Shift they move; + and −, a pinch, or the wheel after '
-        "a click zoom; a click on a camera looks through it; 0 resets.</span></figcaption>"
-        f"</figure><script>{script('scene3d')}</script>"
+        f'<style>{style}</style><figure class="pri3d-{kind}" data-{kind}="{escape(text)}">{inside}'
+        f'<figcaption>{escape(caption)} <span class="pri3d-help">{usage}</span></figcaption>'
+        f"</figure><script>{script(program)}</script>"
     )
 
 
@@ -321,7 +327,15 @@ def similarity_widget(pair: MatchedPair, networks: Mapping[str, Tensor], caption
     kept = min(one.kept for one in packed.values())
     if kept < 0.9995:
         caption += f" The page holds {kept:.1%} of the features' variation."
-    return _similarity_html(data, shown, ["image", *packed], caption)
+    cells = []
+    for k, image in enumerate(shown):
+        name, which = ["image", *packed][k // 2], ("first", "second")[k % 2]
+        alt = f"{which} frame" if k < 2 else f"similarity in the {which} frame, {name}"
+        cells += [f"<span>{escape(name)}</span>"] if k % 2 == 0 else []
+        cells.append(f'<img alt="{escape(alt)}" src="{picture_address(encode(image, "JPEG"))}">')
+    usage = "Click into a picture, or choose a frame with Tab and move with the arrow keys; 0 goes back."
+    inside = f'<div class="pri3d-grid">{"".join(cells)}</div>'
+    return _widget_html("similarity", SIMILARITY_STYLE, "similarity", data, inside, caption, usage)
 
 
 def _palette() -> NDArray[np.uint8]:
@@ -332,20 +346,3 @@ def _palette() -> NDArray[np.uint8]:
 
 def _base64(values: NDArray[Any]) -> str:
     return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode("ascii")
-
-
-def _similarity_html(data: Mapping[str, Any], shown: list[NDArray[np.uint8]], names: list[str], caption: str) -> str:
-    cells = []
-    for k, image in enumerate(shown):
-        name, frame = names[k // 2], ("first", "second")[k % 2]
-        alt = f"{frame} frame" if k < 2 else f"similarity in the {frame} frame, {name}"
-        cells += [f"<span>{escape(name)}</span>"] if k % 2 == 0 else []
-        cells.append(f'<img alt="{escape(alt)}" src="{picture_address(encode(image, "JPEG"))}">')
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
-    return (
-        f'<style>{SIMILARITY_STYLE}</style><figure class="pri3d-similarity" data-similarity="{escape(text)}">'
-        f'<div class="pri3d-grid">{"".join(cells)}</div>'
-        f'<figcaption>{escape(caption)} <span class="pri3d-help">Click into a picture, or choose a frame with Tab and '
-        "move with the arrow keys; 0 goes back.</span></figcaption>"
-        f"</figure><script>{script('similarity')}</script>"
-    )
