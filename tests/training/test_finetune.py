@@ -25,7 +25,7 @@ from pri3d.networks.weights import read_provenance, read_state, save_model, save
 from pri3d.registry import TASKS
 from pri3d.store import Store
 from pri3d.tasks import find_task
-from pri3d.training.comparison import ComparedRun, ComparisonRow, default_name
+from pri3d.training.comparison import ComparedRun, ComparisonRow, folder_names
 
 SMALL = {"size": "64x48", "batch": 4, "micro_batch": 4, "workers": 0, "precision": "fp32"}
 
@@ -287,7 +287,7 @@ def test_what_was_not_loaded_is_not_kept(rooms_store: Path, tmp_path: Path) -> N
 def test_default_names_tell_runs_apart() -> None:
     data = Path("data/rooms")
     names = [
-        default_name("semantic", data, ComparedRun(*values))
+        folder_names("semantic", data, [ComparedRun(*values)])[0]
         for values in (("scratch", None, None, 0), ("runs/lr0.1", None, 0.2, 0), ("timm:vit", "pspnet", 1.0, 3))
     ]
     assert names == [

@@ -79,7 +79,6 @@ def test_equal_places_of_two_stores_are_augmented_unlike(rooms_store: Path, tmp_
 
 def test_measured_on_held_out_pairs_of_all_stores(both: list[Path], other_store: Path) -> None:
     planned = plan(both, holdout=0.5, eval_every=1, eval_pairs=6)
-    assert planned.watched
     held = planned.heldout()
     assert isinstance(held, MixedPairs)
     assert held.sizes == (4, 2)

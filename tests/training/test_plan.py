@@ -272,7 +272,6 @@ def test_mixtures_train(rooms_store: Path, images: Path, tmp_path: Path, mix: st
 
 def test_held_out_pairs_are_a_fixed_choice_that_training_never_sees(rooms_store: Path) -> None:
     planned = plan(rooms_store, holdout=0.5, eval_pairs=4, eval_every=1)
-    assert planned.watched
     held = planned.heldout()
     (portion,) = planned.portions
     assert len(held) == 4 < len(portion.held)
@@ -297,5 +296,5 @@ def test_held_out_pairs_are_a_fixed_choice_that_training_never_sees(rooms_store:
 
 @pytest.mark.parametrize("given", [{"holdout": 0.0}, {"eval_every": 0}, {"objectives": {"moco": 1.0}}])
 def test_nothing_is_measured_where_there_is_nothing_to_measure(rooms_store: Path, given: dict[str, Any]) -> None:
-    assert plan(rooms_store, holdout=0.5, eval_every=1).watched
-    assert not plan(rooms_store, **{"holdout": 0.5, "eval_every": 1, **given}).watched
+    assert plan(rooms_store, holdout=0.5, eval_every=1).heldout() is not None
+    assert plan(rooms_store, **{"holdout": 0.5, "eval_every": 1, **given}).heldout() is None

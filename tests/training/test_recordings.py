@@ -18,8 +18,9 @@ from pri3d.api.prepare import prepare
 from pri3d.api.rooms import rooms
 from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError
+from pri3d.recordings import open_recording
 from pri3d.runs import RunPaths
-from pri3d.store import Store, read_manifest, write_manifest
+from pri3d.store import MANIFEST, Store, read_manifest, write_manifest
 from pri3d.training import pretrain as prepared
 from pri3d.training.pretrain import cache_folder
 
@@ -221,10 +222,12 @@ class TestOtherProcesses:
         clock, counts = iter(range(100)), iter([0, 1, 1, 2, 3])
         out = cache_folder(recording)
         out.mkdir(parents=True)
-        ready = iter([False] * 5 + [True])
+        (out / MANIFEST).touch()
+        scenes = [scene.id for scene in open_recording(recording).scenes()]
+        states = iter(["unfinished"] * 5 + ["finished"])
         monkeypatch.setattr(prepared.time, "monotonic", lambda: next(clock))
         monkeypatch.setattr(prepared, "finished_scenes", lambda _out: range(next(counts)))
-        monkeypatch.setattr(prepared, "_is_ready", lambda _out, _wanted: next(ready))
+        monkeypatch.setattr(prepared, "read_manifest", lambda _out: {"state": next(states), "scenes": scenes})
         monkeypatch.setattr(prepared, "_PAUSE", 0)
         assert self.data(recording) == [out]
 

@@ -55,25 +55,16 @@ def _several(flag: str, value: Any, kind: type) -> list[Any]:
     return values
 
 
-def folders_of(jobs: Sequence[ComparedRun]) -> dict[ComparedRun, str]:
-    """Name of each run's folder: the values in which the jobs differ."""
-    varied = [name for name in ComparedRun._fields if len({getattr(job, name) for job in jobs}) > 1]
+def folder_names(task: str, data: Path, jobs: Sequence[ComparedRun]) -> list[str]:
+    """Name of each run's folder: of a single run all that it is, of several the values in which they differ."""
     shown = short_names([job.weights for job in jobs])
-
-    def part(job: ComparedRun, name: str) -> str:
-        if name == "weights":
-            return shown[job.weights]
-        value = getattr(job, name)
-        return value if isinstance(value, str) else f"{name}{value:g}"
-
-    return {job: "-".join(part(job, name) for name in varied) for job in jobs}
-
-
-def default_name(task: str, data: Path, job: ComparedRun) -> str:
-    """Folder of a single run that names none."""
-    parts = [task, data.stem, short_names([job.weights])[job.weights], job.network]
-    parts += [f"fraction{job.fraction:g}" if job.fraction is not None else None, str(job.seed)]
-    return "-".join(part for part in parts if part)
+    if len(jobs) == 1:
+        (job,) = jobs
+        share = None if job.fraction is None else f"fraction{job.fraction:g}"
+        return ["-".join(filter(None, (task, data.stem, shown[job.weights], job.network, share, str(job.seed))))]
+    varied = [name for name in ComparedRun._fields if len({getattr(job, name) for job in jobs}) > 1]
+    values = [[(name, getattr(job._replace(weights=shown[job.weights]), name)) for name in varied] for job in jobs]
+    return ["-".join(x if isinstance(x, str) else f"{name}{x:g}" for name, x in each) for each in values]
 
 
 class ComparisonRow(NamedTuple):

@@ -29,7 +29,7 @@ from pri3d.networks.weights import WeightsReport
 from pri3d.runs import Run, RunPaths, write_json
 from pri3d.tasks import Meter, Recipe, Task, differing, find_task
 from pri3d.training.checkpoints import open_run
-from pri3d.training.comparison import ComparedRun, Comparison, compare, default_name, expand, folders_of
+from pri3d.training.comparison import ComparedRun, Comparison, compare, expand, folder_names
 from pri3d.training.launch import CallSetup
 from pri3d.training.loop import Feed, StepModule, fit, synchronised
 from pri3d.training.optim import ParameterGroup
@@ -44,12 +44,13 @@ def finetune(call: FinetuneOptions) -> Run | Comparison:
     jobs = expand(str(call.weights), call.network, given.get("fraction"), call.seed)
     runs = [FinetuneRun(call, job, options, sets) for job in jobs]
     data = Path(call.data)
+    names = folder_names(call.task, data, jobs)
     if len(jobs) == 1:
-        return Run(runs[0].train(Path(call.run or Path("runs") / default_name(call.task, data, jobs[0]))))
+        return Run(runs[0].train(Path(call.run or Path("runs") / names[0])))
     if options.launch.world > 1:
         raise ConfigError(f"{len(jobs)} runs in one call: with several processes every run needs a call of its own.")
     root = Path(call.run or Path("runs") / f"{call.task}-{data.stem}")
-    folders = [root / name for name in folders_of(jobs).values()]
+    folders = [root / name for name in names]
     problems, tried = Problems(), set()  # what would stop one of them is found before the first one starts
     for run, folder in zip(runs, folders, strict=True):
         with problems.collect():

@@ -210,7 +210,9 @@ def make_fabric(precision: Precision, launch: Launch) -> Fabric:
     plugins: list[Any] = [ENVIRONMENTS[launch.starter]()]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if precision == "auto":
-        native = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else cpu_has_bf16()
+        native = (
+            torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else cpu_has_bf16()
+        )
         precision = "bf16" if native else "fp32"
     if precision == "bf16":
         plugins.append(Autocast("bf16-mixed", device))

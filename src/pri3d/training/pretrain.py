@@ -44,11 +44,21 @@ def pretrain(call: PretrainOptions) -> Run:
     if recordings:
         rank = find_launch(call.devices, call.nodes).rank
         _check(call, rank)
+        say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
         for path, out in recordings.items():
-            if rank == 0:
-                _prepare(path, out)
-            else:
+            if rank > 0:
                 _wait(path, out)
+                continue
+            say(f"{path}: a recording; its prepared store is {out}")
+            if not (out / MANIFEST).is_file():  # what is there already stays, and was checked
+                try:
+                    check(path, out=out.with_name(f"{out.name}-check"))
+                except DataError as error:
+                    raise DataError(
+                        f"{error}\nWith faults nothing is prepared on the way. Run `pri3d prepare {path} OUT` with the "
+                        "options that mend them (--correct ..., --cameras ...), then `pri3d pretrain OUT`."
+                    ) from error
+            prepare([path], out)
         data = [_moved(entry, recordings.get(entry.path, entry.path)) for entry in named]
         call = PretrainOptions(**{**call.given(), "data": data, "options": call.options})
     return pretrain_prepared(call)
@@ -96,26 +106,14 @@ def _check(call: PretrainOptions, rank: int) -> None:
     problems.refuse()
 
 
-def _prepare(recording: Path, out: Path) -> None:
-    """Prepare into ``out``; what is there already stays, and was checked. Raises DataError where faults are found."""
-    say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
-    say(f"{recording}: a recording; its prepared store is {out}")
-    if not (out / MANIFEST).is_file():
-        try:
-            check(recording, out=out.with_name(f"{out.name}-check"))
-        except DataError as error:
-            raise DataError(
-                f"{error}\nWith faults nothing is prepared on the way. Run `pri3d prepare {recording} OUT` with the "
-                "options that mend them (--correct ..., --cameras ...), then `pri3d pretrain OUT`."
-            ) from error
-    prepare([recording], out)
-
-
 def _wait(recording: Path, out: Path) -> None:
     """Wait until another process has every scene of the recording in ``out``. Raises DataError where nothing comes."""
     wanted = {scene.id for scene in open_recording(recording).scenes()}
     count, since = -1, time.monotonic()
-    while not _is_ready(out, wanted):
+    while True:
+        manifest = read_manifest(out) if (out / MANIFEST).is_file() else {"state": "", "scenes": {}}
+        if manifest["state"] == "finished" and wanted <= set(manifest["scenes"]):
+            return
         there = len(finished_scenes(out)) if out.is_dir() else 0
         if there != count:
             count, since = there, time.monotonic()
@@ -125,13 +123,6 @@ def _wait(recording: Path, out: Path) -> None:
                 "Is PRI3D_CACHE a folder that all machines share? Else run `pri3d prepare` first and pretrain its OUT."
             )
         time.sleep(_PAUSE)
-
-
-def _is_ready(out: Path, wanted: set[str]) -> bool:
-    if not (out / MANIFEST).is_file():
-        return False
-    manifest = read_manifest(out)
-    return manifest["state"] == "finished" and wanted <= set(manifest["scenes"])
 
 
 def _moved(entry: Named, path: Path) -> Path:
@@ -179,8 +170,8 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
         if settings.compute.channels_last:
             module.to(memory_format=torch.channels_last)
         watch = None
-        if data.watched:
-            watch = Watch(folder, done, settings.validation.every, data.heldout(), collate, facts, options.workers)
+        if (held := data.heldout()) is not None:
+            watch = Watch(folder, done, settings.validation.every, held, collate, facts, options.workers)
         with folder.lock(options.launch.rank):
             fit(module, data.feed(module.views), folder, done, options, watch)
             if first:

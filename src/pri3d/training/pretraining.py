@@ -186,12 +186,6 @@ class PretrainData:
         self.weights = [portion.weight for portion in self.portions]
         self.several = len(self.portions) > 1
 
-    @property
-    def watched(self) -> bool:
-        """Whether there is something to measure, and pairs to measure it on."""
-        held = any(len(portion.held) for portion in self.portions)
-        return self.settings.validation.every > 0 and held and not self.settings.crops_alone
-
     @cached_property
     def folder(self) -> ImageFolder | None:
         """Further images; listed once."""
@@ -259,11 +253,14 @@ class PretrainData:
             lambda total, start: BalancedSampler(mixed.sizes, self.weights, total, seed, start, batch),
         )
 
-    def heldout(self) -> PairDataset | MixedPairs:
-        """Held-out pairs to measure on, drawn with the seed; without augmentation.
+    def heldout(self) -> PairDataset | MixedPairs | None:
+        """Held-out pairs to measure on, drawn with the seed; without augmentation. None where nothing is measured.
 
         Of several stores each has its share by weight of them, as far as it has so many.
         """
+        held = any(len(portion.held) for portion in self.portions)
+        if self.settings.validation.every <= 0 or not held or self.settings.crops_alone:
+            return None
         parts = []
         for portion, seed in zip(self.portions, self._seeds(), strict=True):
             rows, most = portion.held, max(1, self.settings.validation.pairs * portion.weight // sum(self.weights))
