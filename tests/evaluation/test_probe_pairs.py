@@ -19,7 +19,7 @@ from pri3d.probing.pairs import (
     Correspondence,
     Correspondences,
     Held,
-    _summary,
+    Matching,
     angle_bins,
     cell_distance,
     match_cells,
@@ -53,7 +53,9 @@ def test_distance_in_cells() -> None:
 
 
 def test_bins_and_mean() -> None:
-    result = _summary(np.array([5.0, 0, 8]), np.array([10.0, 0, 10]), np.array([10.0, 20, 45], np.float32))
+    matching = Matching()
+    matching.counts = [torch.tensor(counts) for counts in ((5, 10), (0, 0), (8, 10))]
+    result = matching.result(np.radians(np.array([10, 20, 45], np.float32)))
     assert result.mean == pytest.approx(13 / 20)
     assert result.by_angle["0-15"] == pytest.approx(0.5)
     assert math.isnan(result.by_angle["15-30"])

@@ -11,8 +11,9 @@ import trimesh
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.geometry.fusion import REACH
 from pri3d.geometry.resize import parse_size, resize_nearest
-from pri3d.preparation.frames import prepare_frame, stored_size
-from pri3d.preparation.pipeline import mesh_cells
+from pri3d.preparation.frames import SceneFrames, prepare_frame, stored_size
+from pri3d.preparation.overlap import DepthStack
+from pri3d.preparation.pipeline import scene_surface
 from pri3d.types import Camera, Frame
 
 CAMERA = Camera(64, 48, 60.0, 60.0, 32.0, 24.0)
@@ -126,13 +127,15 @@ def test_cameras_beyond_the_reach_of_the_cells_are_refused() -> None:
 def test_a_mesh_beyond_the_reach_of_the_cells_is_refused(tmp_path: Path) -> None:
     triangle = np.array([(0, 0, 0), (0.1, 0, 0), (0, 0.1, 0)])
     path = tmp_path / "mesh.ply"
+    stack = DepthStack(np.zeros((0, 1, 1), np.uint16), np.zeros((0, 4)), np.zeros((0, 4, 4)))
+    unseen = SceneFrames(np.zeros(0, np.int32), 0, [], stack, [])
     for far, near_enough in ((10485.0, True), (10486.0, False)):
         trimesh.Trimesh(triangle + np.array((0, 0, far)), [(0, 1, 2)], process=False).export(path)
         if near_enough:
-            assert len(mesh_cells(path, 0.02).cells) > 10
+            assert len(scene_surface(path, unseen, 0.02).cells) > 10
         else:
             with pytest.raises(DataError, match=r"mesh\.ply: a coordinate of 10486 m is beyond"):
-                mesh_cells(path, 0.02)
+                scene_surface(path, unseen, 0.02)
 
 
 def test_depth_that_its_device_does_not_trust_is_left_out() -> None:

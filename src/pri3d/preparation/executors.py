@@ -31,24 +31,25 @@ _log = logging.getLogger(__name__)
 Done = tuple[SceneJob, str | None]  #: a scene that is done, and why it failed, None where it is in the store
 
 
-def prepare_here(jobs: Sequence[SceneJob], report: Callable[[SceneJob], Report]) -> Generator[Done, None, None]:
-    """Prepare the scenes in this process; ``report`` of a job is told what is done of it."""
+def prepare_here(
+    jobs: Sequence[SceneJob], processes: int, report: Callable[[SceneJob], Report]
+) -> Generator[Done, None, None]:
+    """Prepare the scenes on this machine in so many processes, and yield them as they are done.
+
+    Where that is one it is this process, and ``report`` of a job is told what is done of it. Raises DataError where a
+    process was killed; what it was at is left out, finished scenes stay.
+    """
+    if processes > 1:
+        with closing(run_in_processes(prepare_scene, jobs, processes)) as outcomes:
+            for outcome in outcomes:
+                yield outcome.item, None if outcome.error is None else _reason(outcome.error)
+        return
     for job in jobs:
         try:
             prepare_scene(job, report(job))
             yield job, None
         except Exception as error:
             yield job, _reason(error)
-
-
-def prepare_in_processes(jobs: Sequence[SceneJob], processes: int) -> Generator[Done, None, None]:
-    """Prepare the scenes in so many processes, and yield them as they are done.
-
-    Raises DataError where a process was killed; what it was at is left out, finished scenes stay.
-    """
-    with closing(run_in_processes(prepare_scene, jobs, processes)) as outcomes:
-        for outcome in outcomes:
-            yield outcome.item, None if outcome.error is None else _reason(outcome.error)
 
 
 def _reason(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import cos, radians
 from typing import Literal, NamedTuple
 
@@ -190,10 +190,7 @@ def stretches(scene: Scene, select: Select, step: int) -> list[Stretch]:
         return [Stretch([index], {}) for index in indices]
     if not scene.posed:
         raise DataError("its frames have no poses to tell the camera's motion from. Leave out --select motion.")
-    return list(_cut(scene, indices))
-
-
-def _cut(scene: Scene, indices: range) -> Iterator[Stretch]:
+    found: list[Stretch] = []
     inside: list[int] = []
     lost: dict[int, str] = {}
     first = np.eye(4)
@@ -207,12 +204,13 @@ def _cut(scene: Scene, indices: range) -> Iterator[Stretch]:
         cosine = (float(np.sum(first[:3, :3] * pose[:3, :3])) - 1) / 2
         if not inside or moved > MOVED or cosine < cos(TURNED):
             if inside:
-                yield Stretch(_thinned(inside), lost, first[:3, 2])
+                found.append(Stretch(_thinned(inside), lost, first[:3, 2]))
                 inside, lost = [], {}
             first = pose
         inside.append(index)
     if inside or lost:
-        yield Stretch(_thinned(inside), lost, first[:3, 2])
+        found.append(Stretch(_thinned(inside), lost, first[:3, 2]))
+    return found
 
 
 def _thinned(inside: list[int]) -> list[int]:

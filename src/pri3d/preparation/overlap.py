@@ -247,19 +247,22 @@ def measure_overlaps(
     height, width = stack.depth.shape[1:]
     step = query_step(height, width)
 
-    def decide(i: int, j: int) -> float:
-        spacing, band = step, NEAR_THRESHOLD
-        value = overlap(stack, tiles, i, j, distance=distance, step=spacing, mode=mode, relative=relative)
-        while spacing > 1 and abs(value - min_overlap) < band:
-            spacing, band = spacing // 2, band / 3
+    def measure(part: NDArray[np.int32]) -> list[float]:
+        values = []
+        for i, j in part:
+            spacing, band = step, NEAR_THRESHOLD
             value = overlap(stack, tiles, i, j, distance=distance, step=spacing, mode=mode, relative=relative)
-        return value
+            while spacing > 1 and abs(value - min_overlap) < band:
+                spacing, band = spacing // 2, band / 3
+                value = overlap(stack, tiles, i, j, distance=distance, step=spacing, mode=mode, relative=relative)
+            values.append(value)
+        return values
 
     result: list[float] = []
     progress(0, len(pairs))
     parts = np.array_split(pairs, max(1, -(-len(pairs) // _CHUNK)))
     with ThreadPoolExecutor(threads) as pool:  # the kernel releases the interpreter
-        for values in pool.map(lambda part: [decide(i, j) for i, j in part], parts):
+        for values in pool.map(measure, parts):
             result += values
             progress(len(result), len(pairs))
     return np.array(result, dtype=np.float32)

@@ -127,7 +127,12 @@ def prepare_scene(
     settings = job.settings
     opened = open_job(job)
     source = source or open_scene(job)
-    scene = _in_metres(source, settings)
+    if not source.posed and (settings.pairs or settings.surface):
+        raise DataError(
+            "its frames have no poses, so that they can be neither paired nor fused to a surface. Add --no-pairs "
+            "--no-surface; what learns from single images, as --preset moco does, needs neither."
+        )
+    scene = ScaledScene(source) if source.posed and not source.metric else source
     cells = [settings.voxel] * settings.surface + [2 * settings.distance] * settings.pairs  # of the steps to come
     with SceneWriter(job.out, job.scene) as writer:
         frames = read_frames(
@@ -167,18 +172,6 @@ def prepare_scene(
             "seconds": round(time.perf_counter() - start, 2),
         }
         return writer.finish(pairs, surface, record)
-
-
-def _in_metres(scene: Scene, settings: StoreSettings) -> Scene:
-    """The scene, scaled where its unit is not known. Raises DataError where it has no poses and they are needed."""
-    if not scene.posed:
-        if settings.pairs or settings.surface:
-            raise DataError(
-                "its frames have no poses, so that they can be neither paired nor fused to a surface. Add --no-pairs "
-                "--no-surface; what learns from single images, as --preset moco does, needs neither."
-            )
-        return scene
-    return scene if scene.metric else ScaledScene(scene)
 
 
 def stated_cameras(job: SceneJob) -> dict[str, str]:
@@ -232,40 +225,31 @@ def scene_surface(mesh: Path | None, frames: SceneFrames, size: float) -> Voxels
     Raises DataError where the mesh cannot be read, has no triangles or lies too far from the origin.
     """
     stack = frames.stack
-    if mesh is not None:
-        voxels = mesh_cells(mesh, size)
-    else:
+    if mesh is None:
         voxels = fuse_depth(stack.depth, stack.intrinsics, stack.world_from_camera, size)
+    else:
+        try:
+            loaded = trimesh.load_mesh(mesh, process=False)
+        except Exception as error:  # the parsers of a dozen formats raise what they like
+            fix = "Repair it, or remove it to fuse the depth."
+            raise DataError(f"{mesh}: not a readable mesh ({error!r}). {fix}") from error
+        faces = np.asarray(getattr(loaded, "faces", ()))
+        if len(faces) == 0:
+            raise DataError(f"{mesh}: holds no triangles. Give a triangle mesh, or remove it to fuse the depth images.")
+        cells = float(loaded.area) / size**2
+        if not cells < _MOST_CELLS or not np.isfinite(loaded.bounds).all():
+            raise DataError(f"{mesh}: its triangles span {loaded.area:.3g} square metres; is it written in metres?")
+        farthest = float(np.abs(loaded.bounds).max())
+        if farthest > REACH * size:
+            raise DataError(
+                f"{mesh}: a coordinate of {farthest:.6g} m is beyond the {REACH * size:.6g} m that cells of {size:g} m "
+                "reach; move the recording, mesh and poses alike, near the origin."
+            )
+        voxels = voxelise_triangles(np.asarray(loaded.vertices, np.float64), faces.astype(np.int64), size)
     color = [view.color for view in frames.views]
     depth = [millimetres(view.depth) for view in frames.views]
     intrinsics = np.array([view.intrinsics for view in frames.views])
     return color_cells(voxels, color, depth, intrinsics, stack.world_from_camera)
-
-
-def mesh_cells(path: Path, size: float) -> Voxels:
-    """Cells of edge ``size`` m that the mesh file passes through.
-
-    Raises DataError where it is no triangle mesh or has a vertex beyond what the cells reach.
-    """
-    try:
-        mesh = trimesh.load_mesh(path, process=False)
-    except Exception as error:  # the parsers of a dozen formats raise what they like
-        raise DataError(
-            f"{path}: not a readable mesh ({error!r}). Repair it, or remove it to fuse the depth."
-        ) from error
-    faces = np.asarray(getattr(mesh, "faces", ()))
-    if len(faces) == 0:
-        raise DataError(f"{path}: holds no triangles. Give a triangle mesh, or remove it to fuse the depth images.")
-    cells = float(mesh.area) / size**2
-    if not cells < _MOST_CELLS or not np.isfinite(mesh.bounds).all():
-        raise DataError(f"{path}: its triangles span {mesh.area:.3g} square metres; is it written in metres?")
-    farthest = float(np.abs(mesh.bounds).max())
-    if farthest > REACH * size:
-        raise DataError(
-            f"{path}: a coordinate of {farthest:.6g} m is beyond the {REACH * size:.6g} m that cells of {size:g} m "
-            "reach; move the recording, mesh and poses alike, near the origin."
-        )
-    return voxelise_triangles(np.asarray(mesh.vertices, np.float64), faces.astype(np.int64), size)
 
 
 class ScaledScene(ChangedScene):

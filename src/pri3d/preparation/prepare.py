@@ -29,7 +29,6 @@ from pri3d.preparation.estimate import estimate
 from pri3d.preparation.executors import (
     check_cluster,
     prepare_here,
-    prepare_in_processes,
     prepare_on_cluster,
 )
 from pri3d.preparation.pipeline import Report, SceneJob, StoreSettings, open_cached, open_scene, stated_cameras
@@ -203,17 +202,14 @@ def _run(jobs: list[SceneJob], workers: int, cluster: str | None) -> dict[str, s
             done = prepare_on_cluster(jobs, cluster, workers)
         else:
             jobs = [job._replace(threads=(workers or cores()) // processes) for job in jobs]
-            if processes > 1:
-                done = prepare_in_processes(jobs, processes)
-            else:
-                bar = progress.add_task("", total=None)
+            bar = progress.add_task("", total=None, visible=processes == 1)
 
-                def report(job: SceneJob) -> Report:
-                    return lambda step, done, total: progress.update(
-                        bar, description=f"{job.scene}: {step}", completed=done, total=total
-                    )
+            def report(job: SceneJob) -> Report:
+                return lambda step, done, total: progress.update(
+                    bar, description=f"{job.scene}: {step}", completed=done, total=total
+                )
 
-                done = prepare_here(jobs, report)
+            done = prepare_here(jobs, processes, report)
         with closing(done):
             for job, reason in done:
                 progress.advance(overall)

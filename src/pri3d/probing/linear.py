@@ -314,7 +314,25 @@ def probe_linear(
     outputs = Outputs(tasks, train)
     probe = LinearProbe(features, dense.strides, sum(outputs.sizes)).to(device)
     _train(probe, features, train, outputs, steps, seed, name)
-    return _score(probe, extract(dense, test.color, name, features.scales), test, outputs)
+    seen = extract(dense, test.color, name, features.scales)
+    size = (int(test.depth.shape[-2]), int(test.depth.shape[-1]))
+    depth, normals, confusion = DepthErrors(), NormalErrors(), Confusion([str(k) for k in range(test.classes)])
+    for rows in torch.split(torch.arange(len(test.depth)), BATCH):
+        batch = _take(test, rows, device)
+        with torch.no_grad():
+            parts = outputs.split(probe([level[rows].to(device) for level in seen.levels], size))
+        if "depth" in parts:
+            depth.update(parts["depth"][:, 0], batch.depth)
+        if "normals" in parts:
+            normals.update(parts["normals"], batch.normal)
+        if "segmentation" in parts:
+            confusion.add(parts["segmentation"].argmax(dim=1), batch.label)
+    score = confusion.score()
+    return LinearScores(
+        depth.result() if "depth" in outputs.tasks else None,
+        normals.result() if "normals" in outputs.tasks else None,
+        SegmentationScore(score.miou, score.accuracy, score.classes) if "segmentation" in outputs.tasks else None,
+    )
 
 
 def _train(
@@ -335,28 +353,6 @@ def _train(
         outputs.loss(predicted, batch).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-
-
-@torch.no_grad()
-def _score(probe: LinearProbe, features: FrozenMaps, frames: ProbeFrames, outputs: Outputs) -> LinearScores:
-    device = next(probe.parameters()).device
-    size = (int(frames.depth.shape[-2]), int(frames.depth.shape[-1]))
-    depth, normals, confusion = DepthErrors(), NormalErrors(), Confusion([str(k) for k in range(frames.classes)])
-    for rows in torch.split(torch.arange(len(frames.depth)), BATCH):
-        batch = _take(frames, rows, device)
-        parts = outputs.split(probe([level[rows].to(device) for level in features.levels], size))
-        if "depth" in parts:
-            depth.update(parts["depth"][:, 0], batch.depth)
-        if "normals" in parts:
-            normals.update(parts["normals"], batch.normal)
-        if "segmentation" in parts:
-            confusion.add(parts["segmentation"].argmax(dim=1), batch.label)
-    score = confusion.score()
-    return LinearScores(
-        depth.result() if "depth" in outputs.tasks else None,
-        normals.result() if "normals" in outputs.tasks else None,
-        SegmentationScore(score.miou, score.accuracy, score.classes) if "segmentation" in outputs.tasks else None,
-    )
 
 
 def _take(frames: ProbeFrames, rows: Tensor, device: torch.device) -> ProbeFrames:

@@ -120,7 +120,16 @@ class Matching:
     def result(self, angles: NDArray[np.float32]) -> Recall:
         """Recall, given the (P,) radians between the viewing directions of the pairs."""
         counts = torch.stack(self.counts).double().cpu().numpy()
-        return _summary(counts[:, 0], counts[:, 1], np.degrees(angles))
+        found, counted = counts[:, 0], counts[:, 1]
+        by_angle = {}
+        for name, inside in angle_bins(np.degrees(angles)).items():
+            total = counted[inside].sum()
+            by_angle[name] = float(found[inside].sum() / total) if total else math.nan
+        total = counted.sum()
+        mean = float(found.sum() / total) if total else math.nan
+        filled = [value for value in by_angle.values() if not math.isnan(value)]
+        balanced = sum(filled) / len(filled) if filled else math.nan
+        return Recall(mean, balanced, by_angle, int(total), int((counted > 0).sum()))
 
 
 def matching_recall(
@@ -130,18 +139,6 @@ def matching_recall(
     matching = Matching(*args, **options)
     measure_pairs(net, pairs, [matching])
     return matching.result(angles)
-
-
-def _summary(found: NDArray[np.float64], counted: NDArray[np.float64], degrees: NDArray[np.float32]) -> Recall:
-    by_angle = {}
-    for name, inside in angle_bins(degrees).items():
-        total = counted[inside].sum()
-        by_angle[name] = float(found[inside].sum() / total) if total else math.nan
-    total = counted.sum()
-    mean = float(found.sum() / total) if total else math.nan
-    filled = [value for value in by_angle.values() if not math.isnan(value)]
-    balanced = sum(filled) / len(filled) if filled else math.nan
-    return Recall(mean, balanced, by_angle, int(total), int((counted > 0).sum()))
 
 
 def angle_bins(degrees: NDArray[np.float32]) -> dict[str, NDArray[np.bool_]]:

@@ -102,6 +102,21 @@ def build_sheets(results: Results, pixels: float) -> list[Sheet]:
     """Tables of what was measured, in the order of the tasks."""
     matching = {k: s.matching for k, s in results.items() if s.matching}
     bins = [f"{name}°" for recall in list(matching.values())[:1] for name in recall.by_angle]
+    found = {k: s.correspondence for k, s in results.items() if s.correspondence}
+    best = []
+    for name, matched in found.items():
+        best.append([name, "all", *map(_number, matched.recall.values()), str(matched.pairs)])
+        for angle, values in matched.by_angle.items():
+            if matched.pairs_by_angle[angle]:
+                best.append([name, f"{angle}°", *map(_number, values.values()), str(matched.pairs_by_angle[angle])])
+    ends = [name for matched in list(found.values())[:1] for name in matched.recall]
+    kept = {k: s.retention for k, s in results.items() if s.retention}
+    layers = max((list(score.cosine) for score in kept.values()), key=len, default=[])
+    alike = []
+    for name, score in kept.items():
+        for measure, values in (("cosine", score.cosine), ("CKA", score.cka)):
+            cells = [*map(_number, values.values())] + ["-"] * (len(layers) - len(values))
+            alike.append([name, measure, *cells, _number(score.weight_change)])
     sheets = [
         Sheet(
             f"Recall of true points within {pixels:g} px, by angle between the views",
@@ -111,7 +126,7 @@ def build_sheets(results: Results, pixels: float) -> list[Sheet]:
                 for name, recall in matching.items()
             ],
         ),
-        _correspondence({k: s.correspondence for k, s in results.items() if s.correspondence}),
+        Sheet("Recall of the best matches of a pair (probe3d)", ["network", "angle", *ends, "pairs"], best),
         _rows(
             "Linear probe: depth",
             ["RMSE, m", "δ < 1.25", "δ < 1.25²", "δ < 1.25³"],
@@ -127,36 +142,17 @@ def build_sheets(results: Results, pixels: float) -> list[Sheet]:
             ["mIoU", "pixel accuracy"],
             {k: s.segmentation[:2] for k, s in results.items() if s.segmentation},
         ),
-        _retention({k: s.retention for k, s in results.items() if s.retention}),
+        Sheet(
+            "Retention: encoder against its reference",
+            ["network", "", *(name.partition(",")[0] for name in layers), "weight change"],
+            alike,
+        ),
     ]
     return [sheet for sheet in sheets if sheet.rows]
 
 
 def _rows(title: str, columns: list[str], values: Mapping[str, tuple[float, ...]]) -> Sheet:
     return Sheet(title, ["network", *columns], [[k, *map(_number, row)] for k, row in values.items()])
-
-
-def _correspondence(found: Mapping[str, Correspondence]) -> Sheet:
-    ends = [name for recall in list(found.values())[:1] for name in recall.recall]
-    rows = []
-    for name, score in found.items():
-        rows.append([name, "all", *map(_number, score.recall.values()), str(score.pairs)])
-        for angle, values in score.by_angle.items():
-            if score.pairs_by_angle[angle]:
-                pairs = str(score.pairs_by_angle[angle])
-                rows.append([name, f"{angle}°", *map(_number, values.values()), pairs])
-    return Sheet("Recall of the best matches of a pair (probe3d)", ["network", "angle", *ends, "pairs"], rows)
-
-
-def _retention(found: Mapping[str, Retention]) -> Sheet:
-    longest = max((list(score.cosine) for score in found.values()), key=len, default=[])
-    rows = []
-    for name, score in found.items():
-        for measure, values in (("cosine", score.cosine), ("CKA", score.cka)):
-            cells = [*map(_number, values.values())] + ["-"] * (len(longest) - len(values))
-            rows.append([name, measure, *cells, _number(score.weight_change)])
-    short = [name.partition(",")[0] for name in longest]
-    return Sheet("Retention: encoder against its reference", ["network", "", *short, "weight change"], rows)
 
 
 def _number(value: float) -> str:
