@@ -15,7 +15,7 @@ from pri3d.geometry.pose import OPENGL_FLIP, invert_array
 from pri3d.geometry.resize import resize_nearest
 from pri3d.recordings import Scene
 from pri3d.types import Camera, Frame
-from pri3d.worlds.render import _frame, caster, render_room, room_camera
+from pri3d.worlds.render import _frame, caster, render_room
 from pri3d.worlds.room import build_room
 
 Load = Callable[[Scene, int], Frame]
@@ -46,7 +46,8 @@ def slow_room_scene(seed: int, index: int, frames: int, size: tuple[int, int], b
     """A room filmed: ``between`` frames on the way from each frame of :func:`room_scene` to the next."""
     room = build_room(seed, index)
     ends = [f.world_from_camera for f in render_room(room, frames // between + 2, 16, 16, noise=False)]
-    cast, camera = caster(room.vertices[room.faces]), room_camera(room, *size)
+    cast, focal = caster(room.vertices[room.faces]), room.focal * size[0]
+    camera = Camera(*size, focal, focal, size[0] / 2, size[1] / 2)
     made = []
     for k in range(frames):
         a, b, share = ends[k // between], ends[k // between + 1], k % between / between

@@ -9,7 +9,7 @@ import pytest
 
 from pri3d.errors import ConfigError
 from pri3d.worlds.render import camera_path, caster, distance, look_at
-from pri3d.worlds.room import CLASS_NAMES, Room, build_room, triangle_planes
+from pri3d.worlds.room import CLASS_NAMES, Room, build_room
 
 STUFF = 3  # wall, floor, ceiling
 
@@ -36,6 +36,14 @@ def test_every_class_appears_and_an_instance_has_one(some_rooms: list[Room]) -> 
         for instance in range(1, int(room.instance.max()) + 1):
             assert len(np.unique(room.label[room.instance == instance])) == 1
     assert (seen >= len(some_rooms) // 2).all(), dict(zip(CLASS_NAMES, seen, strict=True))
+
+
+def test_planes_hold_their_triangles(some_rooms: list[Room]) -> None:
+    for room in some_rooms:
+        normal, offset = room.planes[:, :3], room.planes[:, 3]
+        np.testing.assert_allclose(np.linalg.norm(normal, axis=1), 1, rtol=1e-12)
+        heights = np.einsum("fci,fi->fc", room.vertices[room.faces], normal) - offset[:, None]
+        np.testing.assert_allclose(heights, 0, atol=1e-9)
 
 
 def test_furniture_stands_inside_without_overlap(some_rooms: list[Room]) -> None:
@@ -116,7 +124,9 @@ def test_casters_find_the_first_triangle(library: str) -> None:
     origins = np.broadcast_to((0.0, 0.0, -3.0), (60, 3))
     rays = np.concatenate((rng.uniform(-0.4, 0.4, (60, 2)), np.ones((60, 1))), axis=1)
     hit = caster(corners, embree=library == "embreex")(origins, rays)
-    t = np.where(hit >= 0, distance(triangle_planes(corners)[hit], origins, rays), np.inf)
+    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    planes = np.concatenate((normal, (normal * corners[:, 0]).sum(axis=1)[:, None]), axis=1)
+    t = np.where(hit >= 0, distance(planes[hit], origins, rays), np.inf)
     np.testing.assert_allclose(t, [brute_force(corners, o, r) for o, r in zip(origins, rays, strict=True)], rtol=1e-9)
     assert 10 < np.isfinite(t).sum() < 60
 

@@ -17,7 +17,6 @@ from pri3d.files.atomic import temporary
 from pri3d.worlds import write
 from pri3d.worlds.render import render_room
 from pri3d.worlds.room import CLASS_NAMES, build_room
-from pri3d.worlds.write import room_mesh
 
 SMALL = {"frames": 2, "size": "32x24"}
 
@@ -88,10 +87,10 @@ def test_a_run_at_the_same_time_is_noticed_and_keeps_its_room(tmp_path: Path, mo
 
 
 def test_a_failure_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(write, "_write_frame", full)
+    monkeypatch.setattr(write.np, "savetxt", full)
     with pytest.raises(OSError, match="disk full"):
         rooms(tmp_path / "out", rooms=1, processes=1, **SMALL)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["rooms.json"]
@@ -127,4 +126,4 @@ def test_mesh_is_the_rooms_surface(written: Path) -> None:
     room = build_room(0, 0)
     mesh = trimesh.load_mesh(written / "room-0000" / "mesh.ply", process=False)
     np.testing.assert_allclose(mesh.triangles, room.vertices[room.faces], atol=1e-5)
-    assert len(mesh.faces) == len(room_mesh(room).faces) == len(room.label)
+    assert len(mesh.faces) == len(room.faces) == len(room.label)

@@ -106,10 +106,9 @@ class KittiReader(SceneReader):
         }
         if not files:
             raise DataError(f"{images}: holds no image.")
-        rig = odometry_rig(source / "calib.txt") if sequence else raw_rig(source.resolve().parent)
         digits = max(map(len, files))
         images_of = {name.zfill(digits): path for name, path in files.items()}
-        pose, what = _sequence_poses(source, rig) if sequence else _drive_poses(source, rig, images_of)
+        rig, pose, what = _read_sequence(source) if sequence else _read_drive(source, images_of)
         camera = given.color if given else rig.camera
         annotated = source / _ANNOTATED
 
@@ -154,11 +153,21 @@ def _poses_file(sequence: Path) -> Path:
     return place.parent.parent / "poses" / f"{place.name}.txt"
 
 
-def _sequence_poses(sequence: Path, rig: Rig) -> tuple[Pose, str]:
-    """Poses of camera 2 by line, and their file; the identity for a sequence that has none."""
+def _read_sequence(sequence: Path) -> tuple[Rig, Pose, str]:
+    """The rig of calib.txt, poses of camera 2 by line, and their file; the identity for a sequence that has none.
+
+    Raises DataError where calib.txt is missing, damaged or has no Tr.
+    """
+    calibration = sequence / "calib.txt"
+    stated = _stated(calibration)
+    camera, camera_from_rectified = _projection(stated, "P2", calibration)
+    rectified_from_lidar = np.eye(4)
+    rectified_from_lidar[:3] = _values(stated, "Tr", (3, 4), calibration)
+    lidar = check_rigid(rectified_from_lidar, f"{calibration}: Tr")
+    rig = Rig(camera, camera_from_rectified @ lidar, camera_from_rectified)
     path = _poses_file(sequence)
     if not path.is_file():
-        return lambda _: np.eye(4), str(path)
+        return rig, lambda _: np.eye(4), str(path)
     rows = read_rows(path, 12)
 
     def pose(name: str) -> NDArray[np.float64]:
@@ -168,11 +177,28 @@ def _sequence_poses(sequence: Path, rig: Rig) -> tuple[Pose, str]:
         world_from_body[:3] = rows[int(name)].reshape(3, 4)
         return check_rigid(world_from_body, f"{path}: frame {name}") @ invert_array(rig.camera_from_body)
 
-    return pose, str(path)
+    return rig, pose, str(path)
 
 
-def _drive_poses(drive: Path, rig: Rig, images: dict[str, Path]) -> tuple[Pose, str]:
-    """Poses of camera 2 by a drive's measurements, and their folder; the first frame's inertial unit is the world."""
+def _read_drive(drive: Path, images: dict[str, Path]) -> tuple[Rig, Pose, str]:
+    """The rig of its date's three files, poses of camera 2 by its measurements, and their folder.
+
+    The first frame's inertial unit is the world. Raises DataError naming the file that is missing or damaged.
+    """
+    date = drive.resolve().parent
+    cameras, lidar, unit = (date / f"calib_{name}.txt" for name in ("cam_to_cam", "velo_to_cam", "imu_to_velo"))
+    stated = _stated(cameras)
+    camera, camera_from_rectified = _projection(stated, "P_rect_02", cameras)
+    if "S_rect_02" in stated:
+        width, height = _values(stated, "S_rect_02", (2,), cameras)
+        if not (0 < width * height <= LARGEST and width > 0):
+            raise DataError(f"{cameras}: S_rect_02 is {width:g} {height:g}, which is no size; the file is damaged.")
+        camera = camera._replace(width=int(width), height=int(height))
+    rectified = np.eye(4)
+    rectified[:3, :3] = _values(stated, "R_rect_00", (3, 3), cameras)
+    rectified = check_rigid(rectified, f"{cameras}: R_rect_00")
+    camera_from_lidar = camera_from_rectified @ rectified @ _placed(lidar)
+    rig = Rig(camera, camera_from_lidar, camera_from_lidar @ _placed(unit))
     folder = drive / "oxts" / "data"
     first = _measurement(folder / f"{images[min(images)].stem}.txt")
     origin = _earth_from_body(first, first)
@@ -183,7 +209,7 @@ def _drive_poses(drive: Path, rig: Rig, images: dict[str, Path]) -> tuple[Pose, 
         body = invert_array(origin) @ _earth_from_body(measured, first)
         return check_rigid(body, str(path)) @ invert_array(rig.camera_from_body)
 
-    return pose, str(folder)
+    return rig, pose, str(folder)
 
 
 def _measurement(path: Path) -> NDArray[np.float64]:
@@ -213,33 +239,6 @@ def _earth_from_body(measured: NDArray[np.float64], first: NDArray[np.float64]) 
     result[:3, :3] = yaw @ pitch @ roll
     result[:3, 3] = place(measured) - place(first)
     return result
-
-
-def raw_rig(folder: Path) -> Rig:
-    """Read the three files of a raw drive's date. Raises DataError naming the file that is missing or damaged."""
-    cameras, lidar, body = (folder / f"calib_{name}.txt" for name in ("cam_to_cam", "velo_to_cam", "imu_to_velo"))
-    stated = _stated(cameras)
-    camera, camera_from_rectified = _projection(stated, "P_rect_02", cameras)
-    if "S_rect_02" in stated:
-        width, height = _values(stated, "S_rect_02", (2,), cameras)
-        if not (0 < width * height <= LARGEST and width > 0):
-            raise DataError(f"{cameras}: S_rect_02 is {width:g} {height:g}, which is no size; the file is damaged.")
-        camera = camera._replace(width=int(width), height=int(height))
-    rectified = np.eye(4)
-    rectified[:3, :3] = _values(stated, "R_rect_00", (3, 3), cameras)
-    rectified = check_rigid(rectified, f"{cameras}: R_rect_00")
-    camera_from_lidar = camera_from_rectified @ rectified @ _placed(lidar)
-    return Rig(camera, camera_from_lidar, camera_from_lidar @ _placed(body))
-
-
-def odometry_rig(path: Path) -> Rig:
-    """Read a sequence's calib.txt. Raises DataError where it is missing, damaged or has no Tr."""
-    stated = _stated(path)
-    camera, camera_from_rectified = _projection(stated, "P2", path)
-    rectified_from_lidar = np.eye(4)
-    rectified_from_lidar[:3] = _values(stated, "Tr", (3, 4), path)
-    lidar = check_rigid(rectified_from_lidar, f"{path}: Tr")
-    return Rig(camera, camera_from_rectified @ lidar, camera_from_rectified)
 
 
 def read_scan(path: Path) -> NDArray[np.float32]:

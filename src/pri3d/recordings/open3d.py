@@ -71,8 +71,14 @@ class Open3dReader(SceneReader):
             single = given or _camera_file(source)
             cameras = [single or _camera(entry.get("intrinsic"), str(trajectory)) for entry in stated]
         else:
-            numbered, poses = _read_log(trajectory)
-            places = _places(numbered, len(files), trajectory)
+            words = read_text(trajectory).split()
+            if not words or len(words) % _BLOCK:
+                raise DataError(f"{trajectory}: holds {len(words)} words, not {_BLOCK} a pose; is the file cut off?")
+            blocks = numbers(words, (len(words) // _BLOCK, _BLOCK), str(trajectory))
+            if not np.array_equal(blocks[:, 0], blocks[:, 1]):
+                raise DataError(f"{trajectory}: lists pairs of fragments, not the poses of images.")
+            poses = list(blocks[:, 3:].reshape(-1, 4, 4))
+            places = _places(blocks[:, 0], len(files), trajectory)
             redwood = same_camera(Intrinsics(525.0, 525.0, 319.5 + 0.5, 239.5 + 0.5, 640, 480))
             cameras = [given or _camera_file(source) or redwood] * len(poses)
         entries = {f"{place:06d}": k for k, place in enumerate(places)}
@@ -117,17 +123,6 @@ def _images(folder: Path) -> list[tuple[Path, Path]]:
 def _sorted_images(folder: Path) -> list[Path]:
     files = [p for p in folder.iterdir() if p.suffix.lower() in _IMAGES and not p.name.startswith(".")]
     return sorted(files, key=lambda p: [word.zfill(40) if word.isdecimal() else word for word in _WORDS.split(p.name)])
-
-
-def _read_log(path: Path) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
-    """Numbers (N,) of the images and N poses (4, 4). Raises DataError where the file is no list of poses."""
-    words = read_text(path).split()
-    if not words or len(words) % _BLOCK:
-        raise DataError(f"{path}: holds {len(words)} words, not {_BLOCK} a pose; is the file cut off?")
-    blocks = numbers(words, (len(words) // _BLOCK, _BLOCK), str(path))
-    if not np.array_equal(blocks[:, 0], blocks[:, 1]):
-        raise DataError(f"{path}: lists pairs of fragments, not the poses of images.")
-    return blocks[:, 0], list(blocks[:, 3:].reshape(-1, 4, 4))
 
 
 def _places(numbered: NDArray[np.float64], count: int, path: Path) -> list[int]:

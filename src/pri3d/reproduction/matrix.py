@@ -127,7 +127,17 @@ def build_matrix(
     if experiment.rows and not rows:
         reasons = "; ".join(dict.fromkeys(left_out.values()))
         raise ConfigError(f"{experiment.name}: none of its rows can be run: {reasons}.")
-    rows = _with_base(study.base(experiment), rows)
+    # Rows whose network has none that deltas are to get one in front; a figure without runs has no rows.
+    base = study.base(experiment)
+    there = {row.get("network") for row in rows.values() if row["start"] == base}
+    added: dict[str, Mapping[str, Any]] = {}
+    for network in dict.fromkeys(row.get("network") for row in rows.values()):
+        if network not in there:
+            title = {"scratch": "Scratch", "imagenet": "ImageNet"}[base]
+            named = next((name for name, row in rows.items() if row.get("network") == network), "")
+            suffix = f", {named.partition(', ')[2]}" if network else ""
+            added[f"{title}{suffix}"] = {"start": base, **({"network": network} if network else {})}
+    rows = {**added, **rows}
     runs: dict[str, PlannedRun] = {}
     cells = []
     for name, row in rows.items():
@@ -149,22 +159,6 @@ def groups(matrix: Matrix) -> list[list[PlannedRun]]:
 def _in_order(runs: Mapping[str, PlannedRun]) -> tuple[PlannedRun, ...]:
     heads = [run for run in runs.values() if run.after is None]
     return tuple(run for head in heads for run in (head, *(r for r in runs.values() if r.after == head.name)))
-
-
-def _with_base(base: str, rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Rows whose network has none that deltas are to get one in front."""
-    if not rows:  # a figure without runs
-        return {}
-    networks = dict.fromkeys(row.get("network") for row in rows.values())
-    there = {row.get("network") for row in rows.values() if row["start"] == base}
-    title = {"scratch": "Scratch", "imagenet": "ImageNet"}[base]
-    added: dict[str, Mapping[str, Any]] = {}
-    for network in networks:
-        if network not in there:
-            named = next((name for name, row in rows.items() if row.get("network") == network), "")
-            suffix = f", {named.partition(', ')[2]}" if network else ""
-            added[f"{title}{suffix}"] = {"start": base, **({"network": network} if network else {})}
-    return {**added, **rows}
 
 
 def _chain(

@@ -33,12 +33,6 @@ _SUBPIXEL = 8  # steps per pixel of disparity
 _NEAREST, _FARTHEST = 0.4, 6.0  # metres
 
 
-def room_camera(room: Room, width: int, height: int) -> Camera:
-    """Return the intrinsics of every frame of the room, colour and depth alike."""
-    focal = room.focal * width
-    return Camera(width, height, focal, focal, width / 2, height / 2)
-
-
 def render_room(room: Room, frames: int, width: int, height: int, noise: bool = True) -> list[Frame]:
     """Walk a camera through the room and return its frames, with labels and instances.
 
@@ -47,7 +41,8 @@ def render_room(room: Room, frames: int, width: int, height: int, noise: bool = 
     does not depend on ``frames``.
     """
     cast = caster(room.vertices[room.faces])
-    camera = room_camera(room, width, height)
+    focal = room.focal * width
+    camera = Camera(width, height, focal, focal, width / 2, height / 2)  # of colour and depth alike
     poses = camera_path(room, frames, cast)
     return [_frame(room, k, pose, camera, cast, noise) for k, pose in enumerate(poses)]
 
@@ -116,7 +111,18 @@ def _pose(room: Room, frame: int, phase: NDArray[np.float64], cast: Caster) -> N
     for draw in range(_DRAWS):
         shift = rng.uniform(-1, 1, 3) * (0.03, 0.03, 0.015) * draw
         pose = look_at(np.clip(eye + shift, 0.35, room.size - 0.35), target, 0.06 * wave[5])
-        bad = _badness(room, pose, cast)
+        # How bad the view is: 0 for a good one, inf inside or against a solid, else how far it is from being allowed.
+        at = pose[:3, 3]
+        outside = np.maximum(room.boxes[:, 0] - at, at - room.boxes[:, 1]).clip(min=0)
+        bad = np.inf
+        if not (np.linalg.norm(outside, axis=1) < _CLEARANCE).any():
+            x, y = np.meshgrid(np.linspace(-0.46, 0.46, 16), np.linspace(-0.34, 0.34, 12))
+            rays = np.stack((x / room.focal, y / room.focal, np.ones_like(x)), axis=-1).reshape(-1, 3) @ pose[:3, :3].T
+            origins = np.broadcast_to(at, rays.shape)
+            triangle = cast(origins, rays)
+            near = float((distance(room.planes[triangle], origins, rays) < _CLOSE).mean())
+            single = np.bincount(room.instance[triangle])[1:].max(initial=0) / len(rays)
+            bad = max(near - _MOST_CLOSE, 0.0) + max(float(single) - _MOST_SINGLE, 0.0)
         if bad < least:
             best, least = pose, bad
         if bad == 0:
@@ -136,21 +142,6 @@ def look_at(eye: NDArray[np.float64], target: NDArray[np.float64], roll: float =
     pose[:3, :3] = np.stack((c * right + s * down, c * down - s * right, forward), axis=1)
     pose[:3, 3] = eye
     return pose
-
-
-def _badness(room: Room, pose: NDArray[np.float64], cast: Caster) -> float:
-    """0 for a good view; inf inside or against a solid; else how far a view is from being allowed."""
-    eye = pose[:3, 3]
-    outside = np.maximum(room.boxes[:, 0] - eye, eye - room.boxes[:, 1]).clip(min=0)
-    if (np.linalg.norm(outside, axis=1) < _CLEARANCE).any():
-        return float("inf")
-    x, y = np.meshgrid(np.linspace(-0.46, 0.46, 16), np.linspace(-0.34, 0.34, 12))
-    rays = np.stack((x / room.focal, y / room.focal, np.ones_like(x)), axis=-1).reshape(-1, 3) @ pose[:3, :3].T
-    origins = np.broadcast_to(eye, rays.shape)
-    triangle = cast(origins, rays)
-    near = float((distance(room.planes[triangle], origins, rays) < _CLOSE).mean())
-    single = np.bincount(room.instance[triangle])[1:].max(initial=0) / len(rays)
-    return max(near - _MOST_CLOSE, 0.0) + max(float(single) - _MOST_SINGLE, 0.0)
 
 
 def _frame(room: Room, index: int, pose: NDArray[np.float64], camera: Camera, cast: Caster, noise: bool) -> Frame:

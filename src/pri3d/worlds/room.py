@@ -78,6 +78,9 @@ def build_room(seed: int, index: int) -> Room:
     first = np.concatenate(([0], np.cumsum([len(p.vertices) for p in parts])[:-1]))
     vertices = np.concatenate([p.vertices for p in parts])
     faces = np.concatenate([p.faces + start for p, start in zip(parts, first, strict=True)])
+    corners = vertices[faces]
+    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
     look = generator(seed, index, MATERIALS)
     middle = size[:2] / 2
     lights = [(*(middle + look.uniform(-0.35, 0.35, 2) * size[:2]), size[2] - look.uniform(0.15, 0.4)) for _ in "ab"]
@@ -87,7 +90,7 @@ def build_room(seed: int, index: int) -> Room:
         size=size,
         vertices=vertices,
         faces=faces,
-        planes=triangle_planes(vertices[faces]),
+        planes=np.concatenate((normal, np.einsum("ij,ij->i", normal, corners[:, 0])[:, None]), axis=1),
         label=np.repeat([s.label for s in solids], counts).astype(np.uint8),
         instance=np.repeat([s.instance for s in solids], counts).astype(np.uint16),
         material=np.repeat([s.material for s in solids], counts),
@@ -97,13 +100,6 @@ def build_room(seed: int, index: int) -> Room:
         light_color=(look.uniform(0.9, 1.1, (2, 3)) * look.uniform(0.35, 0.75, (2, 1))).astype(np.float32),
         focal=float(rng.uniform(0.8, 0.95)),
     )
-
-
-def triangle_planes(corners: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Planes (F, 4) of triangles (F, 3, 3): unit normal n and offset d with n . x = d on the plane."""
-    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-    return np.concatenate((normal, np.einsum("ij,ij->i", normal, corners[:, 0])[:, None]), axis=1)
 
 
 def _shell(rng: np.random.Generator, size: NDArray[np.float64]) -> list[_Solid]:

@@ -20,9 +20,9 @@ from pri3d.files.stamp import stamp
 from pri3d.geometry.resize import parse_size
 from pri3d.machine import cores
 from pri3d.processes import run_in_processes
-from pri3d.types import Camera, Frame
+from pri3d.types import Camera
 from pri3d.worlds.render import render_room
-from pri3d.worlds.room import CLASS_NAMES, Room, build_room
+from pri3d.worlds.room import CLASS_NAMES, build_room
 
 _VERSION = 1  # of the pictures: raised when the same seed gives other rooms
 
@@ -73,31 +73,24 @@ def _write_room(out: Path, seed: int, frames: int, width: int, height: int, labe
         for name in ("color", "depth", "pose", *(("label", "instance") if labels else ())):
             (part / name).mkdir(parents=True)
         for frame in pictures:
-            _write_frame(part, frame, labels)
+            Image.fromarray(frame.color).save(part / "color" / f"{frame.name}.jpg", quality=92, subsampling=0)
+            millimetres = np.round(frame.depth * 1000).astype(np.uint16)
+            Image.fromarray(millimetres).save(part / "depth" / f"{frame.name}.png")
+            np.savetxt(part / "pose" / f"{frame.name}.txt", frame.world_from_camera, fmt="%.9f")
+            if labels and frame.label is not None and frame.instance is not None:
+                Image.fromarray(frame.label).save(part / "label" / f"{frame.name}.png")
+                Image.fromarray(frame.instance).save(part / "instance" / f"{frame.name}.png")
         (part / "cameras.yaml").write_text(_cameras(pictures[0].color_camera))
         if labels:  # named here too, so that a room can be opened alone
             (part / "classes.txt").write_text("\n".join(CLASS_NAMES) + "\n")
-        room_mesh(room).export(part / "mesh.ply")
+        # The first colour of each triangle's material.
+        color: NDArray[np.float64] = room.materials.color[room.material, 0] ** (1 / 2.2) * 255
+        mesh = trimesh.Trimesh(room.vertices, room.faces, face_colors=color.astype(np.uint8), process=False)
+        mesh.export(part / "mesh.ply")
         put_folder(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write_frame(folder: Path, frame: Frame, labels: bool) -> None:
-    Image.fromarray(frame.color).save(folder / "color" / f"{frame.name}.jpg", quality=92, subsampling=0)
-    millimetres = np.round(frame.depth * 1000).astype(np.uint16)
-    Image.fromarray(millimetres).save(folder / "depth" / f"{frame.name}.png")
-    np.savetxt(folder / "pose" / f"{frame.name}.txt", frame.world_from_camera, fmt="%.9f")
-    if labels and frame.label is not None and frame.instance is not None:
-        Image.fromarray(frame.label).save(folder / "label" / f"{frame.name}.png")
-        Image.fromarray(frame.instance).save(folder / "instance" / f"{frame.name}.png")
-
-
 def _cameras(camera: Camera) -> str:
     return yaml.safe_dump({"color": camera._asdict(), "depth": camera._asdict(), "depth_scale": 0.001}, sort_keys=False)
-
-
-def room_mesh(room: Room) -> trimesh.Trimesh:
-    """Return the surface of the room in world metres, coloured by the first colour of each triangle's material."""
-    color: NDArray[np.float64] = room.materials.color[room.material, 0] ** (1 / 2.2) * 255
-    return trimesh.Trimesh(room.vertices, room.faces, face_colors=color.astype(np.uint8), process=False)

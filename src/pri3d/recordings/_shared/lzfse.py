@@ -72,7 +72,16 @@ def decompress(data: bytes, size: int, what: str) -> bytes:
                 end = _lzvn(source[at + 12 : at + 12 + payload], target, done, done + output)
                 at, done = at + 12 + payload, _done(end, done + output, what)
             elif kind in (b"bvx1", b"bvx2"):
-                head = _plain_tables(data, at) if kind == b"bvx1" else _packed_tables(data, source, at, what)
+                if kind == b"bvx1":
+                    _, output, _, literals, matches, literal_bytes, match_bytes, *rest = _V1.unpack_from(data, at)
+                    tables = struct.unpack_from(f"<{sum(_SYMBOLS)}H", data, at + _V1.size)
+                    head = _Head(
+                        _V1_SIZE, output, literals, matches, literal_bytes, match_bytes, literal_bits=rest[0],
+                        match_bits=rest[5], literal_states=tuple(rest[1:5]), match_states=tuple(rest[6:9]),
+                        tables=np.array(tables, np.int64),
+                    )  # fmt: skip
+                else:
+                    head = _packed_tables(data, source, at, what)
                 at, done = _coded(source, at, head, target, done, what)
             else:
                 raise FrameError(
@@ -98,16 +107,6 @@ def _done(end: int, expected: int, what: str) -> int:
     if end != expected:
         raise FrameError(f"{what}: its compression (LZFSE) is damaged.")
     return end
-
-
-def _plain_tables(data: bytes, at: int) -> _Head:
-    _, output, _, literals, matches, literal_bytes, match_bytes, *rest = _V1.unpack_from(data, at)
-    tables = struct.unpack_from(f"<{sum(_SYMBOLS)}H", data, at + _V1.size)
-    return _Head(
-        _V1_SIZE, output, literals, matches, literal_bytes, match_bytes,
-        literal_bits=rest[0], match_bits=rest[5], literal_states=tuple(rest[1:5]), match_states=tuple(rest[6:9]),
-        tables=np.array(tables, np.int64),
-    )  # fmt: skip
 
 
 def _packed_tables(data: bytes, source: Bytes, at: int, what: str) -> _Head:
@@ -311,19 +310,6 @@ def _read_matches(
 
 
 @njit(cache=True, nogil=True)
-def _literals_and_match(code: int, second: int, third: int, distance: int) -> tuple[int, int, int, int]:
-    """What `_opcode` returns for the kinds small, large and the distance before, and for the end."""
-    literals, match, high = code >> 6, (code >> 3 & 7) + 3, code & 7
-    if high == 7:
-        return 3, literals, match, second | third << 8
-    if high < 6:
-        return 2, literals, match, high << 8 | second
-    if literals:
-        return 1, literals, match, distance
-    return -1 if code == 6 else 1 if code in (14, 22) else 0, 0, 0, distance  # 14 and 22 do nothing
-
-
-@njit(cache=True, nogil=True)
 def _opcode(stream: Bytes, at: int, distance: int) -> tuple[int, int, int, int]:
     """Bytes, literals, match and distance of the LZVN instruction at ``at``; 0 bytes if there is none such.
 
@@ -341,7 +327,13 @@ def _opcode(stream: Bytes, at: int, distance: int) -> tuple[int, int, int, int]:
         return 1 if small else 2, literals, length - literals, distance
     if kind in (10, 11):
         return 3, code >> 3 & 3, ((code & 7) << 2 | second & 3) + 3, second >> 2 | third << 6
-    return _literals_and_match(code, second, third, distance)
+    literals, match, high = code >> 6, (code >> 3 & 7) + 3, code & 7
+    if high == 7:
+        return 3, literals, match, second | third << 8
+    if high < 6:
+        return 2, literals, match, high << 8 | second
+    size = 1 if literals or code in (14, 22) else -1 if code == 6 else 0  # 14 and 22 do nothing
+    return size, literals, match if literals else 0, distance
 
 
 @njit(cache=True, nogil=True)
