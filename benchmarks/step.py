@@ -34,7 +34,7 @@ from pri3d.geometry.pose import invert, transform
 from pri3d.objectives import Features
 from pri3d.objectives.contrast import info_nce
 from pri3d.objectives.geometry import GeometryObjective
-from pri3d.objectives.view import ViewObjective, mean_of_samples, pick_views
+from pri3d.objectives.view import ViewObjective, pick_views
 from pri3d.types import PairBatch
 from pri3d.worlds.render import render_room
 from pri3d.worlds.room import build_room
@@ -126,7 +126,7 @@ def plain_loss(matches: Matches, maps: Tensor) -> Tensor:
 def fused_loss(matches: Matches, maps: Tensor) -> Tensor:
     """The same by the package."""
     first, second = pick_views(Features(maps, []), {"first": matches.first, "second": matches.second})
-    return mean_of_samples(info_nce(first, second, matches.valid, TEMPERATURE), matches.valid).loss
+    return info_nce(first, second, matches.valid, TEMPERATURE).loss.mean()
 
 
 class CountSyncs(TorchDispatchMode):

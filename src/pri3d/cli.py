@@ -185,7 +185,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse(verb: Verb, words: Sequence[str]) -> dict[str, Any]:
     """Options that the words give. Exits with 2 and the usage for a wrong flag, with 0 after --help."""
     flags = list(flags_of(verb, words))
-    parser = build_parser(verb, flags)
+    # Positional arguments, flat flags, and a section for every group.
+    needed = (f"{_shown(flag)}{' ...' if _element(flag.type) else ''}" for flag in flags if flag.positional)
+    parser = Parser(prog=f"pri3d {verb.name}", usage=" ".join([f"pri3d {verb.name}", *needed, "[flags]"]))
+    parser.verb, parser.flags = verb, flags
+    for flag in flags:
+        several = _element(flag.type)
+        if flag.positional and several is not None:
+            parser.add_argument(flag.name, nargs="+", type=Path)
+        elif flag.positional:
+            parser.add_argument(flag.name, type=_typed(flag.type))
+        elif several is not None:
+            parser.add_argument(f"--{flag.name}", nargs="+", action="extend", type=str, default=flag.default)
+        else:
+            parser.add_argument(f"--{flag.name}", type=_typed(flag.type), default=flag.default)
     normal = normalise(words, flags)
     # A flag that the command does not have: say what it is called now, or which is the closest.
     known = {flag.name for flag in flags if not flag.positional} | {"help"}
@@ -285,24 +298,6 @@ def _preset_values(verb: Verb, words: Sequence[str]) -> TrainSettings | None:
         task = _task(words)
         return resolve_finetuning(task, preset) if task else None
     return None
-
-
-def build_parser(verb: Verb, flags: Sequence[Flag]) -> Parser:
-    """Parser of one command: positional arguments, flat flags, and a section for every group."""
-    needed = (f"{_shown(flag)}{' ...' if _element(flag.type) else ''}" for flag in flags if flag.positional)
-    parser = Parser(prog=f"pri3d {verb.name}", usage=" ".join([f"pri3d {verb.name}", *needed, "[flags]"]))
-    parser.verb, parser.flags = verb, flags
-    for flag in flags:
-        several = _element(flag.type)
-        if flag.positional and several is not None:
-            parser.add_argument(flag.name, nargs="+", type=Path)
-        elif flag.positional:
-            parser.add_argument(flag.name, type=_typed(flag.type))
-        elif several is not None:
-            parser.add_argument(f"--{flag.name}", nargs="+", action="extend", type=str, default=flag.default)
-        else:
-            parser.add_argument(f"--{flag.name}", type=_typed(flag.type), default=flag.default)
-    return parser
 
 
 def _shown(flag: Flag) -> str:

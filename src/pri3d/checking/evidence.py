@@ -250,20 +250,6 @@ class Finding(NamedTuple):
     advice: str = ""  #: what to do
 
 
-def check_losses(shots: Shots, chosen: list[int]) -> list[Finding]:
-    """Frames that cannot be used."""
-    lost = [shots.reasons[index] for index in chosen if index in shots.reasons]
-    share = len(lost) / max(1, len(chosen))
-    figure = f"{len(chosen) - len(lost)} of {len(chosen)} sampled frames are usable"
-    if lost:
-        figure += f"; the first of the others: {lost[0]}"
-    if not lost or share <= 0.2:
-        return [Finding("frames", "ok", figure)]
-    if share <= 0.6:
-        return [Finding("frames", "warning", figure, advice="prepare leaves them out.")]
-    return [Finding("frames", "fault", figure, "frames unusable", "Fix what the reason names.")]
-
-
 def check_intrinsics(shots: Shots) -> tuple[Finding, Camera, Camera] | None:
     """A fault where a camera cannot be that of its images, and both cameras as they should be; None where they can."""
     if not shots.usable:

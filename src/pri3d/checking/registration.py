@@ -180,7 +180,14 @@ def check_colour_registration(
         figure += f"; colour correlation {mean_finite(colours):.2f}"
     gained = mean_finite(fitted) > 2 * _UNRELATED and is_better(plain, fitted, 1.25, 2.0)
     if np.isfinite(colours).sum() >= _FEW:  # edges may agree by chance somewhere; colours of other views then do not
-        gained = gained and is_better(colours, correlation_under(_refitted(stack, fit), directed, hypothesis))
+        # The stack with the colour cameras that the edges ask for; the poses of depth stay.
+        image = stack.texture.shape[2]
+        color_k = stack.color_k * (fit.focal, fit.focal, 1, 1) + np.array((0, 0, fit.right * image, fit.down * image))
+        color_from_depth = stack.color_from_depth.copy()
+        color_from_depth[:, 0, 3] += fit.baseline
+        poses = stack.world_from_camera @ stack.color_from_depth @ np.linalg.inv(color_from_depth)
+        asked = stack._replace(color_k=color_k, color_from_depth=color_from_depth, world_from_camera=poses)
+        gained = gained and is_better(colours, correlation_under(asked, directed, hypothesis))
     else:
         gained = gained and is_better(plain, fitted, 1.25)
     if gained and moved > max(_APART, seen):
@@ -222,16 +229,6 @@ def distinct_frames(stack: Stack) -> Stack:
         if not same[row, kept].any():
             kept.append(row)
     return Stack._make(field[kept] for field in stack)
-
-
-def _refitted(stack: Stack, fit: Registration) -> Stack:
-    """The stack with the colour cameras that the edges ask for."""
-    width = stack.texture.shape[2]
-    color_k = stack.color_k * (fit.focal, fit.focal, 1, 1) + np.array((0, 0, fit.right * width, fit.down * width))
-    moved = stack.color_from_depth.copy()
-    moved[:, 0, 3] += fit.baseline
-    poses = stack.world_from_camera @ stack.color_from_depth @ np.linalg.inv(moved)  # those of depth stay
-    return stack._replace(color_k=color_k, color_from_depth=moved, world_from_camera=poses)
 
 
 class RecameredScene(ChangedScene):

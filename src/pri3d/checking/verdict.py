@@ -14,7 +14,6 @@ from pri3d.checking.evidence import (
     Stack,
     check_images,
     check_intrinsics,
-    check_losses,
     choose_frames,
     choose_pairs,
     stack_shots,
@@ -102,7 +101,16 @@ def judge(
     for done, index in enumerate(chosen):
         tell("frames", done, len(chosen))
         shots.get(index)
-    findings = check_losses(shots, chosen)
+    lost = [shots.reasons[index] for index in chosen if index in shots.reasons]
+    share = len(lost) / max(1, len(chosen))
+    figure = f"{len(chosen) - len(lost)} of {len(chosen)} sampled frames are usable"
+    if lost:
+        figure += f"; the first of the others: {lost[0]}"
+    findings = [Finding("frames", "ok", figure)]
+    if share > 0.6:
+        findings = [Finding("frames", "fault", figure, "frames unusable", "Fix what the reason names.")]
+    elif share > 0.2:
+        findings = [Finding("frames", "warning", figure, advice="prepare leaves them out.")]
     wrong = check_intrinsics(shots)
     if wrong is not None:
         finding, color, depth = wrong
@@ -110,8 +118,8 @@ def judge(
         rest = [f for f in inner.findings if f.check not in ("intrinsics", "frames")] if inner else []
         yaml = inner.cameras if inner and inner.cameras else advised_yaml(color, depth)
         more = (inner.correct, yaml, inner.alternatives, inner.evidence) if inner else ("", yaml)
-        lost = [] if inner is None else findings  # all frames are lost to this very fault
-        return Judgement(scene.id, [*lost, finding, *rest], *more)
+        frames_lost = [] if inner is None else findings  # all frames are lost to this very fault
+        return Judgement(scene.id, [*frames_lost, finding, *rest], *more)
     if not shots.usable:
         return Judgement(scene.id, findings)
     findings += check_images(shots, chosen)

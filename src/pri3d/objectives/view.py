@@ -11,7 +11,7 @@ from pri3d.errors import ConfigError
 from pri3d.geometry.matching import cell_pixels, cell_points, choose, match_pixels
 from pri3d.geometry.pose import transform
 from pri3d.objectives import Features, Objective, Setup, Terms
-from pri3d.objectives.contrast import Contrast, Near, info_nce
+from pri3d.objectives.contrast import Near, info_nce
 from pri3d.types import PairBatch
 
 
@@ -25,22 +25,6 @@ def pick_views(features: Features, cells: Mapping[str, Tensor]) -> list[Tensor]:
     start = torch.arange(batch, device=rows.device)[:, None] * images * height * width
     index = torch.stack([at + start + features.views.index(view) * height * width for view, at in cells.items()])
     return list(rows.index_select(0, index.flatten()).view(len(cells), batch, -1, channels))
-
-
-def mean_of_samples(contrast: Contrast, valid: Tensor) -> Terms:
-    """Mean loss over the sets that have two matches or more (with one, nothing contrasts); 0 where none has.
-
-    ``valid`` (B, n) of the samples, for the logged number of matches a sample.
-    """
-    usable = (contrast.points >= 2).float()
-    share = usable / usable.sum().clamp(min=1)
-    log = {
-        "recall": (contrast.recall * share).sum(),
-        "matches": valid.sum(dim=1).float().mean(),
-        # What a network that cannot tell points apart would score: the loss is read against it.
-        "chance": (contrast.chance * share).sum(),
-    }
-    return Terms((contrast.loss * share).sum(), log)
 
 
 class PointContrast(Objective):
@@ -73,7 +57,7 @@ class PointContrast(Objective):
         world: Tensor | None = None,
         shared: int = 1,
     ) -> Terms:
-        """Contrast matched features (B, n, C) of B samples.
+        """Contrast matched features (B, n, C) of B samples. Logs recall, matches a sample, and chance.
 
         ``valid`` (B, n); ``pixels``: positions (B, n, 2) in each image concerned; ``world``: points (B, n, 3) in
         metres, ``shared`` consecutive samples being in one frame. They are looked at where negatives are excluded.
@@ -83,7 +67,17 @@ class PointContrast(Objective):
         if world is not None and options.exclude_cm > 0:
             near.append(Near(world, options.exclude_cm / 100, shared))
         negatives = "batch" if options.negatives == "world" and not self.training else options.negatives
-        return mean_of_samples(info_nce(first, second, valid, options.temperature, negatives, near), valid)
+        contrast = info_nce(first, second, valid, options.temperature, negatives, near)
+        # The mean over the samples that have two matches or more (with one, nothing contrasts); 0 where none has.
+        usable = (contrast.points >= 2).float()
+        share = usable / usable.sum().clamp(min=1)
+        log = {
+            "recall": (contrast.recall * share).sum(),
+            "matches": valid.sum(dim=1).float().mean(),
+            # What a network that cannot tell points apart would score: the loss is read against it.
+            "chance": (contrast.chance * share).sum(),
+        }
+        return Terms((contrast.loss * share).sum(), log)
 
 
 class ViewObjective(PointContrast):
