@@ -113,7 +113,7 @@ class MmsegFormat(ToolboxFormat):
         """MMSegmentation, or its rules."""
         if self.models is not None:
             return super().reader
-        return "MMEngine's documented rules and torchvision's network (MMSegmentation is not installed here)"
+        return "MMEngine's documented rules and torchvision's network (MMSegmentation cannot be imported here)"
 
     @property
     def note(self) -> str:
