@@ -22,11 +22,11 @@ from pri3d.files.atomic import temporary
 from pri3d.files.lock import lock_file
 from pri3d.networks.detector import LITE, build_detector
 from pri3d.networks.encoders import build_encoder
-from pri3d.networks.load import load
+from pri3d.networks.load import WeightsSource, load
 from pri3d.networks.lora import add_lora
 from pri3d.networks.segmentation import build_segmentation
 from pri3d.networks.unet import UNet
-from pri3d.networks.weights import init_encoder, load_model, read_provenance, save_model
+from pri3d.networks.weights import load_model, read_provenance, save_model
 from pri3d.store import Store
 
 
@@ -52,7 +52,7 @@ def test_torchvision_takes_the_export(run, capsys):
 
 def test_an_exported_encoder_starts_the_next_run(run):
     encoder = build_encoder("resnet18")
-    assert init_encoder(encoder, str(export(run, "safetensors"))).coverage == 1
+    assert WeightsSource(str(export(run, "safetensors")), on_hub=False).fill(encoder).coverage == 1
     assert torch.equal(encoder.conv1.weight, load_model(run)[0].encoder.conv1.weight)
     with pytest.raises(WeightsError, match="encoder alone"):
         load_model(run / "encoder.safetensors")

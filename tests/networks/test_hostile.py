@@ -21,7 +21,7 @@ from pri3d.networks.encoders import build_encoder
 from pri3d.networks.load import WeightsSource, load
 from pri3d.networks.published import load_published
 from pri3d.networks.unet import build_unet
-from pri3d.networks.weights import init_encoder, load_model, load_weights, read_provenance, read_state
+from pri3d.networks.weights import load_model, load_weights, read_provenance, read_state
 
 SMALL = {
     "conv1.weight": torch.rand(4, 3, 3, 3),
@@ -44,7 +44,7 @@ def ways(encoder):
         "load": load,
         "load all": lambda path: load(path, part="all"),
         "load_model": load_model,
-        "--weights, encoder": lambda path: init_encoder(encoder, str(path)),
+        "--weights, encoder": lambda path: WeightsSource(str(path), on_hub=False).fill(encoder),
         "--weights": lambda path: load_weights(encoder, path),
         "--weights, published": lambda path: WeightsSource(path, on_hub=False).fill(encoder, unet),
         "published": lambda path: load_published(unet, path),

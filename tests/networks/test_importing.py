@@ -16,10 +16,10 @@ from pri3d.cli import main
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.importing import FAMILIES, guess_encoder
-from pri3d.networks.load import load
+from pri3d.networks.load import WeightsSource, load
 from pri3d.networks.naming import from_detectron2
 from pri3d.networks.unet import build_unet
-from pri3d.networks.weights import init_encoder, read_provenance, save_model
+from pri3d.networks.weights import read_provenance, save_model
 from pri3d.registry import ENCODERS
 
 
@@ -89,7 +89,7 @@ def test_moco_by_the_command_line(tmp_path, resnet, capsys):
     record = read_provenance(out)
     assert (record["encoder"], record["part"], record["imported_from"]) == ("resnet18", "encoder", "moco.pth.tar")
     assert len(record["imported_hash"]) == 64
-    assert init_encoder(build_encoder("resnet18"), str(out)).coverage == 1
+    assert WeightsSource(str(out), on_hub=False).fill(build_encoder("resnet18")).coverage == 1
     assert main(["import", str(out), str(tmp_path / "again.safetensors")]) == 1
     assert "is a file of pri3d already" in capsys.readouterr().err
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from pri3d.errors import WeightsError
 from pri3d.networks.encoders import build_encoder
+from pri3d.networks.load import WeightsSource
 from pri3d.networks.published import load_published, read_published
 from pri3d.networks.resunet3d import SIZES, ResUNet3d, build_resunet3d
 from pri3d.networks.unet import build_unet
-from pri3d.networks.weights import init_encoder
 
 BLOCKS, PLANES, STEM = (1, 2, 1, 1, 1, 1, 2, 1), (4, 8, 8, 12, 12, 8, 6, 6), 4
 DOWN, UP = (1, 2, 4, 8), (16, 8, 4, 2)
@@ -221,7 +221,7 @@ def test_one_offset_reaches_one_neighbour(tmp_path, offset):
 def test_an_encoder_starts_from_a_published_file(tmp_path, unet, heads):
     path = write(tmp_path / "x.pth", unet, minkunet(), heads)
     encoder = build_encoder("resnet18")
-    assert init_encoder(encoder, str(path)).coverage == 1
+    assert WeightsSource(str(path), on_hub=False).fill(encoder).coverage == 1
     assert all(torch.equal(v, unet.encoder.state_dict()[k]) for k, v in encoder.state_dict().items())
 
 

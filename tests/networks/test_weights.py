@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,11 +12,12 @@ import torchvision
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import pri3d
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.networks.encoders import build_encoder
+from pri3d.networks.load import WeightsSource
 from pri3d.networks.unet import build_unet
 from pri3d.networks.weights import (
-    init_encoder,
     load_model,
     load_weights,
     read_provenance,
@@ -130,7 +132,7 @@ def test_self_supervised_checkpoints_start_an_encoder(tmp_path, resnet, encoder,
     other = {k: torch.zeros((), dtype=v.dtype).expand(v.shape) for k, v in net.items()}  # one number each on disk
     content = _layouts(net, other)[layout]
     torch.save(content, tmp_path / "x.pth.tar")
-    report = init_encoder(encoder, str(tmp_path / "x.pth.tar"))
+    report = WeightsSource(str(tmp_path / "x.pth.tar"), on_hub=False).fill(encoder)
     assert report.coverage == 1
     assert not report.missing
     assert equal(encoder, net)
@@ -143,7 +145,7 @@ def test_a_transformers_checkpoint_starts_an_encoder(tmp_path):
     extra = {"mask_token": torch.ones(1, 1, 192), "decoder_blocks.0.norm1.weight": torch.ones(8)}
     torch.save({"model": source | extra}, tmp_path / "x.pth")
     encoder = build_encoder("vit_tiny_patch16_224")
-    report = init_encoder(encoder, str(tmp_path / "x.pth"))
+    report = WeightsSource(str(tmp_path / "x.pth"), on_hub=False).fill(encoder)
     assert report.coverage == 1
     assert not report.missing
     assert sorted(report.unexpected) == sorted(extra)
@@ -281,28 +283,28 @@ def test_a_header_that_lies_is_found(tmp_path, record, message):
 
 def test_init_choices(tmp_path, resnet, encoder, monkeypatch):
     before = {k: v.clone() for k, v in encoder.state_dict().items()}
-    assert init_encoder(encoder, "scratch") is None
+    assert WeightsSource("scratch", on_hub=False).fill(encoder) is None
     assert equal(encoder, before)
     torch.save(resnet, tmp_path / "x.pth")
-    assert init_encoder(encoder, str(tmp_path / "x.pth")).coverage == 1
+    assert WeightsSource(str(tmp_path / "x.pth"), on_hub=False).fill(encoder).coverage == 1
     assert equal(encoder, resnet)
     with pytest.raises(ConfigError, match="scratch, imagenet, timm:NAME"):
-        init_encoder(encoder, "imagnet")
+        WeightsSource("imagnet", on_hub=False).fill(encoder)
     with pytest.raises(ConfigError, match="no such model"):
-        init_encoder(encoder, "timm:nothing")
+        WeightsSource("timm:nothing", on_hub=False).fill(encoder)
     released = SimpleNamespace(state_dict=lambda: {k: v * 2 for k, v in resnet.items()})
     monkeypatch.setattr("timm.create_model", lambda name, pretrained: released)
-    assert init_encoder(encoder, "timm:resnet18.a1_in1k").coverage == 1
+    assert WeightsSource("timm:resnet18.a1_in1k", on_hub=False).fill(encoder).coverage == 1
     assert torch.equal(encoder.conv1.weight, resnet["conv1.weight"] * 2)
 
 
 def test_init_imagenet_takes_the_librarys_weights(resnet, encoder, monkeypatch):
     pretrained = build_encoder("resnet18")
     monkeypatch.setattr(
-        "pri3d.networks.weights.build_encoder", lambda name, pretrained, options: asked.append(pretrained) or twin
+        "pri3d.networks.load.build_encoder", lambda name, pretrained, options: asked.append(pretrained) or twin
     )
     asked, twin = [], pretrained
-    assert init_encoder(encoder, "imagenet").coverage == 1
+    assert WeightsSource("imagenet", on_hub=False).fill(encoder).coverage == 1
     assert asked == [True]
     assert equal(encoder, pretrained.state_dict())
 
@@ -310,9 +312,9 @@ def test_init_imagenet_takes_the_librarys_weights(resnet, encoder, monkeypatch):
 def test_init_from_a_run_of_another_network_is_refused(tmp_path):
     save_model(build_unet("resnet34", "slim"), tmp_path / "weights.safetensors", {})
     with pytest.raises(WeightsError, match=r"holds a resnet34.*resnet18.*--encoder resnet34"):
-        init_encoder(build_encoder("resnet18"), str(tmp_path))
+        WeightsSource(str(tmp_path), on_hub=False).fill(build_encoder("resnet18"))
     encoder = build_encoder("resnet34")
-    assert init_encoder(encoder, str(tmp_path)).coverage == 1
+    assert WeightsSource(str(tmp_path), on_hub=False).fill(encoder).coverage == 1
 
 
 def test_timm_weights_that_cannot_be_fetched(monkeypatch):
@@ -321,4 +323,14 @@ def test_timm_weights_that_cannot_be_fetched(monkeypatch):
 
     monkeypatch.setattr("timm.create_model", offline)
     with pytest.raises(WeightsError, match=r"resnet18.*offline"):
-        init_encoder(build_encoder("resnet18"), "timm:resnet18")
+        WeightsSource("timm:resnet18", on_hub=False).fill(build_encoder("resnet18"))
+
+
+def test_other_folders_open_networks_by_their_source_alone():
+    """What reads a U-Net's file or first weights stands in networks; all else asks :class:`WeightsSource`."""
+    package = Path(pri3d.__file__).parent
+    inner = ("load_model", "build_stated_encoder")
+    files = [path for path in package.rglob("*.py") if path.parent.name != "networks"]
+    assert len(files) > 100
+    wrong = [f"{path.relative_to(package)}: {name}" for path in files for name in inner if name in path.read_text()]
+    assert wrong == []

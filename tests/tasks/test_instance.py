@@ -16,8 +16,9 @@ from pri3d.labelled.convert import to_coco
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.networks.detector import SIZES, build_detector
 from pri3d.networks.encoders import build_encoder
+from pri3d.networks.load import WeightsSource
 from pri3d.networks.lora import add_lora
-from pri3d.networks.weights import init_encoder, read_provenance, read_state, save_state
+from pri3d.networks.weights import read_provenance, read_state, save_state
 from pri3d.tasks import evaluating, load_task
 from pri3d.tasks.instance import InstanceRecipe, InstanceTask, average_precision
 
@@ -231,7 +232,7 @@ def test_a_detectors_encoder_starts_another_network(task, tmp_path):
     model = detector(task)
     instance_task(task.class_names, model).save(model, tmp_path / "weights.safetensors", {})
     encoder = build_encoder("test_resnet")
-    report = init_encoder(encoder, str(tmp_path))
+    report = WeightsSource(str(tmp_path), on_hub=False).fill(encoder)
     assert report is not None and report.coverage == 1.0 and not report.missing
     for key, value in model.encoder.state_dict().items():
         assert torch.equal(encoder.state_dict()[key], value)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pri3d.api.options import flag_as_typed
 from pri3d.errors import ConfigError, WeightsError, first_line
 from pri3d.networks.encoders import Encoder, build_encoder
 from pri3d.networks.unet import UNet
@@ -22,7 +23,6 @@ from pri3d.networks.weights import (
     WeightsReport,
     build_stated_encoder,
     holds_encoder_alone,
-    init_encoder,
     load_model,
     load_weights,
     read_provenance,
@@ -155,7 +155,7 @@ class WeightsSource:
         text: scratch, imagenet, timm:NAME, or a run's folder, a weights file, an export, a checkpoint of another
             project; a name on the hub too, but for ``on_hub=False``.
 
-    Raises WeightsError where it names a file that is not there or damaged.
+    Raises WeightsError where it names a file that is not there or damaged, ConfigError for anything else.
     """
 
     path: Path | None  #: of the file or folder; None where weights come from a library, or are new
@@ -165,6 +165,10 @@ class WeightsSource:
         text = Path(text) if isinstance(text, os.PathLike) else text
         self.text = text.as_posix() if isinstance(text, Path) else text
         starts = self.text in STARTS or self.text.startswith("timm:")
+        if not starts and not on_hub and not Path(text).exists():
+            raise ConfigError(
+                f"--weights {self.text!r}: no such file. Choices: scratch, imagenet, timm:NAME, or a weights file"
+            )
         self.path = None if starts else (_find(text) if on_hub else Path(text))
         self.record = {} if self.path is None else read_provenance(self.path)
 
@@ -180,21 +184,61 @@ class WeightsSource:
         return bool(self.record) and is_unet and any(key.startswith("decoder.") for key in self.state)
 
     def fill(self, encoder: Encoder, unet: UNet | None = None) -> WeightsReport | None:
-        """Give an encoder its first weights, or where ``unet`` is given and the source holds one the whole of it.
+        """Give an encoder its first weights, in place (paper, "Stage I: Pri3D encoder initialization").
 
-        ``encoder`` is that of ``unet``. Returns what was loaded, None for scratch. Raises ConfigError or WeightsError.
+        Where ``unet``, the network around it, is given and the source holds one, the whole of it gets them. Returns
+        what was loaded, None for scratch. Raises ConfigError for a model that timm does not have, WeightsError where
+        the weights cannot be had, are of another encoder or do not fit.
         """
-        if unet is not None and self.path is not None and not self.record:
+        if self.text == "scratch":
+            return None
+        if self.path is None:
+            return self._fill_from_library(encoder)
+        if self.record:
+            self._refuse_another(encoder)
+        elif unet is not None:
             from pri3d.networks.published import WRAPPERS, load_published  # noqa: PLC0415 (loads without 3D)
 
             if any(WRAPPERS.sub("", key).startswith("decoder.") for key in self.state):
                 return load_published(unet, self.path)
-        if not self.record:
-            return init_encoder(encoder, self.text)
         if unet is not None and self.holds_unet:
             whole = {key: value for key, value in self.state.items() if not key.startswith("classifier.")}
             return load_weights(unet, whole, minimum=1.0)
-        return load_weights(encoder, self.state, prefix=None if holds_encoder_alone(self.state) else "encoder.")
+        prefix = "encoder." if self.record and not holds_encoder_alone(self.state) else None
+        return load_weights(encoder, self.path, prefix=prefix)
+
+    def _fill_from_library(self, encoder: Encoder) -> WeightsReport:
+        """Fill it from the encoder's own library, or a model of timm with its names. Raises as :meth:`fill`."""
+        if self.text == "imagenet":
+            library = build_encoder(encoder.name, True, encoder.built_with)
+            return load_weights(encoder, library.state_dict(), minimum=1.0)
+        import timm  # noqa: PLC0415 (weights are read where there is none)
+
+        name = self.text.removeprefix("timm:")
+        if not timm.is_model(name):
+            raise ConfigError(f"--weights timm:{name}: timm has no such model; see timm.list_models(pretrained=True)")
+        try:
+            state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
+        except (OSError, RuntimeError) as error:
+            raise WeightsError(f"the weights of timm's {name} cannot be fetched: {first_line(error)}") from error
+        return load_weights(encoder, state)
+
+    def _refuse_another(self, encoder: Encoder) -> None:
+        """Refuse an encoder that is not the one of the file's record. Raises WeightsError."""
+        made_for, options = self.record.get("encoder"), self.record.get("encoder_options", {})
+        if made_for not in (None, encoder.name):
+            raise WeightsError(
+                f"{self.path} holds a {made_for}, the run asks for {encoder.name}: pass --encoder {made_for}"
+            )
+        if made_for is not None and options != encoder.built_with:
+            flags = " ".join(f"{flag_as_typed(key, encoder.name)} {value}" for key, value in dict(options).items())
+            raise WeightsError(f"{self.path} holds a {made_for} that was built with {options}: pass {flags}")
+
+    def unet(self) -> UNet:
+        """Build the U-Net of a pre-training run, on the CPU in eval mode. Raises WeightsError where it is another."""
+        if self.path is None:
+            raise WeightsError(f"{self.text} is no U-Net: give a run folder or a weights file")
+        return load_model(self.path)[0]
 
     def features(
         self, part: Part | None = None, level: Level = None, encoder: str | None = None, seed: int = 0
@@ -213,7 +257,7 @@ class WeightsSource:
             network = self.record.get("network", "unet")
             if network != "unet":
                 raise WeightsError(f"{self.path} holds a {network}, no U-Net: load its encoder with part='encoder'")
-            return FeatureNet(load_model(self.path)[0], self.record, level).eval()
+            return FeatureNet(self.unet(), self.record, level).eval()
         built = build_stated_encoder(self.path, self.record)
         prefix = None if holds_encoder_alone(self.state) else "encoder."
         load_weights(built, self.path, prefix=prefix, minimum=1.0)
@@ -229,7 +273,7 @@ class WeightsSource:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             built = build_encoder(name)
-        init_encoder(built, self.text)
+        self.fill(built)
         return built
 
 

@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pri3d import __version__
-from pri3d.api.options import flag_as_typed
 from pri3d.errors import ConfigError, WeightsError, first_line
 from pri3d.files.atomic import replacing
 from pri3d.networks.encoders import Encoder, build_encoder
@@ -112,47 +111,6 @@ def load_weights(
         )
     module.load_state_dict(taken, strict=False)
     return report
-
-
-def init_encoder(encoder: Encoder, init: str) -> WeightsReport | None:
-    """Give an encoder its first weights, in place (paper, "Stage I: Pri3D encoder initialization").
-
-    ``init`` is ``scratch`` (leaves it as built, returns None), ``imagenet`` (the library's weights), ``timm:NAME``
-    (weights of a timm model), or a file or run folder. Raises ConfigError for anything else, WeightsError where the
-    weights cannot be had or do not fit.
-    """
-    if init == "scratch":
-        return None
-    if init == "imagenet":
-        return load_weights(encoder, build_encoder(encoder.name, True, encoder.built_with).state_dict(), minimum=1.0)
-    if init.startswith("timm:"):
-        import timm  # noqa: PLC0415 (weights are read where there is none)
-
-        name = init.removeprefix("timm:")
-        if not timm.is_model(name):
-            raise ConfigError(f"--weights timm:{name}: timm has no such model; see timm.list_models(pretrained=True)")
-        try:
-            state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
-        except (OSError, RuntimeError) as error:
-            raise WeightsError(f"the weights of timm's {name} cannot be fetched: {first_line(error)}") from error
-        return load_weights(encoder, state)
-    check_init(init)
-    path = Path(init)
-    record = read_provenance(path)
-    made_for, options = record.get("encoder"), record.get("encoder_options", {})
-    if made_for is not None and made_for != encoder.name:
-        raise WeightsError(f"{path} holds a {made_for}, the run asks for {encoder.name}: pass --encoder {made_for}")
-    if made_for is not None and options != encoder.built_with:
-        flags = " ".join(f"{flag_as_typed(key, encoder.name)} {value}" for key, value in options.items())
-        raise WeightsError(f"{path} holds a {made_for} that was built with {options}: pass {flags}")
-    return load_weights(encoder, path)
-
-
-def check_init(init: str) -> None:
-    """Refuse what ``--weights`` cannot be, before a network is built. Raises ConfigError with the choices."""
-    if init in {"scratch", "imagenet"} or init.startswith("timm:") or Path(init).exists():
-        return
-    raise ConfigError(f"--weights {init!r}: no such file. Choices: scratch, imagenet, timm:NAME, or a weights file")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

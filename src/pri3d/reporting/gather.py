@@ -17,7 +17,7 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.matching import match_pixels
 from pri3d.geometry.resize import parse_size
 from pri3d.labelled import LabelledImages
-from pri3d.networks.weights import load_model
+from pri3d.networks.load import WeightsSource
 from pri3d.reporting.cutaway import Chunk, up_direction
 from pri3d.reporting.figures import MatchedPair, PredictedFrame
 from pri3d.reporting.sources import Missing, RunFolder, Runs, has_pairs
@@ -119,7 +119,7 @@ def network_files(runs: Sequence[RunFolder]) -> dict[str, Path] | Missing:
 @torch.no_grad()
 def feature_maps(images: Tensor, files: Mapping[str, Path]) -> dict[str, Tensor]:
     """Maps (K, C, h, w) of images (K, 3, H, W) by the network in each file, by the same names."""
-    return {name: load_model(file)[0](images).float() for name, file in files.items()}
+    return {name: WeightsSource(file).unet()(images).float() for name, file in files.items()}
 
 
 def spread_rows(count: int, most: int) -> list[int]:

@@ -22,7 +22,7 @@ from pri3d.geometry.matching import cell_pixels, cell_points, match_pixels
 from pri3d.geometry.resize import parse_size, resize_color
 from pri3d.labelled import LabelledImages
 from pri3d.labelled.prepared import PreparedImages
-from pri3d.networks.weights import load_model
+from pri3d.networks.load import WeightsSource
 from pri3d.reporting.cutaway import up_direction
 from pri3d.reporting.figures import pca_colors, spread
 from pri3d.reporting.gather import match_distance, spread_rows, typical_pairs
@@ -134,7 +134,7 @@ def _show_pretraining(run: RunFolder, data: Path | None, scene: str | None, fram
     found = there(pairs_of(run, data, scene))
     store, paths = Store(found.folder), RunPaths(run.path)
     files = {"before": paths.initial, "after": paths.weights}
-    networks = {name: load_model(file)[0] for name, file in files.items() if file.is_file()}
+    networks = {name: WeightsSource(file).unet() for name, file in files.items() if file.is_file()}
     shown = _show_scene(store, scene, frames, pairs, f"Run {run.name}", run.settings, networks)
     shown.notes.extend(
         f"{run.name} has no {file.name}: no features {name}." for name, file in files.items() if name not in networks

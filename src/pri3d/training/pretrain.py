@@ -21,8 +21,9 @@ from pri3d.data.mixture import Mixture, Named, parse_mixture
 from pri3d.data.pairs import collate
 from pri3d.errors import ConfigError, DataError, Problems
 from pri3d.networks.encoders import build_encoder
+from pri3d.networks.load import WeightsSource
 from pri3d.networks.unet import UNet
-from pri3d.networks.weights import check_init, init_encoder, save_model
+from pri3d.networks.weights import save_model
 from pri3d.recordings import detect, find_reader, open_recording
 from pri3d.recordings._shared.text import clean_id
 from pri3d.runs import Run, RunPaths
@@ -149,9 +150,9 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
         encoder = build_encoder(settings.encoder, options=settings.of_encoder)
         unet = UNet(encoder, settings.unet.decoder, settings.unet.channels)
     with problems.collect():
-        check_init(settings.weights)
+        source = WeightsSource(settings.weights, on_hub=False)
         if unet is not None:
-            init_encoder(unet.encoder, settings.weights)
+            source.fill(unet.encoder)
             module = PretrainModule(settings, synchronised(unet, settings, options.launch))
     problems.refuse()
     layers = "-".join(Path(layer).stem for layer in call.preset.split(","))
