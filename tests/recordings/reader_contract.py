@@ -19,7 +19,7 @@ from PIL import Image
 from sample_frames import HEIGHT, WIDTH, Sample
 from samples import SAMPLES
 
-from pri3d.errors import FrameError
+from pri3d.errors import DataError, FrameError
 from pri3d.recordings import load_reader
 from pri3d.testing import ReaderContract
 from pri3d.testing.reader import check_frame, mutations
@@ -28,6 +28,7 @@ from pri3d.testing.reader import check_frame, mutations
 class RecordingContract(ReaderContract):
     """Inherit and name the reader; for formats whose frames are not files of their own."""
 
+    written: ClassVar[Sample]  #: the recording
     layout: ClassVar[str] = ""  #: one of the reader's layouts: its sample is called name-layout
 
     @property
@@ -40,7 +41,8 @@ class RecordingContract(ReaderContract):
         return {name: write(folder / name) for name, write in SAMPLES.items()}
 
     @pytest.fixture(scope="class")
-    def recording(self, samples: dict[str, Sample]) -> Path:
+    def recording(self, request: pytest.FixtureRequest, samples: dict[str, Sample]) -> Path:
+        request.cls.written = samples[self.sample_name]
         return samples[self.sample_name].root
 
     @pytest.fixture
@@ -59,17 +61,10 @@ class RecordingContract(ReaderContract):
 class FilesContract(RecordingContract):
     """Inherit and name the reader; for formats with a file for each of a frame's colour, depth and pose."""
 
-    @pytest.mark.parametrize("part", ["color", "depth", "pose"])
-    def test_missing_or_truncated_part_names_the_file(self, sample: Sample, part: str) -> None:
-        path: Path = getattr(sample, part)
-        scene = self.open(sample.root).scenes()[0]
-        path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 5])
-        with pytest.raises(FrameError, match=re.escape(str(path))):
-            scene.frame(0)
-        path.unlink()
-        with pytest.raises(FrameError, match=re.escape(str(path))):
-            scene.frame(0)
-        check_frame(scene.frame(1))
+    parts = ("color", "depth", "pose")
+
+    def file_of(self, recording: Path, part: str) -> Path:
+        return Path(getattr(self.written, part))
 
     @pytest.mark.parametrize(
         ("pose", "reason"),
@@ -99,17 +94,28 @@ class FilesContract(RecordingContract):
         with pytest.raises(FrameError, match="200x9"):
             self.open(sample.root).scenes()[0].frame(0)
 
-    @pytest.mark.parametrize("part", ["color", "depth", "pose"])
-    def test_damaged_bytes_give_a_frame_or_a_frame_error(self, sample: Sample, part: str) -> None:
-        path: Path = getattr(sample, part)
+
+class ImageContract(FilesContract):
+    """Inherit and name the reader; for formats whose poses stand in one common file, which is ``sample.pose``."""
+
+    parts = ("color", "depth")
+    test_bad_pose_is_refused = None  # the poses are not one matrix a file
+
+    def test_missing_poses(self, sample: Sample) -> None:
         scene = self.open(sample.root).scenes()[0]
-        refused = 0
-        versions = mutations(path.read_bytes(), np.random.default_rng(len(part)), count=80)
+        sample.pose.unlink()
+        with pytest.raises(DataError, match=re.escape(sample.pose.suffix)):
+            len(scene.names)
+
+    def test_damaged_poses_give_frames_or_a_typed_error(self, sample: Sample) -> None:
+        root, refused = sample.root, 0
+        versions = mutations(sample.pose.read_bytes(), np.random.default_rng(5), count=150)
+        reader = self.open(root)
         for version in versions:
-            path.write_bytes(version)
+            sample.pose.write_bytes(version)
             try:
-                check_frame(scene.frame(0))
-            except FrameError as error:
-                assert str(path) in str(error)
+                check_frame(reader.scenes()[0].frame(0))
+            except DataError as error:
+                assert str(root) in str(error)
                 refused += 1
         assert refused >= 8, "at least the truncated ones"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from image_contract import ImageContract
 from PIL import Image
+from reader_contract import ImageContract
 from sample_frames import FRAMES, rendered
 
 from pri3d.errors import DataError, FrameError

@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from image_contract import ImageContract
+from reader_contract import ImageContract
 from sample_frames import FRAMES, HEIGHT, rendered
 from samples_desk import write_matterport3d
 

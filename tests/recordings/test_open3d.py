@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from image_contract import ImageContract
 from PIL import Image
+from reader_contract import ImageContract
 from sample_frames import FRAMES, HEIGHT, WIDTH, rendered
 from samples_desk import open3d_camera, write_open3d
 

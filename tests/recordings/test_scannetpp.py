@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_contract import ImageContract
 from PIL import Image
+from reader_contract import ImageContract
 from sample_frames import FRAMES, HEIGHT, WIDTH, rendered
 from samples_desk import write_scannetpp
 

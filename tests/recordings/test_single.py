@@ -22,7 +22,7 @@ from pri3d.testing.reader import check_frame, mutations
 class UnposedContract(RecordingContract):
     """Colour, depth and cameras as everywhere; the poses are none."""
 
-    parts: tuple[str, ...] = ("color", "depth")
+    damaged: tuple[str, ...] = ("color", "depth")
 
     def test_frames_are_the_ones_rendered(self, samples: dict[str, Sample]) -> None:
         scene = self.open(samples[self.sample_name].root).scenes()[0]
@@ -38,7 +38,7 @@ class UnposedContract(RecordingContract):
             assert np.abs(frame.color.astype(int) - truth.color).mean() < 6
 
     def test_missing_or_truncated_part_names_the_file(self, sample: Sample) -> None:
-        for part in self.parts:
+        for part in self.damaged:
             path: Path = getattr(sample, part)
             scene = self.open(sample.root).scenes()[0]
             list(scene.names)
@@ -53,7 +53,7 @@ class UnposedContract(RecordingContract):
             path.write_bytes(whole)
 
     def test_damaged_bytes_give_a_frame_or_a_frame_error(self, sample: Sample) -> None:
-        for part in self.parts:
+        for part in self.damaged:
             path: Path = getattr(sample, part)
             scene = self.open(sample.root).scenes()[0]
             list(scene.names)
@@ -218,7 +218,7 @@ class TestSunRgbd(UnposedContract):
 
 
 class TestImages(UnposedContract):
-    name, parts = "images", ("color",)
+    name, damaged = "images", ("color",)
 
     def test_detects_its_own_layout_alone(self, samples: dict[str, Sample], tmp_path: Path) -> None:
         """Where no other reader knows the layout."""

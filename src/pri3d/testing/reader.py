@@ -7,12 +7,16 @@ A new one inherits all checks with its name and a method that writes a recording
 
         def write(self, folder: Path, frames: list[Frame]) -> Path:
             ...
+
+Where a frame's colour, depth or pose is a file of its own, ``parts`` and ``file_of`` say which: that each is named
+where it is damaged is checked, too.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator
 from copy import copy
 from functools import cache
 from pathlib import Path
@@ -83,10 +87,16 @@ class ReaderContract:
 
     name: ClassVar[str]
     atol: ClassVar[float] = 1e-8  #: of poses; 1e-5 where the format has float32
+    units: ClassVar[int] = 1000  #: of a metre in the files of depth
+    parts: ClassVar[tuple[str, ...]] = ()  #: what of a frame is a file of its own: of color, depth and pose
 
     def write(self, folder: Path, frames: list[Frame]) -> Path:
         """Write a recording of one scene with these frames into an empty folder; return its folder, or its file."""
         raise NotImplementedError(f"{type(self).__name__}: write a recording of the given frames into the folder.")
+
+    def file_of(self, recording: Path, part: str) -> Path:
+        """File of the first scene's first frame that holds one of :attr:`parts`."""
+        raise NotImplementedError(f"{type(self).__name__}: return the file of the first frame's {part} in {recording}.")
 
     @pytest.fixture(scope="class")
     def recording(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -154,7 +164,7 @@ class ReaderContract:
     def test_given_cameras_win(self, recording: Path, tmp_path: Path) -> None:
         """``--cameras`` goes before what the format says, and its depth_scale before the format's millimetres."""
         cameras = tmp_path / "mine.yaml"
-        cameras.write_text("color: {fx: 40, fy: 41, cx: 24, cy: 18}\ndepth_scale: 0.002\n")
+        cameras.write_text(f"color: {{fx: 40, fy: 41, cx: 24, cy: 18}}\ndepth_scale: {2 / self.units}\n")
         frame = open_recording(recording, self.name, cameras).scenes()[0].frame(0)
         assert tuple(frame.color_camera) == (WIDTH, HEIGHT, 40, 41, 24, 18)
         np.testing.assert_allclose(frame.depth, 2 * rendered()[0].depth, atol=2e-3)
@@ -167,6 +177,40 @@ class ReaderContract:
         cameras.write_text("colour: {fx: 40, fy: 41, cx: 24, cy: 18}\n")
         with pytest.raises(ConfigError, match=r"colour.*Known keys: color"):
             open_recording(recording, self.name, cameras).scenes()
+
+    def test_a_missing_or_truncated_file_is_named(self, recording: Path, tmp_path: Path) -> None:
+        """By the error of its frame alone: the next one is read."""
+        for _, path, root in self._copies(recording, tmp_path):
+            scene = self.open(root).scenes()[0]
+            path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 5])
+            with pytest.raises(FrameError, match=re.escape(str(path))):
+                scene.frame(0)
+            path.unlink()
+            with pytest.raises(FrameError, match=re.escape(str(path))):
+                scene.frame(0)
+            check_frame(scene.frame(1))
+
+    def test_damaged_bytes_of_a_file_give_a_frame_or_name_it(self, recording: Path, tmp_path: Path) -> None:
+        """Truncated versions, at the least, are refused."""
+        for part, path, root in self._copies(recording, tmp_path):
+            scene, refused = self.open(root).scenes()[0], 0
+            for version in mutations(path.read_bytes(), np.random.default_rng(len(part)), count=80):
+                path.write_bytes(version)
+                try:
+                    check_frame(scene.frame(0))
+                except FrameError as error:
+                    assert str(path) in str(error)
+                    refused += 1
+            assert refused >= 8, part
+
+    def _copies(self, recording: Path, tmp_path: Path) -> Iterator[tuple[str, Path, Path]]:
+        """Each part, its file in a copy of the recording, and the folder of that copy."""
+        if not self.parts:
+            pytest.skip("no part of a frame is a file of its own")
+        for part in self.parts:
+            root = tmp_path / part / recording.name
+            shutil.copytree(recording, root)
+            yield part, root / self.file_of(recording, part).relative_to(recording), root
 
     def test_damaged_files_give_frames_or_a_typed_error(self, recording: Path, tmp_path: Path) -> None:
         """Each file missing, truncated or with changed bytes: what is read is sound, or DataError or ConfigError."""
