@@ -46,7 +46,7 @@ def make_store(
     workers: int = 1,
     **options: Any,
 ) -> Path:
-    """Rooms and their prepared store in an empty folder; ``options`` go to `prepare`."""
+    """Rooms and their prepared dataset in an empty folder; ``options`` go to `prepare`."""
     rooms(folder / "raw", rooms=count, frames=frames, size=size, labels=False, processes=workers)
     prepare([folder / "raw"], folder / "store", size=size, voxel=voxel, processes=workers, **options)
     return folder / "store"

@@ -1,4 +1,4 @@
-"""Loading pairs from a prepared store against loading them from plain files, by the clock, one worker each.
+"""Loading pairs from a prepared dataset against loading them from plain files, by the clock, one worker each.
 
     OMP_NUM_THREADS=1 python -m benchmarks.plain [RECORDING]
 
@@ -182,7 +182,7 @@ def compare(raw: Path, store: Path, voxel: float, rounds: int, batches: tuple[in
             median(b for _, b in rates),
             None,
         ),
-        ("  pairs/s of the prepared store", median(a for a, _ in rates), None),
+        ("  pairs/s of the prepared dataset", median(a for a, _ in rates), None),
         ("  times faster by the clock, one worker each, median", median(ratios), ">= 4"),
         ("  times faster, all rounds", f"{min(ratios):.2f} to {max(ratios):.2f}", None),
     ]
@@ -197,7 +197,7 @@ def sizes(raw: Path, store: Path) -> list[Row]:
         ("kB a frame, plain images and poses", kilobytes(images, count), None),
         ("  and its share of the scene's cloud", kilobytes(raw.glob(f"*/cloud-{min(VOXELS)}.pth"), count), None),
         (
-            "kB a frame of the prepared store, images and poses",
+            "kB a frame of the prepared dataset, images and poses",
             kilobytes(store.glob("scenes/*/frames.*"), kept),
             "<= 100",
         ),

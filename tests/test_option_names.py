@@ -13,13 +13,24 @@ from test_docs import PAGES, ROOT, own_flags, table
 
 def test_no_page_names_an_option_that_no_command_has() -> None:
     """A flag in prose; those of other programs are listed here."""
-    slurm = {"--gpus-per-task", "--gres", "--ntasks", "--ntasks-per-node", "--open-mode", "--requeue", "--signal"}
-    benchmarks = {"--fresh", "--encoders", "--scenes", "--rounds"}
+    slurm = {
+        "--gpus-per-task",
+        "--gres",
+        "--ntasks",
+        "--ntasks-per-node",
+        "--open-mode",
+        "--requeue",
+        "--signal",
+        "--test-only",
+    }
+    benchmarks = {"--fresh", "--encoders", "--scenes", "--rounds", "--kept", "--books"}
     foreign = {
         "--help",
         "--version",
         "--run-path",
         "--min_overlap",
+        "--stesp",  # misspelt on purpose, to see how fast that is said
+        "--nthreads",  # of dask
         *slurm,
         *benchmarks,
     }
@@ -31,9 +42,10 @@ def test_no_page_names_an_option_that_no_command_has() -> None:
         prose = page.read_text()
         if page.name == "troubleshooting.md":
             prose = prose.partition("## From version 0.1")[0]
-        for name in re.findall(r"`(--[a-z][\w.-]*)", prose):
-            if name not in known | foreign:
-                wrong.add(f"{page.name}: {name}")
+        for span in re.findall(r"`([^`\n]+)`", prose):
+            for name in re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", span):
+                if name not in known | foreign:
+                    wrong.add(f"{page.name}: {name}")
     assert sorted(wrong) == [], sorted(wrong)
 
 
@@ -52,6 +64,12 @@ def test_messages_name_flags_that_exist() -> None:
         if name not in known | slurm and path.name != "cli.py"
     }
     assert sorted(wrong) == []
+
+
+def test_pages_and_messages_say_prepared_dataset() -> None:
+    """The folder that ``pri3d prepare`` writes has one name; ``store`` is that of its class."""
+    files = [*PAGES, *(ROOT / "src").rglob("*.py")]
+    assert [path.name for path in files if re.search(r"prepared\s+store\b", path.read_text(), re.IGNORECASE)] == []
 
 
 def test_the_former_names_are_listed() -> None:

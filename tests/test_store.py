@@ -1,4 +1,4 @@
-"""The prepared store: round trips, every kind of damage, and nothing half-written."""
+"""The prepared dataset: round trips, every kind of damage, and nothing half-written."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_wrong_requests_are_explained(root: Path) -> None:
 
 
 def test_incomplete_stores_are_refused(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    with pytest.raises(DataError, match="not a prepared store"):
+    with pytest.raises(DataError, match="not a prepared dataset"):
         Store(tmp_path_factory.mktemp("empty"))
     manifest = json.loads((root / "dataset.json").read_text())
     (root / "scenes" / "b" / "surface.npz").unlink()

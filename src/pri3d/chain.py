@@ -127,7 +127,7 @@ def _train(
 
 
 def _data(out: Path, seed: int, workers: int, say: Callable[[str], None]) -> dict[str, Path]:
-    """Render and prepare the three parts: name -> prepared store."""
+    """Render and prepare the three parts: name -> prepared dataset."""
     stores = {}
     for name, (first, count, frames) in PARTS.items():
         say(f"rendering and preparing {count} rooms for {name}")

@@ -11,7 +11,7 @@ class Pri3DError(Exception):
 
 
 class DataError(Pri3DError):
-    """A recording, prepared store or image is missing, damaged or inconsistent."""
+    """A recording, prepared dataset or image is missing, damaged or inconsistent."""
 
 
 class FrameError(DataError):

@@ -192,14 +192,14 @@ class Store(Output):
     """Read side of a prepared folder."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open the folder. Raises DataError where it is no prepared store, unfinished or damaged."""
+        """Open the folder. Raises DataError where it is no prepared dataset, unfinished or damaged."""
         super().__init__(path)
         self.manifest = read_manifest(self.path)
         if self.manifest["state"] != "finished":
             raise DataError(f"{self.path}: its preparation has not finished. Run the same `pri3d prepare` again.")
         for file in (scene_folder(self.path, scene) / name for scene in self.scenes for name in _SCENE_FILES):
             if not file.is_file():
-                raise DataError(f"{file}: missing from the prepared store. {_again(file)}")
+                raise DataError(f"{file}: missing from the prepared dataset. {_again(file)}")
         self._cache: dict[str, SceneStore] = {}
 
     def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
@@ -356,7 +356,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
     """Return the manifest. Raises DataError where there is none or it is of another kind or format."""
     path = root / MANIFEST
     if not path.is_file():
-        raise DataError(f"{root}: not a prepared store (no {MANIFEST}). Make one: pri3d prepare RECORDING {root}")
+        raise DataError(f"{root}: not a prepared dataset (no {MANIFEST}). Make one: pri3d prepare RECORDING {root}")
     manifest = _read_json(path)
     if manifest.get("format") != FORMAT:
         found = manifest.get("format")

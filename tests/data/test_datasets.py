@@ -159,7 +159,7 @@ def test_frames_without_a_label_play_no_part(tmp_path: Path) -> None:
 def test_a_store_without_labels_and_one_without_names_say_what_to_do(tmp_path: Path) -> None:
     for name, classes in (("bare", None), ("named", ["wall"])):
         store = small_store(tmp_path / name, {"a": [False, False]}, classes)
-        with pytest.raises(DataError, match=f"{name}: this store has no labels. Prepare a recording"):
+        with pytest.raises(DataError, match=f"{name}: has no labels. Prepare a recording"):
             PreparedImages(store, "all")
     store = small_store(tmp_path / "nameless", {"a": [False, True]}, None)
     with pytest.raises(DataError, match=r"nameless: its classes have no names: put classes\.txt beside the scenes"):

@@ -1,4 +1,4 @@
-"""Labelled frames of a prepared store."""
+"""Labelled frames of a prepared dataset."""
 
 from __future__ import annotations
 

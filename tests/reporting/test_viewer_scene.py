@@ -219,7 +219,7 @@ def test_objects_of_images_without_a_scene(runs, tmp_path, monkeypatch):
     assert (inside != 90).any()
     np.testing.assert_array_equal(predicted[truth.shape[0] // 2, truth.shape[1] // 3], inside)  # the sure one alone
     assert len(shown.points) == len(shown.path) == len(shown.pairs) == 0
-    with pytest.raises(DataError, match="no prepared store"):
+    with pytest.raises(DataError, match="no prepared dataset"):
         show(run, None, "room-0000", 5, 3)
 
 
@@ -254,12 +254,12 @@ def broken(runs, tmp_path: Path, what: str) -> tuple[Path, Path | None, str | No
     [
         ("scene", "no scene 'kitchen'. It has room-0000, room-0001"),
         ("nothing", "absent: no such folder"),
-        ("neither", "neither a prepared store .* nor a run"),
+        ("neither", "neither a prepared dataset .* nor a run"),
         ("moved", "gone, which run was trained on, is not found.*--data"),
         ("untold", "does not say what it was trained on.*--data"),
         ("untold images", "does not say what it was trained on.*--data"),
         ("moved images", "gone, which run was trained on, is not found.*--data"),
-        ("no store", "no store with pairs in .*--data"),
+        ("no store", "no prepared dataset with pairs in .*--data"),
         ("scene of a run", "no scene 'room-0000'"),
         ("damaged", "config.yaml: not the settings of a run"),
         ("list", "config.yaml: not the settings of a run"),

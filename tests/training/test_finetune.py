@@ -230,7 +230,7 @@ def test_several_values_are_compared(rooms_store: Path, tmp_path: Path, capsys: 
 
 
 def test_a_comparison_is_checked_before_its_first_run(rooms_store: Path, tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match=r"none\.safetensors"):
+    with pytest.raises(ConfigError, match=r"none\.safetensors"):
         run_small(rooms_store, tmp_path / "runs", weights=f"scratch,{tmp_path / 'none.safetensors'}")
     for options, word in (
         ({"seed": "0,x"}, "--seed 0,x"),

@@ -136,7 +136,7 @@ def test_neither_store_nor_recording_names_both(tmp_path: Path, capsys: pytest.C
     ):
         run_small(tmp_path / "absent", tmp_path / "run")
     assert main(["pretrain", str(tmp_path / "notes")]) == 1
-    assert capsys.readouterr().err.startswith("error: neither a prepared store")
+    assert capsys.readouterr().err.startswith("error: neither a prepared dataset")
 
 
 def test_a_recording_of_two_formats_says_how_to_go_on(recording: Path, tmp_path: Path) -> None:
@@ -252,5 +252,5 @@ class TestOtherProcesses:
 def test_two_processes_train_on_a_recording(recording: Path, cache: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {**SMALLER, "encoder": "resnet18"}
     output = finish(start(recording, tmp_path / "run", 2, {"PRI3D_CACHE": str(cache)}, **options))
-    assert output.count("a recording; its prepared store is") == 1
+    assert output.count("a recording; its prepared dataset is") == 1
     assert RunPaths(tmp_path / "run").weights.exists()

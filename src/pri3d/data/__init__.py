@@ -1,1 +1,1 @@
-"""Prepared store -> batches: pairs and labelled images, colour augmentation, a sampler that can resume."""
+"""Prepared dataset -> batches: pairs and labelled images, colour augmentation, a sampler that can resume."""

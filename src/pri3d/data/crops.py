@@ -1,6 +1,6 @@
 """Single images -> two random crops each, for instance discrimination (MoCo v2, Chen et al. 2020).
 
-A source is anything with a length and ``read``: frames of a prepared store, a folder of images, or one's own.
+A source is anything with a length and ``read``: frames of a prepared dataset, a folder of images, or one's own.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def frame_table(store: Store) -> PairTable:
 
 
 class PairFrames:
-    """First frames of pairs of a prepared store: one in many pairs comes as often (reference: the released code).
+    """First frames of pairs of a prepared dataset: one in many pairs comes as often (reference: the released code).
 
     Args:
-        folder: the prepared store; of one without pairs, frames stand for themselves.
+        folder: the prepared dataset; of one without pairs, frames stand for themselves.
         rows: rows of its :func:`crop_table`.
     """
 
@@ -141,7 +141,7 @@ class CropDataset(Dataset[CropItem]):
         self.sizes = tuple(len(source) for source in self.sources)
         self._ends = list(accumulate(self.sizes))
         if not self.sources:
-            raise ConfigError("crops of no source: give frames of a prepared store, a folder of images, or both.")
+            raise ConfigError("crops of no source: give frames of a prepared dataset, a folder of images, or both.")
         _check(self.recipe)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Several prepared stores to learn from at once, each with its weight: ``out/kitchen:1 out/rooms:0.5``."""
+"""Several prepared datasets to learn from at once, each with its weight: ``out/kitchen:1 out/rooms:0.5``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def parse_mixture(data: Path | Sequence[Path]) -> list[Named]:
     """
     words = [data] if isinstance(data, str | Path) else list(data)
     if not words:
-        raise ConfigError("no data given: name a prepared store, or several.")
+        raise ConfigError("no data given: name a prepared dataset, or several.")
     problems = Problems()
     named: list[Named] = []
     for word in words:
@@ -64,7 +64,7 @@ def parse_mixture(data: Path | Sequence[Path]) -> list[Named]:
 
 
 class Mixture:
-    """Prepared stores and how often each is drawn from. Of a single one the weight says nothing."""
+    """Prepared datasets and how often each is drawn from. Of a single one the weight says nothing."""
 
     def __init__(self, named: Sequence[Named]) -> None:
         """Open every store. Raises ConfigError or DataError naming every one that cannot be used."""

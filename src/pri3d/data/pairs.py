@@ -50,7 +50,7 @@ def split_pairs(
     Raises ConfigError outside 0..0.9.
     """
     if not 0 <= holdout <= 0.9:
-        raise ConfigError(f"holdout = {holdout}: give a share of the frames between 0 and 0.9.")
+        raise ConfigError(f"holdout = {holdout}: give a fraction of the frames between 0 and 0.9.")
     table = table or store.pairs()
     if holdout == 0:
         return np.arange(len(table.i)), np.empty(0, np.int64)
@@ -65,10 +65,10 @@ def split_pairs(
 
 
 class PairDataset(Dataset[PairItem]):
-    """Items of a prepared store's pair table, resized, augmented, with the chunk each frame sees.
+    """Items of a prepared dataset's pair table, resized, augmented, with the chunk each frame sees.
 
     Args:
-        folder: the prepared store.
+        folder: the prepared dataset.
         rows: rows of the pair table to use.
         size: (width, height) of the images.
         seed: of the run; with the draw it fixes augmentation and point choice.
@@ -225,6 +225,6 @@ def check_unit(store: Store) -> None:
     if unknown:
         raise ConfigError(
             f"{store.path}: the unit of {len(unknown)} scenes is not known ({', '.join(unknown[:3])}), so that a "
-            "distance in metres means nothing. Match by shares of the depth: --matching.match relative "
+            "distance in metres means nothing. Match relative to the depth: --matching.match relative "
             "--matching.distance 0.02."
         )

@@ -119,7 +119,7 @@ class LabelledImages(ABC):
     def subset(self, fraction: float) -> list[int]:
         """Rows of a nested share of the images, ascending: 0.2 holds all of 0.1. The same for every seed of a run."""
         if not 0 < fraction <= 1:
-            raise ConfigError(f"--fraction {fraction}: give a share of the labelled images between 0 and 1.")
+            raise ConfigError(f"--fraction {fraction}: give a fraction of the labelled images between 0 and 1.")
         # The subset is part of the protocol, not of the run: its order has a seed of its own.
         order = np.random.default_rng(0).permutation(len(self.names))
         return sorted(order[: max(1, round(fraction * len(order)))].tolist())

@@ -1,4 +1,4 @@
-"""Labelled frames of a prepared store."""
+"""Labelled frames of a prepared dataset."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class PreparedImages(LabelledImages):
     store has no labels or no names for them.
     """
 
-    looks_for: ClassVar[str] = f"a folder with {MANIFEST} (a prepared store)"
+    looks_for: ClassVar[str] = f"a folder with {MANIFEST} (a prepared dataset)"
 
     def __init__(self, path: Path, split: Split, labels: str | None = None) -> None:
         self.path = path
         self.store = Store(path)
         rows = [(scene, row) for scene in self.store.scenes for row in _labelled(self.store.scene(scene))]
         if not rows:
-            raise DataError(f"{path}: this store has no labels. Prepare a recording that has a label folder.")
+            raise DataError(f"{path}: has no labels. Prepare a recording that has a label folder.")
         self.space = None if labels is None else load_space(labels)
         names = self.space.names if self.space else self.store.class_names
         if not names:
@@ -46,7 +46,7 @@ class PreparedImages(LabelledImages):
 
     @classmethod
     def detect(cls, path: Path) -> bool:
-        """Whether it is a prepared store."""
+        """Whether it is a prepared dataset."""
         return (path / MANIFEST).is_file()
 
     @classmethod
@@ -65,7 +65,7 @@ class PreparedImages(LabelledImages):
         scene, row = self._rows[k]
         label = self.store.scene(scene).label(row)
         if label is None:
-            raise DataError(f"{self.path}: frame {self.names[k]} lost its label. Restore the store.")
+            raise DataError(f"{self.path}: frame {self.names[k]} lost its label. Restore the prepared dataset.")
         what = f"{self.path}: frame {self.names[k]}"
         if self.space is not None:
             return self.space.apply(label, what)

@@ -226,12 +226,13 @@ class WeightsSource:
     def _refuse_another(self, encoder: Encoder) -> None:
         """Refuse an encoder that is not the one of the file's record. Raises WeightsError."""
         made_for, options = self.record.get("encoder"), self.record.get("encoder_options", {})
+        options = options if isinstance(options, Mapping) else {}
         if made_for not in (None, encoder.name):
             raise WeightsError(
                 f"{self.path} holds a {made_for}, the run asks for {encoder.name}: pass --encoder {made_for}"
             )
         if made_for is not None and options != encoder.built_with:
-            flags = " ".join(f"{flag_as_typed(key, encoder.name)} {value}" for key, value in dict(options).items())
+            flags = " ".join(f"{flag_as_typed(key, encoder.name)} {value}" for key, value in options.items())
             raise WeightsError(f"{self.path} holds a {made_for} that was built with {options}: pass {flags}")
 
     def unet(self) -> UNet:

@@ -1,1 +1,1 @@
-"""A recording -> the prepared store: frames, overlapping pairs, surface."""
+"""A recording -> the prepared dataset: frames, overlapping pairs, surface."""

@@ -34,7 +34,7 @@ _MOST_CELLS = 3e7  # 12,000 square metres at 2 cm
 
 
 class StoreSettings(NamedTuple):
-    """What decides the content of a prepared store, see :func:`pri3d.preparation.prepare.prepare`."""
+    """What decides the content of a prepared dataset, see :func:`pri3d.preparation.prepare.prepare`."""
 
     size: str
     frame_step: int | None  #: None leaves it to the format

@@ -1,4 +1,4 @@
-"""Recordings -> the prepared store: what is to be made, made side by side, one manifest and what is said of it."""
+"""Recordings -> the prepared dataset: what is to be made, made side by side, one manifest and what is said of it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ SHOWN = 40  #: scenes, and reasons of failure, that are printed; the manifest ha
 
 
 def prepare(options: PrepareOptions) -> None:
-    """Turn recordings into a prepared store: frames, overlapping pairs and the surface of every scene.
+    """Turn recordings into a prepared dataset: frames, overlapping pairs and the surface of every scene.
 
     See :func:`pri3d.prepare` for the options.
     """
@@ -92,7 +92,7 @@ def prepare(options: PrepareOptions) -> None:
     old = _claim(out, settings)
     jobs, class_names = _jobs([Path(r).resolve() for r in recordings], options.reader, cameras, out, settings)
     if old is not None and old["class_names"] != class_names:
-        raise DataError("the recordings' class names differ from the store's. Prepare them into another OUT.")
+        raise DataError("the recordings' class names differ from those in OUT. Prepare them into another OUT.")
     with ThreadPoolExecutor(_READERS) as pool:
         todo = [job for job, there in zip(jobs, pool.map(_is_finished, jobs), strict=True) if not there]
     if _announce(todo, options.processes, options.cluster, options.dry_run):
@@ -127,7 +127,7 @@ def _claim(out: Path, settings: StoreSettings) -> dict[str, Any] | None:
     """Return the manifest that is already there. Raises ConfigError where ``out`` is something else or differs."""
     if not (out / MANIFEST).is_file():
         if out.exists() and (not out.is_dir() or any(not p.name.startswith(".") for p in out.iterdir())):
-            raise ConfigError(f"{out}: exists and is no prepared store. Choose an empty or new folder.")
+            raise ConfigError(f"{out}: exists and is no prepared dataset. Choose an empty or new folder.")
         return None
     old = read_manifest(out)
     stated = {**StoreSettings._field_defaults, **old["settings"]}  # an older store states fewer
@@ -153,7 +153,7 @@ def _jobs(
                 raise DataError(f"scene {scene} is in {jobs[scene].recording} and in {recording}. Rename one folder.")
             jobs[scene] = SceneJob(recording, name, cameras, scene, out, settings)
     if any(other != names[0] for other in names):
-        raise DataError("the recordings have different class names. Prepare them into one store each.")
+        raise DataError("the recordings have different class names. Prepare them into one folder each.")
     return list(jobs.values()), names[0]
 
 

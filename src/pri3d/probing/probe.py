@@ -71,7 +71,7 @@ def probe(options: ProbeOptions) -> Record:
     # Raise ConfigError where --holdout leaves nothing to score on.
     if holdout <= 0 and (split == "heldout" or set(chosen) & {*LINEAR_TASKS}):
         what = "pair" if set(chosen) & {*PAIR_TASKS} else "frame"
-        raise ConfigError(f"holdout = {holdout}: leaves no {what} of {store.path} to probe on. Give a larger share.")
+        raise ConfigError(f"holdout = {holdout}: leaves no {what} of {store.path} to probe on. Give a larger fraction.")
     networks = {}
     for name, source in sources.items():  # every one is opened before anything is measured
         networks[name] = open_dense(source, options.features, options.encoder, seed)
@@ -81,7 +81,9 @@ def probe(options: ProbeOptions) -> Record:
     if set(chosen) & {*PAIR_TASKS}:
         drawn = np.arange(len(store.pairs().i)) if split == "all" else split_pairs(store, holdout)[1]
         if len(drawn) == 0:
-            raise ConfigError(f"holdout = {holdout}: leaves no pair of {store.path} to probe on. Give a larger share.")
+            raise ConfigError(
+                f"holdout = {holdout}: leaves no pair of {store.path} to probe on. Give a larger fraction."
+            )
         if len(drawn) > options.max_pairs:
             drawn = np.sort(np.random.default_rng(derive(seed)).choice(drawn, options.max_pairs, replace=False))
     frozen = _read(
@@ -138,7 +140,7 @@ def _choose_tasks(
     named = (store.scene(scene) for scene in store.scenes if labels or store.class_names)
     if not any(scene.has_label(row) for scene in named for row in range(len(scene.frames.names))):
         fix = "Prepare a recording that has a label folder, or leave segmentation out of --tasks."
-        reasons["segmentation"] = DataError(f"{store.path}: this store has no labels, or no names of classes. {fix}")
+        reasons["segmentation"] = DataError(f"{store.path}: has no labels, or no names of classes. {fix}")
     if reference is None and not any(name.endswith(" after") for name in sources):
         reasons["retention"] = ConfigError(
             "--tasks retention: none of the weights is a run folder that holds what it began with. Give --reference."
@@ -174,7 +176,7 @@ def _check_seen(path: Path, record: dict[str, Any], store: Store, split: Split, 
     if trained < holdout:
         raise ConfigError(
             f"{path}: was trained with --holdout {trained:g}, so --holdout {holdout:g} would score frames it has seen. "
-            "Probe on other recordings, or give the same share."
+            "Probe on other recordings, or give the same fraction."
         )
 
 
@@ -224,7 +226,7 @@ def _read(
         split = split[0], split[0]
     for rows, what in zip(split, ("training", "held-out"), strict=True):
         if len(rows) == 0:
-            raise ConfigError(f"holdout = {holdout}: leaves no {what} frame of {store.path}. Give another share.")
+            raise ConfigError(f"holdout = {holdout}: leaves no {what} frame of {store.path}. Give another fraction.")
         even = rows[np.unique(np.linspace(0, len(rows) - 1, min(frames, len(rows))).round().astype(np.int64))]
         side = read_frames(store, table, even, parse_size(size), images)
         if images is not None and not bool((side.label < side.classes).any()):

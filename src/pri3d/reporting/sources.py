@@ -242,7 +242,7 @@ def there(found: T | Missing) -> T:
 
 
 class FoundPairs(NamedTuple):
-    """A prepared store to show pairs of."""
+    """A prepared dataset to show pairs of."""
 
     folder: Path
     remark: str  #: what is to be said of it beside its name; "" where the run was trained on it
@@ -275,8 +275,8 @@ def pairs_of(run: RunFolder, data: Path | None, scene: str | None = None) -> Fou
             others.append(FoundPairs(folder, f"{run.name} was not trained on {folder.name} as it is now."))
     if found := exact or others:
         return next((pairs for pairs in found if scene in Store(pairs.folder).scenes), found[0])
-    where = f"no store with pairs in {data}" if data is not None else _not_found(stated, run)
-    return Missing(f"{where}. Say where the prepared store is: --data.")
+    where = f"no prepared dataset with pairs in {data}" if data is not None else _not_found(stated, run)
+    return Missing(f"{where}. Say where the prepared dataset is: --data.")
 
 
 def has_pairs(store: Store) -> bool:
@@ -313,7 +313,7 @@ def _places(stated: str, run: Path, data: Path | None) -> Iterator[Path]:
     """Folders that exist: ``data`` and what lies in it, else what the run names, from here or from above the run."""
     if data is not None:
         if not data.exists():
-            raise DataError(f"--data {data}: no such folder. Give a prepared store, or a folder of several.")
+            raise DataError(f"--data {data}: no such folder. Give a prepared dataset, or a folder of several.")
         yield data
         yield from sorted(path.parent for path in data.glob(f"*/{MANIFEST}"))
         return

@@ -1,4 +1,4 @@
-"""``pri3d view``: look at a prepared store or a run, in the viewer of rerun or as one HTML page."""
+"""``pri3d view``: look at a prepared dataset or a run, in the viewer of rerun or as one HTML page."""
 
 from __future__ import annotations
 

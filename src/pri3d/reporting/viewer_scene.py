@@ -67,7 +67,7 @@ class Shown(NamedTuple):
 
 
 def show(source: Path, data: Path | None, scene: str | None, frames: int, pairs: int) -> Shown:
-    """Gather a prepared store, or a run with the data it was trained on (``data`` says where they are now).
+    """Gather a prepared dataset, or a run with the data it was trained on (``data`` says where they are now).
 
     Raises DataError for a folder that is neither, for data or a scene that is not there, WeightsError for damaged
     weights.
@@ -79,9 +79,9 @@ def show(source: Path, data: Path | None, scene: str | None, frames: int, pairs:
         how = {"pretrain": _show_pretraining, "finetune": _show_finetuning}[run.verb]
         return how(run, data, scene, frames, pairs)
     if not source.exists():
-        raise DataError(f"{source}: no such folder. Give a prepared store or a run.")
+        raise DataError(f"{source}: no such folder. Give a prepared dataset or a run.")
     raise DataError(
-        f"{source}: neither a prepared store (it has no {MANIFEST}) nor a run (no {RunPaths(source).config.name}). A "
+        f"{source}: neither a prepared dataset (it has no {MANIFEST}) nor a run (no {RunPaths(source).config.name}). A "
         "recording is prepared first: pri3d prepare."
     )
 
@@ -192,7 +192,7 @@ def _rows(images: LabelledImages, scene: str | None) -> list[int]:
     """Rows of one scene of a store, the first if not said; of other sets all. Raises DataError for an unknown scene."""
     if not isinstance(images, PreparedImages):
         if scene is not None:
-            raise DataError(f"--scene {scene}: {images.path} is no prepared store, its images are of no scene.")
+            raise DataError(f"--scene {scene}: {images.path} is no prepared dataset, its images are of no scene.")
         return list(range(len(images.names)))
     scenes = [name.rpartition("/")[0] for name in images.names]
     wanted = scenes[0] if scene is None else images.store.scene(scene).id

@@ -59,7 +59,7 @@ class PlannedRun(NamedTuple):
     name: str  #: folder below the output
     verb: Literal["pretrain", "finetune"]
     options: Mapping[str, Any]  #: without the folders, which follow from name, ``parts`` and ``after``
-    parts: tuple[str, ...]  #: prepared stores or labelled images: data, and val of finetune
+    parts: tuple[str, ...]  #: prepared datasets or labelled images: data, and val of finetune
     after: str | None = None  #: name of the pre-training it begins with
 
 

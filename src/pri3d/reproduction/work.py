@@ -65,7 +65,7 @@ class StudyFolder(NamedTuple):
     folders: Mapping[str, Path] = {}  #: of data, by the name of the option that gave it
 
     def store(self, part: str) -> Path:
-        """Prepared store, or labelled images as they came, of a part of the study. Raises ConfigError as recording."""
+        """Prepared dataset, or labelled images as they are, of a part of the study. Raises ConfigError as recording."""
         stated = self.study.settings["parts"][part]
         return self._given(stated["images"]) if "images" in stated else self.root / "prepared" / part
 

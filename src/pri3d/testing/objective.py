@@ -37,7 +37,7 @@ _stores: dict[Path, Path] = {}  # one for each run of pytest
 
 
 def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared store of two rendered rooms with labels, pairs and surface, made once for a run of pytest.
+    """A prepared dataset of two rendered rooms with labels, pairs and surface, made once for a run of pytest.
 
     A pixel of so small an image is centimetres wide, hence the 10 cm.
     """

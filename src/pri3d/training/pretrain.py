@@ -50,7 +50,7 @@ def pretrain(call: PretrainOptions) -> Run:
             if rank > 0:
                 _wait(path, out)
                 continue
-            say(f"{path}: a recording; its prepared store is {out}")
+            say(f"{path}: a recording; its prepared dataset is {out}")
             if not (out / MANIFEST).is_file():  # what is there already stays, and was checked
                 try:
                     check(path, out=out.with_name(f"{out.name}-check"))
@@ -87,13 +87,13 @@ def _is_recording(path: Path) -> bool:
     found = detect(path)
     if len(found) > 1:
         raise ConfigError(
-            f"{path}: is no prepared store, and fits several formats of recordings ({', '.join(found)}). Choose one: "
+            f"{path}: is no prepared dataset, and fits several formats of recordings ({', '.join(found)}). Choose one: "
             f"pri3d prepare {path} OUT --reader {found[0]}, and pretrain OUT."
         )
     try:
         return bool(find_reader(path))
     except DataError as error:
-        raise DataError(f"neither a prepared store (it has no {MANIFEST}) nor a recording. {error}") from error
+        raise DataError(f"neither a prepared dataset (it has no {MANIFEST}) nor a recording. {error}") from error
 
 
 def _check(call: PretrainOptions, rank: int) -> None:

@@ -305,8 +305,8 @@ class PretrainData:
             raise ConfigError(f"--moco.mix {mix}: name the folder of further images with --moco.images.")
         if self.several and mix == "combine":
             raise ConfigError(
-                "--moco.mix combine: shuffles all frames and images together, where several stores have no weights. "
-                "Choose --moco.mix half, or give one store."
+                "--moco.mix combine: shuffles all frames and images together, where several prepared datasets have no "
+                "weights. Choose --moco.mix half, or give one of them."
             )
         if self.images is not None and not (mixed and self.settings.crops_alone):
             raise ConfigError(
