@@ -214,8 +214,8 @@ class PretrainData:
                         raise ConfigError(f"--geometry.voxel {voxel}: the geometry objective needs an edge in metres.")
                     scenes = (portion.store.scene(scene) for scene in portion.store.scenes)
                     if not any(len(coarsen(scene.surface(), voxel).cells) for scene in scenes):
-                        where = f"{portion.store.path}: no scene has a surface, which geometry needs."
-                        raise DataError(f"{where} Prepare with --surface.")
+                        text = "no scene has a surface, which geometry needs. Prepare with --surface."
+                        raise DataError(f"{portion.store.path}: {text}")
         with problems.collect():
             self._check_images()
             if self.settings.crops_alone:
