@@ -17,6 +17,10 @@ from pri3d.errors import DataError, Pri3DError, WeightsError
 from pri3d.networks.weights import read_provenance, read_state
 from pri3d.objectives import Features, Objective, Setup, Terms
 from pri3d.registry import OBJECTIVES
+from pri3d.runs import RunPaths
+from pri3d.training.checkpoints import Checkpoint
+from pri3d.training.launch import Launch
+from pri3d.training.loop import make_fabric
 from pri3d.training.pretraining import PretrainModule
 from pri3d.training.watch import Watch
 
@@ -236,3 +240,56 @@ def test_a_checkpoint_of_something_else_is_refused(
     torch.save(state, path)
     with pytest.raises(WeightsError, match=r"last\.ckpt: not a checkpoint of this run .*choose another --run"):
         run_small(rooms_store, tmp_path, steps=3, resume=True)
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_found_or_harmless(tmp_path: Path) -> None:
+    """Every part of the file is hit: tensors, the pickle, the zip's own headers and its directory."""
+    run = RunPaths(tmp_path)
+    fabric = make_fabric("fp32", Launch(0, 1, 1))
+    fabric.launch()
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+    def checkpoint() -> Checkpoint:
+        optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+        for parameter in module.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.ones_like(parameter)
+        return Checkpoint(fabric, run, module, optimizer, schedule, 0, 1)
+
+    checkpoint().save(7)
+    good = run.checkpoint.read_bytes()
+    saved = {key: value.clone() for key, value in module.state_dict().items()}
+    found = 0
+    for k in range(200):
+        damaged = bytearray(good)
+        damaged[k * len(good) // 200] ^= 1 << k % 8
+        run.checkpoint.write_bytes(damaged)
+        resumed = checkpoint()
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.zero_()
+        try:
+            resumed.load()
+        except WeightsError as error:
+            assert "last.ckpt: damaged" in str(error), error
+            found += 1
+            continue
+        assert all(torch.equal(value, saved[key]) for key, value in module.state_dict().items()), k
+        momenta = [state["momentum_buffer"] for state in resumed.optimizer.state.values()]
+        assert all(torch.equal(momentum, torch.ones_like(momentum)) for momentum in momenta), k
+    assert found > 50
+
+
+def test_a_run_whose_checkpoint_has_a_flipped_bit_does_not_go_on(
+    rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(2, rooms_store, tmp_path, monkeypatch, steps=3)
+    path = tmp_path / "last.ckpt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    before = {file: file.read_bytes() for file in tmp_path.glob("*.*") if file.is_file()}
+    with pytest.raises(WeightsError, match=r"last\.ckpt: damaged \(.*the checksum of .* is wrong.*Delete it to start"):
+        run_small(rooms_store, tmp_path, steps=3, resume=True)
+    assert {file: file.read_bytes() for file in tmp_path.glob("*.*") if file.is_file()} == before

@@ -155,7 +155,7 @@ def _read_torch(path: Path) -> Any:
             f"{path} is a file of {other}: pri3d reads safetensors and torch files. Write its weights as a state dict "
             "with the program that made it, under the names of torchvision or timm"
         )
-    archive = _is_sound_archive(path)
+    archive = is_sound_archive(path)
     if not archive and path.suffix in (".pkl", ".pickle"):
         raise WeightsError(
             f"{path} is a pickle, which can hold any program, and pri3d runs no code out of files. If you trust it, "
@@ -173,7 +173,7 @@ def _read_torch(path: Path) -> Any:
         raise WeightsError(f"{path} is damaged or no torch file ({first_line(error)}): fetch it again") from error
 
 
-def _is_sound_archive(path: Path) -> bool:
+def is_sound_archive(path: Path) -> bool:
     """Whether a file is a zip archive, as torch's are since 1.6; if so, its checksums, which torch leaves out, hold.
 
     Raises WeightsError where they do not, and for one that would unpack to more than its size: torch compresses

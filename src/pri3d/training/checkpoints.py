@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import pri3d
 from pri3d.api.training import TrainSettings
-from pri3d.errors import DataError, WeightsError
+from pri3d.errors import DataError, WeightsError, first_line
+from pri3d.networks.weights import is_sound_archive
 from pri3d.runs import RunPaths
 
 #: what of the file is the gradient scaler's under fp16
@@ -114,15 +114,17 @@ class Checkpoint:
 
 
 def _read(run: RunPaths, mmap: bool = False) -> dict[str, Any]:
-    """The run's checkpoint on the CPU; mapped, its tensors are read when they are used.
+    """The run's checkpoint on the CPU, its checksums verified; mapped, its tensors are read when they are used.
 
     Raises WeightsError where it is damaged.
     """
     try:
+        if not is_sound_archive(run.checkpoint):
+            raise ValueError("no zip archive, as PyTorch writes them")
         state: dict[str, Any] = torch.load(run.checkpoint, map_location="cpu", weights_only=True, mmap=mmap)
         int(state["global_step"])
-    except (RuntimeError, OSError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever bytes may make torch raise
         older = [path.name for path in run.all_older()]
         instead = f"Put {older[-1]} in its place, or delete all to start" if older else "Delete it to start"
-        raise WeightsError(f"{run.checkpoint}: damaged ({error}). {instead} this run anew.") from error
+        raise WeightsError(f"{run.checkpoint}: damaged ({first_line(error)}). {instead} this run anew.") from error
     return state
