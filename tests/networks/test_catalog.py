@@ -34,7 +34,8 @@ def test_the_table_has_a_row_of_each(capsys):
     assert [row.name for row in rows] == [*ENCODERS, *EXAMPLES]
     assert all(line.startswith(row.name) for row, line in zip(rows, lines[1:], strict=False))
     resnet = next(line for line in lines if line.startswith("resnet50 "))
-    assert resnet.split() == ["resnet50", *["64", "256", "512", "1024", "2048", "2", "4", "8", "16", "32", "23.5", "M"]]
+    stated = ["resnet50", *["64", "256", "512", "1024", "2048", "2", "4", "8", "16", "32", "23.5", "M"]]
+    assert resnet.split() in ([*stated, "here"], [*stated, "-"])  # whether a cache has its weights
     assert "demo.md" in lines[1]
 
 

@@ -60,6 +60,12 @@ def presets(verb: str | None = None) -> list[Preset]:
     return rows
 
 
-def encoders() -> list[str]:
-    """Names of the encoders that are built in or come with installed packages; any name of timm can be built, too."""
+def encoders(at_hand: bool = False) -> list[str]:
+    """Names of the encoders that are built in or come with installed packages; any name of timm can be built, too.
+
+    ``at_hand`` gives those of them and of timm's examples, as :func:`pri3d.models` shows them, whose ImageNet weights
+    ``--weights imagenet`` finds without a network: in an installed package or a cache.
+    """
+    if at_hand:
+        return implementation("pri3d.networks.catalog:list_startable")()
     return registry.names("encoders", registry.ENCODERS)

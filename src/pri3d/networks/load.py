@@ -16,10 +16,13 @@ from torch.nn import functional as F
 from pri3d.api.options import flag_as_typed
 from pri3d.errors import ConfigError, WeightsError, first_line
 from pri3d.networks.encoders import Encoder, build_encoder
+from pri3d.networks.naming import from_efficientnet
+from pri3d.networks.starts import packaged_file
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import (
     HUB_FILE,
     MODEL_FILE,
+    PREFIXES,
     WeightsReport,
     build_stated_encoder,
     holds_encoder_alone,
@@ -204,12 +207,16 @@ class WeightsSource:
         if unet is not None and self.holds_unet:
             whole = {key: value for key, value in self.state.items() if not key.startswith("classifier.")}
             return load_weights(unet, whole, minimum=1.0)
+        if not self.record and any(PREFIXES.sub("", key) == "_conv_stem.weight" for key in self.state):
+            return _fill_efficientnet(encoder, self.path, self.state)
         prefix = "encoder." if self.record and not holds_encoder_alone(self.state) else None
         return load_weights(encoder, self.path, prefix=prefix)
 
     def _fill_from_library(self, encoder: Encoder) -> WeightsReport:
-        """Fill it from the encoder's own library, or a model of timm with its names. Raises as :meth:`fill`."""
+        """Fill it from an installed package, the encoder's own library, or a model of timm. Raises as :meth:`fill`."""
         if self.text == "imagenet":
+            if (file := packaged_file(encoder.name)) is not None:
+                return _fill_efficientnet(encoder, file, read_state(file))
             library = build_encoder(encoder.name, True, encoder.built_with)
             return load_weights(encoder, library.state_dict(), minimum=1.0)
         import timm  # noqa: PLC0415 (weights are read where there is none)
@@ -276,6 +283,15 @@ class WeightsSource:
             built = build_encoder(name)
         self.fill(built)
         return built
+
+
+def _fill_efficientnet(encoder: Encoder, path: Path, state: Mapping[str, Tensor]) -> WeightsReport:
+    """Fill an encoder of timm whole from the file at ``path``, whose tensors efficientnet_pytorch named."""
+    plain = {PREFIXES.sub("", key): value for key, value in state.items()}
+    try:
+        return load_weights(encoder, from_efficientnet(plain, encoder.state_dict()), minimum=1.0)
+    except WeightsError as error:
+        raise WeightsError(f"{path} is no {encoder.name}: {error}") from error
 
 
 def _find(source: str | Path) -> Path:
