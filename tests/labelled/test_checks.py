@@ -24,9 +24,10 @@ class Counted(LabelledImages):
     has_objects = True
 
     def __init__(self, path: Path, split: Split = "all", labels: str | None = None, count: int = 1000) -> None:
-        self.path, self.class_names, self.things = path, ("one",), (0,)
+        self.path, self.class_names, self.things = path, ("one", "two"), (0,)
         self.names = [f"{k:04d}" for k in range(count)]
         self.areas = np.zeros(count, int)  # of the one object, 0 = none
+        self.others = 1  # pixels of the other class
         self.crowd = False
         self.read: list[int] = []
         self.sized: list[int] = []
@@ -45,6 +46,7 @@ class Counted(LabelledImages):
         self.read.append(k)
         label = np.full(32, 255, np.uint8)
         label[: self.areas[k]] = 0
+        label[self.areas[k] : self.areas[k] + self.others] = 1
         return label.reshape(4, 8)
 
     def instances(self, k: int) -> Instances:
@@ -96,7 +98,7 @@ def test_the_only_labelled_pixel_is_found(images: Counted) -> None:
     images.areas[500] = 1
     check_images(images, range(1000), objects=False)
     assert len(images.read) <= 1000
-    images.areas[500] = 0
+    images.areas[500] = images.others = 0
     images.read.clear()
     with pytest.raises(DataError, match=r"SET: nothing to learn in 1000 images: every pixel is ignored \(255\)"):
         check_images(images, range(1000), objects=False)
@@ -167,3 +169,56 @@ def test_coco_images_of_another_size(tmp_path: Path) -> None:
     Image.new("RGB", (10, 9)).save(tmp_path / "a.png")
     with pytest.raises(DataError, match=r"a\.png: is 10x9 pixels upright, .* says 10x8"):
         images.check_size(0)
+
+
+def test_masks_of_one_class_and_255_are_refused(tmp_path: Path) -> None:
+    """255 is ignored: every answer would be right."""
+    for mask in (write(tmp_path) / "masks").iterdir():
+        label = np.asarray(Image.open(mask)) * np.uint8(255)
+        Image.fromarray(label).save(mask)
+    images = open_labelled(tmp_path, "train")
+    wanted = (
+        r"nothing to learn in \d+ training images: every pixel that has a class is wall, and no pixel is cat\. 255 in"
+    )
+    with pytest.raises(DataError, match=wanted):
+        check_images(images, range(len(images.names)), objects=False)
+    held = open_labelled(tmp_path, "val")
+    (note,) = check_images(held, range(len(held.names)), objects=False)
+    assert "wall is the only class in the 2 validation images" in note
+    # As the message advises.
+    (tmp_path / "map.yaml").write_text("classes: {wall: 0, cat: 255}")
+    images = open_labelled(tmp_path, "train", labels=str(tmp_path / "map.yaml"))
+    assert check_images(images, range(len(images.names)), objects=False) == []
+
+
+def test_a_set_of_a_single_class_is_refused(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "map.yaml").write_text("classes: {cat: 1}\nignored: rest")
+    images = open_labelled(tmp_path, "train", labels=str(tmp_path / "map.yaml"))
+    with pytest.raises(DataError, match=r"every pixel that has a class is cat\. 255"):
+        check_images(images, range(len(images.names)), objects=False)
+
+
+@pytest.mark.parametrize("objects", [False, True])
+def test_classes_that_never_occur_are_named(tmp_path: Path, objects: bool) -> None:
+    write(tmp_path)
+    (tmp_path / "classes.txt").write_text("wall\ncat\ndog\n" + "".join(f"kind {k}\n" for k in range(20)))
+    images = open_labelled(tmp_path, "train")
+    (note,) = check_images(images, range(len(images.names)), objects)
+    count = 22 if objects else 23
+    assert f"21 of {count} classes occur in none of the 10 training images: dog, kind 0" in note
+    assert note.endswith("kind 10 and 9 more. What does not occur cannot be learnt")
+    held = open_labelled(tmp_path, "val")
+    (note,) = check_images(held, range(len(held.names)), objects)
+    assert "in none of the 2 validation images: dog" in note and note.endswith("What does not occur is not scored")
+
+
+def test_classes_outside_the_sample_are_not_called_absent(images: Counted) -> None:
+    images.areas[:] = 0
+    images.areas[1] = 1
+    images.class_names = ("one", "two", "three")
+    notes = check_images(images, range(1000), objects=False)
+    assert notes == [
+        "SET: 1 of 3 classes occur in none of the 201 images looked at (of 1000): three. What does not occur cannot be "
+        "learnt"
+    ]

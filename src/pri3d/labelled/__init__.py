@@ -51,6 +51,7 @@ class LabelledImages(ABC):
 
     looks_for: ClassVar[str]  #: what :meth:`detect` looks for, as a phrase for error messages
     path: Path
+    purpose: Split = "all"  #: what it is opened for, by :func:`open_labelled`
     names: Sequence[str]  #: one per image, unique; what messages, predictions and COCO files call it
     class_names: Sequence[str]  #: of the ids 0.. in :meth:`label`
     things: Sequence[int]  #: ids of the classes that are countable objects; :meth:`instances` numbers them from 0
@@ -190,9 +191,8 @@ def open_labelled(
     if not path.exists():
         raise DataError(f"{path}: no such file or folder. Give the labelled images.")
     cls = load_dataset(dataset) if dataset else _detect(path)
-    if whole and not cls.states_split(path):
-        split = "all"
-    found = cls(path, split, labels)
+    found = cls(path, "all" if whole and not cls.states_split(path) else split, labels)
+    found.purpose = split
     if not found.names:
         fix = f"It states its splits itself: give another set for {split}." if cls.states_split(path) else ""
         raise DataError(f"{path}: no labelled image in split {split}. Looked for {cls.looks_for}. {fix}".rstrip())

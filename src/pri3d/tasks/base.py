@@ -72,9 +72,12 @@ class Recipe(ABC, Generic[Own]):
         """Return the U-Net inside the network, which takes decoder and encoder of a pre-trained one; None without."""
         return None
 
-    def check(self, images: LabelledImages, rows: Sequence[int]) -> None:
-        """Look through the images before hours are spent on them; here at class maps. Raises DataError."""
-        check_images(images, rows, objects=False)
+    def check(self, images: LabelledImages, rows: Sequence[int]) -> list[str]:
+        """Look through the images before hours are spent on them; here at class maps. Raises DataError.
+
+        Returns lines that a reader of the scores must know, which are shown before the training begins.
+        """
+        return check_images(images, rows, objects=False)
 
 
 class Meter(ABC):

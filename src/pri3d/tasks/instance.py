@@ -118,9 +118,9 @@ class InstanceRecipe(Recipe[InstanceOptions]):
             return InstanceDataset(images, rows, min_area=area, objects=False)  # scored against to_coco's
         return InstanceDataset(images, rows, s.seed, recipe(s.augment), s.mirror, area)
 
-    def check(self, images: LabelledImages, rows: Sequence[int]) -> None:
+    def check(self, images: LabelledImages, rows: Sequence[int]) -> list[str]:
         """Images and their objects. Raises DataError."""
-        check_images(images, rows, objects=True, min_area=self.options.min_area)
+        return check_images(images, rows, objects=True, min_area=self.options.min_area)
 
 
 class InstanceTask(Task):

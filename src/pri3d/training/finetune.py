@@ -82,12 +82,14 @@ class Sets:
             self._opened[key] = open_labelled(path, split, dataset, None if labels is None else str(labels), whole)
         return self._opened[key]
 
-    def check(self, images: LabelledImages, rows: Sequence[int], recipe: Recipe[Any]) -> None:
-        """As the recipe does."""
+    def check(self, images: LabelledImages, rows: Sequence[int], recipe: Recipe[Any]) -> list[str]:
+        """As the recipe does, and returns its lines the first time."""
         key = (id(images), len(rows))  # shares are nested: so many rows are these rows
-        if key not in self._checked:
-            recipe.check(images, rows)
-            self._checked.add(key)
+        if key in self._checked:
+            return []
+        notes = recipe.check(images, rows)
+        self._checked.add(key)
+        return notes
 
 
 class FinetuneRun:
@@ -140,9 +142,15 @@ class FinetuneRun:
         return model, self.source.fill(encoder_of(model), unet)
 
     def check_images(self) -> None:
-        """Read the images' headers, and some of the images, before hours are spent. Raises DataError."""
-        self.sets.check(self.train_set, self.rows, self.recipe)
-        self.sets.check(self.val_set, range(len(self.val_set.names)), self.recipe)
+        """Read the images' headers, and some of the images, before hours are spent, and say what is odd in them.
+
+        Raises DataError.
+        """
+        notes = self.sets.check(self.train_set, self.rows, self.recipe)
+        notes += self.sets.check(self.val_set, range(len(self.val_set.names)), self.recipe)
+        if self.options.launch.rank == 0:
+            for note in notes:
+                Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(note)
 
     def train(self, path: Path) -> Path:
         """Train, or continue in the run folder ``path``, and return it."""
