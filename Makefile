@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test unit lint bench site clean
+.PHONY: demo check test lint quick unit slow mutants bench bench-check site clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -21,13 +21,33 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: $(STAMP)
-	$(BIN)/python -m pytest -n auto
+PYTEST := $(BIN)/python -m pytest -n auto
 
+# Before each commit: style, layers, types, and each quick test once.
+check: lint quick
+
+quick: $(STAMP)
+	$(PYTEST) -m quick
+
+# All that a change needs.
 test: lint unit
+
+unit: $(STAMP)
+	$(PYTEST) -m "not slow"
+
+# The rest: kills, several processes, compilers, whole workflows, and the random tests at ten times their length.
+slow: $(STAMP)
+	PRI3D_FUZZ=10 $(PYTEST) -m "slow or fuzz"
+
+# Faults that were put into the source on purpose: which of them do the tests find?
+mutants: $(STAMP)
+	$(BIN)/python -m benchmarks.mutants
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+bench-check: $(STAMP)
+	$(PYTEST) benchmarks
 
 site: $(STAMP)
 	$(BIN)/mkdocs build --strict

@@ -104,11 +104,13 @@ def test_one_word_means_one_thing() -> None:
     assert different <= shapes | choices | {"part"}  # of part the order of the choices alone
 
 
+@pytest.mark.thorough
 def test_overview_needs_no_torch() -> None:
     code = "import sys; from pri3d.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("words", HELPED, ids=" ".join)
 def test_help_and_misspelt_flags_need_no_torch(words: list[str]) -> None:
     code = (

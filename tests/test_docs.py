@@ -321,6 +321,7 @@ def test_tables_of_options_are_the_fields(verb: str) -> None:
     assert rows == flags
 
 
+@pytest.mark.thorough
 def test_the_tree_is_the_source() -> None:
     (part,) = generated.parts_of(generated.ARCHITECTURE.read_text())
     assert part[3] == generated.tree(), "run python tests/generated.py"
@@ -351,6 +352,7 @@ def test_every_option_is_described(verb: str) -> None:
     assert named <= others
 
 
+@pytest.mark.thorough
 def test_messages_in_troubleshooting_are_the_programs() -> None:
     """Each heading quotes a message; ``...`` stands for what changes. Every part must stand in the source."""
     strings = [

@@ -121,10 +121,12 @@ def test_signatures_are_light() -> None:
     assert done.stdout.split() == ["[]"]
 
 
+@pytest.mark.thorough
 def test_no_assert_in_the_package() -> None:
     assert [found for found in in_sources(asserts) if "pri3d/testing/" not in found[0]] == []
 
 
+@pytest.mark.thorough
 def test_devices_are_chosen_not_named() -> None:
     assert list(in_sources(loose_devices)) == []
 

@@ -56,6 +56,7 @@ def check_named(scene: Scene, name: str, frames: int, pairs: int) -> None:
         assert judgement.correct == fault.correct
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", QUICK)
 def test_a_mistake_is_named(room: MadeScene, name: str) -> None:
     check_named(room, name, FRAMES, PAIRS)
@@ -73,6 +74,7 @@ def test_every_mistake_is_named_in_real_frames(real_data: Path, name: str) -> No
     check_named(real(real_data, "7scenes_redkitchen"), name, 40, 60)
 
 
+@pytest.mark.thorough
 def test_a_good_room_passes_with_figures(room: MadeScene) -> None:
     judgement = judge(room, FRAMES, PAIRS)
     assert judgement.verdict == "ok", judgement.findings
@@ -159,6 +161,7 @@ def test_too_few_frames_are_a_warning(room: MadeScene) -> None:
     assert said(judge(first(room, 2), FRAMES, PAIRS)) == ("poses",)
 
 
+@pytest.mark.thorough
 def test_a_factor_that_makes_movement_vanish_explains_nothing(room: MadeScene) -> None:
     wall = changed(depth=lambda f: np.full_like(f.depth, 2), color=lambda f: np.full_like(f.color, 128))
     assert said(judge(MadeScene("wall", room.names, lambda k: wall(room, k)), 8, PAIRS)) == ("poses do not fit",)
@@ -180,6 +183,7 @@ def test_an_unknown_unit_is_not_judged(room: MadeScene) -> None:
     assert {f.check: f.verdict for f in judgement.findings}["size"] == "unknown"
 
 
+@pytest.mark.thorough
 def test_lost_frames_are_a_warning_and_nothing_but_them_a_fault(room: MadeScene) -> None:
     def some(index: int):  # type: ignore[no-untyped-def]
         if index % 3 == 1:
@@ -211,6 +215,7 @@ def test_a_scene_that_cannot_be_opened_raises() -> None:
         judge(Closed(), FRAMES, PAIRS)
 
 
+@pytest.mark.thorough
 def test_a_still_camera_is_a_warning(room: MadeScene) -> None:
     scene = of_frames("still", [room.frame(3)._replace(name=f"{k:03d}") for k in range(10)])
     judgement = judge(scene, FRAMES, PAIRS)

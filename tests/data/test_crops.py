@@ -190,6 +190,7 @@ def test_folder_without_images_says_so(tmp_path: Path) -> None:
             ImageFolder(place)
 
 
+@pytest.mark.thorough
 def test_large_photographs_are_decoded_smaller(tmp_path: Path) -> None:
     y, x = np.mgrid[:2200, :3000] / 12
     image = np.stack([x, y, (x + y) / 2], axis=2).clip(0, 255).astype(np.uint8)

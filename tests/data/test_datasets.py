@@ -166,6 +166,7 @@ def test_a_store_without_labels_and_one_without_names_say_what_to_do(tmp_path: P
         PreparedImages(store, "all")
 
 
+@pytest.mark.thorough
 def test_few_surfaces_are_kept_and_only_coarse_ones(tmp_path: Path) -> None:
     scenes = [f"s{k:03d}" for k in range(70)]
     dataset = pairs(small_store(tmp_path, {name: [True, True] for name in scenes}, ["wall"] * 2), voxel=0.04)
@@ -198,6 +199,7 @@ def test_augmentation_changes_colours_within_range_and_knows_its_names() -> None
         recipe("strongg")
 
 
+@pytest.mark.thorough
 def test_a_loader_process_gives_the_same_batches(rooms_store: Path) -> None:
     """Also without any voxel: an empty tensor travels as well."""
     for voxel in (0.16, 0.0):

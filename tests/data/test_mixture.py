@@ -108,6 +108,7 @@ def sources(sizes: list[int], draws: list[Draw]) -> list[int]:
 
 
 class TestBalance:
+    @pytest.mark.thorough
     @given(SIZES, st.data(), st.integers(1, 12))
     def test_every_batch_is_within_one_and_a_cycle_exact(
         self, sizes: list[int], data: st.DataObject, batch: int
@@ -124,6 +125,7 @@ class TestBalance:
         drawn = sources([5000, 3], balanced([5000, 3], [2, 1], 3001, 8))
         assert abs(drawn.count(1) - 3001 / 3) < 2
 
+    @pytest.mark.thorough
     @given(SIZES, st.integers(1, 5), st.integers(1, 120))
     def test_every_source_is_gone_through_in_passes(self, sizes: list[int], batch: int, total: int) -> None:
         draws = balanced(sizes, [k + 1 for k in range(len(sizes))], total, batch)

@@ -94,6 +94,7 @@ class TestValues:
 
 
 class TestNetworks:
+    @pytest.mark.thorough
     def test_a_vision_transformer(self, source, tmp_path) -> None:
         """A network of timm, of one stride, fine-tuned or not; its encoder alone gives the same features."""
         unet = build_unet("vit_tiny_patch16_224", "slim", 8).eval()

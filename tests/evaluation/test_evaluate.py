@@ -153,6 +153,7 @@ class TestInstance:
         (folder / "record.json").write_text(json.dumps(record))
         assert evaluate(run)["scores"]["last"]["AP50"] == 0
 
+    @pytest.mark.thorough
     def test_scores_are_those_of_training(self, run: Path, images: PreparedImages) -> None:
         task, model = load_task(run)[:2]
         measured = task.measure(model, InstanceDataset(images, min_area=20), 1)
@@ -181,6 +182,7 @@ class TestInstance:
         truth = json.loads((folder / "truth.json").read_text())
         assert 0 < len(truth["annotations"]) <= len(images.names)
 
+    @pytest.mark.thorough
     def test_truth_is_made_once_for_both_networks(self, run: Path, images: PreparedImages, monkeypatch) -> None:
         (run / "best.safetensors").write_bytes((run / "weights.safetensors").read_bytes())
         read, stored = [], PreparedImages.instances

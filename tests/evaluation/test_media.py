@@ -109,6 +109,7 @@ class TestVideo:
 
 
 class TestPredicted:
+    @pytest.mark.thorough
     def test_a_video(self, run: Path, tmp_path: Path) -> None:
         clip = write_clip(tmp_path / "clip.mp4")
         out = predict(run, clip, tmp_path / "out")

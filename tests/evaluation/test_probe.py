@@ -24,6 +24,8 @@ from pri3d.probing.probe import TASKS, Scores, _check_seen
 from pri3d.runs import RunPaths
 from pri3d.store import Store
 
+pytestmark = pytest.mark.thorough  # but for those that say quick
+
 Probe = Callable[..., dict[str, Scores]]
 
 

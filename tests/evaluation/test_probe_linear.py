@@ -170,6 +170,7 @@ def test_learning_rates_are_those_of_pytorchs_cosine(monkeypatch: pytest.MonkeyP
     assert rates[0] == 1e-2
 
 
+@pytest.mark.thorough
 def test_a_linear_relation_is_learned() -> None:
     dense: Dense = Shown()  # type: ignore[assignment]
     train, test = painted(64, 0), painted(32, 1)

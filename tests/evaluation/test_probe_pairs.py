@@ -192,6 +192,7 @@ def test_a_pair_without_depth_does_not_count(batch: PairBatch) -> None:
     assert math.isnan(result.by_angle["30-60"]["5 px"])
 
 
+@pytest.mark.thorough
 def test_pairs_are_read_once_and_measured_together(pairs: Held) -> None:
     torch.manual_seed(0)
     net = build_unet("resnet18", "slim", 8).eval()

@@ -30,6 +30,8 @@ from pri3d.networks.load import load
 from pri3d.networks.weights import read_provenance
 from pri3d.registry import ENCODERS
 
+pytestmark = pytest.mark.thorough  # but for those that say quick
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 VIT = "vit_tiny_patch16_224"
 

@@ -13,6 +13,8 @@ import pytest
 
 from pri3d.testing.exporting import ExportFormatContract
 
+pytestmark = pytest.mark.thorough  # but for those that say quick
+
 VIT = "vit_tiny_patch16_224"
 
 

@@ -29,6 +29,8 @@ from pri3d.networks.unet import UNet
 from pri3d.networks.weights import load_model, read_provenance, save_model
 from pri3d.store import Store
 
+pytestmark = pytest.mark.thorough  # but for those that say quick
+
 
 @pytest.fixture
 def run(tmp_path):

@@ -24,6 +24,8 @@ from pri3d.networks import load as loading
 from pri3d.networks.weights import read_provenance, read_state
 from pri3d.registry import ENCODERS
 
+pytestmark = pytest.mark.thorough  # but for those that say quick
+
 SLOW = pytest.mark.slow
 NETWORKS = {
     "resnet18": ("torchvision", "timm", "smp", "safetensors", "torchscript", "hf"),

@@ -191,6 +191,7 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
         pytest.fail("no folder")
 
 
+@pytest.mark.thorough
 def test_processes_that_are_killed_while_they_hold_it_never_meet(tmp_path: Path) -> None:
     """Of four that contend at a time, some are killed inside; none of the others ever finds another one inside."""
     out, inside = tmp_path / "out", tmp_path / "inside"

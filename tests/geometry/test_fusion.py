@@ -88,6 +88,7 @@ def test_keys_are_invertible_and_sort_as_cells_do(rows: list[tuple[int, int, int
     assert [tuple(c) for c in cells[np.argsort(keys, kind="stable")].tolist()] == sorted(rows)
 
 
+@pytest.mark.thorough
 def test_triangles_fill_a_slanted_square() -> None:
     vertices = np.array([(0, 0, 0), (0.5, 0, 0.2), (0.5, 0.5, 0.2), (0, 0.5, 0)]) + 0.003
     cells = voxelise_triangles(vertices, np.array([(0, 1, 2), (0, 2, 3)]), SIZE).cells

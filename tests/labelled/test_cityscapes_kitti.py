@@ -180,6 +180,7 @@ class TestKitti(LabelledSetContract):
             open_labelled(tmp_path, "train")
 
 
+@pytest.mark.thorough
 @given(
     st.lists(st.sampled_from([0, 7, 24, 26, 30, 255, 7000, 24000, 24001, 26000, 26255, 30001]), min_size=6, max_size=6)
 )

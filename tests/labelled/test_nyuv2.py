@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from fuzz import tries
 from pri3d.errors import ConfigError, DataError, Pri3DError
 from pri3d.labelled import LabelledImages, Split, open_labelled
 from pri3d.labelled.nyuv2 import NYUImages
@@ -269,12 +270,13 @@ class TestRefused:
         with pytest.raises(DataError, match=r"is no image of 1\.\.1449"):
             NYUImages(tmp_path, "val")
 
+    @pytest.mark.thorough
     def test_damaged_bytes(self, tmp_path: Path) -> None:
         """Whatever byte is another: an error of ours, or images that are as they should be. Never a crash."""
         path = write_mat(tmp_path / "nyu_depth_v2_labeled.mat", 1, depths=None)
         whole, rng = path.read_bytes(), np.random.default_rng(0)
         refused = 0
-        for _ in range(150):
+        for _ in range(tries(30)):
             damaged = bytearray(whole)
             damaged[rng.integers(512, 512 + 2600)] ^= 1 << rng.integers(8)
             path.unlink()  # the library would answer for an open file from what it has read
@@ -286,7 +288,7 @@ class TestRefused:
             except Pri3DError as error:
                 assert path.name in str(error)
                 refused += 1
-        assert 10 < refused < 150
+        assert tries(2) < refused < tries(30)
 
 
 class TestRealPairs:

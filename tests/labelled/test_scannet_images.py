@@ -199,6 +199,7 @@ class TestShares:
     def test_official_ones(self, every_scan: ScanNetImages, fraction: float, count: int) -> None:
         assert [every_scan.names[k].split("/")[0] for k in every_scan.subset(fraction)] == TRAIN[:count]
 
+    @pytest.mark.thorough
     @settings(max_examples=25)
     @given(fractions=st.lists(st.floats(1e-4, 1), min_size=1, max_size=20))
     def test_others_lie_between_them(self, every_scan: ScanNetImages, fractions: list[float]) -> None:

@@ -122,6 +122,7 @@ def test_images_are_resized_inside():
     assert found[0]["masks"].shape[-2:] == (50, 50) and found[1]["masks"].shape[-2:] == (30, 120)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("encoder", ["test_resnet", "test_vit", "test_convnext"])
 def test_loss_falls(encoder, scene):
     model = detector(encoder)

@@ -55,6 +55,7 @@ class TestEvaViT(EncoderContract):
     decoders = ("slim",)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     [
@@ -92,6 +93,7 @@ def test_resnet_features_are_torchvisions():
         torch.testing.assert_close(net.fc(encoder(images)[-1].mean((2, 3))), net(images))
 
 
+@pytest.mark.thorough
 def test_swin_maps_are_timms_with_channels_moved():
     encoder = build_encoder("swin_tiny_patch4_window7_224").eval()
     images = torch.rand(1, 3, 64, 64)
@@ -101,6 +103,7 @@ def test_swin_maps_are_timms_with_channels_moved():
     assert torch.equal(maps[0], raw[0].permute(0, 3, 1, 2))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("name", "size"), [("hiera_tiny_224", 224), ("hiera_small_abswin_256", 256)])
 def test_hiera_is_timms_at_the_size_it_was_made_for(name, size):
     encoder = build_encoder(name).eval()
@@ -138,6 +141,7 @@ def test_a_vits_levels_are_its_quarters_after_the_final_norm():
             torch.testing.assert_close(x, net.norm(tokens)[:, 1:].mT.reshape(1, 192, 14, 14))
 
 
+@pytest.mark.thorough
 def test_deeper_and_shallower_vits_are_cut_in_quarters_too():
     with torch.device("meta"):
         assert build_encoder("vit_large_patch14_dinov2").levels == [5, 11, 17, 23]

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from fuzz import tries
 from pri3d.api.import_weights import import_weights
 from pri3d.errors import Pri3DError, WeightsError
 from pri3d.networks.encoders import build_encoder
@@ -209,7 +210,7 @@ def test_any_changed_byte_is_an_error_or_other_numbers(tmp_path, form):
     whole = path.read_bytes()
     draw = random.Random(0)
     refused = 0
-    for _ in range(250):
+    for _ in range(tries(25)):
         content = bytearray(whole)
         for _ in range(draw.choice((1, 1, 4))):
             content[draw.randrange(len(content))] = draw.randrange(256)
@@ -220,7 +221,7 @@ def test_any_changed_byte_is_an_error_or_other_numbers(tmp_path, form):
         except WeightsError as error:
             refused += 1
             assert str(path) in str(error)
-    assert refused > 100
+    assert refused > tries(10)
 
 
 def anonymous():

@@ -22,6 +22,8 @@ from pri3d.networks.unet import build_unet
 from pri3d.networks.weights import read_provenance, save_model
 from pri3d.registry import ENCODERS
 
+pytestmark = pytest.mark.thorough  # but for those that say quick
+
 
 @pytest.fixture(scope="module")
 def resnet():

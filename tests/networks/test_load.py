@@ -22,6 +22,8 @@ from pri3d.networks.segmentation import build_segmentation
 from pri3d.networks.unet import UNet, build_unet
 from pri3d.networks.weights import save_model
 
+pytestmark = pytest.mark.thorough  # but for those that say quick
+
 IMAGES = torch.rand(1, 3, 61, 87, generator=torch.Generator().manual_seed(1))
 
 

@@ -45,6 +45,7 @@ def test_only_adapters_train_and_nothing_changes_at_first(plain, adapted):
         assert torch.equal(a, b)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "layers"),
     [

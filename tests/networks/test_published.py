@@ -182,6 +182,7 @@ def test_names_and_shapes_are_those_of_the_authors_network(tmp_path, monkeypatch
     assert not parts.heads
 
 
+@pytest.mark.thorough
 def test_the_loaded_network_computes_what_the_files_layout_means(tmp_path, unet):
     torch.manual_seed(2)
     state = minkunet()
@@ -218,6 +219,7 @@ def test_one_offset_reaches_one_neighbour(tmp_path, offset):
     torch.testing.assert_close(row, torch.tensor([0.0, 1.0, 0.0, 0.0]))
 
 
+@pytest.mark.thorough
 def test_an_encoder_starts_from_a_published_file(tmp_path, unet, heads):
     path = write(tmp_path / "x.pth", unet, minkunet(), heads)
     encoder = build_encoder("resnet18")
@@ -225,6 +227,7 @@ def test_an_encoder_starts_from_a_published_file(tmp_path, unet, heads):
     assert all(torch.equal(v, unet.encoder.state_dict()[k]) for k, v in encoder.state_dict().items())
 
 
+@pytest.mark.thorough
 def test_a_view_only_file_fills_the_unet_alone(tmp_path, unet):
     target = copy.deepcopy(unet)
     path = write(tmp_path / "x.pth", unet)
@@ -233,6 +236,7 @@ def test_a_view_only_file_fills_the_unet_alone(tmp_path, unet):
         load_published(target, path, small_net())
 
 
+@pytest.mark.thorough
 def test_what_does_not_fit_changes_nothing(tmp_path, unet):
     target, net3d = copy.deepcopy(unet), small_net(inputs=1)
     for p in target.parameters():

@@ -32,6 +32,7 @@ def test_34c_has_the_authors_parameters():
     assert occupancy.head.out_features == 96
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_trains(size):
     coords = cloud(count=60, span=12)
@@ -70,6 +71,7 @@ def test_int32_coordinates_are_taken(net):
     assert torch.equal(net(coords.int(), features(coords)), net(coords, features(coords)))
 
 
+@pytest.mark.thorough
 def test_bf16_autocast_trains():
     coords = cloud()
     net = build_resunet3d("tiny")

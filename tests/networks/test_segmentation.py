@@ -53,6 +53,7 @@ class Single(Encoder):
 
 
 class TestDilation:
+    @pytest.mark.thorough
     @pytest.mark.parametrize(("stride", "replaced"), [(8, (False, True, True)), (16, (False, False, True))])
     def test_a_resnet50_equals_torchvisions_own(self, stride, replaced):
         torch.manual_seed(0)
@@ -98,6 +99,7 @@ class TestDilation:
                 step = own // less
                 torch.testing.assert_close(fine[:, :, ::step, ::step], coarse, atol=1e-9, rtol=1e-9)
 
+    @pytest.mark.thorough
     def test_names_shapes_and_order_of_parameters_stay(self):
         plain, dilated = build_encoder("resnet50"), build_encoder("resnet50")
         dilate(dilated, 8)
@@ -216,6 +218,7 @@ def test_channels_last_changes_nothing(network):
         torch.testing.assert_close(net(images.to(memory_format=torch.channels_last)), expected, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.thorough
 def test_compiled_in_one_piece_with_its_auxiliary_scores():
     net, images = build_segmentation("pspnet", Single(), CLASSES), torch.rand(2, 3, 33, 47)
     torch.manual_seed(1)

@@ -124,6 +124,7 @@ def test_every_level_is_the_floor_of_the_finest(seed, count, low):
     assert len(geometry.levels[2].keys) == len({(b, *(c // 4 for c in cell)) for b, *cell in coords.tolist()})
 
 
+@pytest.mark.thorough
 def test_gradients_are_the_functions_own():
     coords = random_coords(count=16, span=3)
     geometry = Geometry(coords, 2)

@@ -154,6 +154,7 @@ def test_a_transformers_checkpoint_starts_an_encoder(tmp_path):
     }
 
 
+@pytest.mark.thorough
 def test_a_published_unet_checkpoint_fills_encoder_and_decoder():
     source, target = build_unet("resnet18", "paper"), build_unet("resnet18", "paper")
     report = load_weights(
@@ -309,6 +310,7 @@ def test_init_imagenet_takes_the_librarys_weights(resnet, encoder, monkeypatch):
     assert equal(encoder, pretrained.state_dict())
 
 
+@pytest.mark.thorough
 def test_init_from_a_run_of_another_network_is_refused(tmp_path):
     save_model(build_unet("resnet34", "slim"), tmp_path / "weights.safetensors", {})
     with pytest.raises(WeightsError, match=r"holds a resnet34.*resnet18.*--encoder resnet34"):

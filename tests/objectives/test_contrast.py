@@ -47,6 +47,7 @@ def pooled(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten(0, 1)[None]
 
 
+@pytest.mark.thorough
 @settings(max_examples=30)
 @given(
     st.integers(0, 10_000),

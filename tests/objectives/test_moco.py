@@ -87,6 +87,7 @@ def test_steps_equal_the_algorithm_in_loops() -> None:
     assert at == 7 * 6 % 20
 
 
+@pytest.mark.thorough
 def test_gradient_reaches_the_query_side_alone() -> None:
     encoder = build_encoder("resnet18")
     objective = MocoObjective(Setup(encoder=encoder), MocoOptions(queue=64))

@@ -43,6 +43,7 @@ def features(batch: PairBatch, seed: int = 0) -> torch.Tensor:
     return torch.randn(len(batch.names), 2, 8, 24, 32, generator=generator).requires_grad_()
 
 
+@pytest.mark.thorough
 def test_sum_is_weighted_and_every_part_gets_gradients(batch: PairBatch) -> None:
     torch.manual_seed(0)
     objective = weighted({"view": 2.0, "geometry": 0.5}, **SETTINGS)
@@ -204,6 +205,7 @@ def test_negative_radii_are_refused(name: str) -> None:
         build("view", **{name: -1.0})
 
 
+@pytest.mark.thorough
 def test_one_chunk_a_pair_contrasts_the_first_frames_alone(batch: PairBatch) -> None:
     torch.manual_seed(0)
     one = weighted({"geometry": 1.0}, **SETTINGS, chunks=1)
@@ -217,6 +219,7 @@ def test_one_chunk_a_pair_contrasts_the_first_frames_alone(batch: PairBatch) -> 
     assert (maps.grad[:, 1] == 0).all()
 
 
+@pytest.mark.thorough
 def test_colour_input_changes_the_result(batch: PairBatch) -> None:
     torch.manual_seed(0)
     objective = weighted({"geometry": 1.0}, **SETTINGS | {"voxel_input": "color"})

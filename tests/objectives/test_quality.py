@@ -97,6 +97,7 @@ def batches(dataset: PairDataset) -> list[PairBatch]:
     return [collate([dataset[Draw(0, k)] for k in part]) for part in ((0, 1), (2, 3), (4,))]
 
 
+@pytest.mark.thorough
 @torch.no_grad()
 def test_recall_is_the_probes(dataset: PairDataset) -> None:
     torch.manual_seed(0)

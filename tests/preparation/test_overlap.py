@@ -25,6 +25,8 @@ from pri3d.preparation.overlap import (
 from pri3d.worlds.render import render_room
 from pri3d.worlds.room import build_room
 
+pytestmark = pytest.mark.thorough  # but for those that say quick
+
 
 def world_points(stack: DepthStack, n: int) -> NDArray[np.float64]:
     fx, fy, cx, cy = stack.intrinsics[n]
@@ -154,6 +156,7 @@ def test_threads_change_nothing(room_stack: DepthStack) -> None:
     np.testing.assert_array_equal(one[1], two[1])
 
 
+@pytest.mark.quick
 def test_estimate_is_a_safe_filter(room_stack: DepthStack) -> None:
     guess = estimate_overlaps(room_stack)
     np.testing.assert_allclose(guess, guess.T)

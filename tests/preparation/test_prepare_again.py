@@ -22,6 +22,8 @@ from pri3d.recordings._shared.correction import parse_correction
 from pri3d.recordings._shared.scenes import FrameList, LazyScene
 from pri3d.store import SceneWriter, Store
 
+pytestmark = pytest.mark.thorough  # but for those that say quick
+
 
 def test_twice_touches_nothing(recording: Path, out: Path) -> None:
     prepare([recording], out, **FLAGS)

@@ -24,7 +24,10 @@ from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.preparation.pipeline import StoreSettings, open_cached
 from pri3d.store import SceneWriter, Store
 
+pytestmark = pytest.mark.thorough  # but for those that say quick
 
+
+@pytest.mark.quick
 def test_what_comes_out(recording: Path, out: Path) -> None:
     prepare([recording], out, **FLAGS)
     store = Store(out)

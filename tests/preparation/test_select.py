@@ -187,6 +187,7 @@ class TestPrepare:
         assert len([k for k in chosen if 30 <= k < 90]) <= 1
         assert len(Store(tmp_path / "out").pairs().i) > 20
 
+    @pytest.mark.thorough
     def test_again_elsewhere_and_over_it_gives_the_same_bytes(self, walked: Path, tmp_path: Path) -> None:
         for name in ("a", "b", "a"):
             prepare([walked], tmp_path / name, **FLAGS)
@@ -206,6 +207,7 @@ class TestPrepare:
         prepare([walked], tmp_path, frame_step=2, **FLAGS)
         assert all(int(name) % 2 == 0 for name in Store(tmp_path).scene("wall").frames.names)
 
+    @pytest.mark.thorough
     def test_damaged_frames_make_way_and_are_listed(self, walked: Path, tmp_path: Path) -> None:
         """The sharp one of a stretch cannot be read, another loses its pose: a blurred one is taken."""
         copy = shutil.copytree(walked, tmp_path / "wall")

@@ -157,6 +157,7 @@ class TestDense(Workspace):
         with pytest.raises(FrameError, match="40x30"):
             self.scene(sample).frame(0)
 
+    @pytest.mark.thorough
     def test_lens_is_undone(self, sample: Sample) -> None:
         k = (-0.1, 0.02, 0.003, -0.004)
         stated = [(1, "OPENCV", WIDTH, HEIGHT, (*CAMERA[2:], *k))]

@@ -55,6 +55,7 @@ def damage(path: Path, data: bytes, read: Callable[[], object], count: int) -> N
 
 
 class TestDamaged:
+    @pytest.mark.thorough
     @pytest.mark.parametrize("ending", ["bin", "txt"])
     @pytest.mark.parametrize("file", ["cameras", "images"])
     def test_model(self, tmp_path: Path, file: str, ending: str) -> None:
@@ -63,6 +64,7 @@ class TestDamaged:
         cameras = sample.pose.with_stem("cameras")
         damage(path, path.read_bytes(), lambda: poses(cameras, sample.pose), 5000 if ending == "bin" else 2000)
 
+    @pytest.mark.thorough
     def test_depth_map(self, tmp_path: Path) -> None:
         path = tmp_path / "a.bin"
 

@@ -263,6 +263,7 @@ class TestDamaged:
             good += 1
         assert 10 < good < len(versions) - 10
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("part", ["oxts", "calib_cam_to_cam", "calib_imu_to_velo", "velodyne_points"])
     def test_raw(self, tmp_path: Path, part: str) -> None:
         sample = write_kitti(tmp_path / "k")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from lzfse_writer import END, STOP, compress, literals, lzvn, match, raw
 
+from fuzz import tries
 from pri3d.errors import FrameError
 from pri3d.recordings._shared import lzfse
 from pri3d.recordings._shared.lzfse import decompress
@@ -38,6 +39,7 @@ def one_block(payload: bytes, size: int) -> bytes:
 
 
 class TestKnownAnswers:
+    @pytest.mark.thorough
     @pytest.mark.parametrize("name", KNOWN)
     def test_streams_of_the_reference_encoder(self, name: str) -> None:
         stream, content = KNOWN[name]
@@ -138,16 +140,16 @@ class TestStreams:
 
     @pytest.mark.parametrize("name", KNOWN)
     def test_damaged_bytes(self, name: str) -> None:
-        """Two thousand of each; a changed literal may pass, a changed length never."""
+        """A changed literal may pass, a changed length never."""
         stream, content = KNOWN[name]
         refused = 0
-        for damaged in mutations(stream, np.random.default_rng(len(name)), count=2000):
+        for damaged in mutations(stream, np.random.default_rng(len(name)), count=tries(200)):
             try:
                 assert len(decompress(damaged, len(content), "it")) == len(content)
             except FrameError as error:
                 assert str(error).startswith("it: ")
                 refused += 1
-        assert refused > 1000
+        assert refused > tries(100)
 
     def test_every_cut(self) -> None:
         for end in range(len(SHORT)):

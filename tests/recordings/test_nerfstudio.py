@@ -15,6 +15,7 @@ from reader_contract import RecordingContract
 from sample_frames import HEIGHT, WIDTH, Sample, rendered
 from samples_outdoor import save, write_nerfstudio
 
+from fuzz import tries
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.warping import Lens, undistort_color, undistort_nearest
 from pri3d.recordings import open_recording
@@ -233,13 +234,14 @@ class TestNerfstudio(Transforms):
         return True
 
     def test_damaged_bytes(self, sample: Sample) -> None:
-        versions = mutations(sample.pose.read_bytes(), np.random.default_rng(4), 500)
+        versions = mutations(sample.pose.read_bytes(), np.random.default_rng(4), tries(100))
         good = 0
         for version in versions:
             sample.pose.write_bytes(version)
             good += self.read(sample)
         assert 0 < good < len(versions) - 100
 
+    @pytest.mark.thorough
     def test_damaged_values(self, sample: Sample) -> None:
         values = (
             None,

@@ -168,6 +168,7 @@ class TestAssociate:
         assert associate(np.ones(3), np.zeros(0), 0.1).shape == (0, 2)
         assert associate(np.zeros(1), np.ones(1), 0.1).shape == (0, 2)
 
+    @pytest.mark.thorough
     def test_a_hundred_thousand_equal_stamps_take_little(self) -> None:
         assert len(associate(np.zeros(100_000), np.zeros(100_000), 0.02)) >= 1
 

@@ -139,6 +139,7 @@ class TestDamage:
         with pytest.raises(FrameError, match=r"v\.mp4: no such file"):
             frames.read(0)
 
+    @pytest.mark.thorough
     def test_damaged_bytes_give_a_frame_or_an_error(self, path: Path, tmp_path: Path) -> None:
         """Directory and pictures alike; a decoder hides some damage, the size stays."""
         copy, refused, good = tmp_path / "v.mp4", 0, 0

@@ -106,6 +106,7 @@ class TestPca:
     def test_two_channels_are_enough(self):
         assert (pca_colors(torch.randn(2, 2, 3, 4))[..., 2] == 0.5).all()
 
+    @pytest.mark.thorough
     def test_the_figure_has_a_row_a_network(self):
         pair = black_pair([])
         maps = torch.randn(2, 8, 24, 32)

@@ -30,6 +30,8 @@ from pri3d.runs import write_json
 from pri3d.store import read_manifest, write_manifest
 from pri3d.tasks.instance import InstanceTask
 
+pytestmark = pytest.mark.thorough  # but for those that say quick
+
 
 @pytest.fixture
 def make(runs, read_page, tmp_path, monkeypatch: pytest.MonkeyPatch):

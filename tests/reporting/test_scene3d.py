@@ -132,6 +132,7 @@ def test_thinning_is_a_mean():
     assert colors.tolist() == [[0, 0, 15], [5, 5, 5]]
 
 
+@pytest.mark.thorough
 def test_a_million_points_stay_a_small_page():
     rng = np.random.default_rng(1)
     points = rng.uniform(-3, 3, (1_000_000, 3))

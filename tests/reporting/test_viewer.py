@@ -119,6 +119,7 @@ def test_without_a_screen_a_page_is_written(writer, runs, tmp_path, monkeypatch,
     assert (tmp_path / "store-view.html").is_file()
 
 
+@pytest.mark.thorough
 def test_a_run_is_recorded_and_written_by_one_command(writer, runs, tmp_path):
     run, out, page = pretrained(runs, tmp_path / "run"), tmp_path / "a.rrd", tmp_path / "b.html"
     words = ["view", str(run), "--save", str(out), "--out", str(page), "--max-frames", "2", "--max-pairs", "1"]
@@ -138,6 +139,7 @@ def test_without_rerun_the_page_is_written(without_rerun, runs, tmp_path, monkey
     assert "pri3d-scene" in (tmp_path / "store-view.html").read_text()
 
 
+@pytest.mark.thorough
 def test_without_rerun_a_recording_becomes_a_page(without_rerun, runs, tmp_path, capsys):
     assert view(runs.store, max_frames=1, max_pairs=0, save=tmp_path / "kitchen.rrd") == tmp_path / "kitchen.html"
     assert [path.name for path in tmp_path.iterdir()] == ["kitchen.html"]

@@ -130,6 +130,7 @@ def test_legs_lead_from_camera_to_camera():
     np.testing.assert_array_equal(lines[2], (points[0, 1], centres[1]))
 
 
+@pytest.mark.thorough
 def test_pretraining_shows_features_before_and_after(runs, tmp_path):
     shown = show(pretrained(runs, tmp_path / "run"), None, "room-0001", 3, 2)
     assert [list(frame.pictures) for frame in shown.frames] == [["features before", "features after"]] * 3
@@ -141,6 +142,7 @@ def test_pretraining_shows_features_before_and_after(runs, tmp_path):
     assert shown.notes == ["run was not trained on store as it is now."]
 
 
+@pytest.mark.thorough
 def test_the_hash_says_whether_it_is_the_store(runs, tmp_path):
     run = stated(runs.pretrain, tmp_path / "run", "pretrain", data=str(runs.store), data_hash=Store(runs.store).hash)
     assert show(run, None, None, 1, 0).notes == []
@@ -155,6 +157,7 @@ def test_an_unfinished_pretraining_shows_what_is_there(runs, tmp_path):
     assert "run has no weights.safetensors: no features after." in shown.notes
 
 
+@pytest.mark.thorough
 def test_of_several_stores_the_one_that_has_the_scene(runs, tmp_path):
     run = stated(runs.pretrain, tmp_path / "run", "pretrain", data=f"{runs.store}:2 {runs.val}:1")
     assert show(run, None, None, 1, 0).title == "Run run: room-0000"

@@ -282,6 +282,7 @@ def test_a_file_of_version_01_states_sizes_and_gives_the_same_network(images, ta
             load_task(path)
 
 
+@pytest.mark.thorough
 def test_an_oracle_scores_one_on_real_images(real_data):
     coco = open_labelled(real_data / "coco_tiny", "val", "coco")
     dataset = InstanceDataset(coco, rows=range(6))

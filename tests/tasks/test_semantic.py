@@ -127,6 +127,7 @@ class TestLoss:
         assert scores.grad is not None
         assert (scores.grad == 0).all()
 
+    @pytest.mark.thorough
     def test_auxiliary_scores_count_two_fifths(self):
         model = build("pspnet").train()
         batch = LabelledBatch(torch.rand(2, 3, 16, 24), labels(1)[1][:2, :8].repeat(1, 2, 3)[:, :, :24], ["a", "b"])
@@ -145,6 +146,7 @@ class TestLoss:
         with pytest.raises(ConfigError, match="one of 0 or more for each of the 4 classes"):
             SemanticTask(NAMES, weights=weights)
 
+    @pytest.mark.thorough
     @pytest.mark.parametrize("network", NETWORKS)
     def test_a_small_batch_is_learnt(self, network):
         model, task = build(network).train(), SemanticTask(NAMES)
@@ -302,6 +304,7 @@ class TestPredict:
 
 
 class TestFiles:
+    @pytest.mark.thorough
     @pytest.mark.parametrize("network", NETWORKS)
     def test_scores_are_the_same_to_the_bit(self, tmp_path, network):
         model = build(network).train()
@@ -328,6 +331,7 @@ class TestFiles:
         with pytest.raises(TypeError, match="SemanticTask was made without settings"):
             SemanticTask(NAMES).save(build("unet"), tmp_path / "w.safetensors", {})
 
+    @pytest.mark.thorough
     def test_adapters_are_merged(self, tmp_path):
         model = build("deeplabv3plus", "vit_tiny_patch16_224")
         add_lora(model.encoder, 2)
@@ -340,6 +344,7 @@ class TestFiles:
         with torch.no_grad():
             assert torch.equal(loaded(images), model(images))
 
+    @pytest.mark.thorough
     def test_a_unets_file_is_that_of_a_pretrained_one_with_a_classifier(self, tmp_path):
         torch.manual_seed(0)
         unet, path = build_unet("resnet18", "slim", 8).eval(), tmp_path / "w.safetensors"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pri3d.testing import ObjectiveContract, TaskContract
+
+pytestmark = pytest.mark.thorough  # but for those that say quick
 
 
 class TestView(ObjectiveContract):

@@ -24,6 +24,8 @@ from pri3d.training.loop import make_fabric
 from pri3d.training.pretraining import PretrainModule
 from pri3d.training.watch import Watch
 
+pytestmark = pytest.mark.thorough  # but for those that say quick
+
 
 class Poison(Objective):
     """A loss that falls, and in pass ``at`` (1 is the first) is not a number, or has no finite gradient."""

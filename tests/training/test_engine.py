@@ -17,6 +17,8 @@ from pri3d.networks.weights import read_state
 from pri3d.objectives import contrast
 from pri3d.training.pretraining import PretrainModule
 
+pytestmark = pytest.mark.thorough  # but for those that say quick
+
 #: Half precision is emulated on most processors: the smallest images, and layer norms, which so few do not upset.
 TINY: dict[str, Any] = {"size": "32x32", "batch": 2, "micro_batch": 2, "encoder": "test_efficientnet_ln"}
 

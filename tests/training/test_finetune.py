@@ -27,6 +27,8 @@ from pri3d.store import Store
 from pri3d.tasks import find_task
 from pri3d.training.comparison import ComparedRun, ComparisonRow, folder_names
 
+pytestmark = pytest.mark.thorough  # but for those that say quick
+
 SMALL = {"size": "64x48", "batch": 4, "micro_batch": 4, "workers": 0, "precision": "fp32"}
 
 
@@ -34,6 +36,7 @@ def run_small(store: Path, run: Path, **options: object) -> Path:
     return finetune("semantic", store, run=run, **{"val": store, "steps": 4, **SMALL, **options}).path
 
 
+@pytest.mark.quick
 def test_run_leaves_scores_and_a_network_that_loads(rooms_store: Path, tmp_path: Path) -> None:
     run = run_small(rooms_store, tmp_path / "run", eval_every=2)
     scores = json.loads((run / "scores.json").read_text())

@@ -129,6 +129,7 @@ def test_metres_of_an_unknown_unit_are_refused(rooms_store: Path, tmp_path: Path
     plan(folder, objectives={"trivial": 1.0}).check()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("options", "word"),
     [
@@ -265,6 +266,7 @@ def test_crops_come_with_pairs_where_both_are_wanted(rooms_store: Path) -> None:
     assert plan(rooms_store).feed(("first",)).dataset[Draw(0, 0)].crops.numel() == 0  # type: ignore[index]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mix", ["half", "alternate"])
 def test_mixtures_train(rooms_store: Path, images: Path, tmp_path: Path, mix: str) -> None:
     assert (run_small(rooms_store, tmp_path / mix, images=images, mix=mix, **MOCO) / "weights.safetensors").exists()

@@ -19,6 +19,8 @@ from pri3d.errors import ConfigError, DataError, Pri3DError
 from pri3d.networks.weights import load_model, read_provenance, read_state
 from pri3d.runs import read_metrics
 
+pytestmark = pytest.mark.thorough  # but for those that say quick
+
 
 def run_small(store: Path, run: Path, **options: object) -> Path:
     return pretrain(store, run=run, **{"steps": 2, "workers": 0, **SMALL, **options}).path
@@ -29,6 +31,7 @@ def same(one: Path, two: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
+@pytest.mark.quick
 def test_run_leaves_weights_metrics_and_provenance(rooms_store: Path, tmp_path: Path) -> None:
     run = run_small(rooms_store, tmp_path / "run")
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -68,7 +71,7 @@ def test_ctrl_c_saves_and_says_how_to_continue(rooms_store: Path, tmp_path: Path
     second = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert second.returncode == 1 and f"process {process.pid} on " in second.stderr
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+    _, errors = process.communicate(timeout=600)
     assert process.returncode == 130
     assert "Continue with --resume" in errors
     steps = torch.load(run / "last.ckpt", weights_only=True)["global_step"]

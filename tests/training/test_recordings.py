@@ -24,6 +24,8 @@ from pri3d.store import MANIFEST, Store, read_manifest, write_manifest
 from pri3d.training import pretrain as prepared
 from pri3d.training.pretrain import cache_folder
 
+pytestmark = pytest.mark.thorough  # but for those that say quick
+
 SIZE = "160x120"  # large enough for the 2 cm of the default
 
 

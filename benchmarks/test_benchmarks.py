@@ -1,7 +1,8 @@
-"""The benchmark scripts run at a tiny size, and what they compute from their measurements is right."""
+"""The benchmark scripts run at a tiny size, and what they compute is right: ``make bench-check``, not the suite."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -58,7 +59,6 @@ def test_chance_is_the_weighted_sum_where_every_term_has_one() -> None:
     assert result([1.0, 1.0], **{"view/chance": 3.0, "depth/rmse": 4.0}).chance() is None
 
 
-@pytest.mark.slow
 def test_presets_run(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     rows = [row for row in presets.ROWS if row.preset in ("moco", "unsupervised")]
     rows[0] = rows[0]._replace(options="--moco.queue 2 --moco.crop 32")  # starts from scratch, there is no View run
@@ -103,7 +103,6 @@ def test_share_waited_weighs_steps_by_their_time() -> None:
     assert loading.share_waited(rows, skip=1) == pytest.approx((0.5 * 1 + 0.1 * 3) / 4)
 
 
-@pytest.mark.slow
 def test_loading_runs(tmp_path: Path, tiny_store: Path) -> None:
     flags = {"size": "64x48", "batch": 2, "micro_batch": 2, "contrast": {"points": 64}}
     flags |= {"matching": {"distance": 0.1}, "geometry": {"voxel": 0.32}}
@@ -149,7 +148,6 @@ def test_the_largest_micro_batch_that_fits_is_taken(tiny_store: Path, monkeypatc
         gpu.build(tiny_store, TINY._replace(micros=(4, 2)), "resnet18", gpu.choose_device())
 
 
-@pytest.mark.slow
 def test_gpu_runs_without_one(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(gpu, "precisions", lambda device: ("fp32",))
     page = gpu.report(TINY)
@@ -184,11 +182,9 @@ def test_ocnn_layers_take_the_place_of_ours() -> None:
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
-@pytest.mark.slow
-def test_real_images_train(
-    real_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["real", str(real_data), "coco", "nyuv2", "--steps", "1"])
+@pytest.mark.skipif("PRI3D_REAL_DATA" not in os.environ, reason="PRI3D_REAL_DATA names no folder of real images")
+def test_real_images_train(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["real", os.environ["PRI3D_REAL_DATA"], "coco", "nyuv2", "--steps", "1"])
     real.main()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines if "CPU min" in line] == ["coco", "nyuv2"]
@@ -213,7 +209,6 @@ def test_loading_is_compared_with_plain_files(capfd: pytest.CaptureFixture[str])
     assert rows[2][1] == pytest.approx(rows[1][1] / rows[0][1])
 
 
-@pytest.mark.slow
 def test_scale_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     books = dict(scale.keep_books(tmp_path / "books", 3))
     said = capfd.readouterr().err
