@@ -21,7 +21,9 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-PYTEST := $(BIN)/python -m pytest -n auto
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
+# Seconds of CPU that a test without the mark slow may take.
+export PRI3D_TEST_SECONDS ?= 2
 
 # Before each commit: style, layers, types, and each quick test once.
 check: lint quick

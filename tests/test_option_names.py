@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 
+import pytest
+
 from pri3d.api.options import VERBS, flag_as_typed
 from pri3d.api.presets import RENAMED, RENAMED_IN
 from pri3d.cli import RENAMED_FLAGS, flags_of
@@ -49,6 +51,7 @@ def test_no_page_names_an_option_that_no_command_has() -> None:
     assert sorted(wrong) == [], sorted(wrong)
 
 
+@pytest.mark.thorough
 def test_messages_name_flags_that_exist() -> None:
     """A word that begins with two hyphens in a text of the program is a flag of some command, as it is typed."""
     known = {flag_as_typed(each.name) for verb in VERBS.values() for each in flags_of(verb, []) if not each.positional}

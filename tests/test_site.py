@@ -118,6 +118,7 @@ def test_links_and_files_are_there(pages: dict[Path, Page]) -> None:
     assert checked > 1000
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("link", ["gone.md", "other.md#gone", "/index.md"])
 def test_a_broken_link_stops_the_build(tmp_path: Path, link: str) -> None:
     (tmp_path / "docs").mkdir()

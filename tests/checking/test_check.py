@@ -36,6 +36,7 @@ def inverted(disk: Path, target: Path) -> Path:
     return target / "mine"
 
 
+@pytest.mark.slow
 def test_a_good_recording_passes_and_nothing_is_written_there(
     disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,6 +55,7 @@ def test_a_good_recording_passes_and_nothing_is_written_there(
         assert len(np.unique(np.asarray(sheet).reshape(-1, 3), axis=0)) > 1000
 
 
+@pytest.mark.slow
 def test_a_fault_exits_1_names_it_and_the_advice_mends_it(
     disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -77,6 +79,7 @@ def test_a_wrong_correction_is_told_from_the_recording_s_own_mistake(disk: Path,
     assert "depth scale" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_correction_that_is_wrong_itself_is_to_be_left_out(disk: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="Leave out --correct inverse"):
         pri3d.check(disk, correct="inverse", out=tmp_path / "out", **FEW)

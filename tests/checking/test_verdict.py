@@ -56,7 +56,7 @@ def check_named(scene: Scene, name: str, frames: int, pairs: int) -> None:
         assert judgement.correct == fault.correct
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("name", QUICK)
 def test_a_mistake_is_named(room: MadeScene, name: str) -> None:
     check_named(room, name, FRAMES, PAIRS)

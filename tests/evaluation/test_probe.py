@@ -82,6 +82,7 @@ def test_a_run_is_shown_before_and_after_in_every_task(small: Probe, run_folder:
         assert picture.width > picture.height > 200
 
 
+@pytest.mark.slow
 def test_encoders_and_networks_stand_in_one_table(small: Probe, run_folder: Path, tmp_path: Path) -> None:
     torch.save(build_encoder("resnet18").state_dict(), tmp_path / "other.pth")
     weights = [Path("scratch"), tmp_path / "other.pth", run_folder / "weights.safetensors"]
@@ -114,6 +115,7 @@ def test_scratch_is_the_same_every_time() -> None:
     assert not torch.equal(first[key], other[key])
 
 
+@pytest.mark.slow
 def test_a_whole_store_is_scored_where_nobody_has_seen_it(small: Probe, run_folder: Path, rooms_store: Path) -> None:
     path = run_folder / "weights.safetensors"
     part, whole = (

@@ -92,6 +92,7 @@ class TestDetectron2:
         else:
             assert not torch.allclose(found, expected, rtol=0.1)
 
+    @pytest.mark.slow
     def test_the_stride_of_a_bottleneck_is_told(self, runs, tmp_path):
         path = export(runs("resnet50"), "detectron2", tmp_path / "net.pth")
         expected = load(runs("resnet50"))(IMAGES)[-1]
@@ -222,6 +223,7 @@ class TestHub:
         assert set(json.loads((folder / "config.json").read_text())) == {"pri3d"}
         assert "library_name: pri3d" in (folder / "README.md").read_text()
 
+    @pytest.mark.slow
     def test_a_network_that_is_mostly_classifier_stays_ours(self, tmp_path):
         """timm's VGG without classes keeps two layers of 119 million numbers."""
         folder = export(make_run(tmp_path / "run", "vgg11"), "hf", tmp_path / "vgg")
@@ -244,6 +246,7 @@ def test_smp_and_back(runs, tmp_path):
     assert same_weights(back, runs("resnet18"))
 
 
+@pytest.mark.slow
 def test_torchvisions_convnext_and_back(runs, tmp_path):
     path = export(runs("convnext_tiny"), "torchvision", tmp_path / "net.safetensors")
     net = torchvision.models.convnext_tiny()

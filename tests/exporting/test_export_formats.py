@@ -54,6 +54,7 @@ def runs(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "to"), ROUND_TRIPS)
 def test_the_printed_lines_give_the_runs_features(runs, name, to, tmp_path, capsys):
     run = runs(name)
@@ -65,6 +66,7 @@ def test_the_printed_lines_give_the_runs_features(runs, name, to, tmp_path, caps
     torch.testing.assert_close(last_map(to, net, IMAGES, ours.encoder), ours(IMAGES)[-1].mean((2, 3)).detach())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", BOTH_PARTS)
 def test_the_whole_network(runs, to, capsys):
     run = runs("vit_tiny_patch16_224")
@@ -157,6 +159,7 @@ def test_what_a_format_cannot_hold(runs, name, to, others, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_record_travels(runs, tmp_path):
     run = runs("resnet18")
     wanted = {"encoder": "resnet18", "steps": 5, "data_hash": "abc", "part": "encoder"}
@@ -205,6 +208,7 @@ class TestOnnx:
         with pytest.raises(ConfigError, match=r'onnx_that_is_absent.*pip install "pri3d\[onnx\]"'):
             export(runs("resnet18"), "onnx", tmp_path / "net.onnx")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "part"),
         [

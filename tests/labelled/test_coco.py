@@ -363,7 +363,7 @@ class TestRefused:
 
 
 class TestRealData:
-    @pytest.mark.thorough
+    @pytest.mark.slow
     @pytest.mark.parametrize(("split", "count", "total", "crowds"), [("train", 80, 705, 6), ("val", 36, 463, 5)])
     def test_as_pycocotools_reads_it(self, real_data: Path, split: Any, count: int, total: int, crowds: int) -> None:
         """Every mask, box and class."""

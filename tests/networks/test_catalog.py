@@ -28,6 +28,7 @@ def test_facts_are_those_of_the_network(name):
     assert torch.equal(std, net.std.flatten())
 
 
+@pytest.mark.thorough
 def test_the_table_has_a_row_of_each(capsys):
     rows = list_models()
     lines = capsys.readouterr().out.splitlines()

@@ -247,6 +247,7 @@ assert not {"numpy", "torchvision", "timm", "lightning", "yaml", "PIL", "rich", 
 """
 
 
+@pytest.mark.slow
 def test_torch_and_safetensors_are_enough(run, exports, tmp_path):
     """In a process to which no other package exists: a run, an encoder's export, a U-Net's, a hub folder."""
     sources = [(run, 5), *((path, 1 if part == "all" else 5) for (_, part), path in exports.items())]

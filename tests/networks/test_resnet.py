@@ -34,6 +34,7 @@ def test_a_seed_gives_torchvisions_network(name):
     assert encoder.channels == tuple(x.shape[1] for x in maps)
 
 
+@pytest.mark.thorough
 def test_a_training_step_is_torchvisions():
     torch.manual_seed(0)
     net, encoder = torchvision.models.resnet50().train(), build_encoder("resnet50").train()

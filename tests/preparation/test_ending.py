@@ -49,6 +49,7 @@ def test_reasons_of_failure_end_somewhere() -> None:
     assert list_failures({"a": "b"}) == "\n  a: b"
 
 
+@pytest.mark.thorough
 def test_the_pairs_of_all_scenes_keep_their_names(recording: Path, out: Path) -> None:
     prepare([recording], out, **FLAGS)
     store = Store(out)

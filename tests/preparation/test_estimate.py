@@ -52,6 +52,7 @@ def test_what_is_said() -> None:
     )
 
 
+@pytest.mark.thorough
 def test_counts_are_exact_and_a_few_frames_are_measured(
     recording: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +75,7 @@ def test_the_step_and_finished_scenes_count(recording: Path, out: Path) -> None:
     assert estimate(jobs_of(recording, out)).measured == 0  # too few to be worth it
 
 
+@pytest.mark.thorough
 def test_a_damaged_scene_is_passed_over(recording: Path, out: Path) -> None:
     shutil.rmtree(recording / "room-0000" / "depth")
     (recording / "room-0000" / "depth").mkdir()
@@ -94,6 +96,7 @@ def test_nothing_can_be_read(recording: Path, out: Path, monkeypatch: pytest.Mon
     assert "2 could not be read, the first: room-0000: a reader's bug" in found.text(1)
 
 
+@pytest.mark.thorough
 def test_few_scenes_of_many_are_opened(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     monkeypatch.setattr(estimate_module, "_count", lambda job: opened.append(job.scene) or 30)
@@ -111,6 +114,7 @@ def test_slow_scenes_end_the_measuring(out: Path, monkeypatch: pytest.MonkeyPatc
     assert estimate([SceneJob(out, None, None, f"scene{k}", out, SETTINGS) for k in range(9)]).measured == 1
 
 
+@pytest.mark.slow
 def test_dry_run_says_it_and_writes_nothing(recording: Path, out: Path, capfd: pytest.CaptureFixture[str]) -> None:
     prepare([recording], out, **FLAGS, dry_run=True)
     assert not out.exists()

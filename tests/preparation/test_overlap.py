@@ -116,9 +116,12 @@ def test_tile_ranges_ignore_holes_and_padding() -> None:
     assert (tiles.near[0, 0, 1], tiles.far[0, 0, 1]) == (65535, 0)
 
 
+FRAMES = 8
+
+
 @pytest.fixture(scope="module")
 def room_stack() -> DepthStack:
-    frames = render_room(build_room(3, 0), 8, 160, 120)
+    frames = render_room(build_room(3, 0), FRAMES, 120, 90)
     depth = np.stack([np.rint(f.depth * 1000).astype(np.uint16) for f in frames])
     intrinsics = np.array([f.color_camera[2:] for f in frames])
     return DepthStack(depth, intrinsics, np.stack([f.world_from_camera for f in frames]))
@@ -128,10 +131,11 @@ def all_pairs(n: int) -> NDArray[np.int32]:
     return np.stack(np.triu_indices(n, 1), axis=1).astype(np.int32)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("mode", "relative"), [("paper", False), ("max", False), ("paper", True)])
 def test_mine_keeps_what_brute_force_keeps(room_stack: DepthStack, mode: str, relative: bool) -> None:
     how = {"distance": 0.02 if relative else 0.04, "mode": mode, "relative": relative}  # a pixel covers 2 cm at 2 m
-    truth = {(i, j): brute_force(room_stack, i, j, **how) for i, j in all_pairs(8).tolist()}
+    truth = {(i, j): brute_force(room_stack, i, j, **how) for i, j in all_pairs(FRAMES).tolist()}
     pairs, values, best = mine_pairs(room_stack, min_overlap=0.3, **how)
     assert {tuple(p) for p in pairs.tolist()} == {p for p, value in truth.items() if value >= 0.3}
     assert 0 < len(pairs) < len(truth)
@@ -142,7 +146,7 @@ def test_mine_keeps_what_brute_force_keeps(room_stack: DepthStack, mode: str, re
 
 
 def test_a_pair_near_the_threshold_is_decided_exactly(room_stack: DepthStack) -> None:
-    pairs = all_pairs(8)
+    pairs = all_pairs(FRAMES)
     for i, j in pairs[:4].tolist():
         truth = brute_force(room_stack, i, j, 0.02)
         values = measure_overlaps(room_stack, np.array([(i, j)], np.int32), distance=0.02, min_overlap=truth + 1e-5)
@@ -161,7 +165,7 @@ def test_estimate_is_a_safe_filter(room_stack: DepthStack) -> None:
     guess = estimate_overlaps(room_stack)
     np.testing.assert_allclose(guess, guess.T)
     np.testing.assert_allclose(np.diagonal(guess), 1)
-    for i, j in all_pairs(8).tolist():
+    for i, j in all_pairs(FRAMES).tolist():
         assert abs(guess[i, j] - brute_force(room_stack, i, j, 0.02)) < 0.12
 
 
@@ -186,6 +190,7 @@ def test_pair_table_states_baseline_and_angle() -> None:
     assert table.angle[0] == pytest.approx(np.pi / 3)
 
 
+@pytest.mark.slow
 def test_real_recording_against_brute_force(real_data) -> None:
     """Full resolution, every pixel, on a handful of pairs; benchmarks/mining.py does 200."""
     folder = real_data / "7scenes_redkitchen"

@@ -84,6 +84,7 @@ def test_a_path_may_be_written_in_many_ways(
     assert stamps(out) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["room-0001", "."])
 def test_edited_cameras_are_noticed(recording: Path, out: Path, where: str) -> None:
     if where == ".":  # one file for all scenes

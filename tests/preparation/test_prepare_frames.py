@@ -70,7 +70,7 @@ def test_nearest_enlarges_too() -> None:
     np.testing.assert_array_equal(resize_nearest(np.array([[1, 2]]), (4, 2)), [[1, 1, 2, 2]] * 2)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_depth_is_registered_at_its_own_resolution() -> None:
     half = CAMERA.resized(32, 24)
     shift = np.eye(4)

@@ -223,6 +223,7 @@ def test_wrong_folders(recording: Path, out: Path) -> None:
     assert not out.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_full_disk_stops_the_run(recording: Path, out: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def full(*_: object, **__: object) -> None:

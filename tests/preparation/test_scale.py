@@ -71,6 +71,7 @@ def test_the_unit_does_not_matter(shrunk: Path, out: Path) -> None:
     assert len(store.scene("room-0000").surface().cells) > 1000
 
 
+@pytest.mark.slow
 def test_relative_pairs_of_a_metric_scene(recording: Path, out: Path, tmp_path: Path) -> None:
     prepare([recording], out, **{**FLAGS, "distance": 0.03}, match="relative")
     record = Store(out).manifest["scenes"]["room-0000"]

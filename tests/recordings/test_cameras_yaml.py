@@ -125,7 +125,7 @@ KEYS = ("fx", "fy", "cx", "cy", "width", "height", "distortion", "fisheye")
 camera = st.dictionaries(st.sampled_from(KEYS), st.floats(1, 9) | st.lists(st.floats(), max_size=8) | values)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     stated=st.fixed_dictionaries(

@@ -55,7 +55,7 @@ def damage(path: Path, data: bytes, read: Callable[[], object], count: int) -> N
 
 
 class TestDamaged:
-    @pytest.mark.thorough
+    @pytest.mark.slow
     @pytest.mark.parametrize("ending", ["bin", "txt"])
     @pytest.mark.parametrize("file", ["cameras", "images"])
     def test_model(self, tmp_path: Path, file: str, ending: str) -> None:

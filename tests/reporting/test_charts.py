@@ -31,6 +31,7 @@ def has_color(png: bytes, color: str) -> bool:
     return count_color(png, color) > 30
 
 
+@pytest.mark.thorough
 def test_training_curves_show_every_objective():
     picture = charts.training_figure(ROWS, {"view": 1.0, "geometry": 0.5})
     assert has_color(picture, COLORS["view"])
@@ -39,11 +40,13 @@ def test_training_curves_show_every_objective():
     assert not has_color(charts.training_figure(alone, {}), COLORS["geometry"])
 
 
+@pytest.mark.thorough
 def test_columns_that_join_later_are_drawn():
     late = [{"step": 1.0, "loss": 6.0, "lr": 1e-3}, *ROWS]
     assert has_color(charts.training_figure(late, {}), COLORS["view"])
 
 
+@pytest.mark.thorough
 def test_fine_tuning_curves_show_every_method():
     history = [{"step": 10, "miou": 0.1}, {"step": 20, "miou": 0.2}]
     losses = [{"step": k, "loss": 1 / k} for k in range(1, 9)]
@@ -63,6 +66,7 @@ def test_scores_show_every_method():
         assert has_color(picture, COLORS["pri3d"])
 
 
+@pytest.mark.thorough
 def test_a_class_without_a_score_leaves_no_dot():
     color = COLORS["pri3d"]
     none, one, two = (
@@ -90,6 +94,7 @@ def test_methods_have_colours_of_their_own():
     assert len(series_colors([*names, "g", "h"])) == 12
 
 
+@pytest.mark.thorough
 def test_bars_show_every_series_and_the_reference():
     rows = {"ScanNet": {"scratch": [0.2, 0.25], "pri3d": [0.4]}, "NYUv2": {"pri3d": [0.3, 0.35, float("nan")]}}
     picture = charts.bars_figure(rows, "mIoU, %")
@@ -102,6 +107,7 @@ def test_bars_show_every_series_and_the_reference():
     assert charts.bars_figure({"none": {"pri3d": []}}, "points")
 
 
+@pytest.mark.thorough
 def test_label_efficiency_shows_every_method_and_the_reference():
     curves = {"scratch": {0.2: [0.1, 0.2], 1.0: [0.3, 0.35]}, "pri3d": {1.0: [0.5], 0.2: [0.4, float("nan")]}}
     picture = charts.efficiency_figure(curves, "mIoU, %")
@@ -113,6 +119,7 @@ def test_label_efficiency_shows_every_method_and_the_reference():
     assert charts.efficiency_figure({"pri3d": {0.2: [float("nan")]}}, "mIoU, %")
 
 
+@pytest.mark.thorough
 def test_several_pre_trainings_share_one_picture():
     curves = {"pri3d": ROWS, "scratch": [{k: v for k, v in row.items() if "geometry" not in k} for row in ROWS]}
     picture = charts.compared_training_figure(curves)
@@ -121,6 +128,7 @@ def test_several_pre_trainings_share_one_picture():
     assert charts.compared_training_figure({"pri3d": [{"step": 1.0}]})
 
 
+@pytest.mark.thorough
 def test_measures_on_held_out_pairs_are_drawn_where_they_are_known():
     history = [{"step": k, "recall": k / 9, "rank": 3.0 + k} for k in range(3)]
     assert charts.heldout_figure(history) != charts.heldout_figure([{**row, "alignment": 0.1} for row in history])

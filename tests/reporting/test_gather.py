@@ -78,6 +78,7 @@ def test_a_store_without_pairs_has_none_to_show(tmp_path, runs):
         gather.matched_pairs(tmp_path / "single", 1, {})
 
 
+@pytest.mark.thorough
 def test_segmentations_are_the_networks_own(runs):
     images = PreparedImages(runs.val, "all")
     found = gather.predictions(images, runs.finetune, 2, "semantic")

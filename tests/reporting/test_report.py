@@ -76,6 +76,7 @@ def test_a_fine_tuning_run_has_scores_and_predictions(make, runs):
     assert not any("± " in text for text in page.texts)
 
 
+@pytest.mark.slow
 def test_a_comparison_has_means_intervals_and_differences(make, runs, tmp_path):
     page = make(*runs.finetune["scratch"], *runs.finetune["pri3d"], runs.pretrain)
     assert not notes(page)
@@ -91,6 +92,7 @@ def test_a_comparison_has_means_intervals_and_differences(make, runs, tmp_path):
     assert (tmp_path / "out" / "report.html").stat().st_size < 6e6
 
 
+@pytest.mark.slow
 def test_shares_of_the_labels_are_a_curve(make, runs, tmp_path):
     few = tmp_path / "few"
     shutil.copytree(runs.finetune["scratch"][0], few)
@@ -147,6 +149,7 @@ def test_images_without_labels_are_said(make, runs, tmp_path):
     assert any(note.startswith("Segmentations are left out: ") and "bare" in note for note in notes(page))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fact", "words"),
     [("shared_images", "training images too"), ("pretrained_on_val", "without labels, on the frames that")],
@@ -206,6 +209,7 @@ def test_texts_of_files_are_escaped(make, runs, tmp_path):
     assert any("<em>run" in text for text in page.texts)
 
 
+@pytest.mark.slow
 def test_objects_are_drawn(rooms_store: Path, tmp_path: Path, read_page, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(style, "DPI", 40)
     images = PreparedImages(rooms_store, "all")

@@ -140,6 +140,7 @@ def test_compiled_network_is_the_same(rooms_store: Path, tmp_path: Path) -> None
     assert read_state(eager / "weights.safetensors").keys() == read_state(compiled / "weights.safetensors").keys()
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_big_batch(rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gradient of four pairs at once is that of four pairs in two or four passes, norms being in evaluation mode.
 

@@ -50,12 +50,14 @@ def test_run_leaves_scores_and_a_network_that_loads(rooms_store: Path, tmp_path:
     assert load_semantic(run / "best.safetensors")[1] == names
 
 
+@pytest.mark.slow
 def test_it_learns(rooms_store: Path, tmp_path: Path) -> None:
     run = run_small(rooms_store, tmp_path / "run", steps=40, eval_every=20, augment="none")
     history = json.loads((run / "scores.json").read_text())["history"]
     assert history[-1]["accuracy"] > 0.5
 
 
+@pytest.mark.slow
 def test_weights_reach_the_network(rooms_store: Path, tmp_path: Path) -> None:
     torch.manual_seed(5)
     unet = build_unet("resnet18", "slim", 32)
@@ -71,6 +73,7 @@ def test_weights_reach_the_network(rooms_store: Path, tmp_path: Path) -> None:
         assert decoder_too or changed
 
 
+@pytest.mark.slow
 def test_other_projects_files_fill_what_they_hold(rooms_store: Path, tmp_path: Path) -> None:
     """A published Pri3D checkpoint brings the decoder, a plain ResNet the encoder alone."""
     torch.manual_seed(5)
@@ -93,6 +96,7 @@ def test_weights_by_name_need_the_network_or_say_so(rooms_store: Path, tmp_path:
         run_small(rooms_store, tmp_path / "run", weights="timm:resnet19")
 
 
+@pytest.mark.slow
 def test_finished_run_resumes_to_itself_and_a_shorter_history_is_continued(rooms_store: Path, tmp_path: Path) -> None:
     run = run_small(rooms_store, tmp_path / "run", eval_every=2)
     before = (run / "weights.safetensors").read_bytes()
@@ -168,6 +172,7 @@ def test_without_a_second_set_the_store_is_split_by_scenes(rooms_store: Path, tm
     assert not {name.split("/")[0] for name in train.names} & {name.split("/")[0] for name in held.names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", ["pspnet", "deeplabv3", "deeplabv3plus"])
 def test_other_networks_take_the_encoder(rooms_store: Path, tmp_path: Path, network: str) -> None:
     torch.manual_seed(5)
@@ -206,6 +211,7 @@ def test_adapters_are_merged_into_the_file(rooms_store: Path, tmp_path: Path) ->
     assert load_semantic(run)[0](torch.rand(1, 3, 48, 64)).shape[0] == 1
 
 
+@pytest.mark.slow
 def test_several_values_are_compared(rooms_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(5)
     save_model(build_unet("resnet18", "slim", 32), tmp_path / "pre" / "weights.safetensors", {})
@@ -256,6 +262,7 @@ def test_nothing_starts_where_one_run_could_not(rooms_store: Path, tmp_path: Pat
     assert not (tmp_path / "runs" / "seed0").exists() and not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_scores_on_images_that_were_seen_say_so(
     rooms_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,6 +281,7 @@ def test_scores_on_images_that_were_seen_say_so(
     assert (read_provenance(run)["init_data_hash"], read_provenance(run)["init_holdout"]) == tuple(record.values())
 
 
+@pytest.mark.slow
 def test_what_was_not_loaded_is_not_kept(rooms_store: Path, tmp_path: Path) -> None:
     """A preset that fixes stages and norms trains all of them from scratch, unless it is told to."""
     preset = tmp_path / "fixed.yaml"
@@ -307,6 +315,7 @@ def test_interval_is_students() -> None:
     assert math.isnan(row.mean("AP")[0])
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_network_is_a_start_too(rooms_store: Path, tmp_path: Path) -> None:
     """Whatever part it began with itself, its decoder is taken with ``all``; of a detector the encoder."""
     save_model(build_unet("resnet18", "slim", 32), tmp_path / "pre.safetensors", {})

@@ -75,6 +75,7 @@ def test_a_run_continues_with_another_number_of_processes(rooms_store: Path, tmp
     assert gap(run / "weights.safetensors", alone / "weights.safetensors") < 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", SMALL)
 def test_ctrl_c_and_resume_change_nothing(
     task: str, rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -88,6 +88,7 @@ def test_measured_on_held_out_pairs_of_all_stores(both: list[Path], other_store:
     assert held[Draw(0, 5)].name.startswith(f"{other_store.name}/")
 
 
+@pytest.mark.thorough
 def test_a_run_continues_exactly_and_only_with_the_same_mixture(
     both: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_run_continues_exactly_and_only_with_the_same_mixture(
     assert load_model(whole / "weights.safetensors")[1]["data_hash"] == Mixture(parse_mixture(both)).hash
 
 
+@pytest.mark.thorough
 def test_a_single_store_in_a_list_is_the_run_of_it_alone(rooms_store: Path, tmp_path: Path) -> None:
     alone, listed = run_small(rooms_store, tmp_path / "alone"), run_small([rooms_store], tmp_path / "listed")
     assert same(alone / "weights.safetensors", listed / "weights.safetensors")

@@ -47,6 +47,7 @@ def test_run_leaves_weights_metrics_and_provenance(rooms_store: Path, tmp_path: 
     assert not list(run.glob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_same_seed_same_run_other_seed_other_run(rooms_store: Path, tmp_path: Path) -> None:
     runs = [run_small(rooms_store, tmp_path / str(k), seed=s, objectives={"view": 1}) for k, s in enumerate((1, 1, 2))]
     assert same(runs[0] / "weights.safetensors", runs[1] / "weights.safetensors")
@@ -79,6 +80,7 @@ def test_ctrl_c_saves_and_says_how_to_continue(rooms_store: Path, tmp_path: Path
     assert f"stopped at step {steps}" in errors
 
 
+@pytest.mark.slow
 def test_second_run_in_a_folder_needs_resume_and_the_same_settings(rooms_store: Path, tmp_path: Path) -> None:
     run = run_small(rooms_store, tmp_path / "run", objectives={"view": 1})
     with pytest.raises(ConfigError, match="--resume"):

@@ -60,6 +60,7 @@ def run_small(data: Any, run: Path, **options: object) -> Path:
     return pretrain(data, run=run, **{**SMALLER, **options}).path
 
 
+@pytest.mark.slow
 def test_a_recording_is_prepared_once_and_trained_on(
     recording: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -263,7 +263,7 @@ def test_retention_is_a_weight(keep: float) -> None:
     assert ("keep" in settings.active) == (keep > 0)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_a_run_of_version_01_is_continued(rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its config.yaml is one flat list; the same settings continue it, others are named by their present names."""
     whole, run = run_small(rooms_store, tmp_path / "whole"), tmp_path / "run"

@@ -109,6 +109,7 @@ def test_pictures_are_those_of_their_version(room: Room) -> None:
     assert digests(render_room(room, 2, WIDTH, HEIGHT)) == PICTURES
 
 
+@pytest.mark.thorough
 def test_pictures_without_embree_are_the_same(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rtree")
     with_embree = render_room(room, 1, 16, 12)

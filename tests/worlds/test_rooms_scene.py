@@ -72,6 +72,7 @@ def test_looks_do_not_follow_class(some_rooms: list[Room]) -> None:
     assert 0.2 < np.mean(colors) < 0.6
 
 
+@pytest.mark.thorough
 def test_camera_keeps_clear_and_views_are_not_filled(some_rooms: list[Room]) -> None:
     for room in some_rooms:
         for pose in camera_path(room, 12, caster(room.vertices[room.faces])):
@@ -131,6 +132,7 @@ def test_casters_find_the_first_triangle(library: str) -> None:
     assert 10 < np.isfinite(t).sum() < 60
 
 
+@pytest.mark.thorough
 def test_casters_agree_on_a_room() -> None:
     pytest.importorskip("embreex")
     pytest.importorskip("rtree")
