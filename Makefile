@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Some machines set it; then every process compiles the libraries that it imports, which takes longer than most tests.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo check test lint quick unit slow mutants bench bench-check site clean
 

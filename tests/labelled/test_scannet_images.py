@@ -210,7 +210,7 @@ class TestShares:
 
     @pytest.mark.parametrize("fraction", [0, -0.2, 1.1, float("nan")])
     def test_none(self, every_scan: ScanNetImages, fraction: float) -> None:
-        with pytest.raises(ConfigError, match="share"):
+        with pytest.raises(ConfigError, match="fraction"):
             every_scan.subset(fraction)
 
     def test_part_of_the_scans(self, frames: Path) -> None:

@@ -15,6 +15,7 @@ class TestResNet18(EncoderContract):
     name = "resnet18"
 
 
+@pytest.mark.thorough
 class TestResNet50(EncoderContract):
     name = "resnet50"
     decoders = ("slim",)  # the paper's takes 150 million parameters
@@ -36,20 +37,24 @@ class TestMobileNet(EncoderContract):
     name = "mobilenetv4_conv_small"
 
 
+@pytest.mark.thorough
 class TestSwinChannelsLast(EncoderContract):
     name = "swin_tiny_patch4_window7_224"
     decoders = ("slim",)
 
 
+@pytest.mark.thorough
 class TestHiera(EncoderContract):
     name = "hiera_tiny_224"
     decoders = ("slim",)
 
 
+@pytest.mark.thorough
 class TestViT(EncoderContract):
     name = "vit_tiny_patch16_224"
 
 
+@pytest.mark.thorough
 class TestEvaViT(EncoderContract):
     name = "eva02_tiny_patch14_224"
     decoders = ("slim",)

@@ -13,9 +13,12 @@ from pri3d.api.report import report
 from pri3d.reporting import style
 
 CHROMIUM = find_chromium()
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or sys.platform == "win32", reason="no chromium is installed: apt-get install chromium"
-)
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.skipif(
+        CHROMIUM is None or sys.platform == "win32", reason="no chromium is installed: apt-get install chromium"
+    ),
+]
 ON = ".pri3d-similarity.pri3d-on"
 #: every canvas as text, to be compared
 SHOWN = f"[...document.querySelectorAll('{ON} canvas')].map(c => c.toDataURL())"

@@ -36,7 +36,7 @@ def run_small(store: Path, run: Path, **options: object) -> Path:
     return finetune("semantic", store, run=run, **{"val": store, "steps": 4, **SMALL, **options}).path
 
 
-@pytest.mark.quick
+@pytest.mark.slow
 def test_run_leaves_scores_and_a_network_that_loads(rooms_store: Path, tmp_path: Path) -> None:
     run = run_small(rooms_store, tmp_path / "run", eval_every=2)
     scores = json.loads((run / "scores.json").read_text())
@@ -188,6 +188,7 @@ def test_other_networks_take_the_encoder(rooms_store: Path, tmp_path: Path, netw
     assert loaded["coverage"] == 1 and loaded["missing"] == []
 
 
+@pytest.mark.quick
 def test_frozen_parts_stay(rooms_store: Path, tmp_path: Path) -> None:
     """``last-3`` keeps stem and first stage; ``frozen`` norms keep weights and statistics everywhere."""
     torch.manual_seed(5)

@@ -31,7 +31,7 @@ def same(one: Path, two: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.quick
+@pytest.mark.slow
 def test_run_leaves_weights_metrics_and_provenance(rooms_store: Path, tmp_path: Path) -> None:
     run = run_small(rooms_store, tmp_path / "run")
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -54,6 +54,7 @@ def test_same_seed_same_run_other_seed_other_run(rooms_store: Path, tmp_path: Pa
     assert not same(runs[0] / "weights.safetensors", runs[2] / "weights.safetensors")
 
 
+@pytest.mark.quick
 def test_only_the_chosen_objectives_run(rooms_store: Path, tmp_path: Path) -> None:
     rows = read_metrics(
         run_small(rooms_store, tmp_path / "run", objectives={"view": 0.5, "geometry": 0}) / "metrics.csv"
