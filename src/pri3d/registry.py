@@ -26,6 +26,7 @@ OBJECTIVES = {
     "depth": "pri3d.objectives.depth:DepthObjective",
     "moco": "pri3d.objectives.moco:MocoObjective",
     "keep": "pri3d.objectives.keep:KeepObjective",
+    "distill": "pri3d.objectives.distill:DistillObjective",
 }
 TASKS = {
     "semantic": "pri3d.tasks.semantic:SemanticTask",

@@ -99,6 +99,7 @@ class PairBatch(NamedTuple):
     names: list[str]  #: B strings "scene/frame_a+frame_b", for error messages
     views: tuple[str, ...] = ("first", "second")  #: of these, in this order: frame a, frame b, "copy": a recoloured
     crops: torch.Tensor | None = None  #: (B, 2, 3, S, S) float 0..1, two crops of frame a; (B, 0, ...) for none
+    clean: torch.Tensor | None = None  #: (B, 2, 3, H, W) float 0..1, both frames not augmented; (B, 0, ...) for none
 
 
 class CropBatch(NamedTuple):

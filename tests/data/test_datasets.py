@@ -88,6 +88,20 @@ def test_the_draw_fixes_every_random_choice(rooms_store: Path) -> None:
     assert not torch.equal(one.color, other.color)
 
 
+def test_clean_images_beside_augmented_ones(rooms_store: Path) -> None:
+    """They are those of a data set without augmentation, and change no draw of it."""
+    rows = np.arange(len(Store(rooms_store).pairs().i))
+    views = ("first", "second", "copy")
+    both, plain, augmented = (
+        collate([PairDataset(rooms_store, rows, (64, 48), 0, recipe, views=views, clean=clean)[Draw(0, 1)]])
+        for recipe, clean in ((STRONG, True), (None, False), (STRONG, False))
+    )
+    assert torch.equal(both.clean, plain.color[:, :2])
+    assert torch.equal(both.color, augmented.color)
+    assert not torch.equal(both.color[:, :2], both.clean)
+    assert augmented.clean.shape[:2] == (1, 0)
+
+
 def test_holdout_shares_no_frame(rooms_store: Path) -> None:
     store = Store(rooms_store)
     table = store.pairs()

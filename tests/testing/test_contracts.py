@@ -35,6 +35,15 @@ class TestKeep(ObjectiveContract):
     name = "keep"
 
 
+class TestDistill(ObjectiveContract):
+    name = "distill"
+
+
+class TestDistillRelations(ObjectiveContract):
+    name = "distill"
+    options = {"targets": "relations", "points": 50, "momentum": 0.9, "free": 0.5}
+
+
 class TestSemantic(TaskContract):
     name = "semantic"
     given = {"semantic": {"size": "64x48"}, "encoder": "resnet18"}

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pri3d.networks.weights import read_state
 from pri3d.objectives import contrast
+from pri3d.runs import read_json, read_metrics
 from pri3d.training.pretraining import PretrainModule
 
 pytestmark = pytest.mark.thorough  # but for those that say quick
@@ -262,6 +263,22 @@ def test_parts_of_a_vit(rooms_store: Path, tmp_path: Path, tune: str) -> None:
 def test_moco_under_lora_moves_the_adapters_of_both_encoders(rooms_store: Path, tmp_path: Path) -> None:
     run = run_small(rooms_store, tmp_path / "run", encoder="test_vit", tune="lora-2", objectives={"moco": 1.0}, **CROPS)
     assert all(".attn." in key for key in changed(run)[0])
+
+
+def test_distillation_trains_the_encoder_alone_and_measures_its_maps(rooms_store: Path, tmp_path: Path) -> None:
+    """The decoder is left out; clean images reach the teacher, or the drift of the start would not come from them."""
+    given = {"objectives": {"distill": 1.0}, "holdout": 0.4, "eval_every": 1, "eval_pairs": 2, "augment": "strong"}
+    logged = []
+    for name, clean in (("clean", True), ("augmented", False)):
+        run = run_small(rooms_store, tmp_path / name, **given, distill={"clean": clean})
+        logged.append(read_metrics(run / "metrics.csv"))
+        before, after = read_state(run / "initial.safetensors"), read_state(run / "weights.safetensors")
+        changed = {key.partition(".")[0] for key in before if not torch.equal(before[key], after[key])}
+        assert changed == {"encoder"}
+        rows = read_json(run / "scores.json")["history"]
+        assert all(0 <= row["recall"] <= 1 and row["points"] > 0 for row in rows)
+    assert logged[0][0]["distill/drift"] != logged[1][0]["distill/drift"]
+    assert {"distill/target", "distill/spread"} <= set(logged[0][0])
 
 
 def test_the_decoder_rests_where_nothing_looks_at_it(rooms_store: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class PairItem(NamedTuple):
     name: str
     views: tuple[str, ...]
     crops: Tensor
+    clean: Tensor
 
 
 def split_pairs(
@@ -78,6 +79,7 @@ class PairDataset(Dataset[PairItem]):
         interpolation: of colour.
         views: images of each pair, see :class:`pri3d.types.PairBatch`; every one gets an augmentation of its own.
         crop: recipe of two random crops of the first frame, None for none.
+        clean: whether both frames come without augmentation, too.
     """
 
     def __init__(
@@ -92,12 +94,13 @@ class PairDataset(Dataset[PairItem]):
         interpolation: Interpolation = "bilinear",
         views: tuple[str, ...] = ("first", "second"),
         crop: CropRecipe | None = None,
+        clean: bool = False,
     ) -> None:
         self.store = Store(folder)
         self.table: PairTable = self.store.pairs()
         self.rows, self.size, self.seed, self.recipe = rows, size, seed, recipe
         self.voxel, self.chunks, self.interpolation = voxel, chunks, interpolation
-        self.views, self.crop = views, crop
+        self.views, self.crop, self.clean = views, crop, clean
         self._surfaces: dict[str, Voxels] = {}  # of the last used scenes, in the wanted size
 
     def __len__(self) -> int:
@@ -112,6 +115,7 @@ class PairDataset(Dataset[PairItem]):
         generator = torch.Generator().manual_seed(seed)
         sources = [views[1] if name == "second" else views[0] for name in self.views]
         colors = [to_tensor(resize_color(v.color, self.size, self.interpolation)) for v in sources]
+        clean = [colors[self.views.index(name)] for name in ("first", "second")] if self.clean else []
         colors = [augment_color(color, self.recipe, generator) for color in colors]
         depth = np.stack([resize_nearest(v.depth, self.size) for v in views])
         intrinsics = np.stack([self._intrinsics(v) for v in views])
@@ -137,6 +141,7 @@ class PairDataset(Dataset[PairItem]):
             torch.stack([random_crop(views[0].color, self.crop, generator) for _ in range(2)])
             if self.crop
             else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
+            torch.stack(clean) if clean else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
         )
 
     def _intrinsics(self, view: View) -> NDArray[np.float64]:
@@ -189,6 +194,7 @@ def collate(items: list[PairItem]) -> PairBatch:
         names=[item.name for item in items],
         views=items[0].views,
         crops=_shares([item.crops for item in items]),
+        clean=_shares([item.clean for item in items]),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pri3d import registry
 from pri3d.api.options import Options
@@ -57,6 +58,30 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images (B, 3, H, W) -> maps, see the class."""
         raise NotImplementedError
+
+
+def join_maps(maps: Sequence[Tensor], strides: Sequence[int], half: tuple[int, int]) -> Tensor:
+    """All maps of an encoder as one feature a cell of half the image: (B, channels[k], h, w) -> (B, sum, *half).
+
+    Each cell's vector of each map gets length 1, then all maps are brought to the grid bilinearly and concatenated, so
+    that the cosine of two cells is about the mean of the maps' own.
+    """
+    unit = (F.normalize(x, dim=1) for x in maps)
+    return torch.cat([enlarge(x, stride / 2, half) for x, stride in zip(unit, strides, strict=True)], dim=1)
+
+
+def enlarge(x: Tensor, scale: float, size: tuple[int, int]) -> Tensor:
+    """Bilinear resampling (B, C, h, w) -> (B, C, *size), where a cell of ``x`` covers ``scale`` cells of the result.
+
+    Cells begin at the same corner: what ``x`` has beyond ``size`` (a stride that does not divide the image) is cut
+    off, not squeezed in.
+    """
+    if scale != 1:
+        x = F.interpolate(x, scale_factor=(scale, scale), mode="bilinear", align_corners=False)
+    below, right = max(0, size[0] - x.shape[-2]), max(0, size[1] - x.shape[-1])
+    if below or right:
+        x = F.pad(x, (0, right, 0, below), mode="replicate")
+    return x[..., : size[0], : size[1]]
 
 
 def encoder_of(model: nn.Module) -> Encoder:

@@ -64,6 +64,8 @@ class Objective(nn.Module, ABC):
     options: ClassVar[type[Options] | None] = None
     #: the images of a pair it wants, of "first", "second" and "copy" (the first frame, recoloured)
     views: tuple[str, ...] = VIEWS[:2]
+    #: whether it looks at the decoder's map; where no objective of a run does, the decoder is left out
+    decodes: ClassVar[bool] = True
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
@@ -101,6 +103,11 @@ class WeightedSum(nn.Module):
         """Images of a pair that any of the objectives wants."""
         wanted = {view for term in self.terms.values() for view in term.views}  # type: ignore[union-attr]
         return tuple(view for view in VIEWS if view in wanted)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether any of the objectives looks at the decoder's map."""
+        return any(term.decodes for term in self.terms.values())
 
     def forward(self, features: Features, batch: Any) -> Terms:
         """Sum the weighted terms; logged names get the objective's name in front."""

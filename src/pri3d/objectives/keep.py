@@ -38,6 +38,7 @@ class KeepObjective(Objective):
     """
 
     views = ()  # whatever images are there
+    decodes = False
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)

@@ -72,6 +72,7 @@ class MocoObjective(Objective):
 
     options = MocoOptions
     views: tuple[str, ...] = ()  #: it wants crops, no image of a pair
+    decodes = False
     queue: Tensor  #: (dim, K) float32, unit columns
     pointer: Tensor  #: () int64, the oldest column, which goes next
 

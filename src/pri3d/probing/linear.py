@@ -19,7 +19,8 @@ from pri3d.geometry.camera import pixel_centres
 from pri3d.geometry.resize import resize_color, resize_nearest
 from pri3d.labelled import LabelledImages
 from pri3d.labelled.spaces import IGNORED
-from pri3d.probing.networks import Dense, check_finite, enlarge
+from pri3d.networks.encoders import enlarge
+from pri3d.probing.networks import Dense, check_finite
 from pri3d.schedules import factor
 from pri3d.store import PairTable, Store
 from pri3d.tasks.semantic import Confusion

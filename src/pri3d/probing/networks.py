@@ -7,10 +7,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pri3d.errors import ConfigError, DataError, WeightsError
-from pri3d.networks.encoders import Encoder
+from pri3d.networks.encoders import Encoder, enlarge, join_maps
 from pri3d.networks.load import HUB_NAME, STARTS, FeatureNet, Part, WeightsSource
 from pri3d.runs import RunPaths
 
@@ -22,9 +21,7 @@ _FILES = (".safetensors", ".pth", ".pt", ".pkl", ".tar", ".bin", ".ckpt")
 class Dense(nn.Module):
     """RGB 0..1 (B, 3, H, W) -> one feature a cell of half the image, whatever the network.
 
-    A U-Net's map is taken as it is. Of an encoder all maps are taken: each cell's vector of each map to length 1, all
-    maps brought to the grid bilinearly and put behind each other, so that the cosine of two cells is about the mean
-    of the maps' own.
+    A U-Net's map is taken as it is, of an encoder all maps by :func:`pri3d.networks.encoders.join_maps`.
     """
 
     def __init__(self, net: FeatureNet) -> None:
@@ -49,22 +46,7 @@ class Dense(nn.Module):
         maps = self.maps(images)
         if len(maps) == 1:
             return enlarge(maps[0], self.strides[0] / 2, half)
-        unit = (F.normalize(x, dim=1) for x in maps)
-        return torch.cat([enlarge(x, s / 2, half) for x, s in zip(unit, self.strides, strict=True)], dim=1)
-
-
-def enlarge(x: Tensor, scale: float, size: tuple[int, int]) -> Tensor:
-    """Bilinear resampling (B, C, h, w) -> (B, C, *size), where a cell of ``x`` covers ``scale`` cells of the result.
-
-    Cells begin at the same corner: what ``x`` has beyond ``size`` (a stride that does not divide the image) is cut
-    off, not squeezed in.
-    """
-    if scale != 1:
-        x = F.interpolate(x, scale_factor=(scale, scale), mode="bilinear", align_corners=False)
-    below, right = max(0, size[0] - x.shape[-2]), max(0, size[1] - x.shape[-1])
-    if below or right:
-        x = F.pad(x, (0, right, 0, below), mode="replicate")
-    return x[..., : size[0], : size[1]]
+        return join_maps(maps, self.strides, half)
 
 
 def name_sources(weights: list[Path]) -> dict[str, Path]:

@@ -32,6 +32,7 @@ from pri3d.data.sampler import BalancedSampler, MixedSampler, StreamSampler, der
 from pri3d.errors import ConfigError, DataError, Problems
 from pri3d.geometry.resize import parse_size
 from pri3d.geometry.voxels import coarsen
+from pri3d.networks.encoders import join_maps
 from pri3d.networks.tuning import limit
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import save_model
@@ -51,13 +52,13 @@ class PretrainModule(StepModule):
     def __init__(self, settings: PretrainSettings, unet: UNet) -> None:
         super().__init__(settings)
         self.unet = unet
-        self._maps = _Maps(unet)
         self.fixed = limit(unet.encoder, settings.tune)  # before objectives copy the encoder, adapters included
         setup = Setup(settings.unet.channels, unet.encoder, settings.contrast, settings.matching)
         self.objective = WeightedSum(settings.active, setup, settings.own)
         #: images of a pair that are shown to the network; one at least, for objectives that take whatever is there
         self.views = () if settings.crops_alone else self.objective.views or VIEWS[:1]
-        if settings.crops_alone:
+        self._maps = _Maps(unet, self.objective.decodes)
+        if not self.objective.decodes:
             unet.decoder.requires_grad_(False)  # nothing looks at its output
 
     @property
@@ -118,15 +119,25 @@ class PretrainModule(StepModule):
 
 
 class _Maps(nn.Module):
-    """The U-Net's :meth:`UNet.forward_maps` as a call, which is what can be compiled."""
+    """The U-Net's :meth:`UNet.forward_maps` as a call, which is what can be compiled.
 
-    def __init__(self, unet: UNet) -> None:
+    Without the decoder, the encoder's maps are measured in the place of its own; no objective looks at either.
+    """
+
+    def __init__(self, unet: UNet, decodes: bool) -> None:
         super().__init__()
         self._unet = (unet,)  # in a tuple PyTorch does not see it: its parameters are the module's already
+        self.decodes = decodes
 
     def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
-        maps: tuple[Tensor, list[Tensor]] = self._unet[0].forward_maps(images)
-        return maps
+        (unet,) = self._unet
+        if self.decodes:
+            return unet.forward_maps(images)
+        maps = unet.encoder(unet.encoder.normalise(images))
+        if unet.training:
+            return images.new_empty(len(images), 1, 1, 1), maps
+        half = ((images.shape[-2] + 1) // 2, (images.shape[-1] + 1) // 2)
+        return join_maps(maps, unet.encoder.strides, half), maps
 
 
 class PairMeter(Meter):
@@ -205,7 +216,7 @@ class PretrainData:
                     share = self.settings.micro_batch * portion.weight // sum(self.weights)
                     check_pairs(portion.train, portion.store, max(1, share))
             with problems.collect():
-                if "view" in self.settings.active and self.settings.matching.match != "relative":
+                if {"view", "distill"} & set(self.settings.active) and self.settings.matching.match != "relative":
                     check_unit(portion.store)
             with problems.collect():
                 if "geometry" in self.settings.own:
@@ -278,7 +289,7 @@ class PretrainData:
         self, store: Store, rows: NDArray[np.int64], views: tuple[str, ...], seed: int, training: bool
     ) -> PairDataset:
         settings = self.settings
-        geometry, moco = settings.own.get("geometry"), settings.own.get("moco")
+        geometry, moco, distill = (settings.own.get(name) for name in ("geometry", "moco", "distill"))
         return PairDataset(
             store.path,
             rows,
@@ -290,6 +301,7 @@ class PretrainData:
             settings.interpolation,
             views,
             CropRecipe(size=moco.crop) if training and moco else None,
+            clean=bool(training and distill and distill.clean and recipe(settings.augment)),
         )
 
     def _crops(self) -> CropDataset:
