@@ -60,6 +60,35 @@ def test_an_exported_encoder_starts_the_next_run(run):
         load_model(run / "encoder.safetensors")
 
 
+@pytest.mark.parametrize("part", ["encoder", "all"])
+def test_a_mix_with_the_start(run, tmp_path, part):
+    start = make_run(tmp_path / "start", "resnet18")
+    unet, _ = load_model(start)
+    with torch.no_grad():
+        for weight in unet.parameters():
+            weight.mul_(0.5)
+    save_model(unet, run / "initial.safetensors", {})
+    files = {
+        mix: load_file(export(run, "safetensors", tmp_path / f"{mix}.safetensors", part, mix)) for mix in (0, 0.7, 1)
+    }
+    first = load(run / "initial.safetensors", part).net.state_dict()
+    for key, value in files[0.7].items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, 0.3 * files[0][key] + 0.7 * files[1][key])
+            assert torch.equal(files[0][key], first[key])
+    last = load_model(run)[0].encoder.layer4[1].conv2.weight
+    assert torch.equal(load(tmp_path / "1.safetensors").encoder.layer4[1].conv2.weight, last)
+    assert read_provenance(tmp_path / "0.7.safetensors")["mix"] == 0.7
+    assert "mix" not in read_provenance(tmp_path / "1.safetensors")
+    assert (
+        "| share of the run in the mix with its initial weights | 0.7 |"
+        in (tmp_path / "0.7.safetensors.md").read_text()
+    )
+    assert "mix with" not in (tmp_path / "1.safetensors.md").read_text()
+    with pytest.raises(ConfigError, match=r"--mix 0\.5: .*initial\.safetensors is not there"):
+        export(start, mix=0.5)
+
+
 def test_an_export_can_be_exported(run, tmp_path):
     first = export(run, "safetensors")
     second = export(first, "torchvision", tmp_path / "again.safetensors")

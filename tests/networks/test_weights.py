@@ -20,6 +20,7 @@ from pri3d.networks.unet import build_unet
 from pri3d.networks.weights import (
     load_model,
     load_weights,
+    mix_states,
     read_provenance,
     read_state,
     save_model,
@@ -198,6 +199,19 @@ def test_coverage_counts_elements(resnet, encoder):
     report = load_weights(encoder, state, minimum=0.5)
     assert report.coverage == pytest.approx(1 - resnet[largest].numel() / total)
     assert report.missing == [largest]
+
+
+def test_a_mix_of_a_start_and_an_end():
+    start = {"w": torch.tensor([1.0, -3.0]), "n": torch.tensor(2)}
+    end = {"w": torch.tensor([0.1, 1e6]), "n": torch.tensor(7)}
+    torch.testing.assert_close(mix_states(start, end, 0.25)["w"], torch.tensor([0.775, 0.25e6 - 2.25]))
+    for share, wanted in ((0.0, start), (1.0, end)):
+        mixed = mix_states(start, end, share)
+        assert torch.equal(mixed["w"], wanted["w"])
+        assert int(mixed["n"]) == 7
+    for other in ({"w": end["w"]}, {**end, "w": torch.ones(3)}, {**end, "x": end["w"]}):
+        with pytest.raises(WeightsError, match="cannot be mixed"):
+            mix_states(start, other, 0.5)
 
 
 def test_wrong_shapes_are_listed(resnet, encoder):

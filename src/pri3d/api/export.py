@@ -26,6 +26,12 @@ class ExportOptions(Options):
     part: Literal["encoder", "all"] = option(
         "encoder, or all for the whole U-Net: safetensors, onnx, torchscript, hf", default="encoder"
     )
+    mix: float = option(
+        "interpolate the weights of a pre-training run with those it began with: 1 the run's, 0 its start's",
+        default=1.0,
+        least=0,
+        most=1,
+    )
 
 
 @verb(ExportOptions, "pri3d export runs/kitchen --to torchvision --out kitchen_r18.safetensors")
@@ -42,4 +48,5 @@ def export(options: ExportOptions) -> Output:
     bound, 1e-5 (onnx, torchscript: 1e-4) of the largest feature or of 1; then nothing is left at ``out``.
     """
     out = None if options.out is None else Path(options.out)
-    return Output(implementation("pri3d.exporting.export:export")(Path(options.run), options.to, out, options.part))
+    work = implementation("pri3d.exporting.export:export")
+    return Output(work(Path(options.run), options.to, out, options.part, options.mix))

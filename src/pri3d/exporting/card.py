@@ -27,6 +27,7 @@ FACTS = {
     "tune": "trained of the encoder",
     "seed": "seed",
     "init": "initial weights",
+    "mix": "share of the run in the mix with its initial weights",
     "data": "data",
     "data_hash": "hash of the data",
     "version": "written by pri3d",
@@ -158,5 +159,7 @@ def _table(record: Mapping[str, Any]) -> str:
     task = record.get("tuned_for") or record.get("task")
     head = f"| {'fine-tuned: ' + str(task) if task else 'pre-trained'} | |\n|---|---|"
     stated = {key: UNKNOWN if record.get(key) in (None, "") else str(record[key]) for key in FACTS}
+    if "mix" not in record:
+        del stated["mix"]
     texts = {key: text.replace("|", "\\|").replace("\n", " ") for key, text in stated.items()}
-    return "\n".join([head, *(f"| {name} | {texts[key]} |" for key, name in FACTS.items())])
+    return "\n".join([head, *(f"| {FACTS[key]} | {text} |" for key, text in texts.items())])

@@ -21,7 +21,7 @@ from pri3d.exporting.card import build_card
 from pri3d.files.atomic import remove_leftovers, temporary, usable
 from pri3d.files.lock import lock_file
 from pri3d.networks.load import load
-from pri3d.networks.weights import MODEL_FILE
+from pri3d.networks.weights import INITIAL_FILE, MODEL_FILE, mix_states
 
 #: entries of a fine-tuned run's record that speak of its head, which is not exported
 OF_TASK = ("task", "settings", "network", "class_names", "sizes", "loaded", "part")
@@ -32,6 +32,7 @@ def export(
     to: str = "torchvision",
     out: Path | None = None,
     part: Literal["encoder", "all"] = "encoder",
+    mix: float = 1.0,
 ) -> Path:
     """Write a run's weights for use elsewhere, compare the reloaded file with the run's network, print how to load it.
 
@@ -45,6 +46,12 @@ def export(
     if part not in PARTS:
         raise registry.unknown("--part", PARTS, part)
     source = load(run, part)
+    if mix != 1:
+        initial = (run if run.is_dir() else run.parent) / INITIAL_FILE
+        if not initial.is_file():
+            raise ConfigError(f"--mix {mix}: {initial} is not there. Give the folder of a pre-training run.")
+        source.net.load_state_dict(mix_states(load(initial, part).net.state_dict(), source.net.state_dict(), mix))
+        source.record = {**source.record, "mix": mix}
     # What travels with the export: the run's record without what speaks of a task's head.
     record = {key: value for key, value in source.record.items() if key not in OF_TASK}
     if task := source.record.get("task", source.record.get("tuned_for")):

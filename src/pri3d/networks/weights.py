@@ -275,6 +275,22 @@ def save_model(unet: UNet, path: Path, provenance: Mapping[str, Any]) -> None:
     save_state(merged_state(unet), path, {"version": __version__, **provenance, **built})
 
 
+def mix_states(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Interpolate two states of one network: ``start + share * (end - start)``, 0 the start and 1 the end, exactly.
+
+    Between weights of one run and those it began with, networks in between are often better than either where images
+    change (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). Counters are those of the end.
+    Raises WeightsError where names or shapes differ.
+    """
+    shapes = [{key: value.shape for key, value in state.items()} for state in (start, end)]
+    wrong = sorted(key for key in start.keys() | end.keys() if shapes[0].get(key) != shapes[1].get(key))
+    if wrong:
+        raise WeightsError(f"two networks that differ in {_some(wrong)} cannot be mixed. Give a run and its own start")
+    return {
+        key: torch.lerp(start[key], value, share) if value.is_floating_point() else value for key, value in end.items()
+    }
+
+
 def load_model(path: Path) -> tuple[UNet, dict[str, Any]]:
     """Rebuild the U-Net of a weights file or run folder, on the CPU in eval mode, and return it with its record.
 
