@@ -7,7 +7,7 @@ from torch import nn
 from pri3d.api.training import TrainSettings
 from pri3d.errors import ConfigError
 from pri3d.networks.encoders import build_encoder
-from pri3d.networks.tuning import limit
+from pri3d.networks.tuning import fix_norms, limit
 
 
 def trained(encoder):
@@ -37,6 +37,18 @@ def test_full_and_frozen():
     assert trained(encoder) == set()
     assert limit(encoder, "full") == []
     assert trained(encoder) == set(dict(encoder.named_parameters()))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0"])  # timm's norms hold the activation, too
+def test_norms_keep_their_statistics(name):
+    encoder = build_encoder(name)
+    count = sum(key.endswith("running_mean") for key in encoder.state_dict())
+    every = trained(encoder)
+    assert fix_norms(encoder, "train") == []
+    assert len(fix_norms(encoder, "statistics")) == count
+    assert trained(encoder) == every
+    assert len(fix_norms(encoder, "frozen")) == count
+    assert len(every) - len(trained(encoder)) == 2 * count
 
 
 @pytest.mark.parametrize(

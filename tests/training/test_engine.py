@@ -13,6 +13,7 @@ from processes import gap, parameters
 from small import PLAIN, column, run_broken, run_small, same
 from torch import Tensor, nn
 
+from pri3d.errors import ConfigError
 from pri3d.networks.weights import read_state
 from pri3d.objectives import contrast
 from pri3d.runs import read_json, read_metrics
@@ -263,6 +264,50 @@ def test_parts_of_a_vit(rooms_store: Path, tmp_path: Path, tune: str) -> None:
 def test_moco_under_lora_moves_the_adapters_of_both_encoders(rooms_store: Path, tmp_path: Path) -> None:
     run = run_small(rooms_store, tmp_path / "run", encoder="test_vit", tune="lora-2", objectives={"moco": 1.0}, **CROPS)
     assert all(".attn." in key for key in changed(run)[0])
+
+
+@pytest.mark.parametrize(("norm", "moving"), [("train", {"statistics", "weights"}), ("statistics", {"weights"})])
+def test_norms_of_the_encoder_keep_what_they_are_told(
+    rooms_store: Path, tmp_path: Path, norm: str, moving: set[str]
+) -> None:
+    """``frozen`` is a case of the next test and of the tuning's own."""
+    run = run_small(rooms_store, tmp_path / "run", norm=norm)
+    before, after = (read_state(run / f"{name}.safetensors") for name in ("initial", "weights"))
+    changed = [key for key in before if not torch.equal(before[key], after[key])]
+    norms = {key.rpartition(".")[0] for key in before if key.endswith("running_mean")}
+    of_encoder = [key for key in changed if key.startswith("encoder.") and key.rpartition(".")[0] in norms]
+    kinds = {"statistics" if ".running_" in key else "weights" for key in of_encoder if "num_batches" not in key}
+    assert kinds == moving
+    assert any(key.startswith("decoder.") and ".running_" in key for key in changed)
+
+
+def test_the_encoder_waits_for_the_heads(rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then its rate rises over as many steps again; a continued run goes on with it."""
+    options = {"steps": 4, "backbone": {"delay": 2, "norm": "frozen", "head_lr": 10.0}, "schedule": "constant"}
+    moved: list[set[str]] = []
+    last: dict[str, Tensor] = {}
+    after = PretrainModule.after_step
+
+    def watched(module: PretrainModule) -> None:
+        now = {key: value.clone() for key, value in module.unet.state_dict().items()}
+        moved.append({key.partition(".")[0] for key in now if not torch.equal(now[key], last.get(key, now[key]))})
+        last.update(now)
+        after(module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainModule, "after_step", watched)
+        whole = run_small(rooms_store, tmp_path / "whole", **options)
+    assert moved[1:] == [{"decoder"}, {"decoder", "encoder"}, {"decoder", "encoder"}]
+    rates = column(whole, "lr")
+    assert rates == pytest.approx([0, 0.5 * rates[3], rates[3], rates[3]])  # each is that of the step to come
+    assert rates[3] > 0
+    broken = run_broken(3, rooms_store, tmp_path / "broken", monkeypatch, **options)
+    assert same(whole / "weights.safetensors", broken / "weights.safetensors")
+
+
+def test_a_delay_without_heads_is_refused(rooms_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--backbone\.delay 1: nothing but the encoder is trained"):
+        run_small(rooms_store, tmp_path / "run", objectives={"distill": 1.0}, backbone={"delay": 1})
 
 
 def test_distillation_trains_the_encoder_alone_and_measures_its_maps(rooms_store: Path, tmp_path: Path) -> None:

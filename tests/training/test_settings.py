@@ -135,6 +135,7 @@ def test_impossible_numbers_are_refused(given: dict[str, object], word: str) -> 
         ({"objectives": {"moco": 1.0, "view": 0.0}, "keep": 0.5}, "--keep 0.5: moco alone looks at no pairs"),
         ({"objectives": {"moco": 1.0}, "moco_queue": 7}, "--moco.queue 7: a step makes 8 keys"),
         ({"tune": "last-0"}, "full, frozen, last-K"),
+        ({"steps": 5, "backbone": {"delay": 5}}, "--backbone.delay 5: of 5 steps none would train the encoder"),
     ],
 )
 def test_numbers_that_would_fail_later_are_refused_now(given: dict[str, object], word: str) -> None:
@@ -213,7 +214,8 @@ def test_flat_names_of_version_01_mean_the_same(tmp_path: Path) -> None:
     quick = dict(leaves(pretraining("quick").stated()))
     read = dict(leaves(RunPaths(tmp_path).read_config()["settings"]))
     assert {way: read[way] for way in quick if way in read} == {way: quick[way] for way in quick if way in read}
-    assert set(quick) - set(read) == {("geometry", "projection")}  # it could not be set then
+    later = {("geometry", "projection"), *(("backbone", name) for name in ("norm", "head_lr", "delay"))}
+    assert set(quick) - set(read) == later  # they could not be set then
     old = {"network": "pspnet", "size": "64x48", "decoder": "slim", "channels": 16, "head_lr": 10.0, "norm": "frozen"}
     new = {
         "network": "pspnet",

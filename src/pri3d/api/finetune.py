@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pri3d import registry
 from pri3d.api.labelled import LabelMapField
-from pri3d.api.options import AnyPath, Options, implementation, option, verb
+from pri3d.api.options import AnyPath, implementation, option, verb
 from pri3d.api.plugins import options_class, options_of_encoder, refuse_other_encoders, source_of
 from pri3d.api.presets import build, current, overlay, read_presets
-from pri3d.api.training import Augment, CallOptions, ScoringOptions, TrainFields, TrainSettings
+from pri3d.api.training import Augment, BackboneFields, CallOptions, ScoringOptions, TrainFields, TrainSettings
 from pri3d.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,14 +19,12 @@ if TYPE_CHECKING:
     from pri3d.training.comparison import Comparison
 
 
-class BackboneOptions(Options):
+class BackboneOptions(BackboneFields):
     """How the encoder is treated beside the layers that are new."""
 
     group = "backbone"
 
-    norm: Literal["train", "frozen"] = option("batch norms of the encoder: train, or frozen as loaded", default="train")
     bn_momentum: float = option("momentum of the encoder's batch norms", default=0.1, above=0, most=1)
-    head_lr: float = option("learning rate of everything but the encoder, in multiples of lr", default=1.0, above=0)
 
 
 class FinetuneFields(TrainFields):

@@ -11,7 +11,7 @@ from pri3d import registry
 from pri3d.api.options import AnyPath, Options, implementation, option, verb
 from pri3d.api.plugins import options_class, options_of_encoder, refuse_other_encoders
 from pri3d.api.presets import build, current, overlay, read_presets
-from pri3d.api.training import CallOptions, TrainSettings, ValidationOptions
+from pri3d.api.training import BackboneFields, CallOptions, TrainSettings, ValidationOptions
 from pri3d.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,6 +43,18 @@ class UNetOptions(Options):
     )
     bn_schedule: Literal["constant", "decay"] = option(
         "momentum of the batch norms: constant 0.1, or the decay of the released code", default="constant"
+    )
+
+
+class EncoderOptions(BackboneFields):
+    """How the encoder is trained beside the decoder and the heads, which are new."""
+
+    group = "backbone"
+
+    delay: int = option(
+        "steps in which the encoder stays as it began; over as many more its learning rate rises to its share",
+        default=0,
+        least=0,
     )
 
 
@@ -107,6 +119,7 @@ class PretrainSettings(TrainSettings):
     holdout: float = option(
         "fraction of the scenes (or of each scene's last frames) that is kept out of training", default=0.0
     )
+    backbone: EncoderOptions = option("the encoder", default=EncoderOptions())
     unet: UNetOptions = option("decoder and passes", default=UNetOptions())
     matching: MatchingOptions = option("which pixels show the same point", default=MatchingOptions())
     contrast: ContrastOptions = option("contrast between points", default=ContrastOptions())
@@ -130,6 +143,8 @@ class PretrainSettings(TrainSettings):
         wanted = {name for name, weight in self.objectives.items() if weight > 0}
         if not wanted or not all(weight >= 0 for weight in self.objectives.values()):
             found.append(f"--objectives {self.objectives}: give at least one with a positive weight, as in {{view: 1}}")
+        if self.backbone.delay >= self.steps:
+            found.append(f"--backbone.delay {self.backbone.delay}: of {self.steps} steps none would train the encoder")
         if "keep" in self.objectives:
             found.append("--objectives: the weight of keep is --keep")
         if self.keep > 0 and wanted == {"moco"}:

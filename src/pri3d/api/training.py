@@ -35,6 +35,15 @@ class OptimOptions(Options):
     )
 
 
+class BackboneFields(Options):
+    """How an encoder is trained beside the layers that are new."""
+
+    norm: Literal["train", "statistics", "frozen"] = option(
+        "batch norms of the encoder: train; statistics as loaded, weights trained; or frozen as loaded", default="train"
+    )
+    head_lr: float = option("learning rate of everything but the encoder, in multiples of lr", default=1.0, above=0)
+
+
 class ComputeOptions(Options):
     """How the hardware is used; it changes rounding and speed alone."""
 

@@ -44,6 +44,20 @@ def limit(encoder: nn.Module, spec: str) -> list[nn.Module]:
     return [*before, *stages[:-count]]
 
 
+def fix_norms(encoder: nn.Module, spec: str) -> list[nn.Module]:
+    """Set in place what of the batch norms of ``encoder`` is trained, and return the modules that must stay in eval.
+
+    ``spec`` is ``train``; ``statistics``: their means and variances stay as they were loaded, weights and biases are
+    trained; or ``frozen``: both stay. The caller does with the returned modules as with those of :func:`limit`.
+    """
+    if spec == "train":
+        return []
+    norms: list[nn.Module] = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms if spec == "frozen" else ():
+        norm.requires_grad_(False)
+    return norms
+
+
 def _parts(encoder: nn.Module) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
     """Children before the stages, the stages or blocks in order, children after them."""
     net = encoder

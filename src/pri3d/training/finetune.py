@@ -24,7 +24,7 @@ from pri3d.errors import ConfigError, DataError, Problems
 from pri3d.labelled import LabelledImages, Split, open_labelled
 from pri3d.networks.encoders import Encoder, encoder_of
 from pri3d.networks.load import WeightsSource
-from pri3d.networks.tuning import limit
+from pri3d.networks.tuning import fix_norms, limit
 from pri3d.networks.weights import WeightsReport
 from pri3d.runs import Run, RunPaths, write_json
 from pri3d.tasks import Meter, Recipe, Task, differing, find_task
@@ -293,12 +293,7 @@ def limit_encoder(encoder: Encoder, settings: FinetuneSettings) -> list[nn.Modul
     norms = [module for module in encoder.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.momentum = settings.backbone.bn_momentum
-    fixed = limit(encoder, settings.tune)
-    if settings.backbone.norm == "train":
-        return fixed
-    for norm in norms:  # frozen: statistics and weights stay as they were loaded
-        norm.requires_grad_(False)
-    return [*fixed, *norms]
+    return [*limit(encoder, settings.tune), *fix_norms(encoder, settings.backbone.norm)]
 
 
 def _images(images: LabelledImages, rows: Sequence[int] | None = None) -> set[str]:

@@ -33,7 +33,7 @@ from pri3d.errors import ConfigError, DataError, Problems
 from pri3d.geometry.resize import parse_size
 from pri3d.geometry.voxels import coarsen
 from pri3d.networks.encoders import join_maps
-from pri3d.networks.tuning import limit
+from pri3d.networks.tuning import fix_norms, limit
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import save_model
 from pri3d.objectives import VIEWS, Features, Setup, WeightedSum
@@ -41,6 +41,7 @@ from pri3d.objectives.quality import PairPart, PairQuality
 from pri3d.store import Store
 from pri3d.tasks import Meter
 from pri3d.training.loop import Feed, StepModule
+from pri3d.training.optim import ParameterGroup
 from pri3d.types import CropBatch, PairBatch
 
 
@@ -52,7 +53,8 @@ class PretrainModule(StepModule):
     def __init__(self, settings: PretrainSettings, unet: UNet) -> None:
         super().__init__(settings)
         self.unet = unet
-        self.fixed = limit(unet.encoder, settings.tune)  # before objectives copy the encoder, adapters included
+        # Before objectives copy the encoder, adapters included.
+        self.fixed = [*limit(unet.encoder, settings.tune), *fix_norms(unet.encoder, settings.backbone.norm)]
         setup = Setup(settings.unet.channels, unet.encoder, settings.contrast, settings.matching)
         self.objective = WeightedSum(settings.active, setup, settings.own)
         #: images of a pair that are shown to the network; one at least, for objectives that take whatever is there
@@ -60,6 +62,25 @@ class PretrainModule(StepModule):
         self._maps = _Maps(unet, self.objective.decodes)
         if not self.objective.decodes:
             unet.decoder.requires_grad_(False)  # nothing looks at its output
+
+        if settings.backbone.delay and not any(p.requires_grad for p in self._others()):
+            raise ConfigError(
+                f"--backbone.delay {settings.backbone.delay}: nothing but the encoder is trained. Leave it out, or add "
+                "an objective with a head, such as view."
+            )
+
+    def _others(self) -> list[nn.Parameter]:
+        """Parameters of the decoder and the objectives."""
+        encoder = {id(p) for p in self.unet.encoder.parameters()}
+        return [p for p in self.parameters() if id(p) not in encoder]
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """The encoder at the learning rate, after its delay, and everything on it at ``head_lr`` times that."""
+        backbone = self.settings.backbone
+        if backbone.head_lr == 1 and not backbone.delay:
+            return super().parameter_groups()  # one group, as in checkpoints of earlier versions
+        encoder = ParameterGroup(self.unet.encoder.parameters(), delay=backbone.delay)
+        return [encoder, ParameterGroup(self._others(), backbone.head_lr)]
 
     @property
     def network(self) -> nn.Module:
