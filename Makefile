@@ -41,7 +41,7 @@ unit: $(STAMP)
 
 # The rest: kills, several processes, compilers, whole workflows, and the random tests at ten times their length.
 slow: $(STAMP)
-	PRI3D_FUZZ=10 $(PYTEST) -m "slow or fuzz"
+	PRI3D_FUZZ=10 PRI3D_TEST_SECONDS=inf $(PYTEST) -m "slow or fuzz"
 
 # Faults that were put into the source on purpose: which of them do the tests find?
 mutants: $(STAMP)

@@ -20,7 +20,7 @@ from pri3d.errors import DataError
 from pri3d.store import PairTable, SceneStore, SceneWriter, Store, read_scene_record, write_manifest, write_pairs
 from test_store import CELLS, SIZE, pairs, view
 
-COUNT = 120  # versions of each file and way
+COUNT = 300  # versions of each file and way
 BOMB = 300_000_000  # bytes that nothing here may take
 RECORD = {"source": "/r", "source_frames": 3, "frames": 2, "rejected": 1, "pairs": 2, "voxels": 2, "seconds": 0.5}
 

@@ -259,6 +259,7 @@ def test_torchvisions_convnext_and_back(runs, tmp_path):
 class TestOpenVino:
     """The ONNX file in another runtime, whose axes have names."""
 
+    @pytest.mark.slow
     def test_maps_and_axes(self, runs, tmp_path, monkeypatch):
         monkeypatch.setitem(ENCODERS, "tiny", f"{TinyEncoder.__module__}:TinyEncoder")
         openvino = pytest.importorskip("openvino")

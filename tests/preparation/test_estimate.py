@@ -52,6 +52,7 @@ def test_what_is_said() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.thorough
 def test_counts_are_exact_and_a_few_frames_are_measured(
     recording: Path, out: Path, monkeypatch: pytest.MonkeyPatch

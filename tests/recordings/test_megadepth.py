@@ -142,7 +142,7 @@ class TestBeside(MegaDepth):
             assert depth.dtype == np.float32
             assert np.isfinite(depth).all()
             good += 1
-        assert 50 < good < len(versions) - 50
+        assert tries(5) < good < len(versions) - 50
 
 
 class TestTree(MegaDepth):

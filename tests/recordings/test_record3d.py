@@ -226,7 +226,7 @@ class TestParts:
                 assert "a.r3d" in str(error)
                 refused += 1
         assert refused > tries(30)
-        assert good > 100
+        assert good > tries(10)
 
     def test_damaged_metadata_gives_frames_or_errors(self, tmp_path: Path) -> None:
         write_r3d(tmp_path / "a.r3d", record3d_entries())
