@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,14 @@ from pri3d.api.import_weights import ImportOptions
 from pri3d.errors import ConfigError, WeightsError, first_line
 from pri3d.files.atomic import usable
 from pri3d.networks.encoders import Encoder, build_encoder
-from pri3d.networks.naming import DETECTRON2, from_detectron2, from_efficientnet, from_torchvision_convnext
+from pri3d.networks.naming import (
+    DETECTRON2,
+    from_detectron2,
+    from_efficientnet,
+    from_torchvision_convnext,
+    name_of_naming,
+    to_common_names,
+)
 from pri3d.networks.published import WRAPPERS, fill_unet, read_published
 from pri3d.networks.resnet import SIZES
 from pri3d.networks.unet import UNet
@@ -32,15 +39,17 @@ from pri3d.networks.weights import (
     HUB_FILE,
     PREFIXES,
     WeightsReport,
+    check_fit,
     find_file,
     load_weights,
     plain_names,
+    read_nested,
     read_provenance,
-    read_state,
     save_model,
     save_state,
 )
 
+BIASED = "_qkvb"  #: in timm's names of DINOv3 with biases of query and value
 PATCHES = "patch_embed.proj.weight"
 
 #: a tensor without wrappers and its shape -> the common networks that have it; of any other the name is asked for
@@ -49,14 +58,15 @@ FAMILIES: dict[tuple[str, tuple[int, ...]], tuple[str, ...]] = {
     (PATCHES, (192, 3, 16, 16)): ("vit_tiny_patch16_224.augreg_in21k_ft_in1k", "deit_tiny_patch16_224.fb_in1k"),
     (PATCHES, (384, 3, 16, 16)): (
         *("vit_small_patch16_224.augreg_in21k_ft_in1k", "vit_small_patch16_224.dino"),
-        *("vit_small_patch16_dinov3.lvd1689m", "vit_small_plus_patch16_dinov3.lvd1689m"),
+        *(f"vit_small{plus}_patch16_dinov3{bias}.lvd1689m" for plus in ("", "_plus") for bias in ("", "_qkvb")),
     ),
     (PATCHES, (768, 3, 16, 16)): (
-        *("vit_base_patch16_224.augreg_in21k_ft_in1k", "vit_base_patch16_224.mae", "vit_base_patch16_dinov3.lvd1689m"),
+        *("vit_base_patch16_224.augreg_in21k_ft_in1k", "vit_base_patch16_224.mae"),
+        *("vit_base_patch16_dinov3.lvd1689m", "vit_base_patch16_dinov3_qkvb.lvd1689m"),
     ),
     (PATCHES, (1024, 3, 16, 16)): (
         *("vit_large_patch16_224.augreg_in21k_ft_in1k", "vit_large_patch16_224.mae"),
-        "vit_large_patch16_dinov3.lvd1689m",
+        *("vit_large_patch16_dinov3.lvd1689m", "vit_large_patch16_dinov3_qkvb.lvd1689m"),
     ),
     (PATCHES, (384, 3, 8, 8)): ("vit_small_patch8_224.dino",),
     (PATCHES, (768, 3, 8, 8)): ("vit_base_patch8_224.dino",),
@@ -116,7 +126,8 @@ def import_weights(options: ImportOptions) -> Path:
         raise ConfigError(f"{out} is the file to read: choose another name")
     if read_provenance(file):
         raise ConfigError(f"{file} is a file of pri3d already: pri3d.load and --weights take it as it is")
-    state = read_state(file)
+    read, averages = read_nested(file)
+    state = to_common_names(read)
     plain = {PREFIXES.sub("", key): value for key, value in from_detectron2(state).items()}
     if len(plain) < len(state):
         plain_names(state, str(file))  # says which two are meant
@@ -129,19 +140,29 @@ def import_weights(options: ImportOptions) -> Path:
         if any(WRAPPERS.sub("", key) == "decoder.conv0.weight" for key in state):
             report = _import_unet(file, name, out, record)
         else:
-            net = build_encoder(name)
-            report = _fill(net, plain, file)
+            report, net = _fill(name, plain, file)
             save_state(net.state_dict(), out, {**record, "encoder": name, "part": "encoder"})
     lines = [f"{file}: {name}, {report}"]
-    counts = Counter(PREFIXES.sub("", key).split(".")[0] for key in report.unexpected)
+    own = {re.split(r"[._]", PREFIXES.sub("", key))[0] for key in report.matched}
+    counts = Counter(_kind(PREFIXES.sub("", key), own) for key in report.unexpected)
     if counts:
         listed = ", ".join(f"{module} ({count})" for module, count in counts.most_common(12))
         lines.append(f"not taken: {listed}" + (f" and {len(counts) - 12} more" if len(counts) > 12 else ""))
+    if averages:
+        lines.append(f"not taken: moving averages of the same network ({', '.join(averages)})")
     if any(DETECTRON2.fullmatch(key) for key in state):
         lines.append(DETECTRON2_NOTE)
     lines.append(f"{out}: written. In Python: pri3d.load({str(out)!r}); in pri3d: --weights {out}")
     sys.stdout.write("\n".join(lines) + "\n")
     return out
+
+
+def _kind(key: str, own: Set[str]) -> str:
+    """A tensor that is not taken, as it is counted: by its module, or within the network by its name in any block."""
+    if "." not in key and key.startswith("ema_"):
+        return "ema_*"  # OpenMMLab's moving averages
+    inside = re.split(r"[._]", key)[0] in own
+    return re.sub(r"\.\d+\.", ".N.", key) if inside else key.partition(".")[0]
 
 
 def stated_encoder(file: Path) -> str | None:
@@ -167,6 +188,8 @@ def guess_encoder(state: Mapping[str, Tensor], file: Path) -> str:
     nets = []
     for (marker, shape), names in FAMILIES.items():
         for name in names if marker in plain and state[plain[marker]].shape == shape else ():
+            if BIASED in name and not _has_biases(state):
+                continue  # the network without them is the same
             with suppress(ConfigError), torch.device("meta"):  # timm is not there, or older than the network
                 nets.append(build_encoder(name))
     whole = [net for net in nets if _is_whole(net.state_dict(), state)]
@@ -176,6 +199,11 @@ def guess_encoder(state: Mapping[str, Tensor], file: Path) -> str:
     fits = [net for net, size in zip(whole, sizes, strict=True) if size == max(sizes)]
     if not fits:
         known = ", ".join(dict.fromkeys(name for names in FAMILIES.values() for name in names))
+        if naming := name_of_naming(state):
+            raise ConfigError(
+                f"{file}: its names are {naming}, which pri3d does not read. Where timm has the same network, "
+                "pretrained weights come by --weights timm:NAME; others under timm's names"
+            )
         raise ConfigError(
             f"{file} is of no network that is known by its tensors (it has {', '.join(list(state)[:3])}, ...). If it "
             f"is one that `pri3d models` shows, name it with --encoder. Known are {known}"
@@ -187,6 +215,11 @@ def guess_encoder(state: Mapping[str, Tensor], file: Path) -> str:
             f"--encoder with one of {listed}"
         )
     return fits[0].name
+
+
+def _has_biases(state: Mapping[str, Tensor]) -> bool:
+    """Whether a bias of query, key and value is not zero."""
+    return any(key.endswith("qkv.bias") and (value.is_meta or bool(value.any())) for key, value in state.items())
 
 
 def _renamed(net: Encoder, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -216,13 +249,32 @@ def _module(plain: str) -> str:
     return re.split(r"[._]?\d|\.", plain, maxsplit=1)[0]
 
 
-def _fill(net: Encoder, state: Mapping[str, Tensor], file: Path) -> WeightsReport:
-    """Load ``state`` into an encoder completely, under its own names or those of the network's release."""
+def _fill(name: str, state: Mapping[str, Tensor], file: Path) -> tuple[WeightsReport, Encoder]:
+    """Build an encoder and load ``state`` into it completely, under its own names or those of the network's release."""
+    with torch.device("meta"):
+        net = build_encoder(name)  # of no memory: a folder's config.json may name any size
     taken = state if _is_whole(net.state_dict(), state) else _renamed(net, state)
     try:
-        return load_weights(net, taken, minimum=1.0)
+        check_fit(net, taken, str(file))
+        net = build_encoder(name)
+        report = load_weights(net, taken, minimum=1.0)
     except WeightsError as error:
         raise WeightsError(f"{file} is no {net.name}: {error}") from error
+    if taken is state:
+        return report, net
+    lost = left_out(state, taken, lambda part: _renamed(net, part))
+    return report._replace(unexpected=[*report.unexpected, *lost]), net
+
+
+def left_out(
+    state: Mapping[str, Tensor],
+    renamed: Mapping[str, Tensor],
+    rule: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
+) -> list[str]:
+    """Return the tensors that a rule of renaming has dropped: none of its results is of their memory, or needs them."""
+    memory = {value.untyped_storage().data_ptr() for value in renamed.values()}
+    doubtful = [key for key, value in state.items() if value.untyped_storage().data_ptr() not in memory]
+    return [key for key in doubtful if rule({k: v for k, v in state.items() if k != key}).keys() == renamed.keys()]
 
 
 def _import_unet(file: Path, name: str, out: Path, record: Mapping[str, Any]) -> WeightsReport:

@@ -25,6 +25,7 @@ from pri3d.networks.weights import (
     PREFIXES,
     WeightsReport,
     build_stated_encoder,
+    check_stated_encoder,
     holds_encoder_alone,
     load_model,
     load_weights,
@@ -180,6 +181,14 @@ class WeightsSource:
         """State dict of the file."""
         return {} if self.path is None else read_state(self.path)
 
+    def check(self) -> None:
+        """Refuse a file whose tensors are not of the encoder it names, before anything of its size is made.
+
+        Raises WeightsError.
+        """
+        if self.path is not None and "encoder" in self.record:
+            check_stated_encoder(self.path, self.record, self.state)
+
     @property
     def holds_unet(self) -> bool:
         """Whether it is a U-Net of pri3d; the record of a pre-training run names no network."""
@@ -266,7 +275,7 @@ class WeightsSource:
             if network != "unet":
                 raise WeightsError(f"{self.path} holds a {network}, no U-Net: load its encoder with part='encoder'")
             return FeatureNet(self.unet(), self.record, level).eval()
-        built = build_stated_encoder(self.path, self.record)
+        built = build_stated_encoder(self.path, self.record, self.state)
         prefix = None if holds_encoder_alone(self.state) else "encoder."
         load_weights(built, self.path, prefix=prefix, minimum=1.0)
         return FeatureNet(built, self.record, level).eval()

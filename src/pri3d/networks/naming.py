@@ -1,7 +1,9 @@
 """What other programs call the tensors of a network.
 
 torchvision's ConvNeXt beside timm's; Detectron2's ResNet beside torchvision's (its tools/convert-torchvision-to-d2.py);
-EfficientNet and EfficientNet-Lite as the package efficientnet_pytorch names them beside timm's.
+EfficientNet and EfficientNet-Lite as the package efficientnet_pytorch names them beside timm's. transformers' ResNet
+beside torchvision's, its ViT, DeiT, DINOv2 and ConvNeXt and torchvision's ViT beside timm's; moving averages and
+detectors' trunks under the names of the network itself.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 #: a ConvNeXt block's parts in timm -> their places in torchvision's sequence
@@ -37,6 +40,170 @@ EFFICIENTNET_STEM = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
 EFFICIENTNET = re.compile(
     r"_blocks\.(?P<block>\d+)\.(?P<part>_\w+)\.(?P<leaf>\w+)|(?P<stem>_conv_stem|_bn0)\.(?P<stem_leaf>\w+)"
 )
+
+#: what stands before every name of a file of averages: torch.optim.swa_utils, Lightning, timm, lucidrains' ema_pytorch
+AVERAGE = re.compile(r"(?:module\.)*(?:averaged_model|ema_model|model_ema|ema)\.(?:module\.)*")
+COUNTERS = frozenset({"n_averaged", "initted", "step", "decay", "num_updates"})
+
+#: torchvision's detectors have the trunk in ``backbone.body``, beside a pyramid
+BODY = re.compile(r"(?:module\.)*backbone\.body\.")
+
+#: parts of a transformer's block in transformers -> timm's; query, key and value are joined
+HF_VIT_BLOCK = {
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.output.dense": "attn.proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    **{same: same for same in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")},
+}
+HF_VIT = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.register_tokens": "reg_token",
+    "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+    "layernorm.weight": "norm.weight",
+    "layernorm.bias": "norm.bias",
+}
+HF_CONVNEXT_BLOCK = {
+    "dwconv": "conv_dw",
+    "layernorm": "norm",
+    "pwconv1": "mlp.fc1",
+    "pwconv2": "mlp.fc2",
+}
+#: parts of a block of torchvision's ViT -> timm's
+TV_VIT_BLOCK = {
+    "ln_1": "norm1",
+    "ln_2": "norm2",
+    "self_attention.out_proj": "attn.proj",
+    "mlp.0": "mlp.fc1",
+    "mlp.linear_1": "mlp.fc1",
+    "mlp.3": "mlp.fc2",
+    "mlp.linear_2": "mlp.fc2",
+}
+TV_VIT = {
+    "class_token": "cls_token",
+    "encoder.pos_embedding": "pos_embed",
+    **{f"conv_proj.{leaf}": f"patch_embed.proj.{leaf}" for leaf in ("weight", "bias")},
+    **{f"encoder.ln.{leaf}": f"norm.{leaf}" for leaf in ("weight", "bias")},
+}
+
+#: a tensor's name -> whose naming it is that is known and not read
+NOT_READ = {
+    r"features\.\d+\.\d+\.attn\.relative_position_bias_table": "torchvision's Swin",
+    r"features\.\d+\.\d+\.block\.\d+\.\d+\.weight": "torchvision's EfficientNet or MobileNet",
+    r"features\.0\.0\.weight": "torchvision's, of a network that is no ResNet, ConvNeXt, ViT or VGG",
+    r"(?:.*\.)?embeddings\.patch_embeddings\..*": "transformers', of no ViT, DeiT, DINOv2 or ConvNeXt",
+    r"(?:.*\.)?layer\.\d+\.attention\.q_proj\.weight": "transformers' DINOv3",
+    r"(?:.*\.)?embedder\.embedder\..*": "transformers', of a network that is no ResNet",
+    r"(?:visual\.)?transformer\.resblocks\.\d+\..*": "those of CLIP or OpenCLIP",
+    r"(?:.*\.)?vision_model\.embeddings\..*": "transformers' CLIP or SigLIP",
+    r"(?:backbone\.)?layers\.\d+\.attn\.qkv\.weight": "MMPretrain's ViT",
+    r"(?:backbone\.)?stages\.\d+\.blocks\.\d+\.attn\.w_msa\..*": "those of MMDetection's or MMPretrain's Swin",
+    r"res\d_\d+_branch\d\w*_w": "those of Caffe2's Detectron",
+}
+
+
+def name_of_naming(state: Iterable[str]) -> str | None:
+    """Whose names those of a state dict are, where they are known but not read."""
+    names = list(state)
+    return next((whose for rule, whose in NOT_READ.items() if any(re.fullmatch(rule, name) for name in names)), None)
+
+
+def to_common_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as their libraries, transformers and reference scripts publish them, under torchvision's or timm's names.
+
+    Those of any other network stay as they are.
+    """
+    rest = [key for key in state if not AVERAGE.match(key)]
+    if len(rest) < len(state) and all(key.rpartition(".")[2] in COUNTERS for key in rest):
+        state = {AVERAGE.sub("", key, count=1): value for key, value in state.items() if key not in rest}
+    if any(BODY.match(key) for key in state):
+        state = {BODY.sub("", key, count=1): value for key, value in state.items()}
+    for rule in (from_hf_resnet, from_hf_convnext, from_hf_vit, from_torchvision_vit):
+        state = rule(state)
+    return dict(state)
+
+
+def from_hf_resnet(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Hugging Face ResNet -> torchvision's names."""
+    if not any(key.endswith("embedder.embedder.convolution.weight") for key in state):
+        return state
+    leaf = {"convolution": "conv", "normalization": "bn"}
+    renamed = {}
+    for key, value in state.items():
+        name = re.sub(r"^(?:.*\.)?(?=embedder\.embedder\.|encoder\.stages\.)", "", key)
+        if m := re.fullmatch(r"embedder\.embedder\.(convolution|normalization)\.(\w+)", name):
+            name = f"{leaf[m[1]]}1.{m[2]}"
+        elif m := re.fullmatch(r"encoder\.stages\.(\d)\.layers\.(\d+)\.layer\.(\d)\.(conv|norm)\w+\.(\w+)", name):
+            part = "conv" if m[4] == "conv" else "bn"
+            name = f"layer{int(m[1]) + 1}.{m[2]}.{part}{int(m[3]) + 1}.{m[5]}"
+        elif m := re.fullmatch(r"encoder\.stages\.(\d)\.layers\.(\d+)\.shortcut\.(conv|norm)\w+\.(\w+)", name):
+            name = f"layer{int(m[1]) + 1}.{m[2]}.downsample.{int(m[3] == 'norm')}.{m[4]}"
+        renamed[name] = value
+    return renamed
+
+
+def from_hf_convnext(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Hugging Face ConvNeXt -> timm's names."""
+    if not any(key.endswith("layers.0.layer_scale_parameter") for key in state):
+        return state
+    renamed = {}
+    for key, value in state.items():
+        name = re.sub(r"^(?:.*\.)?(?=embeddings\.|encoder\.stages\.)", "", key)
+        if m := re.fullmatch(r"embeddings\.(patch_embeddings|layernorm)\.(\w+)", name):
+            name = f"stem.{int(m[1] == 'layernorm')}.{m[2]}"
+        elif m := re.fullmatch(r"encoder\.stages\.(\d)\.downsampling_layer\.(\d)\.(\w+)", name):
+            name = f"stages.{m[1]}.downsample.{m[2]}.{m[3]}"
+        elif m := re.fullmatch(r"encoder\.stages\.(\d)\.layers\.(\d+)\.layer_scale_parameter", name):
+            name = f"stages.{m[1]}.blocks.{m[2]}.gamma"
+        elif m := re.fullmatch(r"encoder\.stages\.(\d)\.layers\.(\d+)\.(\w+)\.(\w+)", name):
+            name = f"stages.{m[1]}.blocks.{m[2]}.{HF_CONVNEXT_BLOCK.get(m[3], m[3])}.{m[4]}"
+        elif m := re.fullmatch(r"(?:convnext\.)?layernorm\.(\w+)", name):
+            name = f"head.norm.{m[1]}"
+        renamed[name] = value
+    return renamed
+
+
+def from_hf_vit(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Hugging Face ViT, DeiT and DINOv2 -> timm's names, with query, key and value in one tensor."""
+    marker = re.compile(r"^(?:.*\.)?(?=encoder\.layer\.\d+\.attention\.attention\.query\.weight$)")
+    start = next((m.group() for key in state if (m := marker.match(key))), None)
+    if start is None:
+        return state
+    renamed: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = key.removeprefix(start)
+        m = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias|lambda1)", name)
+        if m is None:
+            renamed[HF_VIT.get(name, key)] = value
+        elif m[2] in ("layer_scale1", "layer_scale2"):
+            renamed[f"blocks.{m[1]}.{m[2].replace('layer_scale', 'ls')}.gamma"] = value
+        elif m[2] == "attention.attention.query":
+            parts = [state.get(key.replace("query", part)) for part in ("query", "key", "value")]
+            if all(part is not None for part in parts):
+                renamed[f"blocks.{m[1]}.attn.qkv.{m[3]}"] = torch.cat([part for part in parts if part is not None])
+        elif m[2] not in ("attention.attention.key", "attention.attention.value"):
+            part = HF_VIT_BLOCK.get(m[2])
+            renamed[key if part is None else f"blocks.{m[1]}.{part}.{m[3]}"] = value
+    return renamed
+
+
+def from_torchvision_vit(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Torchvision's ViT -> timm's names."""
+    if not any(key.endswith("encoder.layers.encoder_layer_0.ln_1.weight") for key in state):
+        return state
+    renamed = {}
+    for key, value in state.items():
+        name = re.sub(r"^(?:module\.|model\.|backbone\.)*", "", key)
+        m = re.fullmatch(r"encoder\.layers\.encoder_layer_(\d+)\.(.+?)[._](weight|bias)", name)
+        if m is None:
+            renamed[TV_VIT.get(name, key)] = value
+        else:
+            part = "attn.qkv" if m[2] == "self_attention.in_proj" else TV_VIT_BLOCK.get(m[2], m[2])
+            renamed[f"blocks.{m[1]}.{part}.{m[3]}"] = value
+    return renamed
 
 
 def from_torchvision_convnext(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

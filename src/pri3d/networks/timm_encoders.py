@@ -6,6 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from importlib import import_module
 from typing import Any
 
@@ -173,7 +174,8 @@ def from_release(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     with torch.device("meta"):
         net = timm.create_model(name, num_classes=0)
     try:
-        return dict(rule(dict(state), net))
+        with redirect_stdout(None):  # rules print what they miss
+            return dict(rule(dict(state), net))
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError):  # what rules do with foreign tensors
         return {}
 

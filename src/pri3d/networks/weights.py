@@ -11,6 +11,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,14 +25,24 @@ from pri3d.errors import ConfigError, WeightsError, first_line
 from pri3d.files.atomic import replacing
 from pri3d.networks.encoders import Encoder, build_encoder
 from pri3d.networks.lora import merged_state
+from pri3d.networks.naming import name_of_naming, to_common_names
 from pri3d.networks.unet import UNet
 
 MODEL_FILE = "weights.safetensors"
 HUB_FILE = "model.safetensors"  #: what a model's folder on a hub has in its place
 INITIAL_FILE = "initial.safetensors"  #: the network before a run's training, never what a folder stands for
 
+#: dictionaries that checkpoints are nested in, outermost first; of DINO's two the teacher is the one to use. Moving
+#: averages last: where a file has both, the network itself is taken
+AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
+NESTS = ("state_dict", "model", "model_state_dict", "network", "net", "teacher", *AVERAGES)
+
 #: what re-saves the tensors of a file that needs code, for who trusts it; names of one folder
-CLEAN = "torch.save(torch.load(PATH, weights_only=False)['state_dict'], 'clean.pth')"
+CLEAN = (
+    "python -c \"import torch; d = torch.load(PATH, weights_only=False); d = getattr(d, 'state_dict', lambda: d)(); "
+    f"d = next((d[k] for k in {NESTS[:6]} if k in d), d); "
+    "torch.save({k: v for k, v in d.items() if torch.is_tensor(v)}, 'clean.pth')\""
+)
 CLEAN_PICKLE = (
     "import pickle, torch; d = pickle.load(open(PATH, 'rb')); "
     "torch.save({k: torch.as_tensor(v) for k, v in d.get('model', d).items()}, 'clean.pth')"
@@ -52,8 +63,32 @@ OTHER_PROGRAMS = {
 }
 OTHER_STARTS = {b"\x89HDF\r\n\x1a\n": "Keras (HDF5)", b"GGUF": "llama.cpp"}
 
-#: dictionaries that checkpoints are nested in, outermost first; of DINO's two the teacher is the one to use
-NESTS = ("state_dict", "model", "model_state_dict", "network", "net", "teacher")
+#: first bytes of what a download leaves in the place of weights -> what it is, and what to do
+NO_WEIGHTS = {
+    b"version https://git-lfs": "a pointer of git-lfs: `git lfs pull` in its folder fetches the weights themselves",
+    **dict.fromkeys(
+        (b"<!doctype", b"<html", b"<?xml", b"<head"), "a web page: its link leads to a page, download the file itself"
+    ),
+    **dict.fromkeys((b"{", b"["), "JSON text: see what it says, and download the file itself"),
+    **dict.fromkeys((b"\x89png", b"\xff\xd8\xff", b"gif8"), "an image: give a weights file"),
+    **dict.fromkeys((b"\x1f\x8b", b"bzh", b"\xfd7zxz", b"7z\xbc\xaf", b"rar!"), "a packed file: unpack it first"),
+    b"%pdf": "a PDF: give a weights file",
+}
+
+#: classes of settings and counters that training scripts put beside the tensors; never called, an empty stand-in is
+HARMLESS = (
+    "argparse.Namespace",
+    *(f"pathlib.{kind}" for kind in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+    *(f"pathlib._local.{kind}" for kind in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
+    *("numpy.dtype", "numpy.ndarray", "collections.defaultdict", "typing.Any"),
+    *(f"numpy.{core}.multiarray.{kind}" for core in ("core", "_core") for kind in ("scalar", "_reconstruct")),
+    *("omegaconf.dictconfig.DictConfig", "omegaconf.listconfig.ListConfig", "omegaconf.nodes.AnyNode"),
+    *("omegaconf.base.ContainerMetadata", "omegaconf.base.Metadata"),
+    *("mmengine.logging.history_buffer.HistoryBuffer", "mmengine.config.config.ConfigDict"),
+    *("mmcv.utils.config.ConfigDict", "addict.addict.Dict", "easydict.EasyDict", "yacs.config.CfgNode"),
+    *("pytorch_lightning.utilities.parsing.AttributeDict", "lightning.fabric.utilities.data.AttributeDict"),
+    *("lightning_fabric.utilities.data.AttributeDict", "detectron2.config.config.CfgNode"),
+)
 
 #: wrappers around a backbone's own names: data parallel, compiled, Lightning; MoCo v1 to v3 (not their momentum
 #: copies ``encoder_k`` and ``momentum_encoder``), SimCLR, DINO; timm features; ours
@@ -61,6 +96,18 @@ PREFIXES = re.compile(
     r"^(?:(?:module|_forward_module|_orig_mod|state_dict|model|net|network|unet|student|backbone|encoder"
     r"|encoder_q|base_encoder|convnet)\.)+"
 )
+
+
+class _StandIn(dict[Any, Any]):
+    """In the place of an object of another program: it takes what such an object is made of, and does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, _: Any) -> None:
+        """Nothing is kept."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
 
 class WeightsReport(NamedTuple):
@@ -91,7 +138,7 @@ def load_weights(
     state = dict(source) if isinstance(source, Mapping) else read_state(Path(source))
     if prefix is not None:
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    given = plain_names(state, what)
+    given = plain_names(state := to_common_names(state), what)
     own = module.state_dict()
     wanted = plain_names(own, "the module")
     taken = {key: state[given[plain]] for plain, key in wanted.items() if plain in given}
@@ -105,12 +152,62 @@ def load_weights(
     if wrong:
         raise WeightsError(f"{what}: {len(wrong)} shapes differ ({_some(wrong)}). Is it another network or size?")
     if report.coverage < minimum:
+        naming = name_of_naming(state)
+        whose = f". Its names are {naming}, which pri3d does not read" if naming else ""
         raise WeightsError(
             f"{what} does not fit: {report} (at least {minimum:.0%} asked). Missing: {_some(report.missing)}. "
-            f"Unexpected: {_some(report.unexpected)}. Check that the file is of the same network"
+            f"Unexpected: {_some(report.unexpected)}{whose}. Check that the file is of the same network"
         )
+    _refuse_impossible(taken, own, what)
     module.load_state_dict(taken, strict=False)
     return report
+
+
+def check_fit(net: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Refuse tensors that do not fill ``net``, which may be on the meta device: nothing of its size is made.
+
+    Raises WeightsError.
+    """
+    own = net.state_dict()
+    given, wanted = plain_names(state, what), plain_names(own, "the network")
+    missing = [key for plain, key in wanted.items() if plain not in given and not _optional(key)]
+    wrong = [key for plain, key in wanted.items() if plain in given and state[given[plain]].shape != own[key].shape]
+    if wrong:
+        shapes = [
+            f"{key}: file {_shape(state[given[p]])}, module {_shape(own[key])}"
+            for p, key in wanted.items()
+            if key in wrong
+        ]
+        raise WeightsError(f"{what}: {len(wrong)} shapes differ ({_some(shapes)}). Is it another network or size?")
+    if missing:
+        naming = name_of_naming(state)
+        whose = f". Its names are {naming}, which pri3d does not read" if naming else ""
+        matched = len(wanted) - len(missing)
+        raise WeightsError(f"{what} does not fit: {matched} matched, {len(missing)} missing: {_some(missing)}{whose}")
+
+
+def _refuse_impossible(taken: Mapping[str, Tensor], own: Mapping[str, Tensor], what: str) -> None:
+    """Refuse values that no network can have. Raises WeightsError."""
+    packed = [key for key, value in taken.items() if own[key].is_floating_point() and not value.is_floating_point()]
+    if packed:
+        kind = str(taken[packed[0]].dtype).removeprefix("torch.")
+        raise WeightsError(f"{what}: {_some(packed)} are {kind}, packed numbers. Give the file before it was quantised")
+    for key, value in taken.items():
+        if not value.is_floating_point() or value.is_meta:
+            continue
+        if not bool(torch.isfinite(value).all()):
+            raise WeightsError(
+                f"{what}: {key} holds numbers that are not finite. Fetch it again, or take an earlier one"
+            )
+        if key.endswith("running_var") and bool((value < 0).any()):
+            raise WeightsError(f"{what}: {key} holds negative variances. The file is damaged or of another layout")
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether the first bytes of a file are those of safetensors: the length of a header, which is JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -119,17 +216,27 @@ def read_state(path: Path) -> dict[str, Tensor]:
     The tensors lie in the file until they are used: it is mapped, not read (but for torch files from before 1.6).
     Raises WeightsError for a missing, damaged or unsafe file, or one without tensors.
     """
+    return read_nested(path)[0]
+
+
+def read_nested(path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """As :func:`read_state`, and the names of the averages that lie beside what was taken."""
     path = find_file(path)
-    if path.suffix == ".safetensors":
+    _refuse_no_weights(path)
+    if is_safetensors(path) or path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
+                return {key: file.get_tensor(key) for key in file.keys()}, []  # noqa: SIM118 (no dict)
         except Exception as error:  # whatever bytes may make the library raise
             raise WeightsError(f"{path} is damaged ({first_line(error)}): copy or download it again") from error
     content = _read_torch(path)
+    averages: list[str] = []
     for _ in NESTS:  # so often at most: a hostile one contains itself
         if isinstance(content, Mapping):
-            content = next((content[key] for key in NESTS if isinstance(content.get(key), Mapping)), content)
+            found = [key for key in NESTS if isinstance(content.get(key), Mapping)]
+            found = [key for key in found if not isinstance(content[key], _StandIn)]
+            averages += [key for key in found[1:] if key in AVERAGES]
+            content = content[found[0]] if found else content
     state: dict[str, Tensor] = {}
     for key, value in content.items() if isinstance(content, Mapping) else ():
         if not isinstance(key, str) or not isinstance(value, Tensor):
@@ -140,7 +247,22 @@ def read_state(path: Path) -> dict[str, Tensor]:
             state[key] = value
     if not state:
         raise WeightsError(f"{path} holds no tensors by name (looked in {', '.join(NESTS)}): give a state dict")
-    return state
+    return state, averages
+
+
+def _refuse_no_weights(path: Path) -> None:
+    """Say what a file is that is told by its first bytes to be no weights. Raises WeightsError."""
+    if is_safetensors(path):
+        return
+    with path.open("rb") as file:
+        start = file.read(64).lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    if path.stat().st_size == 0:
+        raise WeightsError(f"{path} is damaged (it is empty): fetch it again")
+    what = next((what for head, what in NO_WEIGHTS.items() if start.startswith(head)), None)
+    if path.suffix == ".safetensors" and zipfile.is_zipfile(path):
+        what = "a torch file, not safetensors: give it a name that ends in .pth"
+    if what is not None:
+        raise WeightsError(f"{path} is {what}")
 
 
 def _read_torch(path: Path) -> Any:
@@ -162,7 +284,8 @@ def _read_torch(path: Path) -> Any:
             f'write its tensors to a file of tensors alone: python -c "{CLEAN_PICKLE}"'
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+        with torch.serialization.safe_globals([(_StandIn, name) for name in HARMLESS]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         raise WeightsError(
@@ -204,7 +327,8 @@ def read_provenance(path: Path) -> dict[str, Any]:
     Raises WeightsError for a missing or damaged file.
     """
     path = find_file(path)
-    if path.suffix != ".safetensors":
+    _refuse_no_weights(path)
+    if not is_safetensors(path) and path.suffix != ".safetensors":
         return {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -223,7 +347,8 @@ def read_provenance(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{config} is damaged ({first_line(error)}): copy or download it again") from error
     if not isinstance(record, dict):
         return {}
-    ours = record.get("pri3d", record if "encoder" in record else {})  # of version 0.1: the record itself
+    # Of version 0.1: the record itself. transformers' `encoder` is a dictionary.
+    ours = record.get("pri3d", record if isinstance(record.get("encoder"), str) else {})
     return ours if isinstance(ours, dict) else {}
 
 
@@ -238,18 +363,35 @@ def stated_of(encoder: Encoder) -> dict[str, Any]:
     return {"encoder": encoder.name, **own}
 
 
-def build_stated_encoder(path: Path, record: Mapping[str, Any]) -> Encoder:
-    """Build the encoder that a file's record names, untrained. Raises WeightsError where it names none that exists."""
+def build_stated_encoder(path: Path, record: Mapping[str, Any], state: Mapping[str, Tensor]) -> Encoder:
+    """Build the encoder that a file's record names, untrained. Raises WeightsError as :func:`check_stated_encoder`."""
+    check_stated_encoder(path, record, state)
+    return build_encoder(record["encoder"], options=record.get("encoder_options"))
+
+
+def check_stated_encoder(path: Path, record: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Refuse a file that names an encoder of other tensors than those of ``state``, the file's.
+
+    They are compared before anything of their size is made: a small file may name a network of any size. Raises
+    WeightsError, also where it names none that exists.
+    """
     name, options = record.get("encoder"), record.get("encoder_options")
     if not isinstance(name, str):
         raise WeightsError(
-            f"{path} does not say its encoder: it is no model of a pri3d run. `pri3d import` makes one of a file of "
-            "another program; --weights takes it as it is"
+            f"{path} does not say its encoder: it is no model of a pri3d run. `pri3d import {path} NEW.safetensors` "
+            "makes one of a file of another program; pretrain and finetune take it for --weights as it is"
         )
     if not isinstance(options, Mapping | None):
         raise WeightsError(f"{path}: the options of its encoder are no names with values; the file is damaged")
+    prefix = "" if holds_encoder_alone(state) else "encoder."
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     try:
-        return build_encoder(name, options=options)
+        with suppress(NotImplementedError), torch.device("meta"):  # some ask for numbers while they are built
+            net = build_encoder(name, options=options)
+            try:
+                check_fit(net, own, name)
+            except WeightsError as error:
+                raise WeightsError(f"{path} does not fit the network its header names: {error}") from error
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}") from error
 
@@ -304,7 +446,7 @@ def load_model(path: Path) -> tuple[UNet, dict[str, Any]]:
     state = {key: value for key, value in read_state(path).items() if not key.startswith("classifier.")}
     if holds_encoder_alone(state):
         raise WeightsError(f"{path} holds an encoder alone, not a whole model: pass it as --weights")
-    encoder, channels = build_stated_encoder(path, record), record["channels"]
+    encoder, channels = build_stated_encoder(path, record, state), record["channels"]
     # Looked up before anything of that size is made: a damaged header may claim any number.
     if not isinstance(channels, int) or channels not in {
         int(v.shape[0]) for k, v in state.items() if k.startswith("decoder.") and v.ndim

@@ -109,6 +109,7 @@ class FinetuneRun:
             self.val_set = sets.open(Path(call.val or call.data), "val", call.dataset, call.label_map, whole)
         with problems.collect():
             self.source = WeightsSource(job.weights, on_hub=False)
+            self.source.check()
             self.record = self.source.record
             settings = self._resolve()
         problems.refuse()

@@ -147,10 +147,13 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
         data.check()
     unet: UNet | None = None
     with problems.collect():
+        source = WeightsSource(settings.weights, on_hub=False)
+        source.check()
+    problems.refuse()
+    with problems.collect():
         encoder = build_encoder(settings.encoder, options=settings.of_encoder)
         unet = UNet(encoder, settings.unet.decoder, settings.unet.channels)
     with problems.collect():
-        source = WeightsSource(settings.weights, on_hub=False)
         if unet is not None:
             source.fill(unet.encoder)
             module = PretrainModule(settings, synchronised(unet, settings, options.launch))
