@@ -84,7 +84,19 @@ class RunPaths:
         differ = differences(was, {name: value for name, value in asked.items() if name in was})
         differ += differences(before["provenance"], {name: provenance.get(name) for name in _SAME})
         fix = "Resume with those of config.yaml, or choose another --run."
+        if any(line.startswith("steps was ") for line in differ):
+            fix += (
+                " The learning rate follows the steps from the first to the last, so that a run keeps its number: to "
+                f"train further, begin another from its weights: --weights {self.path} --run NEW --steps N."
+            )
         refuse_differences(self.path, differ, fix)
+
+    def finished(self, steps: int) -> str:
+        """What is said where a run of so many steps is resumed that has done them all."""
+        return (
+            f"{self.path}: finished, all {steps:,} steps are done; nothing was trained. To train further, begin "
+            f"another run from its weights: --weights {self.path} --run NEW."
+        )
 
     def lock(self, rank: int) -> AbstractContextManager[None]:
         """Context in which this run alone writes the folder; the process of rank 0 holds it for all of them.

@@ -201,12 +201,12 @@ class TestFolder:
     def test_videos_are_counted(self, semantic: Path, tmp_path: Path, capsys) -> None:
         photo(tmp_path / "in" / "a.png")
         predict(semantic, tmp_path / "in", tmp_path / "in" / "out")
-        assert "videos left out" not in capsys.readouterr().err
+        assert "left out" not in capsys.readouterr().err
         for name in ("b.mp4", "sub/c.MOV", ".hidden/d.mp4", "out/e.mp4"):
             (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
             (tmp_path / "in" / name).write_bytes(b"x")
         predict(semantic, tmp_path / "in", tmp_path / "in" / "out")
-        assert "videos left out: 2. Predict" in capsys.readouterr().err
+        assert "left out: 1 .mov, 1 .mp4. A video" in capsys.readouterr().err
 
     def test_nothing_to_predict(self, semantic: Path, tmp_path: Path) -> None:
         (tmp_path / "in").mkdir()

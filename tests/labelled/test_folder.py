@@ -364,3 +364,33 @@ def test_real_street_scenes(real_data: Path) -> None:
     assert shares[255] / shares.sum() < 0.06 and shares[11:255].sum() == 0
     with pytest.raises(ConfigError, match="0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11"):
         open_labelled(real_data / "camvid_segnet", "train")
+
+
+def test_pascal_vocs_lists_choose_images_and_splits(tmp_path: Path) -> None:
+    """The set has many more images than masks, and test images that have none."""
+    fill(tmp_path / "JPEGImages", tmp_path / "SegmentationClass", [f"2007_{k:06d}" for k in range(9)])
+    save(tmp_path / "JPEGImages" / "2007_000999.jpg", draw(0)[0])
+    lists = tmp_path / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("".join(f"2007_{k:06d}\n" for k in range(7)))
+    (lists / "val.txt").write_text("2007_000007\n2007_000008\n")
+    (lists / "trainval.txt").write_text("".join(f"2007_{k:06d}\n" for k in range(9)))
+    (lists / "test.txt").write_text("2007_000999\n")
+    name_classes(tmp_path)
+    assert FolderImages.states_split(tmp_path)
+    assert names(tmp_path, "train") == [f"JPEGImages/2007_{k:06d}" for k in range(7)]
+    assert names(tmp_path, "val") == ["JPEGImages/2007_000007", "JPEGImages/2007_000008"]
+    found = open_labelled(tmp_path, "val")
+    np.testing.assert_array_equal(found.label(1), draw(8)[1])
+    # Lists of the user's own come first.
+    (tmp_path / "train.txt").write_text("2007_000008\n")
+    (tmp_path / "val.txt").write_text("2007_000001\n")
+    assert names(tmp_path, "train") == ["JPEGImages/2007_000008"]
+
+
+def test_files_of_kinds_that_are_not_read_are_counted_where_something_is_missing(tmp_path: Path) -> None:
+    fill(tmp_path / "images", tmp_path / "masks", ["a", "b", "c"])
+    for name in ("a", "b"):
+        (tmp_path / "images" / f"{name}.jpg").rename(tmp_path / "images" / f"{name}.HEIC")
+    with pytest.raises(DataError, match=r"2 masks have no image .*Not read there: 2 \.heic; images are \.bmp"):
+        FolderImages(name_classes(tmp_path), "train")

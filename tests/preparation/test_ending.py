@@ -40,6 +40,16 @@ def test_so_many_rows_are_printed_and_no_more(
         assert "15,000.0" in said  # MB
 
 
+def test_still_pairs_and_a_scene_that_is_mostly_rejected_are_said(capfd: pytest.CaptureFixture[str]) -> None:
+    still = {**RECORD, "still_pairs": 7, "first_rejected": ""}
+    lost = {**RECORD, "frames": 4, "rejected": 6, "first_rejected": "pose/3.txt: [no] such file."}
+    print_summary(Path("out"), {"scenes": {"a": still, "b": lost, "old": RECORD}, "failed": {}})
+    said = capfd.readouterr().err.splitlines()
+    assert any(line.startswith("7 of 60 pairs have no baseline") for line in said)
+    assert "b: 6 of 10 frames rejected: pose/3.txt: [no] such file." in said
+    assert not any(line.startswith(("a: ", "old: ")) for line in said)
+
+
 def test_reasons_of_failure_end_somewhere() -> None:
     text = list_failures({f"scene{k:03d}": "no frame" for k in reversed(range(100))})
     lines = text.splitlines()

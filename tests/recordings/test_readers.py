@@ -116,6 +116,26 @@ class TestFolder(FilesContract):
         with pytest.raises(DataError, match="no frame"):
             self.open(sample.root).scenes()
 
+    def test_files_of_another_kind_are_named(self, sample) -> None:
+        depth, color = sample.depth, sample.color
+        depth.rename(depth.with_suffix(".tiff"))
+        wanted = rf"{depth.name}: no such file\. {depth.stem}\.tiff is there, but \.png is the kind that is read"
+        with pytest.raises(FrameError, match=wanted):
+            self.open(sample.root).scenes()[0].frame(0)
+        for image in list(color.parent.iterdir()):
+            image.rename(image.with_suffix(".heic"))
+        with pytest.raises(
+            DataError, match=r"color: holds \d+ \.heic; colour is read from \.jpeg, \.jpg, \.png, \.webp"
+        ):
+            self.open(sample.root).scenes()
+
+    def test_webp_colour_is_read(self, sample) -> None:
+        before = self.open(sample.root).scenes()[0].frame(0).color
+        for image in list(sample.color.parent.iterdir()):
+            Image.open(image).save(image.with_suffix(".webp"), lossless=True)
+            image.unlink()
+        np.testing.assert_array_equal(self.open(sample.root).scenes()[0].frame(0).color, before)
+
     def test_sixteen_bit_colour_is_refused(self, sample) -> None:
         sample.color.unlink()
         shutil.copy(sample.depth, sample.color.with_suffix(".png"))

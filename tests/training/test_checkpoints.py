@@ -295,3 +295,18 @@ def test_a_run_whose_checkpoint_has_a_flipped_bit_does_not_go_on(
     with pytest.raises(WeightsError, match=r"last\.ckpt: damaged \(.*the checksum of .* is wrong.*Delete it to start"):
         run_small(rooms_store, tmp_path, steps=3, resume=True)
     assert {file: file.read_bytes() for file in tmp_path.glob("*.*") if file.is_file()} == before
+
+
+def test_a_finished_run_says_so_and_how_to_go_on(
+    rooms_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_small(rooms_store, tmp_path, steps=1)
+    before = (tmp_path / "weights.safetensors").stat().st_mtime_ns
+    assert "finished, all" not in capfd.readouterr().err
+    run_small(rooms_store, tmp_path, steps=1, resume=True)
+    said = capfd.readouterr().err
+    assert f"{tmp_path}: finished, all 1 steps are done; nothing was trained." in said
+    assert f"--weights {tmp_path} --run NEW." in said
+    assert (tmp_path / "weights.safetensors").stat().st_mtime_ns == before
+    with pytest.raises(Pri3DError, match=rf"steps was 1, now 5\..*--weights {tmp_path} --run NEW --steps N\."):
+        run_small(rooms_store, tmp_path, steps=5, resume=True)

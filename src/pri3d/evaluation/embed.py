@@ -46,6 +46,8 @@ def embed(options: EmbedOptions) -> Path:
         parse_size(options.size)
     console = Console(stderr=True, soft_wrap=True)
     media = open_media(source, options.frame_step)
+    if media.left_out:
+        console.print(f"{escape(str(source))}: left out: {escape(media.left_out)}. A video is taken by itself.")
     if media.rate is None:
         media = media._replace(pictures=list(media.pictures))
     backbone = Backbone(str(options.weights), options.level, options.precision)

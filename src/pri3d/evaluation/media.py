@@ -15,6 +15,7 @@ from PIL import Image
 
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import replacing
+from pri3d.files.kinds import count_kinds
 from pri3d.labelled._shared.decoding import SUFFIXES, read_rgb
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
@@ -39,7 +40,7 @@ class Media(NamedTuple):
     pictures: Iterable[Picture]  #: a video's raise DataError where the video is damaged
     total: int | None  #: of the pictures, None where that is not known before
     rate: Fraction | None  #: pictures a second, None where they are no video
-    videos: int = 0  #: in a folder, which are left out
+    left_out: str = ""  #: files of a folder that are not read, counted by kind
 
 
 def open_media(source: Path, every: int = 1, out: Path | None = None) -> Media:
@@ -53,8 +54,8 @@ def open_media(source: Path, every: int = 1, out: Path | None = None) -> Media:
     if not source.exists():
         raise DataError(f"{source}: no such file or folder. Give an image, a folder of images or a video.")
     if source.is_dir():
-        files, videos = _listed(source, out)
-        return _images(files[::every], source)._replace(videos=videos)
+        files, others = _listed(source, out)
+        return _images(files[::every], source)._replace(left_out=count_kinds(others))
     if source.suffix.lower() in VIDEOS:
         return _video(source, every)
     frames = _frames(source)
@@ -123,8 +124,8 @@ def _images(files: Sequence[Path], root: Path) -> Media:
     return Media(pictures, len(files), None)
 
 
-def _listed(folder: Path, out: Path | None) -> tuple[list[Path], int]:
-    """Image files of a folder and its subfolders, and how many videos lie there; ``out`` and hidden ones left out.
+def _listed(folder: Path, out: Path | None) -> tuple[list[Path], list[Path]]:
+    """Image files of a folder and its subfolders, and the other files; ``out`` and hidden ones left out.
 
     Raises DataError for no image.
     """
@@ -134,16 +135,17 @@ def _listed(folder: Path, out: Path | None) -> tuple[list[Path], int]:
     files = [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in (*_IMAGES, *VIDEOS)
-        and path.is_file()
+        if path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
         and (own is None or own not in path.resolve().parents)
     ]
     images = [path for path in files if path.suffix.lower() in _IMAGES]
+    others = [path for path in files if path.suffix.lower() not in _IMAGES]
     if not images:
         kinds = " ".join(SUFFIXES)
-        raise DataError(f"{folder}: holds no image ({kinds}). A video is taken by itself: give its file.")
-    return images, len(files) - len(images)
+        found = f" It holds {count_kinds(others)}." if others else ""
+        raise DataError(f"{folder}: holds no image ({kinds}).{found} A video is taken by itself: give its file.")
+    return images, others
 
 
 def _frames(path: Path) -> int:

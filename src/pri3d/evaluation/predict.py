@@ -51,8 +51,8 @@ def predict(options: PredictOptions) -> Path:
             console.print(f"{escape(str(run))} has no best network: it was not validated. The last one predicts.")
     network = load_task(file).to_device()
     facts = _facts(network, options.threshold)
-    if media.videos:
-        console.print(f"{escape(str(source))}: videos left out: {media.videos}. Predict each by itself.")
+    if media.left_out:
+        console.print(f"{escape(str(source))}: left out: {escape(media.left_out)}. A video is taken by itself.")
     done: list[str] = []
     failed: list[str] = []
     fresh = False

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import ConfigError, DataError
+from pri3d.files.kinds import count_kinds
 from pri3d.labelled import STUFF, LabelledImages, Split, deal
 from pri3d.labelled._shared.decoding import SUFFIXES, check_headers, read_ids, read_rgb
 from pri3d.labelled.spaces import LabelSpace, load_space, parse_space
@@ -24,6 +25,9 @@ INSTANCES = ("instances", "instance", "segmentationobject")
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 #: What the name of a mask may have more than that of its image
 TAILS = ("_mask", "_masks", "_label", "_labels", "_L", "_gt", "_seg", "_instance", "_instances")
+
+#: where Pascal VOC has its lists; its test images have no masks
+VOC_LISTS = Path("ImageSets") / "Segmentation"
 
 _LOOKED = 10  # masks whose ids a message lists
 
@@ -54,7 +58,8 @@ class FolderImages(LabelledImages):
       out by subfolders of ``images`` where it has some, else by image.
 
     Folders may have other names of :data:`IMAGES`, :data:`MASKS` and :data:`SPLITS`, the first that holds an image
-    being taken, and masks one of :data:`TAILS` at the end of theirs. ``instances`` beside ``masks`` holds object ids,
+    being taken, and masks one of :data:`TAILS` at the end of theirs.
+    Pascal VOC's ``ImageSets/Segmentation`` are lists, too. ``instances`` beside ``masks`` holds object ids,
     0 = none; without it there are no objects.
     The ids are classes by ``--label-map``, else by ``labels.yaml`` (the same format) or ``classes.txt`` (a name a line,
     ids from 0, all countable but wall, floor and ceiling) in the folder.
@@ -119,7 +124,7 @@ def _of_split(path: Path, split: Split) -> list[Pair]:
         raise DataError(f"{path}: is no folder. Looked for {FolderImages.looks_for}.")
     places, lists = _places(path), _lists(path)
     if not places and not lists:
-        raise DataError(f"{path}: has no images with masks. Looked for {FolderImages.looks_for}.")
+        raise DataError(f"{path}: has no images with masks. Looked for {FolderImages.looks_for}.{_unread(path)}")
     if not lists and "all" in places:
         pairs = _by_name(places["all"], path)
         names = [_name(pair.image, places["all"].images) for pair in pairs]
@@ -171,8 +176,10 @@ def _listed(path: Path, lists: dict[str, Path], places: dict[str, PairFolders]) 
 
 
 def _lists(path: Path) -> dict[str, Path]:
-    """Split -> its list file."""
-    return {split: path / f"{split}.txt" for split in SPLITS if (path / f"{split}.txt").is_file()}
+    """Split -> its list file; those of Pascal VOC where the folder has none of its own."""
+    own = {split: path / f"{split}.txt" for split in SPLITS if (path / f"{split}.txt").is_file()}
+    voc = {split: path / VOC_LISTS / f"{split}.txt" for split in ("train", "val")}
+    return own or {split: file for split, file in voc.items() if file.is_file()}
 
 
 def _lines(file: Path) -> list[list[str]]:
@@ -219,12 +226,14 @@ def _by_name(place: PairFolders, path: Path, complete: bool = True) -> list[Pair
     if without and complete:
         raise DataError(
             f"{path}: {len(without)} of {len(images)} images have no mask: {_some(without)}. Looked in {place.masks} "
-            f"for the same name, also with {', '.join(TAILS)}. Add them, or list the others in train.txt and val.txt."
+            f"for the same name, also with {', '.join(TAILS)}. Add them, or list the others in train.txt and "
+            f"val.txt.{_unread(place.masks)}"
         )
     alone = [str(file) for key, file in masks.items() if key not in images]
     if alone and complete:
         raise DataError(
-            f"{path}: {len(alone)} masks have no image in {place.images}: {_some(alone)}. Add or remove them."
+            f"{path}: {len(alone)} masks have no image in {place.images}: {_some(alone)}. Add or remove "
+            f"them.{_unread(place.images)}"
         )
     both = [key for key in images if key in masks]
     bare = [str(images[key]) for key in both if place.instances and key not in instances]
@@ -243,6 +252,13 @@ def _matched(images: dict[str, Path], folder: Path) -> dict[str, Path]:
             raise DataError(f"{folder}: {result[owner].name} and {file.name} both fit one image. Remove one.")
         result[owner] = file
     return result
+
+
+def _unread(folder: Path) -> str:
+    """Sentence on the files of a folder that are no images of a kind that is read; "" where there are none."""
+    others = [name for _, _, files in os.walk(folder) for name in files if not name.lower().endswith(SUFFIXES)]
+    kinds = count_kinds(others)
+    return f" Not read there: {kinds}; images are {', '.join(SUFFIXES)}." if kinds else ""
 
 
 def _keyed(folder: Path) -> dict[str, Path]:

@@ -28,6 +28,7 @@ Match = Literal["point", "relative"]
 Report = Callable[[str, int, int], None]  #: told a step's name, how much of it is done, and how much there is
 
 
+STILL = 1e-6  #: metres; a smaller baseline is rounding, none
 MEDIAN = 2.0  #: metres; the median depth of a scaled scene, about that of a room
 _LOOKED_AT = 9  # frames of it, evenly spread
 _MOST_CELLS = 3e7  # 12,000 square metres at 2 cm
@@ -165,7 +166,9 @@ def prepare_scene(
             "frame_step": settings.step(opened.reader),
             "frames": len(frames.rows),
             "rejected": len(frames.reasons),
+            "first_rejected": str(frames.reasons[0]) if frames.reasons else "",
             "pairs": len(pairs.i),
+            "still_pairs": int((pairs.baseline < STILL).sum()),
             "voxels": len(surface.cells),
             "width": writer.size[0],
             "height": writer.size[1],

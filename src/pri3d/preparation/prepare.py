@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from importlib.metadata import version
@@ -253,7 +253,26 @@ def print_summary(out: Path, manifest: dict[str, Any]) -> None:
     if len(scenes) > 1:
         totals = {column: sum(record[column] for record in scenes.values()) for column in columns}
         table.add_row(f"all {len(scenes):,}" if len(scenes) > SHOWN else "all", *_cells(totals), style="bold")
-    Console(stderr=True).print(table)
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    console.print(table)
+    for line in _remarks(scenes)[:SHOWN]:
+        console.print(line)
+
+
+def _remarks(scenes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Lines on what the counts do not say: why most frames of a scene are gone, pairs that show one view twice."""
+    lines = []
+    still, pairs = (sum(record.get(name, 0) for record in scenes.values()) for name in ("still_pairs", "pairs"))
+    if still:
+        lines.append(
+            f"{still:,} of {pairs:,} pairs have no baseline: the camera stood still between their frames. They show "
+            "one view twice and teach nothing about others; --select motion leaves such frames out."
+        )
+    for scene, record in scenes.items():
+        rejected, frames = record["rejected"], record["frames"]
+        if rejected > frames and record.get("first_rejected"):
+            lines.append(f"{scene}: {rejected:,} of {rejected + frames:,} frames rejected: {record['first_rejected']}")
+    return lines
 
 
 def list_failures(failed: dict[str, str]) -> str:

@@ -9,17 +9,18 @@ from typing import Any, ClassVar
 import yaml
 
 from pri3d.errors import DataError
+from pri3d.files.kinds import count_kinds
 from pri3d.recordings import Reader
 from pri3d.recordings._shared.cameras import Cameras
 from pri3d.recordings._shared.scenes import FileScene, FrameFiles, check_scenes
 from pri3d.recordings._shared.text import clean_id
 
-_IMAGES = {".jpg", ".jpeg", ".png"}
+_IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 PARTS = ("color", "depth", "pose")  #: what a scene must have
 
 
 class FolderReader(Reader):
-    """RECORDING[/SCENE]/color/*.jpg|png, depth/*.png (16-bit), pose/*.txt (4 x 4 camera to world), cameras.yaml.
+    """RECORDING[/SCENE]/color/*.jpg|png|webp, depth/*.png (16-bit), pose/*.txt (4 x 4 camera to world), cameras.yaml.
 
     Optional: label/*.png, instance/*.png, mesh.ply; classes.txt or classes.yaml beside the scenes name the labels.
     ``cameras.yaml`` may lie in each scene or once in the recording; its cx, cy count pixel centres at +0.5.
@@ -94,6 +95,8 @@ def is_scannet(folder: Path) -> bool:
 def frame_files(folder: Path) -> dict[str, FrameFiles]:
     """Frame name -> files, one frame a colour image. Names of digits are padded: sorted names are in time order."""
     images = [p for p in (folder / "color").iterdir() if p.suffix.lower() in _IMAGES and not p.name.startswith(".")]
+    if not images and (kinds := count_kinds(p for p in (folder / "color").iterdir() if p.is_file())):
+        raise DataError(f"{folder / 'color'}: holds {kinds}; colour is read from {', '.join(sorted(_IMAGES))}.")
     digits = max((len(p.stem) for p in images), default=0) if all(p.stem.isdecimal() for p in images) else 0
     files: dict[str, FrameFiles] = {}
     for image in images:

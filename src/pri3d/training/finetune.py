@@ -180,6 +180,8 @@ class FinetuneRun:
                 say(f"{path.name}: {text}")
             write_json(folder.loaded, report._asdict() if report else {})
         if done == settings.steps and folder.weights.exists():
+            if self.options.launch.rank == 0:
+                say(folder.finished(done), markup=False)
             return path
         if settings.compute.channels_last:
             model.to(memory_format=torch.channels_last)

@@ -180,6 +180,8 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
             fit(module, data.feed(module.views), folder, done, options, watch)
             if first:
                 save_model(module.unet, folder.weights, {**facts, "steps": settings.steps})
+    elif first:
+        Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(folder.finished(done))
     return Run(folder.path)
 
 

@@ -6,6 +6,7 @@ or 2 (high) a pixel.
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -102,7 +103,9 @@ def read_image(path: Path, ids: bool = False) -> NDArray[np.uint8] | NDArray[np.
     Raises FrameError for a missing, damaged, truncated or absurdly large file.
     """
     if not path.is_file():
-        raise FrameError(f"{path}: no such file.")
+        beside = sorted(other.name for other in path.parent.glob(f"{glob.escape(path.stem)}.*"))
+        hint = f" {beside[0]} is there, but {path.suffix} is the kind that is read." if beside else ""
+        raise FrameError(f"{path}: no such file.{hint}")
     return decode_image(path, str(path), ids)
 
 
@@ -135,6 +138,9 @@ def decode_image(
     except FrameError:
         raise
     except Exception as error:  # decoders raise what they like on damaged bytes
+        kind = Path(what).suffix
+        if kind in (".npy", ".npz", ".exr"):
+            raise FrameError(f"{what}: {kind} is no image; depth is read from 16-bit PNG.") from error
         raise FrameError(f"{what}: damaged or truncated image ({error}).") from error
 
 
