@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +50,7 @@ TARGETS = (
     "intervals.py",
     "tasks/*.py",
 )
-SECONDS = 60.0  #: of tests that one mutant meets; the most specific come first
+SECONDS = 20.0  #: of tests that one mutant meets; the most specific come first
 PATIENCE = 90.0  #: further seconds until a mutant that does not end counts as found
 OPERATORS = tuple(name for name in operator_names() if "Variable" not in name)  # which want names to replace
 LIBRARIES = ("torch", "torchvision", "timm", "scipy.spatial", "numba", "hypothesis", "lightning.fabric", "h5py")
@@ -102,9 +102,9 @@ def mutants_of(file: str) -> Iterator[list[Mutant]]:
         yield [Mutant(file, place[0], *each, "") for each in operators]
 
 
-def sample(count: int, seed: int) -> list[Mutant]:
+def sample(count: int, seed: int, targets: Sequence[str]) -> list[Mutant]:
     """Random places, one random mutant at each."""
-    files = sorted({str(path.relative_to(PACKAGE)) for target in TARGETS for path in PACKAGE.glob(target)})
+    files = sorted({str(path.relative_to(PACKAGE)) for target in targets for path in PACKAGE.glob(target)})
     draw = random.Random(seed)
     places = [place for file in files for place in mutants_of(file)]
     return [draw.choice(place) for place in draw.sample(places, count)]
@@ -162,9 +162,9 @@ def _watch(folder: Path, files: list[str], answer: Any) -> None:
     answer.send((seen, contexts.tests))
 
 
-def watch(folder: Path, processes: int) -> tuple[dict[str, dict[str, set[str]]], dict[str, Test]]:
+def watch(folder: Path, where: Path, processes: int) -> tuple[dict[str, dict[str, set[str]]], dict[str, Test]]:
     """File -> line -> tests that execute it, and what each test is; ``*`` is any line of the file."""
-    files = sorted(str(path) for path in (ROOT / "tests").rglob("test_*.py"))
+    files = sorted(str(path) for path in where.rglob("test_*.py"))
     seen: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     marks: dict[str, tuple[bool, float]] = {}
     counts: dict[str, int] = defaultdict(int)
@@ -278,6 +278,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sample", type=int, default=300, help="how many mutants")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="*", help="files below src/pri3d, as patterns; all that matter most otherwise")
+    parser.add_argument("--tests", type=Path, default=ROOT / "tests", help="folder of the tests that they meet")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"), help="a line for each mutant")
     given = parser.parse_args()
@@ -286,9 +288,9 @@ def main() -> None:
     given.out.write_text("")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        seen, tests = watch(folder, given.processes)
+        seen, tests = watch(folder, given.tests, given.processes)
         print(f"{len(tests)} tests, {sum(test.quick for test in tests.values())} of them quick", flush=True)
-        drawn = sample(given.sample, given.seed)
+        drawn = sample(given.sample, given.seed, given.only or TARGETS)
         started = []
         for share in range(given.processes):
             (folder / str(share)).mkdir()
