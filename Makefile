@@ -45,6 +45,7 @@ slow: $(STAMP)
 
 # Faults that were put into the source on purpose: which of them do the tests find?
 mutants: $(STAMP)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[dev,mutants]'
 	$(BIN)/python -m benchmarks.mutants
 
 bench: $(STAMP)

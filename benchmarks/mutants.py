@@ -50,10 +50,14 @@ TARGETS = (
     "intervals.py",
     "tasks/*.py",
 )
-SECONDS = 20.0  #: of tests that one mutant meets; the most specific come first
+SECONDS = 10.0  #: of tests that one mutant meets; the most specific come first
 PATIENCE = 90.0  #: further seconds until a mutant that does not end counts as found
 OPERATORS = tuple(name for name in operator_names() if "Variable" not in name)  # which want names to replace
 LIBRARIES = ("torch", "torchvision", "timm", "scipy.spatial", "numba", "hypothesis", "lightning.fabric", "h5py")
+
+
+#: file -> line, or ``*`` for any -> tests that execute it
+Seen = dict[str, dict[str, set[str]]]
 
 
 class Mutant(NamedTuple):
@@ -162,10 +166,10 @@ def _watch(folder: Path, files: list[str], answer: Any) -> None:
     answer.send((seen, contexts.tests))
 
 
-def watch(folder: Path, where: Path, processes: int) -> tuple[dict[str, dict[str, set[str]]], dict[str, Test]]:
-    """File -> line -> tests that execute it, and what each test is; ``*`` is any line of the file."""
-    files = sorted(str(path) for path in where.rglob("test_*.py"))
-    seen: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+def watch(folder: Path, where: Sequence[Path], processes: int) -> tuple[Seen, dict[str, Test]]:
+    """Which tests execute what, and what each test is."""
+    files = sorted(str(path) for each in where for path in (each.rglob("test_*.py") if each.is_dir() else (each,)))
+    seen: Seen = defaultdict(lambda: defaultdict(set))
     marks: dict[str, tuple[bool, float]] = {}
     counts: dict[str, int] = defaultdict(int)
     started = []
@@ -190,7 +194,7 @@ def watch(folder: Path, where: Path, processes: int) -> tuple[dict[str, dict[str
     return seen, {name: Test(*mark, counts[name]) for name, mark in marks.items()}
 
 
-def chosen(mutant: Mutant, seen: dict[str, dict[str, set[str]]], tests: dict[str, Test]) -> list[str]:
+def chosen(mutant: Mutant, seen: Seen, tests: dict[str, Test]) -> list[str]:
     """Tests that the mutant meets, the quick ones first, each tier by how little else a test executes."""
     lines = seen.get(mutant.file, {})
     names = sorted(lines.get(str(mutant.line)) or lines.get("*") or (), key=lambda name: tests[name].lines)
@@ -245,9 +249,7 @@ def meet(folder: Path, mutant: Mutant, names: list[str]) -> str:
     return found
 
 
-def _work(
-    share: list[Mutant], seen: dict[str, dict[str, set[str]]], tests: dict[str, Test], folder: Path, out: Path
-) -> None:
+def _work(share: list[Mutant], seen: Seen, tests: dict[str, Test], folder: Path, out: Path) -> None:
     for number, mutant in enumerate(share):
         names = chosen(mutant, seen, tests)
         found = meet(folder / str(number), mutant, names) if names else ""
@@ -279,7 +281,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=300, help="how many mutants")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", help="files below src/pri3d, as patterns; all that matter most otherwise")
-    parser.add_argument("--tests", type=Path, default=ROOT / "tests", help="folder of the tests that they meet")
+    parser.add_argument("--tests", nargs="*", type=Path, default=[ROOT / "tests"], help="tests that they meet")
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=Path("mutants.jsonl"), help="a line for each mutant")
     given = parser.parse_args()

@@ -283,3 +283,16 @@ def test_pairs_of_unknown_scenes(root: Path) -> None:
             Store(root).pairs()
     finally:
         write_pairs(root, table)
+
+
+@pytest.mark.parametrize("size", [0.0, -0.02, float("inf"), float("nan")])
+def test_cells_of_no_size_are_refused(root: Path, size: float) -> None:
+    path = root / "scenes" / "a" / "surface.npz"
+    whole = path.read_bytes()
+    try:
+        with np.load(path) as arrays:
+            np.savez(path, **{**arrays, "size": np.float64(size)})
+        with pytest.raises(DataError, match=rf"surface\.npz: damaged: cells of {size} m"):
+            SceneStore(path.parent).surface()
+    finally:
+        path.write_bytes(whole)

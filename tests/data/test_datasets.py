@@ -73,11 +73,13 @@ def test_most_pixels_find_their_voxel(rooms_store: Path) -> None:
     assert (matches.valid.sum(1) > 60).all()
 
 
-def test_smaller_images_see_the_same_rays(rooms_store: Path) -> None:
-    full, half = pairs(rooms_store)[Draw(0, 0)], pairs(rooms_store, size=(32, 24))[Draw(0, 0)]
-    torch.testing.assert_close(half.intrinsics * 2, full.intrinsics)
-    assert half.color.shape == (2, 3, 24, 32)
-    assert torch.isin(half.depth, full.depth).all()
+@pytest.mark.parametrize(("width", "height"), [(32, 24), (32, 36), (48, 16)])
+def test_smaller_images_see_the_same_rays(rooms_store: Path, width: int, height: int) -> None:
+    full, small = pairs(rooms_store)[Draw(0, 0)], pairs(rooms_store, size=(width, height))[Draw(0, 0)]
+    scale = torch.tensor([width / 64, height / 48] * 2)  # of fx, fy, cx, cy
+    torch.testing.assert_close(small.intrinsics, full.intrinsics * scale)
+    assert small.color.shape == (2, 3, height, width)
+    assert torch.isin(small.depth, full.depth).all()
 
 
 def test_the_draw_fixes_every_random_choice(rooms_store: Path) -> None:

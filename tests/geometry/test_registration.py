@@ -79,3 +79,31 @@ def test_a_rolled_camera_sees_the_same_plane() -> None:
     roll[:3, :3] = Rotation.from_euler("z", 45, degrees=True).as_matrix()
     out = register_depth(np.full((48, 64), 2.0, np.float32), CAMERA, CAMERA, roll)
     np.testing.assert_allclose(out[12:36, 20:44], 2.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_a_loop_over_pixels(seed: int) -> None:
+    """Random depths, turned and moved in every direction, in a camera of another size and focal length."""
+    rng = np.random.default_rng(seed)
+    source, target = Camera(9, 7, 8.0, 9.0, 4.2, 3.4), Camera(11, 8, 10.0, 9.5, 5.1, 4.3)
+    pose = moved(*rng.normal(0, 0.3, 3))
+    pose[:3, :3] = Rotation.from_rotvec(rng.normal(0, 0.2, 3)).as_matrix()
+    depth = rng.uniform(0.5, 3, (7, 9)).astype(np.float32) * (rng.random((7, 9)) < 0.8)
+    rows, columns = np.mgrid[:8, :11] + 0.5
+    expected = np.full((8, 11), np.inf)
+
+    def seen(u: float, v: float, z: float) -> np.ndarray:
+        return pose[:3] @ ((u - source.cx) / source.fx * z, (v - source.cy) / source.fy * z, z, 1)
+
+    for row, column in np.argwhere(depth > 0):
+        z = float(depth[row, column])
+        ahead = seen(column + 0.5, row + 0.5, z)[2]
+        corners = np.array([seen(column + du, row + dv, z) for du in (0, 1) for dv in (0, 1)])
+        if min(ahead, *corners[:, 2]) <= 0:
+            continue
+        u, v = (corners[:, :2] / corners[:, 2:] * (target.fx, target.fy) + (target.cx, target.cy)).T
+        covered = (u.min() <= columns) & (columns < u.max()) & (v.min() <= rows) & (rows < v.max())
+        expected[covered] = np.minimum(expected[covered], ahead)
+    expected[np.isinf(expected)] = 0
+    assert (expected > 0).sum() >= 10
+    np.testing.assert_allclose(register_depth(depth, source, target, pose), expected, rtol=1e-6)

@@ -18,7 +18,7 @@ from pri3d.data.sampler import Draw
 from pri3d.geometry.matching import choose, match_pixels
 from pri3d.networks.unet import build_unet
 from pri3d.objectives import Features
-from pri3d.objectives.quality import PairQuality, alignment, feature_rank, uniformity
+from pri3d.objectives.quality import PairQuality, alignment, cell_distance, feature_rank, uniformity
 from pri3d.probing.probe import matching_recall
 from pri3d.store import Store
 from pri3d.types import PairBatch
@@ -95,6 +95,23 @@ def dataset(rooms_store: Path) -> PairDataset:
 
 def batches(dataset: PairDataset) -> list[PairBatch]:
     return [collate([dataset[Draw(0, k)] for k in part]) for part in ((0, 1), (2, 3), (4,))]
+
+
+def test_distance_to_the_most_similar_cell_equals_loops() -> None:
+    """Similar by the cosine of the channels, whatever the lengths."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 6, 3, 5, generator=generator) * torch.rand(2, 1, 3, 5, generator=generator).exp() ** 3
+    first, second = torch.arange(15), torch.randperm(15, generator=generator)
+    found = cell_distance(features, first, second).tolist()
+    for one, other, distance in zip(first.tolist(), second.tolist(), found, strict=True):
+        query = features[0, :, one // 5, one % 5]
+        similar = {
+            (row, column): float(F.cosine_similarity(query, features[1, :, row, column], dim=0))
+            for row in range(3)
+            for column in range(5)
+        }
+        row, column = max(similar, key=lambda cell: similar[cell])
+        assert distance == pytest.approx(math.hypot(row - other // 5, column - other % 5))
 
 
 @pytest.mark.thorough
