@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from pri3d.api.demo import DemoOptions
@@ -27,6 +26,7 @@ from pri3d.processes import process_pool
 from pri3d.reporting.report import build_page, write_overview
 from pri3d.reporting.sources import find_sources
 from pri3d.runs import Run, read_json, write_json
+from pri3d.terminal import Terminal
 
 MARK = ".pri3d-demo"  #: file by which a demo knows its own folder
 SIZE = "160x120"
@@ -63,7 +63,7 @@ def demo(options: DemoOptions) -> Path:
     out = Path(options.out)
     began = time.perf_counter()
     workers = options.processes or cores()
-    say = Console(stderr=True, highlight=False).print
+    say = Terminal(stderr=True, highlight=False).print
     limit_spinning()  # of the processes started below
     # Empty the folder of an earlier demo; refuse one that holds anything else.
     if out.exists() and any(out.iterdir()) and not (out / MARK).is_file():
@@ -209,7 +209,7 @@ def _show(scores: dict[str, list[float]], minutes: float, exported: Path, report
         table.add_column(column, justify="left" if column == "start" else "right")
     for name, values in scores.items():
         table.add_row(name, *(f"{100 * v:.1f}" for v in values), f"{100 * np.mean(values):.1f}")
-    console = Console()
+    console = Terminal()
     console.print(table)
     gain = 100 * (np.mean(scores["pri3d"]) - np.mean(scores["scratch"]))
     console.print(f"Pri3D is {gain:+.1f} points from scratch, after {minutes:.1f} minutes.")

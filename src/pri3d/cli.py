@@ -27,7 +27,7 @@ from pri3d.api.plugins import gathered, options_class
 from pri3d.api.presets import RENAMED, RENAMED_IN
 from pri3d.api.pretrain import PretrainOptions, PretrainSettings, resolve_pretraining
 from pri3d.api.training import CallOptions, TrainSettings
-from pri3d.errors import ConfigError, Pri3DError
+from pri3d.errors import ConfigError, Pri3DError, printable
 from pri3d.files.atomic import is_full
 from pri3d.machine import limit_spinning
 
@@ -168,12 +168,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         limit_spinning()
         verb.function(**given)
     except Pri3DError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 130 if error.__class__.__name__ == "InterruptedRunError" else 1
-    except OSError as error:
-        if not is_full(error):
-            raise
-        print(f"error: {error}. The disk is full; make room, and the same command continues", file=sys.stderr)
+    except OSError as error:  # of a disk, a network, a place that cannot be written: no fault of the program
+        fix = "The disk is full; make room" if is_full(error) else "See whether the file or folder is there and yours"
+        print(f"error: {printable(str(error))}. {fix}, and the same command continues", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         how = {"pretrain": "--resume continues", "finetune": "--resume continues", "demo": "it starts over next time"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,6 +43,15 @@ class SeveralProblemsError(ConfigError):
         self.errors = errors
         lines = "".join(f"\n  - {error}" for error in errors)
         super().__init__(f"{len(errors)} things are in the way:{lines}")
+
+
+#: what steers a terminal or turns the direction of text, and what no encoding has: undecodable bytes of a name
+_UNPRINTABLE = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069\\ud800-\\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text with every character that steers a terminal as its number, ESC as 1b."""
+    return _UNPRINTABLE.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
 def first_line(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import replacing, write_atomic
 from pri3d.files.lock import lock_folder
 from pri3d.files.stamp import differences, refuse_differences
+from pri3d.notation import parse_json, parse_yaml
 
 #: parts of the provenance that a run cannot change when it is continued
 _SAME = ("data_hash", "init", "init_data_hash", "part", "images_hash", "dataset", "labels")
@@ -111,7 +112,7 @@ class RunPaths:
         Raises DataError where config.yaml is missing or damaged.
         """
         try:
-            stated = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+            stated = parse_yaml(self.config.read_text(encoding="utf-8"))
             if not isinstance(stated["settings"], dict) or not isinstance(stated.get("provenance", {}), dict):
                 raise TypeError("its settings have no names")
         except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
@@ -191,7 +192,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON; null is None. Raises DataError naming a file that is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}). Delete it, or restore it.") from error
 

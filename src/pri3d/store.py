@@ -36,6 +36,7 @@ from pri3d.api.results import Output
 from pri3d.errors import DataError
 from pri3d.files.archive import Column, ImageArchive, encode, read_arrays
 from pri3d.files.atomic import put_folder, temporary, write_atomic
+from pri3d.notation import parse_json
 from pri3d.types import View, Voxels
 
 FORMAT = 1
@@ -417,7 +418,7 @@ def _again(path: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     """Keys and values of a file. Raises DataError where it is missing or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise TypeError("it holds no keys")
     except (OSError, TypeError, ValueError, RecursionError) as error:

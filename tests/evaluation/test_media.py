@@ -100,6 +100,33 @@ class TestVideo:
             with pytest.raises(DataError, match="not a readable video"):
                 open_media(path)
 
+    def test_a_colon_is_no_protocol(self, tmp_path: Path) -> None:
+        write_clip(tmp_path / "a.mp4").rename(tmp_path / "12:30.mp4")
+        media = open_media(tmp_path / "12:30.mp4")
+        assert len(list(media.pictures)) == 7
+
+    def test_metadata_that_is_not_utf8(self, tmp_path: Path) -> None:
+        av = pytest.importorskip("av")
+        clip = write_clip(tmp_path / "a.mp4")
+        with av.open(str(clip)) as old, av.open(str(tmp_path / "b.mp4"), "w") as new:
+            new.metadata["title"] = "TITLE!"
+            stream = new.add_stream_from_template(old.streams.video[0])
+            for packet in old.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    new.mux(packet)
+        content = (tmp_path / "b.mp4").read_bytes()
+        assert content.count(b"TITLE!") == 1
+        (tmp_path / "b.mp4").write_bytes(content.replace(b"TITLE!", b"TIT\xff\xfe!"))
+        assert len(list(open_media(tmp_path / "b.mp4").pictures)) == 7
+
+    @pytest.mark.parametrize("start", ["ffconcat version 1.0\nfile ", "#EXTM3U\n#EXTINF:1,\n"])
+    def test_a_list_of_other_files_is_no_video(self, tmp_path: Path, start: str) -> None:
+        clip = write_clip(tmp_path / "a.mp4")
+        (tmp_path / "list.mp4").write_text(f"{start}{clip.name}\n")
+        with pytest.raises(DataError, match="not a readable video"):
+            open_media(tmp_path / "list.mp4")
+
     def test_without_the_extra(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "av", None)
         (tmp_path / "a.mp4").write_bytes(b"x")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pri3d.api.import_weights import import_weights
 from pri3d.errors import ConfigError, WeightsError
+from pri3d.files.atomic import is_full
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.load import load
 from pri3d.networks.naming import to_common_names
@@ -335,3 +336,17 @@ def test_a_small_file_that_names_a_giant_makes_nothing_of_its_size(tmp_path, res
     with pytest.raises(WeightsError, match="is no vit_giant_patch14_dinov2"):
         import_weights(tmp_path / "hub", tmp_path / "y.safetensors")
     assert sum(made) == 0
+
+
+def test_a_full_disk_is_said_by_the_system(tmp_path, resnet):
+    """safetensors has an error of its own, which is none of the operating system."""
+    resource = pytest.importorskip("resource", reason="file sizes cannot be limited here")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            save_state(resnet, tmp_path / "x.safetensors", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert is_full(error.value)
+    assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pri3d.api.options import Options
 from pri3d.api.training import TrainSettings
 from pri3d.errors import ConfigError
+from pri3d.notation import parse_yaml
 
 S = TypeVar("S", bound=TrainSettings)
 
@@ -145,7 +146,7 @@ def _read(kind: str, known: Mapping[str, Path], preset: str, above: tuple[str, .
             raise ConfigError(f"unknown preset {preset!r} of {kind}. Choices: {choices}.")
         path = known[preset]
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

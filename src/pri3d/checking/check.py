@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
@@ -32,6 +31,7 @@ from pri3d.files.atomic import replacing, write_atomic
 from pri3d.recordings import Scene, open_recording
 from pri3d.recordings._shared.text import clean_id
 from pri3d.runs import write_json
+from pri3d.terminal import Terminal
 
 _COLORS = {"ok": "green", "warning": "yellow", "fault": "red", "unknown": "dim"}
 _WIDTH = 240  # pixels of a picture
@@ -54,7 +54,7 @@ def check(options: CheckOptions) -> Record:
         raise ConfigError(f"--out {folder}: lies in the recording. Choose a folder outside of {recording}.")
     scenes = open_recording(recording, options.reader, cameras, options.split, options.correct).scenes()
     chosen = _choose(scenes, options.scene)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=Terminal(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=None)
 
         def tell(step: str, done: int, total: int) -> None:
@@ -132,7 +132,7 @@ def _show(verdict: dict[str, Any], judgement: Judgement, folder: Path, scenes: i
         shown = f"[{_COLORS[finding.verdict]}]{finding.verdict}"
         what = f"{finding.fault}. {finding.advice}" if finding.fault else finding.advice
         table.add_row(finding.check, shown, escape(finding.figure), escape(what))
-    console = Console()
+    console = Terminal()
     console.print(table)
     for line in _advice(verdict, folder):
         console.print(escape(line), soft_wrap=True)

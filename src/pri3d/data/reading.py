@@ -11,27 +11,36 @@ from pri3d.machine import cores
 
 K = TypeVar("K")
 T = TypeVar("T")
+PIXELS_AHEAD = 40_000_000  #: of images that wait to be computed: 120 MB, and what decoding them takes beside that
 MOST = 8  #: threads, where nothing is said
 
 
-def reading(items: Iterable[K], load: Callable[[K], T], workers: int | None = None) -> Iterator[tuple[K, Future[T]]]:
+def reading(
+    items: Iterable[K], load: Callable[[K], T], workers: int | None = None, pixels: Callable[[K], int] | None = None
+) -> Iterator[tuple[K, Future[T]]]:
     """Items in their order, each with what ``load`` gives of it: at most twice as many as threads wait.
 
     The result of a future raises what ``load`` raised. ``workers``: threads; one a core and at most 8 where it is None.
+    ``pixels`` says how large the image of an item is: those that wait have ``PIXELS_AHEAD`` at most, or it is one.
     """
     workers = workers or min(MOST, cores())
-    waiting: deque[tuple[K, Future[T]]] = deque()
+    waiting: deque[tuple[K, Future[T], int]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
             for item in items:
-                waiting.append((item, pool.submit(load, item)))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft()
+                size = pixels(item) if pixels else 0
+                while waiting and (len(waiting) >= 2 * workers or _sum(waiting) + size > PIXELS_AHEAD):
+                    yield waiting.popleft()[:2]
+                waiting.append((item, pool.submit(load, item), size))
             while waiting:
-                yield waiting.popleft()
+                yield waiting.popleft()[:2]
         finally:
-            for _, left in waiting:
+            for _, left, _ in waiting:
                 left.cancel()
+
+
+def _sum(waiting: Iterable[tuple[K, Future[T], int]]) -> int:
+    return sum(size for _, _, size in waiting)
 
 
 def read_ahead(items: Iterable[K], load: Callable[[K], T], workers: int | None = None) -> Iterator[T]:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.markup import escape
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from pri3d.files.lock import lock_file
 from pri3d.geometry.resize import parse_size
 from pri3d.machine import cores, cpu_has_bf16
 from pri3d.networks.load import FeatureNet, load
+from pri3d.terminal import Terminal
 
 Level = int | Literal["features"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -44,7 +44,7 @@ def embed(options: EmbedOptions) -> Path:
         import_arrow("pyarrow")  # refused before any work
     if options.size is not None:
         parse_size(options.size)
-    console = Console(stderr=True, soft_wrap=True)
+    console = Terminal(stderr=True, soft_wrap=True)
     media = open_media(source, options.frame_step)
     if media.left_out:
         console.print(f"{escape(str(source))}: left out: {escape(media.left_out)}. A video is taken by itself.")

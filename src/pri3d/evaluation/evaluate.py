@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
@@ -22,6 +21,7 @@ from pri3d.labelled import LabelledImages, Split, open_labelled
 from pri3d.machine import cores
 from pri3d.runs import RunPaths, read_json, write_json
 from pri3d.tasks import Predictions, Task, Trained, Which, differing, find_weights, hash_file, load_task
+from pri3d.terminal import Terminal
 
 FORMAT = 1  #: of a folder of predictions
 RECORD = "record.json"  #: of that folder: what its files are of
@@ -35,7 +35,7 @@ def evaluate(options: EvaluateOptions) -> Record:
     run = Path(options.run)
     data = None if options.data is None else Path(options.data)
     out = None if options.out is None else Path(options.out)
-    console = Console(stderr=True, soft_wrap=True)
+    console = Terminal(stderr=True, soft_wrap=True)
     networks = _networks(run, options.which, console)
     task = next(iter(networks.values())).task
     resolution, protocol, split = options.resolution, options.protocol, options.split
@@ -85,7 +85,7 @@ def evaluate(options: EvaluateOptions) -> Record:
 
 
 def _predict_all(
-    which: str, network: Trained, images: LabelledImages, kept: Predictions, folder: Path, console: Console
+    which: str, network: Trained, images: LabelledImages, kept: Predictions, folder: Path, console: Terminal
 ) -> None:
     """Predict what is not there yet. The record is written last: without it, the files are not finished."""
     record = {
@@ -130,7 +130,7 @@ def _measure(network: Trained, images: LabelledImages, settings: dict[str, Any],
     return network.task.measure(network.model, dataset, stated.micro_batch, min(4, cores() - 1))
 
 
-def _networks(run: Path, which: Literal["last", "best", "both"], console: Console) -> dict[Which, Trained]:
+def _networks(run: Path, which: Literal["last", "best", "both"], console: Terminal) -> dict[Which, Trained]:
     """The networks that were asked for; of both, those that are there."""
     if run.is_file():
         raise ConfigError(f"{run}: give the run's folder, whose config.yaml says what it was trained on.")
@@ -198,7 +198,7 @@ def _show(result: dict[str, Any], task: Task) -> None:
             if set(cells) == {"-"}:  # neither occurs nor is predicted
                 continue
             table.add_row(escape(f"{task.words.scores.get(group, group)} {name}"), *cells)
-    Console().print(table)
+    Terminal().print(table)
 
 
 def _cell(value: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,8 @@ from pri3d.files.kinds import count_kinds
 from pri3d.labelled._shared.decoding import SUFFIXES, read_rgb
 
 VIDEOS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+#: FFmpeg's names of the formats that hold pictures themselves
+VIDEO_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,m4v,h264,hevc,asf,flv,ogg"
 _MOVING = {"GIF", "PNG", "WEBP"}  # formats of several pictures that are an animation; TIFF's and MPO's are none
 _IMAGES = (*SUFFIXES, ".gif")
 _RESERVED = {"classes"}  # names that the output folder needs for itself
@@ -32,6 +35,15 @@ class Picture(NamedTuple):
     name: str  #: of its outputs, unique among them: a path below the output folder without suffix
     source: str  #: what errors and records call it
     load: Callable[[], NDArray[np.uint8]]  #: RGB (H, W, 3), upright; raises DataError where it cannot be read
+    pixels: int = 0  #: of a video's frame, which is in memory; 0 of a file
+
+    def size(self) -> int:
+        """Pixels of the image, by its file's header; 0 where that cannot be read, as loading it then says."""
+        if self.pixels:
+            return self.pixels
+        with suppress(Exception), Image.open(self.source) as image:
+            return image.width * image.height
+        return 0
 
 
 class Media(NamedTuple):
@@ -183,7 +195,7 @@ def _video(path: Path, every: int) -> Media:
             f'{path}: videos need one more package: pip install "pri3d[video]". Or give a folder of frames.'
         )
     try:
-        with av.open(str(path)) as container:
+        with _opened(av, path) as container:
             stream = container.streams.video[0]
             total, rate = int(stream.frames), Fraction(stream.average_rate or 25)
     except (av.FFmpegError, OSError, IndexError) as error:
@@ -191,17 +203,24 @@ def _video(path: Path, every: int) -> Media:
     return Media(_decoded(av, path, every), -(-total // every) or None, rate / every)
 
 
+def _opened(av: Any, path: Path) -> Any:
+    """Container of a video file: a name with a colon is no protocol, and a list of other files is no video."""
+    allowed = {"format_whitelist": VIDEO_FORMATS, "protocol_whitelist": "file"}
+    return av.open(f"file:{path}", metadata_errors="replace", options=allowed)
+
+
 def _decoded(av: Any, path: Path, every: int) -> Iterator[Picture]:
     count, stated = 0, 0
     problem: object = "the file is cut off or damaged"
     try:
-        with av.open(str(path)) as container:
+        with _opened(av, path) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             stated = int(stream.frames)
             for frame in container.decode(stream):
                 if count % every == 0:
-                    yield Picture(_numbered(path, count), f"{path} frame {count}", partial(_upright, frame))
+                    size = int(frame.width * frame.height)
+                    yield Picture(_numbered(path, count), f"{path} frame {count}", partial(_upright, frame), size)
                 count += 1
     except (av.FFmpegError, OSError) as error:
         problem, stated = error, max(stated, 2 * count)

@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from pri3d.data.reading import reading
+from pri3d.data.reading import PIXELS_AHEAD, reading
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.evaluation.arrays import DAMAGED, Table, read_record, write_entry, write_features
 from pri3d.evaluation.media import Media, Picture, until_damaged
@@ -29,6 +28,7 @@ from pri3d.files.atomic import remove_leftovers, replacing, usable
 from pri3d.files.stamp import refuse_other_settings
 from pri3d.geometry.resize import parse_size, resize_color
 from pri3d.runs import read_json, write_json
+from pri3d.terminal import Terminal
 
 PIXELS = 8_000_000  #: of the images in a batch, at most; an image alone may have more
 BATCHES = 4  #: of pictures in a part, the work that a kill costs at most
@@ -86,7 +86,7 @@ class Parts:
             raise ConfigError(f"{where}: is not from this command. {fix}")
         refuse_other_settings(where, record, self.facts, fix, ignore=("stride", "channels"))  # they follow from others
 
-    def fill(self, media: Media, maps: Maps, workers: int, console: Console) -> list[str]:
+    def fill(self, media: Media, maps: Maps, workers: int, console: Terminal) -> list[str]:
         """Compute the parts that are not there. Returns why a video ended too early, if one did."""
         failed: list[str] = []
         for path in self._paths()[:1]:
@@ -95,7 +95,8 @@ class Parts:
         dtype = torch.float16 if self.facts["dtype"] == "float16" else torch.float32
         size, pictures = BATCHES * self.facts["batch"], until_damaged(shown, failed)
         lacking = ((k // size, each) for k, each in enumerate(pictures) if not self._path(k // size).exists())
-        loaded = reading(lacking, lambda item: _load(item[1], self.facts["size"]), workers)
+        size_of = self.facts["size"]
+        loaded = reading(lacking, lambda item: _load(item[1], size_of), workers, lambda item: item[1].size())
         for number, items in groupby(loaded, key=lambda item: item[0][0]):
             rows: list[Row] = []
             unread: list[str] = []
@@ -168,7 +169,7 @@ def _load(picture: Picture, size: str | None) -> NDArray[np.uint8]:
     return picture.load() if size is None else resize_color(picture.load(), parse_size(size))
 
 
-def _read(items: Iterable[Loading], failed: list[str], console: Console) -> Iterator[Placed]:
+def _read(items: Iterable[Loading], failed: list[str], console: Terminal) -> Iterator[Placed]:
     """The images of a part with their places; those that cannot be read are said and added to ``failed``."""
     for place, (picture, loading) in enumerate(items):
         try:
@@ -183,6 +184,8 @@ def _batches(images: Iterable[Placed], batch: int) -> Iterator[list[Placed]]:
     waiting: dict[tuple[int, ...], list[Placed]] = {}
     for placed in images:
         shape = placed[2].shape
+        while waiting and sum(image.size // 3 for group in waiting.values() for _, _, image in group) > PIXELS_AHEAD:
+            yield waiting.pop(max(waiting, key=lambda size: len(waiting[size]) * size[0] * size[1]))
         group = waiting.setdefault(shape, [])
         group.append(placed)
         if len(group) >= min(batch, PIXELS // (shape[0] * shape[1])):

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
@@ -25,6 +24,7 @@ from pri3d.files.lock import lock_folder
 from pri3d.files.stamp import stamp
 from pri3d.runs import read_json, write_json
 from pri3d.tasks import Trained, find_weights, load_task
+from pri3d.terminal import Terminal
 
 CLASSES = "classes.json"  #: of the output folder: what its ids mean, and what it was made with
 _FIX = "Choose another --out, or begin anew with --overwrite."
@@ -39,7 +39,7 @@ def predict(options: PredictOptions) -> Path:
     source = Path(options.source)
     out = Path(options.out)
     media = open_media(source, options.frame_step, out)
-    console = Console(stderr=True, soft_wrap=True)
+    console = Terminal(stderr=True, soft_wrap=True)
     file = run
     if not run.is_file():
         try:
@@ -67,7 +67,7 @@ def predict(options: PredictOptions) -> Path:
             write_json(out / CLASSES, facts)
         else:
             stamp(out / CLASSES, facts, _FIX)
-        for picture, color in reading(until_damaged(shown, failed), wanted):
+        for picture, color in reading(until_damaged(shown, failed), wanted, pixels=Picture.size):
             try:
                 pixels = color.result()
                 if pixels is not None:
@@ -129,7 +129,7 @@ def _overlay(out: Path, name: str) -> Path:
     return out / f"{name}_overlay.jpg"
 
 
-def _join(out: Path, path: Path, pictures: Sequence[str], rate: Fraction, fresh: bool, console: Console) -> None:
+def _join(out: Path, path: Path, pictures: Sequence[str], rate: Fraction, fresh: bool, console: Terminal) -> None:
     """Join the overlays to a video where that is possible and was not done before."""
     with suppress(DataError):  # there is none, or it was not finished
         if not fresh:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import warnings
@@ -81,7 +82,9 @@ class ToolboxFormat(ExportFormat):
         """Write tensors and the record as text: nothing that a safe reader would refuse."""
         state = source.encoder.state_dict()
         kept = {self.rename(key): value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-        torch.save({self.nest: kept, **self.entries, "pri3d": json.dumps(self.record, sort_keys=True)}, path)
+        buffer = io.BytesIO()  # PyTorch's own writer says of a full disk that a file "failed writing"
+        torch.save({self.nest: kept, **self.entries, "pri3d": json.dumps(self.record, sort_keys=True)}, buffer)
+        path.write_bytes(buffer.getbuffer())
 
     def rename(self, key: str) -> str:
         """Key of torchvision -> the toolbox's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -29,7 +30,9 @@ class TorchscriptFormat(GraphFormat):
         with quiet():
             example = torch.zeros(batch, 3, height, width)
             traced = torch.jit.trace(Graph(source).eval(), example, check_trace=False)  # type: ignore[no-untyped-call]
-            torch.jit.save(traced, str(path), _extra_files={"pri3d.json": json.dumps(self.record, sort_keys=True)})
+            buffer = io.BytesIO()  # PyTorch's own writer says of a full disk that a file "failed writing"
+            torch.jit.save(traced, buffer, _extra_files={"pri3d.json": json.dumps(self.record, sort_keys=True)})
+        path.write_bytes(buffer.getbuffer())
 
     def features(self, path: Path, images: Tensor) -> list[Tensor]:
         """Outputs of the file."""

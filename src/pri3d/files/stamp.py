@@ -13,6 +13,7 @@ from typing import Any
 
 from pri3d.errors import ConfigError
 from pri3d.files.atomic import write_atomic
+from pri3d.notation import parse_json
 
 _LONGEST = 60  # characters of a value that are shown
 
@@ -52,7 +53,7 @@ def read_stamp(path: Path, fix: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        stated = json.loads(path.read_text(encoding="utf-8"))
+        stated = parse_json(path.read_text(encoding="utf-8"))
         if not isinstance(stated, dict):
             raise TypeError("it holds no keys")
     except (OSError, TypeError, ValueError, RecursionError) as error:

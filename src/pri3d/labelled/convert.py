@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
@@ -22,6 +21,7 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.files.archive import encode
 from pri3d.files.atomic import write_atomic
 from pri3d.labelled import LabelledImages, open_labelled
+from pri3d.terminal import Terminal
 
 _COORDINATES = 6  # of the smallest polygon, a triangle
 
@@ -38,7 +38,7 @@ def coco(options: CocoOptions) -> Path:
     images = open_labelled(data, options.split, options.dataset, options.labels)
     rows = images.subset(options.fraction)
     folder = out.with_suffix("")
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=Terminal(stderr=True), transient=True) as progress:
         content, small = _collect(images, progress.track(rows, description="objects"), options.min_area)
         if not content["annotations"]:
             why = (
@@ -59,7 +59,7 @@ def coco(options: CocoOptions) -> Path:
     count = len(content["annotations"])
     text = f"{escape(str(out))}: {len(rows)} images, {count} objects of {len(content['categories'])} classes."
     left_out = f" {small} objects under {options.min_area} pixels left out (--min-area)." if small else ""
-    Console().print(text + left_out, soft_wrap=True)
+    Terminal().print(text + left_out, soft_wrap=True)
     return out
 
 

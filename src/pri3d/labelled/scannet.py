@@ -12,7 +12,6 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.markup import escape
 
 from pri3d.errors import DataError
@@ -21,6 +20,7 @@ from pri3d.labelled import LabelledImages, Split, deal
 from pri3d.labelled._shared.decoding import SUFFIXES, image_size, read_ids, read_rgb
 from pri3d.labelled.spaces import IGNORED, LabelSpace, load_space
 from pri3d.recordings.scannet import official_split
+from pri3d.terminal import Terminal
 
 _INSIDE = ("scannet_frames_25k", "scans", "scans_test")  # folders of scans within the one that is given
 _NYU40 = 40  # largest id of the label images
@@ -65,7 +65,7 @@ class ScanNetImages(LabelledImages):
         count = len(listed & {image.scan for image in self._images})
         if 0 < count < len(listed):
             text = f"{path}: has {count} of the {len(listed)} scans of the official {split} list."
-            Console(stderr=True).print(escape(text), soft_wrap=True)
+            Terminal(stderr=True).print(escape(text), soft_wrap=True)
 
     @classmethod
     def detect(cls, path: Path) -> bool:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pri3d import registry
 from pri3d.errors import ConfigError, DataError
+from pri3d.notation import parse_yaml
 
 IGNORED = 255  #: label of pixels that neither train nor count
 _UNKNOWN = 254  # never a class: at most 254 of them
@@ -58,7 +59,7 @@ def load_space(name: str) -> LabelSpace:
     else:
         raise registry.unknown("label space", [*shipped_spaces(), "a YAML file"], name)
     try:
-        return parse_space(yaml.safe_load(text))
+        return parse_space(parse_yaml(text))
     except (yaml.YAMLError, TypeError, ValueError) as error:
         raise ConfigError(f"--label-map {name}: {error}. See docs/labelled-data.md for the format.") from error
 

@@ -7,7 +7,6 @@ Names of other programs are those of :mod:`pri3d.networks.naming`.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import sys
 from collections import Counter
@@ -48,6 +47,7 @@ from pri3d.networks.weights import (
     save_model,
     save_state,
 )
+from pri3d.notation import parse_json
 
 BIASED = "_qkvb"  #: in timm's names of DINOv3 with biases of query and value
 PATCHES = "patch_embed.proj.weight"
@@ -171,7 +171,7 @@ def stated_encoder(file: Path) -> str | None:
     if file.name != HUB_FILE or not config.is_file():
         return None
     try:
-        stated = json.loads(config.read_text(encoding="utf-8"))
+        stated = parse_json(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{config} is damaged ({first_line(error)}): copy or download it again") from error
     names = [stated.get(key) for key in ("architecture", "encoder_name")] if isinstance(stated, dict) else []

@@ -7,6 +7,7 @@ record under the header key ``pri3d``: encoder, decoder, channels, preset, steps
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import zipfile
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from pri3d.networks.encoders import Encoder, build_encoder
 from pri3d.networks.lora import merged_state
 from pri3d.networks.naming import name_of_naming, to_common_names
 from pri3d.networks.unet import UNet
+from pri3d.notation import parse_json
 
 MODEL_FILE = "weights.safetensors"
 HUB_FILE = "model.safetensors"  #: what a model's folder on a hub has in its place
@@ -332,7 +334,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
         return {}
     try:
         with safe_open(path, framework="pt") as file:
-            record = json.loads((file.metadata() or {}).get("pri3d", "{}"))
+            record = parse_json((file.metadata() or {}).get("pri3d", "{}"))
     except Exception as error:  # whatever bytes may make the library raise
         raise WeightsError(f"{path} is damaged ({first_line(error)}): copy or download it again") from error
     if not isinstance(record, dict):
@@ -342,7 +344,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
         return record
     # The hub's library writes no header of ours: the record is in the folder's config.json.
     try:
-        record = json.loads(config.read_text(encoding="utf-8"))
+        record = parse_json(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{config} is damaged ({first_line(error)}): copy or download it again") from error
     if not isinstance(record, dict):
@@ -404,7 +406,13 @@ def save_state(state: Mapping[str, Tensor], path: Path, provenance: Mapping[str,
     with replacing(path) as part:
         part.touch()
         mode = part.stat().st_mode
-        save_file(tensors, part, metadata=header)
+        try:
+            save_file(tensors, part, metadata=header)
+        except SafetensorError as error:  # the system's own is in its text alone
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
         part.chmod(mode)  # the library makes it readable by its owner alone
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import time
 from collections.abc import Callable
 from copy import copy
@@ -232,13 +233,20 @@ def scene_surface(mesh: Path | None, frames: SceneFrames, size: float) -> Voxels
         voxels = fuse_depth(stack.depth, stack.intrinsics, stack.world_from_camera, size)
     else:
         try:
-            loaded = trimesh.load_mesh(mesh, process=False)
+            # Of bytes, which have no folder: textures beside the file are not looked for, whatever they are.
+            content = io.BytesIO(mesh.read_bytes())
+            loaded = trimesh.load_mesh(content, file_type=mesh.suffix[1:], process=False)
         except Exception as error:  # the parsers of a dozen formats raise what they like
             fix = "Repair it, or remove it to fuse the depth."
             raise DataError(f"{mesh}: not a readable mesh ({error!r}). {fix}") from error
         faces = np.asarray(getattr(loaded, "faces", ()))
         if len(faces) == 0:
             raise DataError(f"{mesh}: holds no triangles. Give a triangle mesh, or remove it to fuse the depth images.")
+        if not 0 <= int(faces.min()) <= int(faces.max()) < len(loaded.vertices):
+            raise DataError(
+                f"{mesh}: its triangles name corners {faces.min()} to {faces.max()} of {len(loaded.vertices)}: it "
+                "is damaged. Repair it, or remove it to fuse the depth images."
+            )
         cells = float(loaded.area) / size**2
         if not cells < _MOST_CELLS or not np.isfinite(loaded.bounds).all():
             raise DataError(f"{mesh}: its triangles span {loaded.area:.3g} square metres; is it written in metres?")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
@@ -45,6 +44,7 @@ from pri3d.store import (
     write_manifest,
     write_pairs,
 )
+from pri3d.terminal import Terminal
 
 _PACKAGES = ("pri3d", "numpy", "numba", "pillow", "scipy")
 _UNITS = {
@@ -186,9 +186,9 @@ def _announce(jobs: list[SceneJob], workers: int, cluster: str | None, dry_run: 
     if jobs:
         processes = workers if cluster is not None else min(workers or cores(), len(jobs))
         said = estimate(jobs, worth=0).text(processes) if dry_run else estimate(jobs).text(processes)
-        Console(stderr=True, highlight=False).print(said, markup=False, soft_wrap=True)
+        Terminal(stderr=True, highlight=False).print(said, markup=False, soft_wrap=True)
     elif dry_run:
-        Console(stderr=True).print("to prepare: nothing, every scene is there", markup=False)
+        Terminal(stderr=True).print("to prepare: nothing, every scene is there", markup=False)
     return dry_run
 
 
@@ -196,7 +196,7 @@ def _run(jobs: list[SceneJob], workers: int, cluster: str | None) -> dict[str, s
     """Prepare the scenes; return the failed ones and why."""
     failed: dict[str, str] = {}
     processes = max(1, min(workers or cores(), len(jobs)))
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=Terminal(stderr=True), transient=True) as progress:
         overall = progress.add_task("scenes" if cluster is None else f"scenes on {cluster}", total=len(jobs))
         if cluster is not None and jobs:
             done = prepare_on_cluster(jobs, cluster, workers)
@@ -253,7 +253,7 @@ def print_summary(out: Path, manifest: dict[str, Any]) -> None:
     if len(scenes) > 1:
         totals = {column: sum(record[column] for record in scenes.values()) for column in columns}
         table.add_row(f"all {len(scenes):,}" if len(scenes) > SHOWN else "all", *_cells(totals), style="bold")
-    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    console = Terminal(stderr=True, soft_wrap=True, highlight=False, markup=False)
     console.print(table)
     for line in _remarks(scenes)[:SHOWN]:
         console.print(line)

@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from pri3d import registry
 from pri3d.api.probe import ProbeOptions
@@ -31,6 +30,7 @@ from pri3d.probing.pairs import Correspondences, Held, Matching, Measure, matchi
 from pri3d.probing.retention import check_same, retention
 from pri3d.probing.tables import Scores, show, write_results
 from pri3d.store import Store
+from pri3d.terminal import Terminal
 
 __all__ = ["Scores", "matching_recall", "probe"]
 
@@ -115,7 +115,7 @@ def probe(options: ProbeOptions) -> Record:
     # Say that metres are no metres where the unit of a scene is not known.
     unknown = [scene for scene, record in store.manifest["scenes"].items() if record.get("scale") is not None]
     if unknown:
-        say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+        say = Terminal(stderr=True, highlight=False, markup=False, soft_wrap=True).print
         say(f"{store.path}: the unit of {len(unknown)} scenes is not known; what is called m is that unit.")
     settings: dict[str, Any] = {"tasks": chosen, "split": options.portion, "distance": frozen.distance}
     settings |= {name: getattr(options, name) for name in ("holdout", "features", "size", "pixels", "steps", "seed")}

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
 from pri3d.files.atomic import write_atomic
@@ -18,6 +17,7 @@ from pri3d.probing.pairs import Correspondence, Recall
 from pri3d.probing.retention import Retention
 from pri3d.reporting.charts import Curves, recall_figure
 from pri3d.runs import leaves, write_json, write_text
+from pri3d.terminal import Terminal
 
 
 class Scores(NamedTuple):
@@ -88,7 +88,7 @@ def write_results(out: Path, results: Results, facts: Mapping[str, Any], pixels:
 
 def show(results: Results, pixels: float) -> None:
     """Print all tables."""
-    console = Console(markup=False)  # names may hold brackets
+    console = Terminal(markup=False)  # names may hold brackets
     for sheet in build_sheets(results, pixels):
         table = Table(title=sheet.title)
         for k, column in enumerate(sheet.columns):

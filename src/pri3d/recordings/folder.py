@@ -10,6 +10,7 @@ import yaml
 
 from pri3d.errors import DataError
 from pri3d.files.kinds import count_kinds
+from pri3d.notation import parse_yaml
 from pri3d.recordings import Reader
 from pri3d.recordings._shared.cameras import Cameras
 from pri3d.recordings._shared.scenes import FileScene, FrameFiles, check_scenes
@@ -65,7 +66,7 @@ class FolderReader(Reader):
             if text.is_file():
                 return [line.strip() for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
             if mapping.is_file():
-                return _listed(yaml.safe_load(mapping.read_text(encoding="utf-8")), mapping)
+                return _listed(parse_yaml(mapping.read_text(encoding="utf-8")), mapping)
         except (UnicodeDecodeError, yaml.YAMLError) as error:
             raise DataError(f"{self.path}: the file of class names is not readable: {error}") from error
         return None

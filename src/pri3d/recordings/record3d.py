@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.pose import OPENGL_FLIP, check_rigid, pose_of_quaternion
+from pri3d.notation import parse_json
 from pri3d.recordings._shared.cameras import Cameras, Intrinsics, intrinsics, registered, same_camera
 from pri3d.recordings._shared.files import LARGEST, MILLIMETRES, Origin, build_frame, decode_image, eight_bits, percent
 from pri3d.recordings._shared.lzfse import decompress
@@ -141,7 +141,7 @@ class _MissingError(FrameError):
 def _video(data: bytes, what: str) -> _Video:
     """Parse the metadata. Raises DataError where it is damaged or misses something."""
     try:
-        stated = json.loads(data)
+        stated = parse_json(data)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{what}: is damaged ({error}).") from error
     if not isinstance(stated, dict):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from pri3d.errors import DataError
+from pri3d.notation import parse_json
 from pri3d.recordings.folder import FolderReader
 
 
@@ -24,7 +24,7 @@ class RoomsReader(FolderReader):
     def _class_names(self) -> Sequence[str] | None:
         path = self.path / "rooms.json"
         try:
-            names = json.loads(path.read_text(encoding="utf-8"))["class_names"]
+            names = parse_json(path.read_text(encoding="utf-8"))["class_names"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: is not what `pri3d rooms` writes ({error!r}); write the rooms again.") from error
         if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):

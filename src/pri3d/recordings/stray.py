@@ -256,7 +256,7 @@ class VideoFrames:
     def _container_of(self) -> Any:
         if not self.path.is_file():
             raise FrameError(f"{self.path}: no such file.")
-        return self._av.open(str(self.path), mode="r", metadata_errors="ignore")
+        return self._av.open(f"file:{self.path}", mode="r", metadata_errors="ignore")
 
     def _walk(self) -> tuple[array[int], array[int]]:
         """When each frame is shown, in the stream's ticks, sorted; and the numbers of the key frames."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 import pri3d
 from pri3d.api.report import ReportOptions
@@ -42,6 +41,7 @@ from pri3d.reporting.sources import (
 from pri3d.runs import RunPaths
 from pri3d.store import Store
 from pri3d.tasks import find_task
+from pri3d.terminal import Terminal
 
 
 def make_report(options: ReportOptions) -> Path:
@@ -55,7 +55,7 @@ def make_report(options: ReportOptions) -> Path:
     if out.is_dir():
         raise ConfigError(f"--out {out}: is a folder. Name a file, such as {out / 'report.html'}.")
     sources = find_sources(runs)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Terminal(stderr=True, highlight=False, soft_wrap=True)
     with console.status("reading runs", spinner="line"):
         page = build_page(sources, data)
     with usable(f"--out {out}"):

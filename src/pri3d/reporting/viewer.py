@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 
 from pri3d.api.view import ViewOptions
 from pri3d.errors import ConfigError
@@ -30,6 +29,7 @@ from pri3d.reporting.viewer_scene import (
     show,
 )
 from pri3d.reporting.widgets import scene_widget
+from pri3d.terminal import Terminal
 
 _THUMB = 200  #: pixels
 _STYLE = """<style>
@@ -51,7 +51,7 @@ def view(options: ViewOptions) -> Path | None:
     out = None if options.out is None else Path(options.out)
     if save is not None and save.suffix != ".rrd":
         raise ConfigError(f"--save {save}: a recording of rerun ends in .rrd. For a page give --out.")
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console = Terminal(stderr=True, highlight=False, markup=False, soft_wrap=True)
     screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or not sys.platform.startswith("linux")
     obstacle = ""  # why the viewer cannot do what is asked of it
     if find_spec("rerun") is None:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from rich.console import Console
-
 from pri3d.api.reproduce import ReproduceOptions
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import write_atomic
@@ -40,6 +38,7 @@ from pri3d.reproduction.work import (
     write_slurm_script,
 )
 from pri3d.runs import RunPaths, read_json, write_text
+from pri3d.terminal import Terminal
 
 On = Literal["rooms", "scannet", "nyuv2"]
 T = TypeVar("T")
@@ -83,7 +82,7 @@ def reproduce(options: ReproduceOptions) -> Path:
                 words += [f"--{name.replace('_', '-')}", str(value)]
         return write_slurm_script(slurm, plan, words)
     runs = _choose_runs(plan.matrix, options.only)
-    say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+    say = Terminal(stderr=True, highlight=False, markup=False, soft_wrap=True).print
     if options.only in (None, "data"):
         make_parts(plan.place, plan.matrix.parts, cores())
     failed = make_runs(plan.place, runs, options.jobs, say)

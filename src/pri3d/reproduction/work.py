@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -32,6 +31,7 @@ from pri3d.machine import cores
 from pri3d.processes import KilledError, run_apart, run_in_processes
 from pri3d.reproduction.matrix import Experiment, Matrix, PlannedRun, Study, groups
 from pri3d.runs import RunPaths, leaves, read_metrics, write_json
+from pri3d.terminal import Terminal
 
 RECORD = "reproduce.json"  #: what a run was asked for; another request for the same folder is refused
 LOG = "log.txt"  #: what the run said
@@ -336,9 +336,9 @@ def show_plan(plan: ExperimentPlan, jobs: int) -> None:
     Raises ConfigError where a folder holds a run of other options.
     """
     place, matrix = plan.place, plan.matrix
-    console = Console(markup=False)
+    console = Terminal(markup=False)
     if not console.is_terminal:
-        console = Console(markup=False, width=_TABLE_WIDTH)
+        console = Terminal(markup=False, width=_TABLE_WIDTH)
     table = Table(title=plan.experiment.title)
     for column in ("group", "run", "state", "minutes", "GB", "from"):
         table.add_column(column, justify="right" if column in ("group", "minutes", "GB") else "left", overflow="fold")

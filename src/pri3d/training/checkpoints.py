@@ -67,7 +67,7 @@ class Checkpoint:
             self.optimizer.load_state_dict(state["optimizer_states"][0])
             self.schedule.load_state_dict(state["lr_schedulers"][0])
             self.fabric.strategy.precision.load_state_dict(state.get(_SCALER, {}))
-        except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise WeightsError(
                 f"{self.run.checkpoint}: not a checkpoint of this run ({error}). Continue it with the version of pri3d "
                 "that wrote it, or choose another --run."

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from pri3d.api.results import Output
 from pri3d.errors import ConfigError
 from pri3d.intervals import interval_text, mean_interval
 from pri3d.runs import Run, RunPaths, read_json, short_names, write_json
+from pri3d.terminal import Terminal
 
 WIDTH = 140  #: characters of the table where it goes to a file
 
@@ -116,9 +116,9 @@ def compare(root: Path, runs: Mapping[ComparedRun, Path], shown: Sequence[str]) 
             row.scores[name].append(last[name])
         row.minutes.append(paths.minutes())
     write_json(root / "comparison.json", [row._asdict() for row in rows.values()])
-    console = Console()
+    console = Terminal()
     if not console.is_terminal:
-        console = Console(width=WIDTH)  # a log file has no edge
+        console = Terminal(width=WIDTH)  # a log file has no edge
     console.print(_table(list(rows.values()), shown))
     return Comparison(root, {path.name: Run(path) for path in runs.values()})
 

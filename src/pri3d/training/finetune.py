@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning.fabric import seed_everything
-from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -28,6 +27,7 @@ from pri3d.networks.tuning import fix_norms, limit
 from pri3d.networks.weights import WeightsReport
 from pri3d.runs import Run, RunPaths, write_json
 from pri3d.tasks import Meter, Recipe, Task, differing, find_task
+from pri3d.terminal import Terminal
 from pri3d.training.checkpoints import open_run
 from pri3d.training.comparison import ComparedRun, Comparison, compare, expand, folder_names
 from pri3d.training.launch import CallSetup
@@ -151,7 +151,7 @@ class FinetuneRun:
         notes += self.sets.check(self.val_set, range(len(self.val_set.names)), self.recipe)
         if self.options.launch.rank == 0:
             for note in notes:
-                Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(note)
+                Terminal(stderr=True, highlight=False, soft_wrap=True, markup=False).print(note)
 
     def train(self, path: Path) -> Path:
         """Train, or continue in the run folder ``path``, and return it."""
@@ -168,7 +168,7 @@ class FinetuneRun:
         done = open_run(folder, "finetune", settings, facts, call.resume, self.options.launch.rank)
         if self.options.launch.rank == 0:
             # What the run begins with, and what a reader of its scores must know.
-            say = Console(stderr=True, highlight=False, soft_wrap=True).print
+            say = Terminal(stderr=True, highlight=False, soft_wrap=True, markup=False).print
             say(f"{path.name}: weights {self.job.weights}: {facts['loaded']}")
             if facts["shared_images"]:
                 say(
@@ -181,7 +181,7 @@ class FinetuneRun:
             write_json(folder.loaded, report._asdict() if report else {})
         if done == settings.steps and folder.weights.exists():
             if self.options.launch.rank == 0:
-                say(folder.finished(done), markup=False)
+                say(folder.finished(done))
             return path
         if settings.compute.channels_last:
             model.to(memory_format=torch.channels_last)

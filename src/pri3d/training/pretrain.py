@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning.fabric import seed_everything
-from rich.console import Console
 
 from pri3d.api.check import check
 from pri3d.api.options import AnyPath
@@ -28,6 +27,7 @@ from pri3d.recordings import detect, find_reader, open_recording
 from pri3d.recordings._shared.text import clean_id
 from pri3d.runs import Run, RunPaths
 from pri3d.store import MANIFEST, finished_scenes, read_manifest
+from pri3d.terminal import Terminal
 from pri3d.training.checkpoints import open_run
 from pri3d.training.launch import CallSetup, find_launch
 from pri3d.training.loop import fit, synchronised
@@ -45,7 +45,7 @@ def pretrain(call: PretrainOptions) -> Run:
     if recordings:
         rank = find_launch(call.devices, call.nodes).rank
         _check(call, rank)
-        say = Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+        say = Terminal(stderr=True, highlight=False, markup=False, soft_wrap=True).print
         for path, out in recordings.items():
             if rank > 0:
                 _wait(path, out)
@@ -181,7 +181,7 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
             if first:
                 save_model(module.unet, folder.weights, {**facts, "steps": settings.steps})
     elif first:
-        Console(stderr=True, highlight=False, soft_wrap=True, markup=False).print(folder.finished(done))
+        Terminal(stderr=True, highlight=False, soft_wrap=True, markup=False).print(folder.finished(done))
     return Run(folder.path)
 
 

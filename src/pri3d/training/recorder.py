@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from lightning.fabric.loggers.tensorboard import TensorBoardLogger
-from rich.console import Console
 from torch import Tensor, nn
 
 from pri3d.api.training import TrainSettings
 from pri3d.errors import DataError, Pri3DError
 from pri3d.machine import peak_memory
 from pri3d.runs import MetricsFile, RunPaths
+from pri3d.terminal import Terminal
 from pri3d.training.launch import CallSetup
 
 #: Scores that the progress line shows.
@@ -55,7 +55,7 @@ class Recorder:
                 from lightning.pytorch.loggers import WandbLogger  # noqa: PLC0415 (brings all of lightning.pytorch)
 
                 self.loggers.append(WandbLogger(name=run.path.name, project=options.wandb, save_dir=run.path))
-        self.say = Console(stderr=True, highlight=False, soft_wrap=True, quiet=not fabric.is_global_zero).print
+        self.say = Terminal(stderr=True, highlight=False, soft_wrap=True, quiet=not fabric.is_global_zero).print
         self._values: dict[str, Tensor] = {}  # of the present step
         self._passes: list[tuple[int, list[str], Tensor]] = []  # since the last log: step, frames, loss
         self._began = self._logged = time.perf_counter()

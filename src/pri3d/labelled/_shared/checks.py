@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress
 
 from pri3d.errors import DataError, Problems
 from pri3d.labelled import LabelledImages
 from pri3d.labelled._shared.decoding import check_size
 from pri3d.labelled.spaces import IGNORED
+from pri3d.terminal import Terminal
 from pri3d.types import Instances
 
 #: split -> what a message calls its images
@@ -44,7 +44,7 @@ def check_images(images: LabelledImages, rows: Sequence[int], objects: bool, min
     spaced = np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).round().astype(int).tolist()
     sample = {rows[k] for k in spaced}
     found = _Found(images, objects, min_area)
-    with Progress(console=Console(stderr=True), transient=True, disable=len(rows) < _MANY) as progress:
+    with Progress(console=Terminal(stderr=True), transient=True, disable=len(rows) < _MANY) as progress:
         problems = Problems()
         for row in progress.track(rows, description="checking labels"):
             with problems.collect():

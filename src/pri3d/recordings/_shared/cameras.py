@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pri3d.errors import ConfigError, DataError, FrameError, IntrinsicsError
 from pri3d.geometry.pose import check_rigid, invert_array
 from pri3d.geometry.warping import Lens
+from pri3d.notation import parse_yaml
 from pri3d.recordings._shared.text import framed, numbers
 from pri3d.types import Camera
 
@@ -115,7 +116,7 @@ def registered(cameras: Cameras, color: tuple[int, ...], depth: tuple[int, ...],
 def read_cameras(path: Path) -> Cameras:
     """Parse a cameras.yaml. Raises ConfigError that names the file, the key and the known keys."""
     try:
-        stated = yaml.safe_load(path.read_text(encoding="utf-8"))
+        stated = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     top = _mapping(stated, str(path), _TOP)

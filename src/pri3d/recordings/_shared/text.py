@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from itertools import takewhile
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
+from pri3d.notation import parse_json
 
 SUFFIXES = (".png", ".jpg", ".jpeg")  #: of images, in the order in which they are looked for
 _MOST_DIGITS = 20  # to which numbers are padded; longer ones are damaged
@@ -49,7 +49,7 @@ def read_rows(path: Path, columns: int) -> NDArray[np.float64]:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises DataError for a missing or damaged file and for other JSON."""
     try:
-        value = json.loads(read_text(path))
+        value = parse_json(read_text(path))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: is damaged ({error}).") from error
     if not isinstance(value, dict):
