@@ -18,7 +18,6 @@ from pri3d.labelled import LabelledImages, Split, deal
 from pri3d.labelled._shared.decoding import image_size, read_rgb
 from pri3d.labelled.convert import decode_mask
 from pri3d.labelled.spaces import load_space
-from pri3d.notation import parse_json
 from pri3d.types import Instances
 
 _PREFIX = "instances_"
@@ -190,7 +189,7 @@ def _read(file: Path) -> tuple[dict[str, list[dict[str, Any]]], str]:
     """
     try:
         raw = file.read_bytes()
-        content = parse_json(raw)
+        content = json.loads(raw)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: not a readable json file ({error}). Fetch or write it again.") from error
     if not isinstance(content, dict):

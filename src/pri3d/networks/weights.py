@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pri3d import __version__
 from pri3d.errors import ConfigError, WeightsError, first_line
@@ -98,6 +99,15 @@ PREFIXES = re.compile(
     r"^(?:(?:module|_forward_module|_orig_mod|state_dict|model|net|network|unet|student|backbone|encoder"
     r"|encoder_q|base_encoder|convnet)\.)+"
 )
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out random numbers: on the meta device there are none, and asking for them loads PyTorch's compiler."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The tensor as it is for what would fill it."""
+        skipped = function in (Tensor.normal_, Tensor.uniform_)
+        return args[0] if skipped else function(*args, **(kwargs or {}))
 
 
 class _StandIn(dict[Any, Any]):
@@ -388,7 +398,11 @@ def check_stated_encoder(path: Path, record: Mapping[str, Any], state: Mapping[s
     prefix = "" if holds_encoder_alone(state) else "encoder."
     own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     try:
-        with suppress(NotImplementedError), torch.device("meta"):  # some ask for numbers while they are built
+        with (
+            suppress(NotImplementedError),
+            torch.device("meta"),
+            _Unfilled(),
+        ):  # some ask for numbers
             net = build_encoder(name, options=options)
             try:
                 check_fit(net, own, name)
