@@ -8,6 +8,7 @@ import trimesh
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from pri3d.geometry import fusion
 from pri3d.geometry.fusion import color_cells, fuse_depth, voxelise_triangles
@@ -148,3 +149,30 @@ def test_surfaces_at_the_reach_are_those_at_the_origin(sign: int) -> None:
     for here, there in zip(near, far, strict=True):
         assert len(here.cells) > 100
         np.testing.assert_array_equal(there.cells - shift, here.cells)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_color_equals_a_loop_over_cells(seed: int) -> None:
+    """Cameras that are turned and moved in every direction, noisy depth with holes; many cells are seen by none."""
+    rng = np.random.default_rng(seed)
+    poses = np.tile(np.eye(4), (3, 1, 1))
+    poses[:, :3, :3] = Rotation.from_rotvec(rng.normal(0, 0.3, (3, 3))).as_matrix()
+    poses[:, :3, 3] = rng.normal(0, 0.1, (3, 3))
+    intrinsics = K + rng.normal(0, 3, (3, 4))
+    cells = rng.integers((-25, -20, -5), (25, 20, 60), (800, 3)).astype(np.int32)
+    depth = list(rng.integers(900, 1100, (3, 60, 80)).astype(np.uint16) * (rng.random((3, 60, 80)) < 0.9))
+    color = list(rng.integers(0, 256, (3, 60, 80, 3)).astype(np.uint8))
+    expected = np.zeros((800, 3))
+    for n, cell in enumerate(cells):
+        seen = []
+        for k in range(3):
+            x, y, z = poses[k, :3, :3].T @ ((cell + 0.5) * SIZE - poses[k, :3, 3])
+            u, v = x / z * intrinsics[k, 0] + intrinsics[k, 2], y / z * intrinsics[k, 1] + intrinsics[k, 3]
+            if z > 0 and 0 <= u < 80 and 0 <= v < 60 and depth[k][int(v), int(u)]:
+                near = abs(depth[k][int(v), int(u)] / 1000 - z) <= 1.5 * SIZE
+                seen += [color[k][int(v), int(u)].astype(float)] if near else []
+        expected[n] = np.mean(seen, axis=0) if seen else 0
+    found = color_cells(Voxels(cells, SIZE), color, [d.astype(np.uint16) for d in depth], intrinsics, poses).color
+    assert found is not None
+    assert 20 < expected.any(axis=1).sum() < 700
+    np.testing.assert_allclose(found, expected, atol=0.51)  # rounded to whole numbers

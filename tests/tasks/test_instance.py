@@ -21,6 +21,7 @@ from pri3d.networks.lora import add_lora
 from pri3d.networks.weights import read_provenance, read_state, save_state
 from pri3d.tasks import evaluating, load_task
 from pri3d.tasks.instance import InstanceRecipe, InstanceTask, average_precision
+from pri3d.types import Detections
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +70,15 @@ def truth_of(dataset):
             "masks": item.masks[:, None].float(),
             "scores": torch.linspace(0.5, 0.9, count),
         }
+
+
+def test_a_prediction_is_written_in_cocos_form(task):
+    mask = np.zeros((1, 8, 10), bool)
+    mask[0, 2:5, 3:7] = True
+    found = Detections(mask, np.float32([[3, 2, 7.25, 5.5]]), np.array([1]), np.float32([0.75]))
+    (written,) = task.record(found)["objects"]
+    assert written["bbox"] == [3, 2, 4.25, 3.5]
+    assert (written["area"], written["score"], written["class"]) == (12, 0.75, task.class_names[1])
 
 
 def test_classes_are_the_countable_ones(images):
