@@ -18,7 +18,7 @@ from pri3d.api.options import VERBS
 from pri3d.api.presets import overlay, shipped
 from pri3d.api.pretrain import PRESETS, resolve_pretraining
 from pri3d.networks.resunet3d import ResUNet3d
-from pri3d.networks.weights import read_state
+from pri3d.networks.state_files import read_state
 
 TINY = gpu.SMALL._replace(
     flags=overlay(gpu.SMALL.flags, {"geometry": {"voxel": 0.32}}),

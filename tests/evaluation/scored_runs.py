@@ -12,7 +12,8 @@ import yaml
 from torch import nn
 
 from pri3d.geometry.resize import parse_size
-from pri3d.networks.weights import read_state, save_state
+from pri3d.networks.state_files import read_state
+from pri3d.networks.weights import save_state
 from pri3d.registry import TASKS
 from pri3d.runs import RunPaths
 from pri3d.tasks import Task

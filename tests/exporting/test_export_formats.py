@@ -21,7 +21,8 @@ from pri3d.exporting.export import export
 from pri3d.exporting.hf import HubModel
 from pri3d.exporting.torchvision import TorchvisionFormat
 from pri3d.networks import load as loading
-from pri3d.networks.weights import read_provenance, read_state
+from pri3d.networks.state_files import read_state
+from pri3d.networks.weights import read_provenance
 from pri3d.registry import ENCODERS
 
 pytestmark = pytest.mark.thorough  # but for those that say quick

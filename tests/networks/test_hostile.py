@@ -21,8 +21,9 @@ from pri3d.errors import Pri3DError, WeightsError
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.load import WeightsSource, load
 from pri3d.networks.published import load_published
+from pri3d.networks.state_files import read_state
 from pri3d.networks.unet import build_unet
-from pri3d.networks.weights import load_model, load_weights, read_provenance, read_state
+from pri3d.networks.weights import load_model, load_weights, read_provenance
 
 SMALL = {
     "conv1.weight": torch.rand(4, 3, 3, 3),

@@ -17,7 +17,7 @@ from pri3d.networks import starts
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.load import FeatureNet, WeightsSource
 from pri3d.networks.starts import find_start, packaged_file
-from pri3d.networks.weights import read_state
+from pri3d.networks.state_files import read_state
 
 LITE0 = "tf_efficientnet_lite0"
 

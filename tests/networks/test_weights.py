@@ -16,16 +16,9 @@ import pri3d
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.load import WeightsSource
+from pri3d.networks.state_files import read_state
 from pri3d.networks.unet import build_unet
-from pri3d.networks.weights import (
-    load_model,
-    load_weights,
-    mix_states,
-    read_provenance,
-    read_state,
-    save_model,
-    save_state,
-)
+from pri3d.networks.weights import load_model, load_weights, mix_states, read_provenance, save_model, save_state
 
 
 @pytest.fixture(scope="module")

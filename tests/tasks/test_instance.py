@@ -18,7 +18,8 @@ from pri3d.networks.detector import SIZES, build_detector
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.load import WeightsSource
 from pri3d.networks.lora import add_lora
-from pri3d.networks.weights import read_provenance, read_state, save_state
+from pri3d.networks.state_files import read_state
+from pri3d.networks.weights import read_provenance, save_state
 from pri3d.tasks import evaluating, load_task
 from pri3d.tasks.instance import InstanceRecipe, InstanceTask, average_precision
 from pri3d.types import Detections

@@ -23,8 +23,9 @@ from pri3d.labelled import LabelledImages
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.lora import add_lora
 from pri3d.networks.segmentation import NETWORKS, SegmentationNet, build_segmentation
+from pri3d.networks.state_files import read_state
 from pri3d.networks.unet import build_unet
-from pri3d.networks.weights import load_model, load_weights, read_provenance, read_state, save_state
+from pri3d.networks.weights import load_model, load_weights, read_provenance, save_state
 from pri3d.tasks import load_task
 from pri3d.tasks.semantic import (
     IGNORED,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import flat
-from pri3d.networks.weights import read_state
+from pri3d.networks.state_files import read_state
 from pri3d.training.launch import InterruptedRunError
 
 SMALL = {

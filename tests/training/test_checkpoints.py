@@ -14,7 +14,8 @@ from small import column, run_broken, run_small, same, step_of, stop_after
 from torch import nn
 
 from pri3d.errors import DataError, Pri3DError, WeightsError
-from pri3d.networks.weights import read_provenance, read_state
+from pri3d.networks.state_files import read_state
+from pri3d.networks.weights import read_provenance
 from pri3d.objectives import Features, Objective, Setup, Terms
 from pri3d.registry import OBJECTIVES
 from pri3d.runs import RunPaths

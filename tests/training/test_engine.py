@@ -14,7 +14,7 @@ from small import PLAIN, column, run_broken, run_small, same
 from torch import Tensor, nn
 
 from pri3d.errors import ConfigError
-from pri3d.networks.weights import read_state
+from pri3d.networks.state_files import read_state
 from pri3d.objectives import contrast
 from pri3d.runs import read_json, read_metrics
 from pri3d.training.pretraining import PretrainModule

@@ -20,8 +20,9 @@ from pri3d.api.options import VERBS
 from pri3d.cli import flags_of
 from pri3d.errors import ConfigError, DataError, Pri3DError, WeightsError
 from pri3d.labelled.prepared import PreparedImages
+from pri3d.networks.state_files import read_state
 from pri3d.networks.unet import build_unet
-from pri3d.networks.weights import read_provenance, read_state, save_model, save_state
+from pri3d.networks.weights import read_provenance, save_model, save_state
 from pri3d.registry import TASKS
 from pri3d.store import Store
 from pri3d.tasks import find_task

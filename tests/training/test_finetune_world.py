@@ -11,7 +11,7 @@ import torch
 from processes import finish, gap, start_verb, wait_until
 
 from flat import finetune
-from pri3d.networks.weights import read_state
+from pri3d.networks.state_files import read_state
 from pri3d.runs import read_json, read_metrics
 from pri3d.training.launch import InterruptedRunError
 from pri3d.training.loop import StepModule

@@ -16,7 +16,7 @@ from processes import finish, start, wait_until
 
 from pri3d.data.loading import outlive_stopping
 from pri3d.errors import ConfigError, Pri3DError
-from pri3d.networks.weights import read_state
+from pri3d.networks.state_files import read_state
 from pri3d.runs import read_metrics
 from pri3d.training.launch import STOPPING, Launch, find_launch, on_stop, requeue
 

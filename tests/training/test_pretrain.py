@@ -16,7 +16,8 @@ from processes import SMALL, wait_until
 from flat import pretrain
 from pri3d.api.presets import RENAMED
 from pri3d.errors import ConfigError, DataError, Pri3DError
-from pri3d.networks.weights import load_model, read_provenance, read_state
+from pri3d.networks.state_files import read_state
+from pri3d.networks.weights import load_model, read_provenance
 from pri3d.runs import read_metrics
 
 pytestmark = pytest.mark.thorough  # but for those that say quick

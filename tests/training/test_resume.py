@@ -14,7 +14,7 @@ import torch
 from processes import FORKS, SMALL
 
 from flat import pretrain
-from pri3d.networks.weights import read_state
+from pri3d.networks.state_files import read_state
 from pri3d.runs import read_metrics
 
 OPTIONS = {**SMALL, "steps": 24, "workers": 2, "save_every": 2, "eval_every": 5, "eval_pairs": 4, "holdout": 0.3}

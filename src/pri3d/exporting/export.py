@@ -21,7 +21,8 @@ from pri3d.exporting.card import build_card
 from pri3d.files.atomic import remove_leftovers, temporary, usable
 from pri3d.files.lock import lock_file
 from pri3d.networks.load import load
-from pri3d.networks.weights import INITIAL_FILE, MODEL_FILE, mix_states
+from pri3d.networks.state_files import INITIAL_FILE, MODEL_FILE
+from pri3d.networks.weights import mix_states
 
 #: entries of a fine-tuned run's record that speak of its head, which is not exported
 OF_TASK = ("task", "settings", "network", "class_names", "sizes", "loaded", "part")

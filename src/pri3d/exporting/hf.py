@@ -25,6 +25,7 @@ from pri3d.errors import ConfigError, WeightsError
 from pri3d.exporting.base import PARTS, ExportFormat, Probe, maps_of
 from pri3d.networks.encoders import Encoder, ResNetEncoder, build_encoder
 from pri3d.networks.load import FeatureNet
+from pri3d.networks.state_files import HUB_FILE
 from pri3d.networks.timm_encoders import (
     TimmEncoder,
     ViTEncoder,
@@ -34,7 +35,7 @@ from pri3d.networks.timm_encoders import (
     whole_options,
 )
 from pri3d.networks.unet import UNet
-from pri3d.networks.weights import HUB_FILE, load_weights, save_state
+from pri3d.networks.weights import load_weights, save_state
 
 PRI3D = """\
 from pri3d.exporting.hf import HubModel

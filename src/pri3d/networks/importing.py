@@ -33,16 +33,14 @@ from pri3d.networks.naming import (
 )
 from pri3d.networks.published import WRAPPERS, fill_unet, read_published
 from pri3d.networks.resnet import SIZES
+from pri3d.networks.state_files import HUB_FILE, find_file, read_nested
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import (
-    HUB_FILE,
     PREFIXES,
     WeightsReport,
     check_fit,
-    find_file,
     load_weights,
     plain_names,
-    read_nested,
     read_provenance,
     save_model,
     save_state,

@@ -18,10 +18,9 @@ from pri3d.errors import ConfigError, WeightsError, first_line
 from pri3d.networks.encoders import Encoder, build_encoder
 from pri3d.networks.naming import from_efficientnet
 from pri3d.networks.starts import packaged_file
+from pri3d.networks.state_files import HUB_FILE, MODEL_FILE, read_state
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import (
-    HUB_FILE,
-    MODEL_FILE,
     PREFIXES,
     WeightsReport,
     build_stated_encoder,
@@ -30,7 +29,6 @@ from pri3d.networks.weights import (
     load_model,
     load_weights,
     read_provenance,
-    read_state,
 )
 from pri3d.registry import ENCODERS
 

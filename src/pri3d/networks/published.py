@@ -16,8 +16,9 @@ from torch import Tensor
 
 from pri3d.errors import WeightsError
 from pri3d.networks.resunet3d import ResUNet3d
+from pri3d.networks.state_files import read_state
 from pri3d.networks.unet import UNet
-from pri3d.networks.weights import WeightsReport, load_weights, read_state
+from pri3d.networks.weights import WeightsReport, load_weights
 
 #: what may stand before a name; ``backbone`` is the 2D network's place in the published model
 WRAPPERS = re.compile(r"^(?:(?:module|model|_forward_module|unet|backbone)\.)+")

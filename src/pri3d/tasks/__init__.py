@@ -18,7 +18,8 @@ from torch import nn
 
 from pri3d import registry
 from pri3d.errors import ConfigError, WeightsError
-from pri3d.networks.weights import find_file, read_provenance
+from pri3d.networks.state_files import find_file
+from pri3d.networks.weights import read_provenance
 from pri3d.runs import RunPaths
 from pri3d.tasks.base import Meter, Predictions, Recipe, Task, Words, batches, evaluating
 

@@ -26,8 +26,9 @@ from pri3d.labelled import LabelledImages
 from pri3d.labelled._shared.checks import check_images
 from pri3d.networks.encoders import Encoder, build_encoder, encoder_of
 from pri3d.networks.lora import merged_state
+from pri3d.networks.state_files import read_state
 from pri3d.networks.unet import UNet
-from pri3d.networks.weights import read_state, save_state, stated_of
+from pri3d.networks.weights import save_state, stated_of
 
 Own = TypeVar("Own", bound=Options)
 _LINES = 8  # of a prediction in words that are drawn

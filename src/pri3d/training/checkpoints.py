@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 import pri3d
 from pri3d.api.training import TrainSettings
 from pri3d.errors import DataError, WeightsError, first_line
-from pri3d.networks.weights import is_sound_archive
+from pri3d.networks.state_files import is_sound_archive
 from pri3d.runs import RunPaths
 
 #: what of the file is the gradient scaler's under fp16
