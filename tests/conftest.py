@@ -7,10 +7,11 @@ several processes, compilers and whole workflows, for CI.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -136,6 +137,15 @@ def rooms_store(built_once: Callable[[str, Callable[[Path], object]], Path]) -> 
         prepare([folder / "raw"], folder / "store", processes=1, **options)
 
     return built_once("rooms", build) / "store"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def give_memory_back() -> Generator[None]:
+    """Return what a module's networks took to the system, where the C library keeps it otherwise."""
+    yield
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library than GNU's
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture

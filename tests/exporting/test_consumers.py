@@ -167,6 +167,7 @@ class TestOpenMmlab:
 class TestHub:
     """A folder of ``hf`` in timm."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", ["resnet18", VIT, pytest.param("convnext_tiny", marks=pytest.mark.slow)])
     def test_by_its_folder_and_from_the_hub(self, runs, name, tmp_path, monkeypatch):
         folder = export(runs(name), "hf", tmp_path / "rooms-r18")
@@ -196,6 +197,7 @@ class TestHub:
         for a, b in zip(maps, ours(IMAGES), strict=True):
             torch.testing.assert_close(a, b)
 
+    @pytest.mark.slow
     def test_what_timm_saves_comes_back(self, runs, tmp_path):
         folder = export(runs(VIT), "hf", tmp_path / "vit")
         net = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=3)

@@ -57,6 +57,7 @@ class TestHf(ExportFormatContract):
     name = "hf"
 
 
+@pytest.mark.slow
 class TestHfOfAViT(ExportFormatContract):
     name = "hf"
     encoder = VIT

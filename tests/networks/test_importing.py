@@ -270,6 +270,7 @@ def to_efficientnet_pytorch(state):
     return theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "tf_efficientnet_b0"])
 def test_efficientnet_as_published(tmp_path, name, capsys):
     torch.manual_seed(0)

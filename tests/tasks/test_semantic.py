@@ -374,7 +374,7 @@ class TestFiles:
             ({"semantic": {"decoder": "other"}}, "does not say how its network is built"),
             ({"semantic": 3}, "does not say how its network is built"),
             ({"semantic": {"channels": 10**12}}, "does not fit the network its header names"),
-            ({"semantic": {"channels": 10**30}}, "does not fit the network its header names"),
+            ({"semantic": {"channels": 10**30}}, "a whole number in it has more than 64 bits"),
             ({"semantic": {"channels": "8"}}, "does not say how its network is built"),
             ({"network": "pspnet"}, "does not fit the network its header names"),
             ({"encoder": "resnet50"}, "does not fit the network its header names"),

@@ -145,19 +145,15 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
         options.check(settings)
     with problems.collect():
         data.check()
-    unet: UNet | None = None
-    with problems.collect():
-        source = WeightsSource(settings.weights, on_hub=False)
-        source.check()
-    problems.refuse()
     with problems.collect():
         encoder = build_encoder(settings.encoder, options=settings.of_encoder)
         unet = UNet(encoder, settings.unet.decoder, settings.unet.channels)
     with problems.collect():
-        if unet is not None:
-            source.fill(unet.encoder)
-            module = PretrainModule(settings, synchronised(unet, settings, options.launch))
+        source = WeightsSource(settings.weights, on_hub=False)
+        source.check()
     problems.refuse()
+    source.fill(unet.encoder)
+    module = PretrainModule(settings, synchronised(unet, settings, options.launch))
     layers = "-".join(Path(layer).stem for layer in call.preset.split(","))
     folder = RunPaths(Path(call.run) if call.run is not None else Path("runs") / f"{mixture.name}-{layers}")
     provenance = {"preset": call.preset, "data": str(mixture), "data_hash": mixture.hash}
