@@ -30,7 +30,7 @@ YAMLS = {
 }
 
 
-@pytest.mark.parametrize("name", YAMLS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "deep" else n for n in YAMLS])
 def test_yaml_that_is_too_much(tmp_path: Path, name: str) -> None:
     text, why = YAMLS[name]
     began = time.process_time()
