@@ -29,7 +29,9 @@ def reading(
         try:
             for item in items:
                 size = pixels(item) if pixels else 0
-                while waiting and (len(waiting) >= 2 * workers or _sum(waiting) + size > PIXELS_AHEAD):
+                while waiting and (
+                    len(waiting) >= 2 * workers or sum(each[2] for each in waiting) + size > PIXELS_AHEAD
+                ):
                     yield waiting.popleft()[:2]
                 waiting.append((item, pool.submit(load, item), size))
             while waiting:
@@ -37,10 +39,6 @@ def reading(
         finally:
             for _, left, _ in waiting:
                 left.cancel()
-
-
-def _sum(waiting: Iterable[tuple[K, Future[T], int]]) -> int:
-    return sum(size for _, _, size in waiting)
 
 
 def read_ahead(items: Iterable[K], load: Callable[[K], T], workers: int | None = None) -> Iterator[T]:

@@ -183,10 +183,12 @@ def guess_encoder(state: Mapping[str, Tensor], file: Path) -> str:
     are normalised with, which no file tells.
     """
     plain = plain_names(state, "the file")
+    # Of query, key and value, not zero.
+    biased = any(key.endswith("qkv.bias") and (value.is_meta or bool(value.any())) for key, value in state.items())
     nets = []
     for (marker, shape), names in FAMILIES.items():
         for name in names if marker in plain and state[plain[marker]].shape == shape else ():
-            if BIASED in name and not _has_biases(state):
+            if BIASED in name and not biased:
                 continue  # the network without them is the same
             with suppress(ConfigError), torch.device("meta"):  # timm is not there, or older than the network
                 nets.append(build_encoder(name))
@@ -213,11 +215,6 @@ def guess_encoder(state: Mapping[str, Tensor], file: Path) -> str:
             f"--encoder with one of {listed}"
         )
     return fits[0].name
-
-
-def _has_biases(state: Mapping[str, Tensor]) -> bool:
-    """Whether a bias of query, key and value is not zero."""
-    return any(key.endswith("qkv.bias") and (value.is_meta or bool(value.any())) for key, value in state.items())
 
 
 def _renamed(net: Encoder, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
