@@ -25,7 +25,7 @@ def test_no_page_names_an_option_that_no_command_has() -> None:
         "--signal",
         "--test-only",
     }
-    benchmarks = {"--fresh", "--encoders", "--scenes", "--rounds", "--kept", "--books"}
+    benchmarks = {"--fresh", "--encoders", "--scenes", "--rounds", "--sample", "--kept", "--books"}
     foreign = {
         "--help",
         "--version",
