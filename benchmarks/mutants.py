@@ -253,8 +253,8 @@ def _work(share: list[Mutant], seen: Seen, tests: dict[str, Test], folder: Path,
     for number, mutant in enumerate(share):
         names = chosen(mutant, seen, tests)
         found = meet(folder / str(number), mutant, names) if names else ""
-        lines = [text.splitlines()[mutant.line - 1].strip() for text in ((PACKAGE / mutant.file).read_text(),)]
-        lines.append(mutated(mutant).splitlines()[mutant.line - 1].strip())
+        texts = (PACKAGE / mutant.file).read_text(), mutated(mutant)
+        lines = [text.splitlines()[mutant.line - 1].strip() for text in texts]
         tier = "survives" if not found else "quick" if found not in tests or tests[found].quick else "whole"
         row = mutant._replace(change=" -> ".join(lines))._asdict() | {"found": found, "tier": tier, "met": len(names)}
         with out.open("a") as file:
