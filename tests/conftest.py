@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,6 +41,24 @@ limit_spinning()  # of processes that tests start
 # Seeded, so that a run repeats; a busy machine is no failure.
 settings.register_profile("pri3d", deadline=None, derandomize=True, database=None)
 settings.load_profile("pri3d")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """All that a run leaves, caches of libraries and of a browser included, lies in one folder: see the next hook."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # workers have it from the environment
+        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="pri3d-tests-")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Remove that folder; where tests failed, what pytest keeps of them stays for a look."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        kept = [] if exitstatus == pytest.ExitCode.OK else ["pytest-of-*"]
+        folder = Path(tempfile.gettempdir())
+        for entry in [x for x in folder.iterdir() if not any(map(x.match, kept))]:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

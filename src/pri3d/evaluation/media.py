@@ -210,6 +210,11 @@ def _opened(av: Any, path: Path) -> Any:
 
 
 def _decoded(av: Any, path: Path, every: int) -> Iterator[Picture]:
+    def upright(frame: Any) -> NDArray[np.uint8]:
+        """RGB (H, W, 3), turned as the file says: phones store their videos as the sensor lies."""
+        turns = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise
+        return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+
     count, stated = 0, 0
     problem: object = "the file is cut off or damaged"
     try:
@@ -220,19 +225,12 @@ def _decoded(av: Any, path: Path, every: int) -> Iterator[Picture]:
             for frame in container.decode(stream):
                 if count % every == 0:
                     size = int(frame.width * frame.height)
-                    yield Picture(_numbered(path, count), f"{path} frame {count}", partial(_upright, frame), size)
+                    yield Picture(_numbered(path, count), f"{path} frame {count}", partial(upright, frame), size)
                 count += 1
     except (av.FFmpegError, OSError) as error:
         problem, stated = error, max(stated, 2 * count)
     if count < max(1, _WHOLE * stated):
         raise DataError(f"{path}: ends after {count} frames ({problem}). What comes before is taken.")
-
-
-def _upright(frame: Any) -> NDArray[np.uint8]:
-    """RGB (H, W, 3), turned as the file says: phones store their videos as the sensor lies."""
-    turns = round(getattr(frame, "rotation", 0) / 90)  # counterclockwise
-    pixels: NDArray[np.uint8] = np.rot90(frame.to_ndarray(format="rgb24"), turns)
-    return np.ascontiguousarray(pixels)
 
 
 def _numbered(path: Path, k: int) -> str:

@@ -134,7 +134,10 @@ def _refusals(to: str, name: str) -> Iterator[None]:
     except (Pri3DError, OSError):  # clear already; a full disk has its own message
         raise
     except Exception as error:
-        reason = first_line(error)
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # PyTorch's outer message says what to file; the inner one, what is wrong
+            cause = cause.__cause__
+        reason = first_line(cause)
         raise WeightsError(f"{to} cannot hold {name} ({reason}); nothing was written. Use another --to") from error
 
 
