@@ -10,7 +10,7 @@ import timm
 import torch
 import torchvision
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import pri3d
 from pri3d.errors import ConfigError, WeightsError
@@ -343,3 +343,39 @@ def test_other_folders_open_networks_by_their_source_alone():
     assert len(files) > 100
     wrong = [f"{path.relative_to(package)}: {name}" for path in files for name in inner if name in path.read_text()]
     assert wrong == []
+
+
+@pytest.mark.thorough
+def test_a_flipped_bit_in_weights_is_found_or_harmless(tmp_path):
+    """Every part of the file is hit: the length of its header, each of the header's bytes, the tensors."""
+    path = tmp_path / "x.safetensors"
+    save_state({"a": torch.arange(40.0), "b.weight": torch.ones(3, 4)}, path, {"encoder": "resnet18", "steps": 7})
+    good, state, record = path.read_bytes(), read_state(path), read_provenance(path)
+    harmless = []
+    for k in range(len(good)):
+        damaged = bytearray(good)
+        damaged[k] ^= 1 << k % 8
+        path.write_bytes(damaged)
+        for read in (read_state, read_provenance):
+            try:
+                now = read(path)
+            except WeightsError as error:
+                assert "x.safetensors is damaged (" in str(error), error
+                continue
+            if read is read_provenance:
+                assert now == record
+            else:
+                assert all(torch.equal(now[key], value) for key, value in state.items())
+                harmless.append(k)
+    # The checksums' own name, without which they are not looked at, and what stands between them.
+    name = good.index(b"pri3d_crc32")
+    assert set(harmless) <= {*range(name, name + 11), name + 11 + 3 + 8}
+
+
+def test_checksums_are_one_more_entry_for_others_and_may_be_absent(tmp_path):
+    tensors = {"a": torch.arange(40.0)}
+    save_state(tensors, tmp_path / "x.safetensors", {"steps": 7})
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["a"], tensors["a"])
+    save_file(tensors, tmp_path / "old.safetensors", {"pri3d": '{"steps": 7}'})
+    assert read_provenance(tmp_path / "old.safetensors") == {"steps": 7}
+    assert torch.equal(read_state(tmp_path / "old.safetensors")["a"], tensors["a"])

@@ -25,7 +25,7 @@ from pri3d.errors import ConfigError, WeightsError
 from pri3d.exporting.base import PARTS, ExportFormat, Probe, maps_of
 from pri3d.networks.encoders import Encoder, ResNetEncoder, build_encoder
 from pri3d.networks.load import FeatureNet
-from pri3d.networks.state_files import HUB_FILE
+from pri3d.networks.state_files import HUB_FILE, read_state
 from pri3d.networks.timm_encoders import (
     TimmEncoder,
     ViTEncoder,
@@ -75,6 +75,12 @@ class HubModel(nn.Module, PyTorchModelHubMixin, library_name="pri3d", tags=["pri
     def _save_pretrained(self, save_directory: Path) -> None:
         """Write the weights as the format does; the hub's own would leave out their record and timm's names."""
         save_state(hub_state(self.net), save_directory / HUB_FILE, self.net.record)
+
+    @classmethod
+    def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
+        """As the hub's, of a file whose checksums hold. Raises WeightsError."""
+        model.load_state_dict(read_state(Path(model_file)), strict)
+        return model.to(map_location).eval()
 
     def state_dict(self, *args: Any, **options: Any) -> Any:
         """Tensors under the names of the network inside: those of the other formats."""

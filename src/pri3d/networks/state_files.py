@@ -5,12 +5,14 @@ from __future__ import annotations
 import pickle
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from pri3d.errors import WeightsError, first_line
@@ -18,6 +20,9 @@ from pri3d.errors import WeightsError, first_line
 MODEL_FILE = "weights.safetensors"
 HUB_FILE = "model.safetensors"  #: what a model's folder on a hub has in its place
 INITIAL_FILE = "initial.safetensors"  #: the network before a run's training, never what a folder stands for
+#: of the header of our files: CRC-32 of the header with zeros in its place, and of the tensors
+CHECKSUMS = "pri3d_crc32"
+_NO_CHECKSUMS = "00000000-00000000"
 #: dictionaries that checkpoints are nested in, outermost first; of DINO's two the teacher is the one to use. Moving
 #: averages last: where a file has both, the network itself is taken
 AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema")
@@ -92,10 +97,53 @@ def is_safetensors(path: Path) -> bool:
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size
 
 
+def write_safetensors(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a file whose header holds checksums of itself and of the tensors; to other readers it is one more entry.
+
+    Raises what the library raises.
+    """
+    save_file(tensors, path, metadata={**metadata, CHECKSUMS: _NO_CHECKSUMS})
+    header, stated = _checksums(path, whole=True)
+    place = header.index(f'"{CHECKSUMS}":"'.encode()) + len(CHECKSUMS) + 4
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(stated.encode())
+
+
+def check_checksums(path: Path, metadata: Mapping[str, str] | None, whole: bool) -> None:
+    """Compare a safetensors file with the checksums in its metadata: of its header, or ``whole``.
+
+    Other programs and earlier versions write none. Raises ValueError, which says what is wrong.
+    """
+    stated = (metadata or {}).get(CHECKSUMS)
+    if stated is None:
+        return
+    found = _checksums(path, whole)[1]
+    if stated[:8] != found[:8]:
+        raise ValueError("the checksum of its header is wrong")
+    if whole and stated[9:] != found[9:]:
+        raise ValueError("the checksum of its tensors is wrong")
+
+
+def _checksums(path: Path, whole: bool) -> tuple[bytes, str]:
+    """The header of a safetensors file, and its checksums as they must be; that of the tensors if ``whole``."""
+    with path.open("rb") as file:
+        header = file.read(8)
+        header += file.read(min(int.from_bytes(header, "little"), path.stat().st_size))
+        plain = re.sub(
+            rb'("%s":")[^"]*(?=")' % CHECKSUMS.encode(), rb"\g<1>%s" % _NO_CHECKSUMS.encode(), header, count=1
+        )
+        data = 0
+        while whole and (block := file.read(1 << 22)):
+            data = zlib.crc32(block, data)
+    return header, f"{zlib.crc32(plain):08x}-{data:08x}"
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """State dict of a .safetensors or torch file, or of a run's or export's folder; nothing in the file is executed.
 
-    The tensors lie in the file until they are used: it is mapped, not read (but for torch files from before 1.6).
+    Checksums are verified where the file has some. The tensors lie in the file until they are used: it is mapped (but
+    for torch files from before 1.6).
     Raises WeightsError for a missing, damaged or unsafe file, or one without tensors.
     """
     return read_nested(path)[0]
@@ -108,6 +156,7 @@ def read_nested(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     if is_safetensors(path) or path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
+                check_checksums(path, file.metadata(), whole=True)
                 return {key: file.get_tensor(key) for key in file.keys()}, []  # noqa: SIM118 (no dict)
         except Exception as error:  # whatever bytes may make the library raise
             raise WeightsError(f"{path} is damaged ({first_line(error)}): copy or download it again") from error

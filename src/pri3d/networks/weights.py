@@ -1,7 +1,8 @@
 """The one place that reads and writes weights: loud about what matched, and never running what a file contains.
 
 A run's model is ``RUN/weights.safetensors``: the U-Net's state dict (keys ``encoder.*``, ``decoder.*``) with one JSON
-record under the header key ``pri3d``: encoder, decoder, channels, preset, steps, init, data_hash, version.
+record under the header key ``pri3d``: encoder, decoder, channels, preset, steps, init, data_hash, version. Beside it
+are checksums, which are verified whenever the file is read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -26,7 +26,15 @@ from pri3d.files.atomic import replacing
 from pri3d.networks.encoders import Encoder, build_encoder
 from pri3d.networks.lora import merged_state
 from pri3d.networks.naming import name_of_naming, to_common_names
-from pri3d.networks.state_files import HUB_FILE, find_file, is_safetensors, read_state, refuse_no_weights
+from pri3d.networks.state_files import (
+    HUB_FILE,
+    check_checksums,
+    find_file,
+    is_safetensors,
+    read_state,
+    refuse_no_weights,
+    write_safetensors,
+)
 from pri3d.networks.unet import UNet
 from pri3d.notation import parse_json
 
@@ -151,7 +159,9 @@ def read_provenance(path: Path) -> dict[str, Any]:
         return {}
     try:
         with safe_open(path, framework="pt") as file:
-            record = parse_json((file.metadata() or {}).get("pri3d", "{}"))
+            metadata = file.metadata() or {}
+        check_checksums(path, metadata, whole=False)
+        record = parse_json(metadata.get("pri3d", "{}"))
     except Exception as error:  # whatever bytes may make the library raise
         raise WeightsError(f"{path} is damaged ({first_line(error)}): copy or download it again") from error
     if not isinstance(record, dict):
@@ -228,7 +238,7 @@ def save_state(state: Mapping[str, Tensor], path: Path, provenance: Mapping[str,
         part.touch()
         mode = part.stat().st_mode
         try:
-            save_file(tensors, part, metadata=header)
+            write_safetensors(tensors, part, header)
         except SafetensorError as error:  # the system's own is in its text alone
             number = re.search(r"os error (\d+)", str(error))
             if number is None:
