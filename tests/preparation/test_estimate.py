@@ -12,10 +12,17 @@ from stores import FLAGS
 from pri3d.api.prepare import prepare
 from pri3d.preparation import estimate as estimate_module
 from pri3d.preparation.estimate import COUNTED, SceneCost, combine, estimate
+from pri3d.preparation.frames import Picked
 from pri3d.preparation.pipeline import SceneJob, StoreSettings, open_cached
 from pri3d.store import Store
 
 SETTINGS = StoreSettings("40x30", None, 6.0, "paper", 0.3, 0.05, 0.05, True, True, None)
+
+
+def picked(*counts: int, of: int = 1) -> list[Picked]:
+    return [Picked(list(range(n)), n * of, f"one in {of}") for n in counts]
+
+
 COST = SceneCost(frame=0.1, pair=0.002, scene=1.0, frame_bytes=60e3, scene_bytes=1e6)
 
 
@@ -26,7 +33,7 @@ def jobs_of(recording: Path, out: Path, **changed: Any) -> list[SceneJob]:
 
 
 def test_the_figures_are_multiplied() -> None:
-    found = combine(200, [10, 20], [COST, COST._replace(frame=0.3)], [])
+    found = combine(200, picked(10, 20), [COST, COST._replace(frame=0.3)], [])
     assert (found.scenes, found.counted, found.measured) == (200, 2, 2)
     assert found.frames == 100 * (10 + 20)
     assert found.pairs == 100 * (45 + 190)
@@ -35,7 +42,7 @@ def test_the_figures_are_multiplied() -> None:
 
 
 def test_what_is_said() -> None:
-    found = combine(1201, [66] * 50, [COST] * 3, ["scene0001_00: cut off"])
+    found = combine(1201, picked(66) * 50, [COST] * 3, ["scene0001_00: cut off"])
     said = found.text(2)
     assert said.startswith(
         "to prepare: 1,201 scenes, about 79,266 frames, up to 2,576,145 pairs, about 6 GB, 1.2e+02 min"
@@ -43,8 +50,10 @@ def test_what_is_said() -> None:
     assert "of 2 processes. Measured on 3 frames of 3, as if every pair were worth" in said
     assert "frames counted in 50 scenes. 1 could not be read, the first: scene0001_00: cut off" in said
     assert "minutes of one worker; divide by their number" in found.text(0)
-    exact = combine(2, [6, 6], [], [])
+    exact = combine(2, picked(6, 6), [], [])
     assert exact.text(1) == "to prepare: 2 scenes, 12 frames, up to 30 pairs."
+    few = combine(2, picked(6, 6, of=4), [], [])
+    assert few.text(1) == "to prepare: 2 scenes, 12 of 48 frames (one in 4), up to 30 pairs."
     assert (
         combine(3, [], [], ["a: lost"])
         .text(1)
@@ -100,7 +109,7 @@ def test_nothing_can_be_read(recording: Path, out: Path, monkeypatch: pytest.Mon
 @pytest.mark.thorough
 def test_few_scenes_of_many_are_opened(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
-    monkeypatch.setattr(estimate_module, "_count", lambda job: opened.append(job.scene) or 30)
+    monkeypatch.setattr(estimate_module, "_pick", lambda job: opened.append(job.scene) or picked(30)[0])
     monkeypatch.setattr(estimate_module, "_measure", lambda job: opened.append(job.scene) or COST)
     found = estimate([SceneJob(out, None, None, f"scene{k}", out, SETTINGS) for k in range(10_000)])
     assert len(set(opened)) <= COUNTED + 6
@@ -110,7 +119,7 @@ def test_few_scenes_of_many_are_opened(out: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_slow_scenes_end_the_measuring(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate_module, "_PATIENCE", -1.0)
-    monkeypatch.setattr(estimate_module, "_count", lambda job: 300)
+    monkeypatch.setattr(estimate_module, "_pick", lambda job: picked(300)[0])
     monkeypatch.setattr(estimate_module, "_measure", lambda job: COST)
     assert estimate([SceneJob(out, None, None, f"scene{k}", out, SETTINGS) for k in range(9)]).measured == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from stores import files
 
 from pri3d.api.prepare import prepare
 from pri3d.errors import ConfigError, DataError, FrameError
-from pri3d.preparation.frames import LOOKED_AT, MOVED, TURNED, sharpness, stretches
-from pri3d.recordings import CorrectedScene, Scene, open_recording
+from pri3d.preparation.frames import LOOKED_AT, MOVED, TURNED, pick_frames, sharpness, stretches
+from pri3d.recordings import CorrectedScene, Recording, Scene, open_recording
 from pri3d.recordings._shared.correction import Correction
 from pri3d.recordings._shared.scenes import FrameList, LazyScene
 from pri3d.store import Store
@@ -100,42 +101,96 @@ def turned(angle: float, axis: int = 1) -> np.ndarray:
     return pose
 
 
+class Video(Recording):
+    """Whatever a format says of its videos; scenes are made by hand."""
+
+    def __init__(self, frame_step: int = 25) -> None:
+        self.frame_step = frame_step
+
+    def scenes(self) -> list[Scene]:
+        raise AssertionError
+
+
+def scene_at(times: Sequence[float] | None, count: int = 0) -> Still:
+    scene = Still([None] * (count if times is None else len(times)))
+    scene.times = times
+    return scene
+
+
+class TestPickFrames:
+    """What is taken where nobody says --frame-step."""
+
+    @pytest.mark.parametrize(
+        ("times", "rate", "taken", "rule"),
+        [
+            (np.arange(1500) / 30, 25, 60, "every 0.83 s"),  # video: every 25th
+            (np.arange(3000) / 60, 25, 60, "every 0.83 s"),
+            (np.arange(31) / 2, 2, 31, "one in 1"),  # an app that stores two images a second
+            (np.cumsum(np.resize((0.4, 0.9, 1.6, 0.8), 58)), 25, 44, "every 0.83 s"),  # key frames of a SLAM system
+            (np.arange(211) / 30, 25, 31, "one in 7"),  # seven seconds: neighbours every 0.8 s would not overlap
+        ],
+        ids=["30 a second", "60 a second", "two a second", "key frames", "short"],
+    )
+    def test_by_time(self, times: np.ndarray, rate: int, taken: int, rule: str) -> None:
+        picked = pick_frames(scene_at(times.tolist()), Video(rate), "every", None)
+        assert (len(picked.indices), picked.rule) == (taken, rule)
+        assert picked.total == len(times)
+
+    def test_jitter_does_not_skip_a_frame(self) -> None:
+        times = np.arange(3000) / 30 + np.random.default_rng(0).uniform(-0.004, 0.004, 3000)
+        picked = pick_frames(scene_at(times.tolist()), Video(), "every", None)
+        assert len(picked.indices) in range(118, 123)
+
+    def test_without_times_by_number_and_never_few(self) -> None:
+        assert pick_frames(scene_at(None, 2000), Video(), "every", None).indices == list(range(0, 2000, 25))
+        assert len(pick_frames(scene_at(None, 211), Video(), "every", None).indices) == 31
+        assert pick_frames(scene_at(None, 9), Video(), "every", None).indices == list(range(9))
+        assert pick_frames(scene_at(None, 0), Video(), "every", None).indices == []
+
+    def test_what_is_asked_or_chosen_already_is_kept_to(self) -> None:
+        times = (np.arange(100) / 30).tolist()
+        assert pick_frames(scene_at(times), Video(), "every", 40).indices == [0, 40, 80]
+        assert len(pick_frames(scene_at(times), Video(1), "every", None).indices) == 100
+        assert len(pick_frames(scene_at(times), Video(), "motion", None).indices) == 100
+        assert str(pick_frames(scene_at(times), Video(), "every", 40)) == "3 of 100 frames (one in 40)"
+
+
 class TestStretches:
     def test_every_reads_no_pose(self) -> None:
-        found = stretches(Still([None] * 7), "every", 3)
+        found = stretches(Still([None] * 7), "every", range(0, 7, 3))
         assert [(s.looked_at, s.lost) for s in found] == [([0], {}), ([3], {}), ([6], {})]
 
     def test_a_resting_camera_gives_one(self) -> None:
-        (found,) = stretches(Still([np.eye(4)] * 100), "motion", 1)
+        (found,) = stretches(Still([np.eye(4)] * 100), "motion", range(100))
         assert found.looked_at == [10, 30, 50, 70, 90]
 
     @pytest.mark.parametrize("axis", range(3))
     def test_turning_begins_new_ones(self, axis: int) -> None:
         poses = [turned(TURNED * 0.45 * k, axis) for k in range(12)]
-        found = stretches(Still(poses), "motion", 1)
+        found = stretches(Still(poses), "motion", range(12))
         assert [s.looked_at for s in found] == [[3 * k, 3 * k + 1, 3 * k + 2] for k in range(4)]
 
     def test_frames_are_stepped_over(self) -> None:
-        found = stretches(Still([turned(0.02 * k) for k in range(40)]), "motion", 4)
+        found = stretches(Still([turned(0.02 * k) for k in range(40)]), "motion", range(0, 40, 4))
         assert sorted(k for s in found for k in s.looked_at) == list(range(0, 40, 4))
 
     def test_lost_poses_are_kept_with_their_reason(self) -> None:
-        found = stretches(Still([None, np.eye(4), None, np.eye(4), turned(1.0), None]), "motion", 1)
+        found = stretches(Still([None, np.eye(4), None, np.eye(4), turned(1.0), None]), "motion", range(6))
         assert [s.looked_at for s in found] == [[1, 3], [4]]
         assert {k: why for s in found for k, why in s.lost.items()} == {k: f"{k}: tracking was lost" for k in (0, 2, 5)}
 
     def test_nothing_but_lost_poses(self) -> None:
-        (found,) = stretches(Still([None, None]), "motion", 1)
+        (found,) = stretches(Still([None, None]), "motion", range(2))
         assert (found.looked_at, list(found.lost)) == ([], [0, 1])
 
     def test_a_scene_without_poses_is_refused(self) -> None:
         scene = LazyScene("s", lambda: FrameList(["0"], lambda _name: pytest.fail()), posed=False)
         with pytest.raises(DataError, match=r"no poses.*--select motion"):
-            stretches(scene, "motion", 1)
+            stretches(scene, "motion", range(1))
 
     def test_at_most_five_are_looked_at(self) -> None:
         for count in range(1, 40):
-            (found,) = stretches(Still([np.eye(4)] * count), "motion", 1)
+            (found,) = stretches(Still([np.eye(4)] * count), "motion", range(count))
             assert len(set(found.looked_at)) == min(count, LOOKED_AT)
 
 

@@ -193,6 +193,7 @@ def write_scanner3d(root: Path) -> Sample:
             "intrinsics": [fx, 0, cx, 0, fy, cy, 0, 0, 1],
             "motionQuality": 1,
             "frame_index": 6 * k,
+            "time": 1500.25 + 0.5 * k,
         }
         (folder / f"frame_{number}.json").write_text(json.dumps(stated))
         save_color(frame.color, folder / f"frame_{number}.jpg")

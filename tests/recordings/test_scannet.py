@@ -17,7 +17,7 @@ from sens_writer import parts, write_sens
 from pri3d.api.prepare import prepare
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.preparation.pipeline import open_cached
-from pri3d.recordings import open_recording
+from pri3d.recordings import load_reader, open_recording
 from pri3d.recordings.scannet import CLASS_NAMES, official_split
 from pri3d.store import Store
 
@@ -212,10 +212,13 @@ class TestSplit:
         with pytest.raises(ConfigError, match="other cameras"):
             prepare([recording], tmp_path / "out", **options)
 
-    def test_of_a_video_every_25th_frame_is_taken(self, recording: Path, tmp_path: Path) -> None:
+    def test_of_a_video_every_25th_frame_is_taken_but_never_few(self, recording: Path, tmp_path: Path) -> None:
         prepare([recording], tmp_path / "out", size="48x36", pairs=False, surface=False, processes=1)
         scenes = Store(tmp_path / "out").manifest["scenes"].values()
-        assert {(scene["frame_step"], scene["frames"], scene["source_frames"]) for scene in scenes} == {(25, 1, FRAMES)}
+        assert {(scene["frame_rule"], scene["frames"], scene["source_frames"]) for scene in scenes} == {
+            ("one in 1", FRAMES, FRAMES)
+        }
+        assert load_reader("scannet")(recording).frame_step == 25
         assert open_recording(write_scannet(tmp_path / "frames").root).frame_step == 1
 
     def test_labels_reach_the_store(self, tmp_path: Path) -> None:

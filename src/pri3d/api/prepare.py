@@ -22,8 +22,8 @@ class PrepareOptions(RecordingFields):
         default="320x240",
     )
     frame_step: int | None = option(
-        "take every so many frames; without it the format decides: 25 for videos, as the paper does with ScanNet, 1 "
-        "where frames were chosen already",
+        "take every so many frames; without it the format decides: all where frames were chosen already, of videos one "
+        "every 0.83 s, as the paper does with ScanNet (every 25th where no times are stated), at least 30 a scene",
         default=None,
         least=1,
     )

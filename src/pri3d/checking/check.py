@@ -28,6 +28,7 @@ from pri3d.checking.registration import find_depth_edges
 from pri3d.checking.verdict import Evidence, Judgement, judge
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import replacing, write_atomic
+from pri3d.preparation.frames import pick_frames
 from pri3d.recordings import Scene, open_recording
 from pri3d.recordings._shared.text import clean_id
 from pri3d.runs import write_json
@@ -52,7 +53,8 @@ def check(options: CheckOptions) -> Record:
     folder = out or Path(f"check-{name}")
     if recording.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise ConfigError(f"--out {folder}: lies in the recording. Choose a folder outside of {recording}.")
-    scenes = open_recording(recording, options.reader, cameras, options.split, options.correct).scenes()
+    opened = open_recording(recording, options.reader, cameras, options.split, options.correct)
+    scenes = opened.scenes()
     chosen = _choose(scenes, options.scene)
     with Progress(console=Terminal(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=None)
@@ -75,6 +77,7 @@ def check(options: CheckOptions) -> Record:
         "cameras": advice.cameras if judgement.faults else "",
         "findings": [finding._asdict() for finding in judgement.findings],
         "agreement": judgement.alternatives,
+        "prepare": f"prepare takes {pick_frames(chosen, opened, 'every', None)}",
     }
     _write(folder, verdict, judgement)
     _show(verdict, judgement, folder, len(scenes))
@@ -136,6 +139,7 @@ def _show(verdict: dict[str, Any], judgement: Judgement, folder: Path, scenes: i
     console.print(table)
     for line in _advice(verdict, folder):
         console.print(escape(line), soft_wrap=True)
+    console.print(escape(verdict["prepare"]), soft_wrap=True)
     more = f"; one of {scenes} scenes was judged, --scene takes another" if scenes > 1 else ""
     console.print(f"{verdict['verdict']}: see {escape(str(folder))}{more}", soft_wrap=True)
 

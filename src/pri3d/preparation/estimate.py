@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from pri3d.preparation.frames import Picked, pick_frames
 from pri3d.preparation.pipeline import SceneJob, open_job, open_scene, prepare_scene
 from pri3d.recordings import ChangedScene, Scene
 from pri3d.store import scene_folder
@@ -37,19 +38,23 @@ class Estimate(NamedTuple):
     """What scenes that are not finished will take, and give."""
 
     scenes: int
-    frames: int  #: rejected ones included
+    frames: int  #: that are looked at, rejected ones included
     pairs: int  #: of all frames of a scene with each other: no more can be measured or kept
     counted: int  #: scenes whose frames were counted; the rest of ``frames`` and ``pairs`` is extrapolated
     measured: int  #: scenes of which frames were prepared, 0 where time and size are not known
     seconds: float  #: of one process
     bytes: float
     unreadable: list[str]  #: why scenes could be neither counted nor measured
+    total: int  #: frames of the scenes
+    rule: str  #: how those that are looked at were picked, in words
 
     def text(self, processes: int) -> str:
         """Say it in a sentence or two; ``processes`` 0 where it is not known how many there will be."""
         known = self.counted >= self.scenes
         about = "" if known else "about "
-        said = f"to prepare: {self.scenes:,} scenes, {about}{self.frames:,} frames, up to {self.pairs:,} pairs"
+        said = f"to prepare: {self.scenes:,} scenes, {about}{self.frames:,} "
+        said += f"of {self.total:,} frames ({self.rule})" if self.frames < self.total else "frames"
+        said += f", up to {self.pairs:,} pairs"
         if self.measured:
             minutes = self.seconds / 60 / max(1, processes)
             who = f"{processes} process{'es' * (processes > 1)}" if processes else "one worker; divide by their number"
@@ -68,9 +73,9 @@ def estimate(jobs: Sequence[SceneJob], worth: int = WORTH) -> Estimate:
     at least ``worth`` frames. A scene that cannot be read is passed over.
     """
     unreadable: list[str] = []
-    counts = [count for job in _spread(jobs, COUNTED) if (count := _try(_count, job, unreadable)) is not None]
+    counts = [count for job in _spread(jobs, COUNTED) if (count := _try(_pick, job, unreadable)) is not None]
     costs: list[SceneCost] = []
-    if counts and sum(counts) / len(counts) * len(jobs) >= worth:
+    if counts and sum(len(count.indices) for count in counts) / len(counts) * len(jobs) >= worth:
         end = time.monotonic() + _PATIENCE
         for job in _spread(jobs, 2 * MEASURED):
             if not costs:
@@ -82,20 +87,22 @@ def estimate(jobs: Sequence[SceneJob], worth: int = WORTH) -> Estimate:
     return combine(len(jobs), counts, costs, list(dict.fromkeys(unreadable)))
 
 
-def combine(scenes: int, counts: Sequence[int], costs: Sequence[SceneCost], unreadable: list[str]) -> Estimate:
-    """Multiply: ``counts`` are frames of some of the scenes, ``costs`` those of some, which the others are like."""
+def combine(scenes: int, counts: Sequence[Picked], costs: Sequence[SceneCost], unreadable: list[str]) -> Estimate:
+    """Multiply: ``counts`` are the frames of some of the scenes, ``costs`` those of some, which the others are like."""
     share = scenes / len(counts) if counts else 0.0
-    frames = round(share * sum(counts))
-    pairs = round(share * sum(n * (n - 1) // 2 for n in counts))
+    numbers = [len(count.indices) for count in counts]
+    frames = round(share * sum(numbers))
+    pairs = round(share * sum(n * (n - 1) // 2 for n in numbers))
+    rule = ", ".join(dict.fromkeys(count.rule for count in counts if len(count.indices) < count.total))
     cost = SceneCost(*np.mean(np.array(costs), axis=0).tolist()) if costs else SceneCost(0, 0, 0, 0, 0)
     seconds = frames * cost.frame + pairs * cost.pair + scenes * cost.scene
     size = frames * cost.frame_bytes + scenes * cost.scene_bytes
-    return Estimate(scenes, frames, pairs, len(counts), len(costs), seconds, size, unreadable)
+    total = round(share * sum(count.total for count in counts))
+    return Estimate(scenes, frames, pairs, len(counts), len(costs), seconds, size, unreadable, total, rule)
 
 
-def _count(job: SceneJob) -> int:
-    step = job.settings.step(open_job(job).reader)
-    return -(-len(open_scene(job).names) // step)
+def _pick(job: SceneJob) -> Picked:
+    return pick_frames(open_scene(job), open_job(job).reader, job.settings.select, job.settings.frame_step)
 
 
 def _measure(job: SceneJob) -> SceneCost:
@@ -106,7 +113,7 @@ def _measure(job: SceneJob) -> SceneCost:
         marks.setdefault(step, []).append((time.perf_counter(), total))
 
     scene, settings = open_scene(job), job.settings
-    kept = range(0, len(scene.names), settings.step(open_job(job).reader))
+    kept = _pick(job).indices
     middle = max(0, (len(kept) - _FRAMES) // 2)
     few = _FewFrames(scene, kept[middle : middle + _FRAMES])
     plain = settings._replace(frame_step=1, select="every", min_overlap=0.001)
@@ -135,6 +142,10 @@ class _FewFrames(ChangedScene):
         super().__init__(scene)
         self._indices = indices
         self.names = [scene.names[index] for index in indices]
+
+    @property
+    def times(self) -> None:  # type: ignore[override]
+        return None
 
     def frame(self, index: int) -> Frame:
         return self.scene.frame(self._indices[index])

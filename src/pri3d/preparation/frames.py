@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import cos, radians
 from typing import Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from pri3d.geometry.pose import check_rigid
 from pri3d.geometry.resize import resize_color, resize_nearest
 from pri3d.geometry.warping import register_depth
 from pri3d.preparation.overlap import DepthStack
-from pri3d.recordings import Scene
+from pri3d.recordings import Recording, Scene
 from pri3d.store import SceneWriter, millimetres
 from pri3d.types import Camera, Frame, View
 
@@ -26,9 +26,22 @@ Select = Literal["every", "motion"]
 #: median depth of 2 m before, so that this is a twentieth of it.
 MOVED = 0.1
 TURNED = radians(10)  #: and that it turns by, a fifth to a sixth of the field of view of the usual cameras
+LEAST = 30  #: frames of a scene that are taken at least: neighbours of few frames hardly overlap
 LOOKED_AT = 5  #: frames of a stretch whose sharpness is compared; a shake lasts some tenths of a second
 _COMPARED = 320  # pixels of width at which sharpness is measured: what blur of a pixel or less does is no harm
 _SAME_ASPECT = 0.01  # relative; ScanNet's 1296 x 968 counts as 4:3
+
+
+class Picked(NamedTuple):
+    """Which frames of a scene are looked at."""
+
+    indices: list[int]
+    total: int  #: frames of the scene
+    rule: str  #: how they were picked, in words
+
+    def __str__(self) -> str:
+        few = len(self.indices) < self.total
+        return f"{len(self.indices):,} of {self.total:,} frames ({self.rule})" if few else f"{self.total:,} frames"
 
 
 class Stretch(NamedTuple):
@@ -123,21 +136,21 @@ def read_frames(
     size: tuple[int, int],
     max_depth: float,
     select: Select,
-    frame_step: int,
+    picked: Sequence[int],
     reach: float,
     min_confidence: int,
     keep_depth: bool,
     keep_views: bool,
     progress: Callable[[int, int], None],
 ) -> SceneFrames:
-    """Read every ``frame_step``-th frame once and write it, or the reason why it is left out.
+    """Read each frame ``picked`` (indices) once and write it, or the reason why it is left out.
 
     With ``select`` "motion" only the sharpest of each stretch of them is written, see :func:`stretches`.
     ``reach`` and ``min_confidence`` as in :func:`prepare_frame`; ``keep_depth`` keeps the depth for mining and fusion
     in memory, ``keep_views`` the stored images; ``progress`` is told stretches done and in all. A scene without poses
     may have frames without depth. Raises DataError where no frame is usable.
     """
-    parts = stretches(scene, select, frame_step)
+    parts = stretches(scene, select, picked)
     rows: list[int] = []
     reasons: list[str] = []
     views: list[View] = []
@@ -177,24 +190,52 @@ def read_frames(
     return SceneFrames(np.array(rows, np.int32), len(rows) + len(reasons), reasons, stack, views)
 
 
-def stretches(scene: Scene, select: Select, step: int) -> list[Stretch]:
-    """Cut the scene's every ``step``-th frames into stretches of which one frame each is wanted.
+def pick_frames(scene: Scene, recording: Recording, select: Select, step: int | None) -> Picked:
+    """Which frames to look at: every ``step``-th; without it as the recording and the times of the scene have it.
+
+    Frames that were chosen before are all taken, as are those among which the camera's motion chooses. Of a video one
+    is taken every :attr:`pri3d.recordings.Recording.frame_seconds`, where the times are known, else every
+    ``frame_step``-th; but at least ``LEAST`` frames of a scene, where it has so many. Raises DataError where the scene
+    cannot be opened.
+    """
+    count = len(scene.names)
+    usual = 1 if select == "motion" else recording.frame_step
+    times = scene.times if step is None and usual > 1 else None
+    if times is not None:
+        seconds = recording.frame_seconds
+        # A hair early is in time: stamps jitter about the rate of the camera.
+        early = seconds - min(float(np.median(np.diff(times))) / 2, seconds / 2) if count > 1 else seconds
+        indices = [0] if count else []
+        for index in range(1, count):
+            if times[index] - times[indices[-1]] >= early:
+                indices.append(index)
+        rule = f"every {seconds:.2g} s"
+    else:
+        indices = list(range(0, count, step or usual))
+        rule = f"one in {step or usual}"
+    if step is None and len(indices) < min(LEAST, count):
+        fewer = max(1, count // LEAST)
+        indices, rule = list(range(0, count, fewer)), f"one in {fewer}"
+    return Picked(indices, count, rule)
+
+
+def stretches(scene: Scene, select: Select, picked: Sequence[int]) -> list[Stretch]:
+    """Cut the frames ``picked`` (indices) of the scene into stretches of which one frame each is wanted.
 
     "every" makes each frame a stretch. With "motion" a new one begins where the camera has moved by more than
     ``MOVED`` metres or turned by more than ``TURNED`` since the first frame of the stretch; a camera that rests gives
     one stretch however long it rests. Only poses are read, where the scene can give them alone. Raises DataError
     for "motion" where the scene has no poses.
     """
-    indices = range(0, len(scene.names), step)
     if select == "every":
-        return [Stretch([index], {}) for index in indices]
+        return [Stretch([index], {}) for index in picked]
     if not scene.posed:
         raise DataError("its frames have no poses to tell the camera's motion from. Leave out --select motion.")
     found: list[Stretch] = []
     inside: list[int] = []
     lost: dict[int, str] = {}
     first = np.eye(4)
-    for index in indices:
+    for index in picked:
         try:
             pose = scene.pose(index)
         except FrameError as error:

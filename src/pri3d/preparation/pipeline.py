@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.fusion import REACH, color_cells, fuse_depth, voxelise_triangles
 from pri3d.geometry.resize import parse_size
-from pri3d.preparation.frames import SceneFrames, Select, read_frames
+from pri3d.preparation.frames import SceneFrames, Select, pick_frames, read_frames
 from pri3d.preparation.overlap import Mode, mine_pairs, pair_table
 from pri3d.recordings import ChangedScene, Recording, Scene, find_reader, open_recording
 from pri3d.recordings._shared.text import clean_id
@@ -53,11 +53,6 @@ class StoreSettings(NamedTuple):
     min_confidence: int = 50  #: percent; depth that its device trusts less is invalid
     match: Match = "point"  #: whether the distance is in metres or a share of the depth
     select: Select = "every"  #: frames in steps, or as the camera's motion has it
-
-    def step(self, reader: Recording) -> int:
-        """Frames of a recording to go on by; motion chooses among all where no step is given."""
-        usual = reader.frame_step if self.select == "every" else 1
-        return self.frame_step or usual
 
 
 class SceneJob(NamedTuple):
@@ -135,6 +130,7 @@ def prepare_scene(
             "--no-surface; what learns from single images, as --preset moco does, needs neither."
         )
     scene = ScaledScene(source) if source.posed and not source.metric else source
+    picked = pick_frames(scene, opened.reader, settings.select, settings.frame_step)
     cells = [settings.voxel] * settings.surface + [2 * settings.distance] * settings.pairs  # of the steps to come
     with SceneWriter(job.out, job.scene) as writer:
         frames = read_frames(
@@ -143,7 +139,7 @@ def prepare_scene(
             size=parse_size(settings.size),
             max_depth=settings.max_depth,
             select=settings.select,
-            frame_step=settings.step(opened.reader),
+            picked=picked.indices,
             min_confidence=settings.min_confidence,
             reach=REACH * min(cells, default=float("inf")),
             keep_depth=settings.pairs or settings.surface,
@@ -164,7 +160,7 @@ def prepare_scene(
             "match": "relative" if relative else "point",
             "scale": scene.factor if isinstance(scene, ScaledScene) else None,
             "source_frames": len(scene.names),
-            "frame_step": settings.step(opened.reader),
+            "frame_rule": picked.rule,
             "frames": len(frames.rows),
             "rejected": len(frames.reasons),
             "first_rejected": str(frames.reasons[0]) if frames.reasons else "",

@@ -262,6 +262,15 @@ def print_summary(out: Path, manifest: dict[str, Any]) -> None:
 def _remarks(scenes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Lines on what the counts do not say: why most frames of a scene are gone, pairs that show one view twice."""
     lines = []
+    taken: dict[str, list[int]] = {}  # rule -> frames that were looked at, frames of the scenes
+    for record in scenes.values():
+        if "frame_rule" not in record:  # an older store
+            continue
+        number, total = record["frames"] + record["rejected"], record["source_frames"]
+        if number < total:
+            known = taken.setdefault(record["frame_rule"], [0, 0])
+            taken[record["frame_rule"]] = [known[0] + number, known[1] + total]
+    lines += [f"{n:,} of {total:,} frames were taken ({rule})." for rule, (n, total) in taken.items()]
     still, pairs = (sum(record.get(name, 0) for record in scenes.values()) for name in ("still_pairs", "pairs"))
     if still:
         lines.append(

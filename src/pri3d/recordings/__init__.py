@@ -49,6 +49,8 @@ READERS = {
 }
 
 SPLITS = ("train", "val", "test", "all")  #: which of a data set's official lists of scenes is wanted
+#: seconds between the frames of a video to go on by: every 25th of 30 a second, as the paper does with ScanNet
+VIDEO_SECONDS = 25 / 30
 _NAMED = 8  # entries of an unknown folder that an error lists
 _TRIED = 20  # and that are looked into
 
@@ -61,6 +63,8 @@ class Scene(ABC):
     posed: bool = True  #: False: frames have no poses (``world_from_camera`` is the identity), nothing can be paired
     metric: bool = True  #: False: poses and depth share a unit that is not known
     split: str | None = None  #: the official list that it belongs to, None for none
+    #: seconds at which the frames were taken, increasing; None where the source does not say; may open it as `names`
+    times: Sequence[float] | None = None
 
     @abstractmethod
     def frame(self, index: int) -> Frame:
@@ -82,7 +86,8 @@ class Recording(ABC):
     """A recording that is open."""
 
     class_names: Sequence[str] | None = None  #: names of the label ids 0..n-1, None where the source has no labels
-    frame_step: int = 1  #: frames to go on by where nothing else is said; about 25 for a video
+    frame_step: int = 1  #: frames to go on by where nothing else is said; about 25 for a video, 1: all are wanted
+    frame_seconds: float = VIDEO_SECONDS  #: seconds to go on by instead, in scenes that state their times
 
     @abstractmethod
     def scenes(self) -> Sequence[Scene]:
@@ -141,6 +146,11 @@ class ChangedScene(Scene):
     def names(self) -> Sequence[str]:  # type: ignore[override]
         """Names of the frames. Raises DataError where the scene cannot be opened."""
         return self.scene.names
+
+    @property
+    def times(self) -> Sequence[float] | None:  # type: ignore[override]
+        """When the frames were taken. Raises DataError where the scene cannot be opened."""
+        return self.scene.times
 
     def frame(self, index: int) -> Frame:
         """Load frame ``names[index]``. Raises FrameError where it is unusable."""
@@ -210,7 +220,8 @@ class ChangedRecording(Recording):
     """A recording whose scenes are changed."""
 
     def __init__(self, recording: Recording, change: Callable[[Scene], Scene]) -> None:
-        self.class_names, self.frame_step = recording.class_names, recording.frame_step
+        self.class_names = recording.class_names
+        self.frame_step, self.frame_seconds = recording.frame_step, recording.frame_seconds
         self._recording, self._change = recording, change
 
     def scenes(self) -> Sequence[Scene]:

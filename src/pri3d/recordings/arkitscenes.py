@@ -118,7 +118,7 @@ class ARKitScenesReader(SceneReader):
             raise DataError(f"{folder}: no image has a pose within {_SAME:g} s in lowres_wide.traj.")
         pose = partial(_pose, folder, poses)
         return PosedList(
-            list(poses), lambda name: _load(folder, images, name, poses[name][0], pose, given), pose, given
+            list(poses), lambda name: _load(folder, images, name, poses[name][0], pose, given), pose, given, time=float
         )
 
 

@@ -59,6 +59,7 @@ class PolycamReader(SceneReader):
             lambda name: _load(name, named[name], cameras, given),
             lambda name: _pose(cameras / f"{named[name].stem}.json"),
             given,
+            time=lambda name: int(name) / 1e6 if name.isdecimal() else None,
         )
 
 

@@ -25,6 +25,7 @@ from pri3d.types import Frame
 _MOST_METADATA = 1 << 26  # bytes
 _SLACK = 1 << 16  # bytes that small images may need beyond their pixels
 _FARTHEST = 65.5  # metres; the store holds millimetres of 16 bits
+_MOST_RATE = 1000  # frames a second
 _SUFFIX = ".r3d"
 
 
@@ -33,6 +34,7 @@ class Record3DReader(SceneReader):
 
         metadata        JSON: w, h of the images, dw, dh of depth, K (3 x 3, columns first), poses: per frame
                         qx qy qz qw tx ty tz; perFrameIntrinsicCoeffs: per frame fx fy cx cy, where they vary
+                        frameTimestamps: per frame seconds, or fps, frames a second; for the choice of frames
         rgbd/N.jpg      frame N; its bytes are kept as they are
         rgbd/N.depth    float32 metres, dh x dw, compressed with LZFSE; NaN is invalid
         rgbd/N.conf     bytes 0, 1, 2: becomes percent; of LiDAR alone
@@ -63,7 +65,8 @@ class Record3DReader(SceneReader):
         video = _video(_read_entry(source, "metadata", _MOST_METADATA), f"{source}: metadata")
         scene = _Record3DScene(source, video, given)
         digits = max(6, len(str(len(video.poses) - 1)))
-        return PosedList([str(k).zfill(digits) for k in range(len(video.poses))], scene.frame, scene.pose, given)
+        names = [str(k).zfill(digits) for k in range(len(video.poses))]
+        return PosedList(names, scene.frame, scene.pose, given, time=scene.time)
 
 
 class _Video(NamedTuple):
@@ -73,6 +76,7 @@ class _Video(NamedTuple):
     depth_size: tuple[int, int]
     poses: NDArray[np.float64]  # (N, 7) qx qy qz qw tx ty tz
     cameras: NDArray[np.float64]  # (N, 4) or (1, 4) fx fy cx cy
+    times: list[float] | None  # (N,) seconds
 
     def camera(self, index: int, what: str) -> Intrinsics:
         """Camera of a frame's image. Raises FrameError where it is none."""
@@ -86,6 +90,10 @@ class _Record3DScene(NamedTuple):
     source: Path
     video: _Video
     given: Cameras | None
+
+    def time(self, name: str) -> float | None:
+        """Seconds at which a frame was taken, None where the metadata does not say."""
+        return None if self.video.times is None else self.video.times[int(name)]
 
     def pose(self, name: str) -> NDArray[np.float64]:
         """Camera to world (4, 4), OpenCV axes. Raises FrameError where tracking was lost."""
@@ -156,7 +164,13 @@ def _video(data: bytes, what: str) -> _Video:
         cameras = numbers(each, (len(poses), 4), f"{what}: perFrameIntrinsicCoeffs")
     else:
         cameras = numbers(stated.get("K"), (9,), f"{what}: K")[None, [0, 4, 6, 7]]
-    return _Video(color, depth, numbers(poses, (len(poses), 7), f"{what}: poses"), cameras)
+    stamps, rate = stated.get("frameTimestamps"), stated.get("fps")
+    times = None
+    if isinstance(stamps, list) and len(stamps) == len(poses):
+        times = numbers(stamps, (len(poses),), f"{what}: frameTimestamps").tolist()
+    elif isinstance(rate, (int, float)) and 0 < rate < _MOST_RATE:
+        times = [k / rate for k in range(len(poses))]
+    return _Video(color, depth, numbers(poses, (len(poses), 7), f"{what}: poses"), cameras, times)
 
 
 def _size(stated: dict[str, Any], keys: tuple[str, str], what: str) -> tuple[int, int]:

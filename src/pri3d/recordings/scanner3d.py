@@ -24,14 +24,15 @@ class Scanner3DReader(SceneReader):
     """SCAN with frame_00000.jpg, frame_00000.json, depth_00000.png, and conf_00000.png where there is one.
 
     The JSON holds ``intrinsics``, the 9 numbers of a matrix in rows, for the image, and ``cameraPoseARFrame``, the 16
-    numbers of camera to world in rows, in metres, with OpenGL's camera axes; y of the world points up. Depth is in
+    numbers of camera to world in rows, in metres, with OpenGL's camera axes; y of the world points up; ``time`` are
+    seconds. Depth is in
     millimetres, 16 bits, of the same view as the image, which is larger; confidence is 0, 1 or 2. The app writes JSON
     and depth of more frames than it writes images of: those with an image are read. Its meshes are not used.
     Known from the files that the app writes, as published readers of them describe them; tested on written files.
     """
 
     looks_for: ClassVar[str] = "frame_00000.jpg, frame_00000.json and depth_00000.png (3D Scanner App, all data)"
-    frame_step = 8  # some ten images a second
+    frame_step = 2  # two images a second
 
     @staticmethod
     def is_scene(path: Path) -> bool:
@@ -50,7 +51,14 @@ class Scanner3DReader(SceneReader):
             lambda name: _load(name, *named[name], given),
             lambda name: _pose(_json(*named[name])),
             given,
+            time=lambda name: _time(_json(*named[name])),
         )
+
+
+def _time(path: Path) -> float | None:
+    """Seconds at which a frame was taken, None where its JSON does not say."""
+    stated = frame_json(path).get("time")
+    return float(stated) if isinstance(stated, (int, float)) else None
 
 
 def _json(number: str, image: Path) -> Path:

@@ -80,7 +80,14 @@ class ScanNetppReader(SceneReader):
             lambda name: _matrix(stated, name, "aligned_pose", 4, iphone / _POSES),
             given,
             str(iphone / _POSES),
+            lambda name: _time(stated[name]),
         )
+
+
+def _time(entry: Any) -> float | None:
+    """Seconds at which a frame was taken, None where its entry does not say."""
+    stated = entry.get("timestamp") if isinstance(entry, dict) else None
+    return float(stated) if isinstance(stated, (int, float)) else None
 
 
 def _official(data: Path) -> dict[str, str]:

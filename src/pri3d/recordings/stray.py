@@ -59,7 +59,7 @@ class StrayReader(SceneReader):
         if given is None and not odometry.has(_CAMERA):
             matrix = _matrix(source / "camera_matrix.csv")
         scene = _StrayScene(source, VideoFrames(source / "rgb.mp4"), odometry, matrix, given)
-        return PosedList(list(odometry.rows), scene.frame, odometry.pose, given)
+        return PosedList(list(odometry.rows), scene.frame, odometry.pose, given, time=odometry.time)
 
 
 class _Odometry:
@@ -96,6 +96,10 @@ class _Odometry:
         row = [self.rows[name][self._columns.index(column)] for column in columns]
         found: NDArray[np.float64] = framed(lambda: numbers(row, (len(columns),), f"{self.path}: frame {name}"))
         return found
+
+    def time(self, name: str) -> float | None:
+        """Seconds at which a frame was taken, None where no column says it. Raises FrameError for other words."""
+        return float(self.values(name, ("timestamp",))[0]) if self.has(("timestamp",)) else None
 
     def pose(self, name: str) -> NDArray[np.float64]:
         """Camera to world (4, 4), OpenCV axes. Raises FrameError where tracking was lost."""

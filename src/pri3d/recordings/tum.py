@@ -82,6 +82,7 @@ class TumReader(SceneReader):
             by_name.__getitem__,
             cameras,
             str(truth),
+            float,
         )
 
 

@@ -138,6 +138,7 @@ class ReaderContract:
             assert re.fullmatch(r"[A-Za-z0-9._-]+", scene.id)
             assert list(scene.names) == sorted(set(scene.names))
             assert len(scene.names) == FRAMES
+            assert scene.times is None or (len(scene.times) == FRAMES and (np.diff(scene.times) > 0).all())
             mesh = scene.mesh()
             assert mesh is None or mesh.is_file()
 

@@ -34,6 +34,11 @@ class OpenFrames(Protocol):
 
     names: Sequence[str]
 
+    @property
+    def times(self) -> Sequence[float] | None:
+        """Seconds at which the frames were taken, None where they are not known."""
+        ...
+
     def frame(self, index: int) -> Frame:
         """Load frame ``names[index]``. Raises FrameError where it is unusable."""
         ...
@@ -45,6 +50,8 @@ class OpenFrames(Protocol):
 
 class FrameList:
     """Frames that a function loads by name."""
+
+    times: Sequence[float] | None = None
 
     def __init__(self, names: Sequence[str], load: Callable[[str], Frame]) -> None:
         self.names: Sequence[str] = sorted(names)
@@ -69,10 +76,28 @@ class PosedList(FrameList):
         pose: Callable[[str], NDArray[np.float64]],
         cameras: Cameras | None = None,
         what: str = "",
+        time: Callable[[str], float | None] = lambda _name: None,
     ) -> None:
-        """``pose`` gives the (4, 4), by the file ``what``, of the camera that ``cameras`` says, None for colour."""
+        """``pose`` gives the (4, 4), by the file ``what``, of the camera that ``cameras`` says, None for colour.
+
+        ``time`` gives the seconds at which a frame was taken, None or a FrameError where it is not known.
+        """
         super().__init__(names, load)
-        self._pose, self._cameras, self._what = pose, cameras, what
+        self._pose, self._cameras, self._what, self._time = pose, cameras, what, time
+
+    @cached_property
+    def times(self) -> Sequence[float] | None:  # type: ignore[override]
+        """Seconds at which the frames were taken, None where they are not known of all, or do not increase."""
+        found = []
+        for name in self.names:
+            try:
+                found.append(self._time(name))
+            except FrameError:
+                return None
+            if found[-1] is None:
+                return None
+        times = np.array(found, np.float64)
+        return times.tolist() if np.isfinite(times).all() and (np.diff(times) > 0).all() else None
 
     def pose(self, index: int) -> NDArray[np.float64]:
         """Return ``world_from_camera`` (4, 4) of the colour camera. Raises FrameError where it is not rigid."""
@@ -108,6 +133,11 @@ class LazyScene(Scene):
     def names(self) -> Sequence[str]:  # type: ignore[override]
         """Names of the frames. Raises DataError where the scene cannot be opened."""
         return self._opened.names
+
+    @property
+    def times(self) -> Sequence[float] | None:  # type: ignore[override]
+        """Seconds at which the frames were taken. Raises DataError where the scene cannot be opened."""
+        return self._opened.times
 
     def frame(self, index: int) -> Frame:
         """Load frame ``names[index]``. Raises FrameError naming the file that is missing or damaged."""

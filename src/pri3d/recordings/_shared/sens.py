@@ -200,6 +200,7 @@ class SensScene:
         self._cameras = cameras
         count = file.header.frames
         digits = max(6, len(str(count - 1)))
+        self.times: Sequence[float] | None = None
         self.names: Sequence[str] = [str(k).zfill(digits) for k in range(count)]
 
     def frame(self, index: int) -> Frame:
