@@ -150,6 +150,7 @@ def test_unknown_verb_lists_the_choices(capsys: pytest.CaptureFixture[str]) -> N
         ("finetune semantic x --bn-momentum 0.1", "unknown flag --bn-momentum. It is --backbone.bn-momentum now."),
         ("finetune semantic x --size 8x8", "unknown flag --size. It is --semantic.size now."),
         ("check x --frames 10", "unknown flag --frames. It is --max-frames now."),
+        ("probe x --weights scratch --steps 9", "unknown flag --steps. Linear probes are solved exactly, without"),
         ("reproduce table1 --size paper", "unknown flag --size. It is --scale now."),
         ("finetune semantic x --instance.rois 4", "unknown flag --instance.rois."),
         ("prepare x", "missing: OUT"),

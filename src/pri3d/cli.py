@@ -46,6 +46,8 @@ RENAMED_FLAGS = {
     "rooms": {"workers": "processes"},
     "view": {"frames": "max_frames", "pairs": "max_pairs"},
 }
+#: Flags that are no more -> what to do instead, by command.
+REMOVED_FLAGS = {"probe": {"steps": "Linear probes are solved exactly, without training: leave it out."}}
 
 
 class Flag(NamedTuple):
@@ -211,6 +213,8 @@ def parse(verb: Verb, words: Sequence[str]) -> dict[str, Any]:
             continue
         if renamed.get(name) in known:
             hint = f" It is {flag_as_typed(renamed[name])} now."
+        elif name in REMOVED_FLAGS.get(verb.name, {}):
+            hint = f" {REMOVED_FLAGS[verb.name][name]}"
         else:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {flag_as_typed(close[0])}?" if close else ""

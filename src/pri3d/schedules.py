@@ -1,4 +1,4 @@
-"""Learning-rate schedules of pre-training, fine-tuning and probes: a factor for every step."""
+"""Learning-rate schedules of pre-training and fine-tuning: a factor for every step."""
 
 from __future__ import annotations
 

@@ -38,7 +38,6 @@ def small(rooms_store: Path, tmp_path: Path) -> Probe:
             "pixels": 40,
             "max_pairs": 4,
             "max_frames": 6,
-            "steps": 5,
         }
         return probe(rooms_store, weights=weights, **given | {"out": tmp_path / "out" / "probe.json"} | options)
 
@@ -166,7 +165,7 @@ def test_networks_of_one_name_stay_apart(small: Probe, tmp_path: Path) -> None:
 def test_a_store_without_labels_or_pairs_has_the_other_tasks(tmp_path: Path, run_folder: Path) -> None:
     rooms(tmp_path / "raw", rooms=1, frames=5, size="64x48", labels=False, processes=1)
     prepare([tmp_path / "raw"], tmp_path / "bare", size="64x48", pairs=False, surface=False, processes=1)
-    options: dict[str, Any] = {"holdout": 0.4, "size": "64x48", "steps": 2, "out": tmp_path / "probe.json"}
+    options: dict[str, Any] = {"holdout": 0.4, "size": "64x48", "out": tmp_path / "probe.json"}
     found = probe(tmp_path / "bare", weights=[run_folder], **options)["run after"]
     assert [task for task in TASKS if getattr(found, task) is not None] == ["depth", "normals", "retention"]
     assert not (tmp_path / "probe.png").exists()
@@ -186,7 +185,7 @@ def test_a_store_without_labels_or_pairs_has_the_other_tasks(tmp_path: Path, run
         ({"reference": Path("scratch"), "encoder": "resnet34", "tasks": "retention"}, "of the reference resnet34"),
         ({"portion": "some"}, "--portion"),
         ({"features": "head"}, "--features"),
-        ({"steps": 0}, "--steps 0"),
+        ({"steps": 300}, "steps"),
         ({"out": Path("probe.txt")}, "ends in .json"),
         ({"size": "big"}, "--size big"),
     ],

@@ -42,13 +42,12 @@ class ProbeOptions(LabelMapField):
     )
     max_pairs: int = option("at most so many pairs, drawn with the seed", default=200, least=1)
     max_frames: int = option(
-        "at most so many frames to train linear probes on, and so many to score them on, evenly spaced",
+        "at most so many frames to fit linear probes to, and so many to score them on, evenly spaced",
         default=200,
         least=1,
     )
-    steps: int = option("steps of training a linear probe, of 8 frames each", default=300, least=1)
     seed: int = option(
-        "random seed for the choice of pairs, points and batches, and for random weights", default=0, least=0
+        "random seed for the choice of pairs, points and pixels, and for random weights", default=0, least=0
     )
     out: AnyPath = option(".json file to write", default="probe.json")
 
@@ -59,8 +58,8 @@ def probe(options: ProbeOptions) -> Record:
 
     Prints one table a task and writes OUT, OUT with .csv and .md, and an image with .png. Tasks: matching (points
     seen in both views, found again by their features), correspondence (recall of the best matches, the protocol of
-    probe3d), depth, normals and segmentation (linear probes, trained on the rest of the dataset), retention (features
-    and weights against those the run began with). docs/probe.md defines every number.
+    probe3d), depth, normals and segmentation (linear probes, fitted in closed form to the rest of the dataset),
+    retention (features and weights against those the run began with). docs/probe.md defines every number.
 
     Returns name of the weights -> scores. Raises ConfigError where an option is wrong, a network has seen what it would
     be scored on, or encoders do not fit; DataError where the dataset cannot serve a task that was asked for, or a file

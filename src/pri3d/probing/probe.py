@@ -1,6 +1,6 @@
 """``pri3d probe``: what frozen features know of the third dimension, and of what they knew before.
 
-Correspondences need no training and no labels; linear probes read depth, normals and classes off frozen features;
+Correspondences need no fit and no labels; linear probes read depth, normals and classes off frozen features;
 retention compares a network with the one it began as.
 """
 
@@ -17,6 +17,7 @@ from pri3d import registry
 from pri3d.api.probe import ProbeOptions
 from pri3d.api.results import Record
 from pri3d.data.crops import frame_table
+from pri3d.data.measured import MeasuredFrames, read_frames
 from pri3d.data.mixture import hashes_of
 from pri3d.data.pairs import PairDataset, split_pairs
 from pri3d.data.sampler import derive
@@ -24,7 +25,7 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import usable
 from pri3d.geometry.resize import parse_size
 from pri3d.labelled.prepared import PreparedImages
-from pri3d.probing.linear import ProbeFrames, probe_linear, read_frames
+from pri3d.probing.linear import probe_linear
 from pri3d.probing.networks import Dense, check_source, name_sources, open_dense
 from pri3d.probing.pairs import Correspondences, Held, Matching, Measure, matching_recall, measure_pairs
 from pri3d.probing.retention import check_same, retention
@@ -48,8 +49,8 @@ class Frozen(NamedTuple):
     pairs: Held | None
     angles: NDArray[np.float32]  #: (P,) radians between the viewing directions of the pairs
     distance: float  #: metres within which two measured points are the same
-    train: ProbeFrames | None
-    test: ProbeFrames | None
+    train: MeasuredFrames | None
+    test: MeasuredFrames | None
 
 
 def probe(options: ProbeOptions) -> Record:
@@ -105,7 +106,7 @@ def probe(options: ProbeOptions) -> Record:
         )
         linear = [task for task in chosen if task in LINEAR_TASKS]
         if linear and frozen.train and frozen.test:
-            found = probe_linear(dense, frozen.train, frozen.test, linear, options.steps, seed, name)
+            found = probe_linear(dense, frozen.train, frozen.test, linear, seed, name)
             scores = scores._replace(**found._asdict())
         if name in references and frozen.test:
             images = frozen.test.color[:: -(-len(frozen.test.color) // _RETAINED)]
@@ -118,7 +119,7 @@ def probe(options: ProbeOptions) -> Record:
         say = Terminal(stderr=True, highlight=False, markup=False, soft_wrap=True).print
         say(f"{store.path}: the unit of {len(unknown)} scenes is not known; what is called m is that unit.")
     settings: dict[str, Any] = {"tasks": chosen, "split": options.portion, "distance": frozen.distance}
-    settings |= {name: getattr(options, name) for name in ("holdout", "features", "size", "pixels", "steps", "seed")}
+    settings |= {name: getattr(options, name) for name in ("holdout", "features", "size", "pixels", "seed")}
     settings |= {"frames": options.max_frames}
     settings |= {"pairs": 0 if frozen.pairs is None else len(frozen.pairs), "reference": reference and str(reference)}
     with usable(f"--out {out}"):

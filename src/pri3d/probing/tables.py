@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from pri3d.files.atomic import write_atomic
-from pri3d.probing.linear import DepthScore, NormalScore, SegmentationScore
+from pri3d.networks.readout import DepthScore, NormalScore, SegmentationScore
 from pri3d.probing.pairs import Correspondence, Recall
 from pri3d.probing.retention import Retention
 from pri3d.reporting.charts import Curves, recall_figure
