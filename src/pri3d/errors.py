@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -13,6 +13,15 @@ class Pri3DError(Exception):
 
 class DataError(Pri3DError):
     """A recording, prepared dataset or image is missing, damaged or inconsistent."""
+
+
+class FailedScenesError(DataError):
+    """Some scenes could not be prepared; the others are there."""
+
+    def __init__(self, message: str, failed: Mapping[str, str], total: int) -> None:
+        """``failed``: scene -> why; of ``total`` scenes that were asked for."""
+        super().__init__(message)
+        self.failed, self.total = dict(failed), total
 
 
 class FrameError(DataError):

@@ -23,6 +23,7 @@ import os
 import re
 import shutil
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Container
 from functools import cached_property
 from pathlib import Path
@@ -215,6 +216,11 @@ class Store(Output):
     def scenes(self) -> list[str]:
         """Ids of the finished scenes, sorted."""
         return sorted(self.manifest["scenes"])
+
+    @property
+    def surfaces(self) -> dict[str, int]:
+        """How many scenes have their surface from a mesh, fused from depth, or none; unknown of older stores."""
+        return dict(Counter(str(record.get("surface", "unknown")) for record in self.manifest["scenes"].values()))
 
     @property
     def class_names(self) -> list[str] | None:

@@ -54,8 +54,22 @@ def test_what_comes_out(recording: Path, out: Path) -> None:
     assert table.baseline[k] == pytest.approx(distance, rel=1e-5)
     surface = scene.surface()  # of the room's mesh
     assert surface.color is not None
+    assert store.surfaces == {"mesh": 2}
     assert len(surface.cells) == store.manifest["scenes"]["room-0000"]["voxels"] > 1000
     assert not list(out.rglob("*.part"))
+
+
+@pytest.mark.quick
+def test_a_missing_mesh_is_said_at_once_and_recorded(
+    recording: Path, out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    next((recording / "room-0001").glob("*.ply")).unlink()
+    prepare([recording], out, **{**FLAGS, "pairs": False})
+    said = capfd.readouterr().err
+    assert "1 of 2 scenes have no mesh, theirs is fused from the depth images: room-0001" in said
+    assert said.index("have no mesh") < said.index("voxels")  # before the work's summary
+    assert Store(out).surfaces == {"mesh": 1, "depth": 1}
+    assert Store(out).manifest["scenes"]["room-0001"]["surface"] == "depth"
 
 
 def test_seen_points_lie_on_the_fused_surface(recording: Path, out: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 
 from pri3d.errors import ConfigError
 from pri3d.reproduction.matrix import build_matrix, experiments, find_experiment, find_study, groups, stated
-from pri3d.reproduction.work import settings_of
+from pri3d.reproduction.work import StudyFolder, settings_of
 
 STUDIES = [(on, size) for on, sizes in stated("studies").items() for size in sizes]
 
@@ -20,7 +21,8 @@ def matrix(name: str, on: str = "rooms", size: str = "small", seeds: tuple[int, 
 
 @pytest.mark.parametrize(("on", "size"), STUDIES)
 @pytest.mark.parametrize("name", experiments())
-def test_settings_of_every_run_resolve(name: str, on: str, size: str) -> None:
+def test_settings_of_every_run_resolve(name: str, on: str, size: str, tmp_path: Path) -> None:
+    folders = {"scannet_frames": tmp_path, "nyuv2": tmp_path}  # empty: the study says how many images there are
     if find_experiment(name).data not in find_study(on, size).settings["parts"]:
         with pytest.raises(ConfigError, match="has no data"):
             matrix(name, on, size)
@@ -28,7 +30,7 @@ def test_settings_of_every_run_resolve(name: str, on: str, size: str) -> None:
     found = matrix(name, on, size, folders=("imagenet",))
     assert found.parts
     for run in found.runs:
-        settings = settings_of(run)
+        settings = settings_of(StudyFolder(tmp_path, find_study(on, size), folders), run)
         assert settings.encoder == run.options["encoder"]
         assert settings.seed == 0
 

@@ -144,6 +144,7 @@ def test_an_oracle_scores_one(images, task, batch):
     assert oracle.batches == ([1] * 4 if batch == 1 else [3, 1])
     for name in ("AP", "AP50", "AP75", "box_AP", "box_AP50", "box_AP75"):
         assert scores[name] == pytest.approx(1.0)
+        assert scores[f"paper_{name}"] == pytest.approx(1.0)
     assert set(scores["classes"]) == set(task.class_names)
     seen = {int(kind) for k in range(4) for kind in dataset[Draw(0, k)].classes}
     for k, name in enumerate(task.class_names):
@@ -154,6 +155,20 @@ def test_confused_classes_score_less(images, task):
     dataset = InstanceDataset(images, rows=[0, 1], min_area=20)
     found = [{**f, "labels": f["labels"] % len(task.class_names) + 1} for f in truth_of(dataset)]
     assert task.measure(Oracle(found), dataset, 2)["AP"] < 0.5
+
+
+def test_the_papers_protocol_leaves_weak_objects_out(images, task):
+    """Half of the objects with a score of 0.4: they count for AP, and are missed at 0.5."""
+    dataset = InstanceDataset(images, rows=[0, 1], min_area=20)
+    found = list(truth_of(dataset))
+    for one in found:
+        one["scores"] = torch.where(torch.arange(len(one["scores"])) % 2 == 0, 0.4, 0.9)
+    scores = task.measure(Oracle(list(found)), dataset, 2)
+    assert scores["AP"] == scores["box_AP"] == pytest.approx(1.0)
+    strict = average_precision(to_coco(images, [0, 1], 20), results_of(task, Oracle(found), dataset), 0.5)
+    assert strict["AP"] < 0.8
+    for name in ("AP", "AP50", "AP75", "box_AP", "box_AP50", "box_AP75"):
+        assert scores[f"paper_{name}"] == pytest.approx(strict[name])
 
 
 def results_of(task, model, dataset, rows=None):

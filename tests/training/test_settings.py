@@ -67,7 +67,12 @@ def test_paper_preset_has_the_papers_numbers() -> None:
     assert (paper.own["geometry"].voxel, paper.matching.distance) == (0.02, 0.02)
     assert (paper.optim.momentum, paper.optim.dampening) == (0.9, 0.1)
     assert (paper.contrast.temperature, paper.contrast.points) == (0.4, 1024)
-    assert (paper.encoder, paper.weights, paper.size, paper.unet.channels) == ("resnet50", "imagenet", "320x240", 128)
+    assert (paper.encoder, paper.weights, paper.size, paper.unet.channels) == (
+        "resnet50",
+        "imagenet",
+        "320x240",
+        "auto",
+    )
     assert paper.objectives == {"view": 1.0, "geometry": 1.0}
 
 
@@ -370,7 +375,7 @@ def test_released_has_the_numbers_of_the_released_code() -> None:
     assert (matching.match, matching.distance, own.voxel, own.chunks) == ("depth", 0.05, 0.02, 2)
     assert (own.voxel_input, released.interpolation, own.net3d) == ("color", "nearest", "34C")
     assert (released.unet.passes, released.unet.bn_schedule) == ("separate", "decay")
-    assert (released.contrast.temperature, released.contrast.points, released.unet.channels) == (0.4, 1024, 128)
+    assert (released.contrast.temperature, released.contrast.points, released.unet.channels) == (0.4, 1024, "auto")
 
 
 def test_moco_has_the_numbers_of_its_second_version() -> None:

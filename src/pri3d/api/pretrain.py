@@ -36,7 +36,11 @@ class UNetOptions(Options):
     decoder: Literal["paper", "slim"] = option(
         "paper (5x5 convolutions, wide) or slim (3x3, for small machines)", default="paper"
     )
-    channels: int = option("channels of the half-resolution feature map", default=128, least=1)
+    channels: int | Literal["auto"] = option(
+        "channels of the half-resolution feature map; auto asks the encoder: 128 where its last map has 2048 "
+        "(ResNet-50), else 32",
+        default="auto",
+    )
     passes: Literal["joint", "separate"] = option(
         "both frames through the network in one joint pass, or in separate ones with batch norms of their own",
         default="joint",
@@ -44,6 +48,11 @@ class UNetOptions(Options):
     bn_schedule: Literal["constant", "decay"] = option(
         "momentum of the batch norms: constant 0.1, or the decay of the released code", default="constant"
     )
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the numbers, each with its flag."""
+        few = isinstance(self.channels, int) and self.channels < 1
+        return [*super().problems(), *([f"--unet.channels {self.channels}: give at least 1, or auto"] if few else [])]
 
 
 class EncoderOptions(BackboneFields):

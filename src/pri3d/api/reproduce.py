@@ -36,6 +36,12 @@ class ReproduceOptions(Options):
     imagenet: AnyPath | None = option(
         "folder of ImageNet's images, for the two MoCo rows that mix them in", default=None
     )
+    max_failed: float = option(
+        "share of the scans that may fail to be prepared; the others go on without them, and the page names them",
+        default=0.05,
+        least=0,
+        below=1,
+    )
     jobs: int = option("runs at a time", default=1, least=1)
     only: str | None = option(
         "part of the work: data, one group of runs by its number in --dry-run, or table", default=None

@@ -7,7 +7,7 @@ the networks' own papers: PSPNet arXiv 1612.01105, DeepLabV3 arXiv 1706.05587, D
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder, DeepLabV3PlusDecoder
@@ -149,7 +149,7 @@ NETWORKS = ("unet", *CONTEXT)
 
 
 def build_segmentation(
-    network: str, encoder: Encoder, classes: int, decoder: str = "paper", channels: int = 32
+    network: str, encoder: Encoder, classes: int, decoder: str = "paper", channels: int | Literal["auto"] = 32
 ) -> SegmentationNet:
     """Put a segmentation network of ``classes`` classes on an encoder, which becomes part of it.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +23,19 @@ Size = tuple[int, int]
 class UNet(nn.Module):
     """Images (B, 3, H, W), RGB 0..1 -> features (B, channels, ceil(H / 2), ceil(W / 2)).
 
-    ``decoder`` is "paper" (5 x 5 up-projections; takes the published checkpoints) or "slim" (64 channels, 3 x 3; for
+    ``channels`` "auto" is what the released code has: 128 where the encoder's last map has 2048, else 32. ``decoder``
+    is "paper" (5 x 5 up-projections; takes the published checkpoints) or "slim" (64 channels, 3 x 3; for
     small machines). Normalisation happens inside. Raises ConfigError for an unknown decoder.
     """
 
-    def __init__(self, encoder: Encoder, decoder: str = "paper", channels: int = 32) -> None:
+    def __init__(self, encoder: Encoder, decoder: str = "paper", channels: int | Literal["auto"] = 32) -> None:
         super().__init__()
         if decoder not in DECODERS:
             raise ConfigError(f"unknown decoder {decoder!r}. Choices: {', '.join(DECODERS)}.")
         self.encoder = encoder
         self.decoder_name = decoder
+        if channels == "auto":
+            channels = 128 if encoder.channels[-1] >= 2048 else 32
         self.channels = channels
         build, widths, step = DECODERS[decoder]
         one_stride = len(set(encoder.strides)) == 1 and encoder.strides[0] > 2
@@ -197,12 +200,11 @@ DECODERS = {
 
 
 def build_unet(encoder: str = "resnet18", decoder: str = "paper", channels: int | None = None) -> UNet:
-    """Untrained U-Net by name; ``channels`` defaults to the paper's code: 128 where the encoder ends on 2048, else 32.
+    """Untrained U-Net by name; ``channels`` None is "auto".
 
     Raises ConfigError for an unknown encoder or decoder.
     """
-    net = build_encoder(encoder)
-    return UNet(net, decoder, channels or (128 if net.channels[-1] >= 2048 else 32))
+    return UNet(build_encoder(encoder), decoder, channels or "auto")
 
 
 def _halvings(stride: int) -> list[int]:

@@ -148,10 +148,11 @@ def prepare_scene(
         )
         relative = not source.metric or settings.match == "relative"
         pairs = _pairs(job, frames, relative, report) if settings.pairs else PairTable.empty()
-        surface = Voxels(np.zeros((0, 3), np.int32), settings.voxel)
+        surface, mesh = Voxels(np.zeros((0, 3), np.int32), settings.voxel), None
         if settings.surface:
             report("surface", 0, 1)
-            surface = scene_surface(scene.mesh(), frames, settings.voxel)
+            mesh = scene.mesh()
+            surface = scene_surface(mesh, frames, settings.voxel)
         record = {
             "source": str(job.recording),
             "cameras": stated_cameras(job),
@@ -166,6 +167,7 @@ def prepare_scene(
             "first_rejected": str(frames.reasons[0]) if frames.reasons else "",
             "pairs": len(pairs.i),
             "still_pairs": int((pairs.baseline < STILL).sum()),
+            "surface": "none" if not settings.surface else "depth" if mesh is None else "mesh",
             "voxels": len(surface.cells),
             "width": writer.size[0],
             "height": writer.size[1],

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from pri3d.api.prepare import PrepareOptions
-from pri3d.errors import ConfigError, DataError
+from pri3d.errors import ConfigError, DataError, FailedScenesError
 from pri3d.files.atomic import is_full, remove_leftovers
 from pri3d.files.lock import clear_lock, lock_folder
 from pri3d.files.stamp import refuse_other_settings
@@ -53,6 +53,7 @@ _UNITS = {
     "angle": "radian",
     "camera axes": "x right, y down, z forward",
 }
+_NAMED = 5  # scenes that a line names
 _READERS = 8  # files read at a time: file systems of clusters answer late
 SHOWN = 40  #: scenes, and reasons of failure, that are printed; the manifest has all
 
@@ -120,7 +121,8 @@ def prepare(options: PrepareOptions) -> None:
         finish_store(out, manifest, failed)
     print_summary(out, manifest)
     if failed:
-        raise DataError(f"{len(failed)} of {len(jobs)} scenes failed, the others are in {out}:{list_failures(failed)}")
+        text = f"{len(failed)} of {len(jobs)} scenes failed, the others are in {out}:{list_failures(failed)}"
+        raise FailedScenesError(text, failed, len(jobs))
 
 
 def _claim(out: Path, settings: StoreSettings) -> dict[str, Any] | None:
@@ -186,10 +188,29 @@ def _announce(jobs: list[SceneJob], workers: int, cluster: str | None, dry_run: 
     if jobs:
         processes = workers if cluster is not None else min(workers or cores(), len(jobs))
         said = estimate(jobs, worth=0).text(processes) if dry_run else estimate(jobs).text(processes)
-        Terminal(stderr=True, highlight=False).print(said, markup=False, soft_wrap=True)
+        say = Terminal(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+        say(said)
+        if jobs[0].settings.surface and (line := _name_fused(jobs)):
+            say(line)
     elif dry_run:
         Terminal(stderr=True).print("to prepare: nothing, every scene is there", markup=False)
     return dry_run
+
+
+def _name_fused(jobs: list[SceneJob]) -> str:
+    """Line on the scenes that have no mesh, so that their surface is fused from the depth; empty where all have one."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        meshes = pool.map(lambda job: open_scene(job).mesh(), jobs)
+        fused = [job.scene for job, mesh in zip(jobs, meshes, strict=True) if mesh is None]
+    if not fused:
+        return ""
+    if len(fused) == len(jobs):
+        return "surface: no scene has a mesh; it is fused from the depth images"
+    more = f" and {len(fused) - _NAMED} more" if len(fused) > _NAMED else ""
+    return (
+        f"surface: {len(fused)} of {len(jobs)} scenes have no mesh, theirs is fused from the depth images: "
+        f"{', '.join(fused[:_NAMED])}{more}"
+    )
 
 
 def _run(jobs: list[SceneJob], workers: int, cluster: str | None) -> dict[str, str]:

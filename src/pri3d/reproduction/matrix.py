@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from pri3d.api.finetune import resolve_finetuning
 from pri3d.errors import ConfigError
 from pri3d.registry import choice, unknown
 
@@ -22,6 +23,7 @@ class Experiment(NamedTuple):
     kind: Literal["table", "segmentations", "matches"] = "table"
     task: str = "semantic"  #: of fine-tuning
     scores: Mapping[str, str] = {"miou": "mIoU"}  #: key of scores.json -> the paper's name
+    further: Mapping[str, str] = {}  #: the same of scores that the paper does not have
     base: str = ""  #: start that deltas are to
     compare: Sequence[Sequence[str]] = ()  #: rows of which the first should be ahead of the second
     rows: Mapping[str, Mapping[str, Any]] = {}  #: the paper's name of a row -> start, network, figures by encoder
@@ -185,14 +187,32 @@ def _chain(
         "seed": seed,
         **({"weights": start["weights"]} if "weights" in start else {}),
         **({"labels": labels} if (labels := settings["parts"][data].get("labels")) else {}),
+        **({"part": start["part"]} if "part" in start and task == "semantic" else {}),
         **settings[task],
     }
+    shorter = _fraction_length(study, task, str(options["preset"]), network, fraction)
+    options |= {} if shorter is None or "steps" in settings[task] else shorter
     parts = (row["start"], network, f"fraction{fraction:g}" if fraction < 1 else None, f"seed{seed}")
     name = f"{task}-{data}-{encoder}/{'-'.join(filter(None, parts))}"
     stores = tuple(part for part in (data, f"{data}-val") if part in settings["parts"])
     after = pretraining.name if pretraining else None
     finetuning = PlannedRun(name, "finetune", options, stores, after)
     return [pretraining, finetuning] if pretraining else [finetuning]
+
+
+def _fraction_length(
+    study: Study, task: str, preset: str, network: str | None, fraction: float
+) -> dict[str, float] | None:
+    """How long a run of the paper's size on a fraction of the labels trains: as many epochs as on all of them.
+
+    None leaves it to the preset: of small sizes, and of all labels where the length is stated in steps.
+    """
+    epochs = study.settings.get("epochs")
+    if not epochs:
+        return None
+    if (stated_epochs := epochs.get(network or ("unet" if task == "semantic" else ""))) is not None:
+        return {"epochs": stated_epochs}
+    return {"steps": max(1, round(fraction * resolve_finetuning(task, preset).steps))} if fraction < 1 else None
 
 
 @cache

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from pri3d.api.reproduce import ReproduceOptions
-from pri3d.errors import ConfigError, DataError
+from pri3d.errors import ConfigError, DataError, first_line
 from pri3d.files.atomic import write_atomic
 from pri3d.intervals import interval_text, mean_interval
 from pri3d.labelled import open_labelled
@@ -38,6 +38,7 @@ from pri3d.reproduction.work import (
     write_slurm_script,
 )
 from pri3d.runs import RunPaths, read_json, write_text
+from pri3d.store import MANIFEST, read_manifest
 from pri3d.terminal import Terminal
 
 On = Literal["rooms", "scannet", "nyuv2"]
@@ -76,15 +77,16 @@ def reproduce(options: ReproduceOptions) -> Path:
         show_plan(plan, options.jobs)
         return out
     if slurm is not None:
-        words = [str(options.experiment)]
+        words, given = [str(options.experiment)], options.given()
         for name, value in options.items():
-            if name not in ("experiment", *_HOW) and value is not None:
+            said = name in ("on", "scale", "out") or name in given
+            if said and name not in ("experiment", *_HOW) and value is not None:
                 words += [f"--{name.replace('_', '-')}", str(value)]
         return write_slurm_script(slurm, plan, words)
     runs = _choose_runs(plan.matrix, options.only)
     say = Terminal(stderr=True, highlight=False, markup=False, soft_wrap=True).print
     if options.only in (None, "data"):
-        make_parts(plan.place, plan.matrix.parts, cores())
+        make_parts(plan.place, plan.matrix.parts, cores(), options.max_failed, say)
     failed = make_runs(plan.place, runs, options.jobs, say)
     result = write_result(plan) if options.only in (None, "table") else plan.place.root
     if failed:
@@ -149,7 +151,7 @@ def table_markdown(place: StudyFolder, experiment: Experiment, matrix: Matrix, e
     """The page: what was run, our table, what it shows, the paper's table beside."""
     fractions = list(dict.fromkeys(entry.fraction for entry in entries))
     names = list(experiment.scores.values())
-    columns = [(f, name) for f in fractions for name in names]
+    columns = [(f, name) for f in fractions for name in (*names, *experiment.further.values())]
     heads = [_head(name, f, len(fractions) > 1) for f, name in columns]
     printed = [
         (encoder, f, k)
@@ -172,6 +174,7 @@ def table_markdown(place: StudyFolder, experiment: Experiment, matrix: Matrix, e
     remarks = [reading.text() for reading in compare_rows(experiment, entries)]
     for why in dict.fromkeys(matrix.left_out.values()):
         remarks.append(f"Not run: {'; '.join(row for row, of in matrix.left_out.items() if of == why)} ({why}).")
+    remarks += describe_data(place, matrix) + describe_size(place, experiment, fractions)
     notes = place.study.settings.get("notes", {})
     remarks += [notes[start] for start in dict.fromkeys(cell.start for cell in matrix.cells) if start in notes]
     parts = [
@@ -183,6 +186,39 @@ def table_markdown(place: StudyFolder, experiment: Experiment, matrix: Matrix, e
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def describe_data(place: StudyFolder, matrix: Matrix) -> list[str]:
+    """What of the data a reader must know: scans that failed, and where the surface comes from."""
+    remarks = []
+    for part in matrix.parts:
+        store = place.store(part)
+        if "images" in place.study.settings["parts"][part] or not (store / MANIFEST).is_file():
+            continue
+        manifest = read_manifest(store)
+        scenes, failed = manifest["scenes"], manifest["failed"]
+        if failed:
+            whole = len(scenes) + len(failed)
+            reasons = "; ".join(f"{scene} ({first_line(ValueError(why))})" for scene, why in failed.items())
+            remarks.append(f"{len(failed)} of {whole} scans of {part} failed and are left out: {reasons}.")
+        fused = [scene for scene, record in scenes.items() if record.get("surface") == "depth"]
+        if "recording" in place.study.settings["parts"][part] and fused:
+            some = ", ".join(fused[:5]) + (" ..." if len(fused) > 5 else "")
+            remarks.append(
+                f"The surface of {len(fused)} of {len(scenes)} scans of {part} was fused from depth, for they have no "
+                f"mesh, where the paper's is ScanNet's reconstruction: {some}."
+            )
+    return remarks
+
+
+def describe_size(place: StudyFolder, experiment: Experiment, fractions: Sequence[float]) -> list[str]:
+    """What a study of a small size does otherwise than the paper, beside its settings."""
+    remarks, settings = [], place.study.settings
+    if experiment.task == "semantic" and settings["semantic"].get("part") == "encoder":
+        remarks.append("Fine-tuning takes the pre-trained encoder alone, where the paper's takes the decoder too.")
+    if min(fractions) < 1 and not settings.get("epochs"):
+        remarks.append("Runs on a fraction of the labels make as many steps as those on all, not as many epochs.")
+    return remarks
+
+
 def table_csv(experiment: Experiment, entries: Sequence[TableEntry]) -> str:
     """One line a row of the table, fraction of the labels and score; numbers in %, unknown ones empty."""
     text = io.StringIO()
@@ -191,11 +227,11 @@ def table_csv(experiment: Experiment, entries: Sequence[TableEntry]) -> str:
     writer.writerow(["row", "fraction", "score", "mean", "half_interval_95", "delta", "runs", "values", *paper])
     names = list(experiment.scores.values())
     for entry in entries:
-        k = names.index(entry.score)
         beside: list[float] = []
         for encoder in experiment.encoders:
             figures = printed_delta(experiment, entry.row, encoder, entry.fraction)
-            beside += figures[k] if figures else (math.nan, math.nan)
+            known = figures is not None and entry.score in names
+            beside += figures[names.index(entry.score)] if figures and known else (math.nan, math.nan)
         numbers = [entry.mean, entry.half, entry.delta]
         values = " ".join(f"{value:.3f}" for value in entry.values)
         writer.writerow(
@@ -311,7 +347,7 @@ def read_entries(place: StudyFolder, experiment: Experiment, matrix: Matrix) -> 
     entries = []
     for cell, runs in found.items():
         below = [] if cell.start == base else bases[cell.network, cell.fraction]
-        for key, name in experiment.scores.items():
+        for key, name in {**experiment.scores, **experiment.further}.items():
             entries.append(TableEntry(cell.row, cell.fraction, name, _values(runs, key), _values(below, key)))
     return entries
 

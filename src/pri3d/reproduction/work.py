@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import shlex
 import time
 import traceback
@@ -24,9 +26,10 @@ from pri3d.api.presets import current
 from pri3d.api.pretrain import PretrainOptions, pretrain, resolve_pretraining
 from pri3d.api.rooms import rooms
 from pri3d.api.training import TrainSettings
-from pri3d.errors import ConfigError, Pri3DError
+from pri3d.errors import ConfigError, DataError, FailedScenesError, Pri3DError
 from pri3d.files.atomic import write_atomic
 from pri3d.files.stamp import read_stamp, refuse_other_settings
+from pri3d.labelled import open_labelled
 from pri3d.machine import cores
 from pri3d.processes import KilledError, run_apart, run_in_processes
 from pri3d.reproduction.matrix import Experiment, Matrix, PlannedRun, Study, groups
@@ -40,6 +43,7 @@ _PASSES = 4  #: of a trial; the last but one is timed, for the last is followed 
 _TRIAL_BATCH = 16  #: samples of such a pass; 2 for the paper's sizes without a GPU
 _ROOM, _ROOM_FRAMES = "room", 24  #: what a trial trains on
 _KIND_OPTIONS = ("preset", "encoder", "task")  # what tells kinds of runs apart
+_OF_CALL = ("part", "labels", "weights", "epochs")  # options of finetune that are no settings
 _TABLE_WIDTH = 140  #: characters of the table where it goes to a file
 _SLURM_SCRIPT = """#!/bin/bash
 # {title}: {runs} runs in {groups} groups, each a pre-training with the fine-tunings that begin with it, or a
@@ -94,8 +98,14 @@ class StudyFolder(NamedTuple):
         return self.folders[option]
 
 
-def make_parts(place: StudyFolder, parts: Sequence[str], workers: int) -> None:
-    """Render and prepare what the runs need; what is there stays. Raises ConfigError and DataError as those verbs."""
+def make_parts(
+    place: StudyFolder, parts: Sequence[str], workers: int, max_failed: float, say: Callable[[str], None]
+) -> None:
+    """Render and prepare what the runs need; what is there stays.
+
+    Of a part a share ``max_failed`` of the scenes may fail: they are named, and the others are the part. Raises
+    ConfigError and DataError as those verbs, and DataError where more fail.
+    """
     settings = place.study.settings
     for part in parts:
         stated = settings["parts"][part]
@@ -105,7 +115,16 @@ def make_parts(place: StudyFolder, parts: Sequence[str], workers: int) -> None:
             rooms(place.recording(part), size=settings["prepare"]["size"], processes=workers, **stated["rooms"])
         pairs = part == "pretrain"
         options = {**settings["prepare"], **stated.get("options", {})}
-        prepare([place.recording(part)], place.store(part), pairs=pairs, surface=pairs, processes=workers, **options)
+        try:
+            prepare(
+                [place.recording(part)], place.store(part), pairs=pairs, surface=pairs, processes=workers, **options
+            )
+        except FailedScenesError as error:
+            share = f"{part}: {len(error.failed)} of {error.total} scans failed"
+            if len(error.failed) > max_failed * error.total:
+                text = f"{share}, more than --max-failed {max_failed:g} allows. Mend them, or raise it. {error}"
+                raise DataError(text) from error
+            say(f"{share} and are left out: {', '.join(error.failed)}")
 
 
 def is_finished(place: StudyFolder, run: PlannedRun) -> bool:
@@ -209,15 +228,31 @@ def in_groups(run: PlannedRun) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in idle}
 
 
-def settings_of(run: PlannedRun) -> TrainSettings:
-    """Settings that a run will have. Raises ConfigError as the verbs do."""
+def settings_of(place: StudyFolder, run: PlannedRun) -> TrainSettings:
+    """Settings that a run will have; of one in epochs with its steps. Raises ConfigError as the verbs do."""
     options = in_groups(run)
     preset = str(options.pop("preset"))
     if run.verb == "pretrain":
         return resolve_pretraining(preset, options)
     task = str(options.pop("task"))
-    settings = {name: value for name, value in options.items() if name not in ("part", "labels", "weights")}
-    return resolve_finetuning(task, preset, settings)
+    epochs = options.get("epochs")
+    settings = {name: value for name, value in options.items() if name not in _OF_CALL}
+    found = resolve_finetuning(task, preset, settings)
+    if epochs is None:
+        return found
+    return dataclasses.replace(found, steps=max(1, math.ceil(epochs * _images(place, run) / found.batch)))
+
+
+def _images(place: StudyFolder, run: PlannedRun) -> int:
+    """Labelled images that a fine-tuning trains on: those of the folder where it is there, else what the study says."""
+    part = run.parts[0]
+    stated, fraction = place.study.settings["parts"][part], float(run.options["fraction"])
+    try:
+        images = open_labelled(place.store(part), "train", whole=len(run.parts) > 1)
+        return len(images.subset(fraction))
+    except Pri3DError:  # what is wrong with the folder is said by the run
+        count = stated["rooms"]["rooms"] * stated["rooms"]["frames"] if "rooms" in stated else stated["count"]
+        return round(fraction * int(count))
 
 
 def command(place: StudyFolder, run: PlannedRun) -> str:
@@ -286,13 +321,13 @@ def estimate(place: StudyFolder, runs: Sequence[PlannedRun]) -> dict[str, RunCos
                 rooms(recording, rooms=1, frames=_ROOM_FRAMES, size=size, processes=1)
                 prepare([recording], trial.store(_ROOM), processes=1, **settings["prepare"])
             for kind, run in track(unknown.items(), description="trying", transient=True):
-                found[kind] = _run_trial(trial, run)
+                found[kind] = _run_trial(trial, run, place)
     return {run.name: found[kind] for kind, some in by_kind.items() for run in some}
 
 
-def _run_trial(place: StudyFolder, run: PlannedRun) -> RunCost:
+def _run_trial(place: StudyFolder, run: PlannedRun, full_place: StudyFolder) -> RunCost:
     """Make a few passes in a process of its own, whose memory is the run's."""
-    full = settings_of(run)
+    full = settings_of(full_place, run)
     most = _TRIAL_BATCH if torch.cuda.is_available() or place.study.size == "small" else 2
     batch = min(full.micro_batch, most)
     options: dict[str, Any] = {**run.options, "steps": _PASSES, "batch": batch, "micro_batch": batch}
@@ -302,6 +337,7 @@ def _run_trial(place: StudyFolder, run: PlannedRun) -> RunCost:
             options["mix"] = "frames"
     else:
         options |= {"weights": "scratch", "fraction": 1.0, "eval_every": _PASSES, "labels": None}
+        options.pop("epochs", None)
     tried = PlannedRun(f"trial/{run.name}", run.verb, options, (_ROOM,) if run.verb == "pretrain" else (_ROOM, _ROOM))
     try:
         for outcome in run_in_processes(partial(make_run, place), [tried], 1):

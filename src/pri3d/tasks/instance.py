@@ -143,6 +143,11 @@ class InstanceTask(Task):
             "box_AP50": "box AP50",
             "box_AP75": "box AP75",
             "box_classes": "box AP",
+            **{
+                f"paper_{prefix}{name}": f"{what} {name}, score 0.5"
+                for prefix, what in (("", "mask"), ("box_", "box"))
+                for name in ("AP", "AP50", "AP75")
+            },
         },
         by_class="classes",
     )
@@ -316,8 +321,15 @@ class DetectionMeter(Meter):
         return [result for part in images for result in part]
 
     def result(self) -> dict[str, Any]:
-        """``AP``, ``AP50``, ... of masks, ``box_AP``, ... of boxes, ``classes`` and ``box_classes``."""
-        return average_precision(self.truth(), self.results())
+        """``AP``, ``AP50``, ... of masks, ``box_AP``, ... of boxes, ``classes`` and ``box_classes``.
+
+        With ``paper_`` before them the first three of either kind by the paper's protocol, which leaves out objects of
+        a score under 0.5.
+        """
+        truth, results = self.truth(), self.results()
+        strict = average_precision(truth, results, PAPER_THRESHOLD)
+        named = [f"{prefix}{score}" for prefix in KINDS for score in ("AP", "AP50", "AP75")]
+        return {**average_precision(truth, results), **{f"paper_{name}": strict[name] for name in named}}
 
 
 def _choose(found: Detections, which: NDArray[np.bool_]) -> Detections:

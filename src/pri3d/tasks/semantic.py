@@ -47,12 +47,22 @@ class SemanticOptions(Options):
     decoder: Literal["paper", "slim"] = option(
         "decoder of a unet, for weights that do not name theirs: paper or slim", default="paper"
     )
-    channels: int = option(
-        "channels of a unet's feature map, for weights that do not name theirs", default=128, least=1
+    channels: int | Literal["auto"] = option(
+        "channels of a unet's feature map, for weights that do not name theirs; auto asks the encoder: 128 where its "
+        "last map has 2048 (ResNet-50), else 32",
+        default="auto",
     )
     class_weights: Literal["none", "balanced"] = option(
         "weights of the cross-entropy: none, or balanced by the classes' frequency", default="none"
     )
+
+    def problems(self) -> list[str]:
+        """Everything wrong with the numbers, each with its flag."""
+        few = isinstance(self.channels, int) and self.channels < 1
+        return [
+            *super().problems(),
+            *([f"--semantic.channels {self.channels}: give at least 1, or auto"] if few else []),
+        ]
 
     def conflicts(self, settings: Any) -> list[str]:
         """A network of another task, and batches too small for a network's norms."""

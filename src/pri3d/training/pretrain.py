@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import time
@@ -152,11 +153,15 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
         source = WeightsSource(settings.weights, on_hub=False)
         source.check()
     problems.refuse()
+    # Stated as the number that it is: older runs state it so.
+    settings = dataclasses.replace(settings, unet=dataclasses.replace(settings.unet, channels=unet.channels))
     source.fill(unet.encoder)
     module = PretrainModule(settings, synchronised(unet, settings, options.launch))
     layers = "-".join(Path(layer).stem for layer in call.preset.split(","))
     folder = RunPaths(Path(call.run) if call.run is not None else Path("runs") / f"{mixture.name}-{layers}")
-    provenance = {"preset": call.preset, "data": str(mixture), "data_hash": mixture.hash}
+    surfaces = [part.store.surfaces for part in mixture.parts]
+    provenance: dict[str, Any] = {"preset": call.preset, "data": str(mixture), "data_hash": mixture.hash}
+    provenance["surface"] = ", ".join(f"{kind} {count}" for each in surfaces for kind, count in sorted(each.items()))
     # The order of the further images' names is that of the stream.
     names = b"" if data.folder is None else b"\0".join(data.folder.names.tolist())
     digest = "" if data.folder is None else hashlib.sha256(names).hexdigest()

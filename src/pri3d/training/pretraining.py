@@ -55,7 +55,7 @@ class PretrainModule(StepModule):
         self.unet = unet
         # Before objectives copy the encoder, adapters included.
         self.fixed = [*limit(unet.encoder, settings.tune), *fix_norms(unet.encoder, settings.backbone.norm)]
-        setup = Setup(settings.unet.channels, unet.encoder, settings.contrast, settings.matching)
+        setup = Setup(unet.channels, unet.encoder, settings.contrast, settings.matching)
         self.objective = WeightedSum(settings.active, setup, settings.own)
         #: images of a pair that are shown to the network; one at least, for objectives that take whatever is there
         self.views = () if settings.crops_alone else self.objective.views or VIEWS[:1]
