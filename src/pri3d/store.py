@@ -20,7 +20,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import zipfile
 from collections import Counter
@@ -37,6 +36,7 @@ from pri3d.api.results import Output
 from pri3d.errors import DataError
 from pri3d.files.archive import Column, ImageArchive, encode, read_arrays
 from pri3d.files.atomic import put_folder, temporary, write_atomic
+from pri3d.files.kinds import is_id
 from pri3d.notation import parse_json
 from pri3d.types import View, Voxels
 
@@ -62,7 +62,6 @@ _PAIRS: dict[str, Column] = {
 }
 _SURFACE: dict[str, Column] = {"cells": ("i", (None, 3)), "size": ("f", ()), "color": ("u", (None, 3))}
 _COUNTS = ("source_frames", "frames", "rejected", "pairs", "voxels", "bytes")  # of every scene.json
-_SCENE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 T = TypeVar("T")
 
 
@@ -375,7 +374,7 @@ def read_manifest(root: Path) -> dict[str, Any]:
         "class_names": names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)),
         "scenes": isinstance(scenes, dict)
         and all(
-            _SCENE_ID.fullmatch(name) and isinstance(record, dict) and isinstance(record.get("hash"), str)
+            is_id(name) and isinstance(record, dict) and isinstance(record.get("hash"), str)
             for name, record in scenes.items()
         ),
         "versions": isinstance(manifest.get("versions", {}), dict),

@@ -12,7 +12,7 @@ from samples import SAMPLES
 from pri3d.recordings import open_recording
 
 #: seconds between the frames of the sample, or None where the format does not say
-APART = {"tum": 1 / 30, "scannetpp": 1 / 60, "record3d": 1 / 60, "scanner3d": 0.5, "polycam": 0.250142, "folder": None}
+APART = {"tum": 1 / 30, "scannetpp": 1 / 60, "record3d": 0.1, "scanner3d": 0.5, "polycam": 0.250142, "folder": None}
 
 
 @pytest.mark.parametrize("name", APART)

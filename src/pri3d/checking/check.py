@@ -30,7 +30,7 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import replacing, write_atomic
 from pri3d.preparation.frames import pick_frames
 from pri3d.recordings import Scene, open_recording
-from pri3d.recordings._shared.text import clean_id
+from pri3d.recordings._shared.text import absolute, clean_id
 from pri3d.runs import write_json
 from pri3d.terminal import Terminal
 
@@ -49,7 +49,7 @@ def check(options: CheckOptions) -> Record:
     recording = Path(options.recording)
     cameras = None if options.cameras is None else Path(options.cameras)
     out = None if options.out is None else Path(options.out)
-    name = clean_id(recording.resolve().name) + (f"-{clean_id(options.scene)}" if options.scene else "")
+    name = clean_id(absolute(recording).name) + (f"-{clean_id(options.scene)}" if options.scene else "")
     folder = out or Path(f"check-{name}")
     if recording.resolve() in (folder.resolve(), *folder.resolve().parents):
         raise ConfigError(f"--out {folder}: lies in the recording. Choose a folder outside of {recording}.")

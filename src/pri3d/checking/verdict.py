@@ -123,6 +123,8 @@ def judge(
     if not shots.usable:
         return Judgement(scene.id, findings)
     findings += check_images(shots, chosen)
+    if scene.assumed:
+        findings.append(Finding("camera", "warning", "assumed", advice=f"{scene.assumed} State it if it is another."))
     return _judge_streams(shots, chosen, pairs, seed, findings, tell)
 
 

@@ -1,7 +1,8 @@
-"""What is left out of a folder, in one line: files counted by their kind, the ending of their name."""
+"""Names of files and folders: what is left out of a folder, counted by kind, and which names are scene ids."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import PurePath
@@ -17,3 +18,9 @@ def count_kinds(files: Iterable[str | PurePath]) -> str:
     shown = [f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))]
     more = sum(sorted(kinds.values(), reverse=True)[_SHOWN:])
     return ", ".join(shown[:_SHOWN]) + (f" and {more} of other kinds" if more else "")
+
+
+def is_id(name: str) -> bool:
+    """Whether a name is a scene id: letters and digits of any script, '-', '_' and '.', which does not begin it."""
+    letters = (letter in "._-" or unicodedata.category(letter)[0] in "LNM" for letter in name)
+    return bool(name) and name[0] != "." and all(letters) and unicodedata.is_normalized("NFC", name)

@@ -21,7 +21,7 @@ from pri3d.geometry.resize import parse_size
 from pri3d.preparation.frames import SceneFrames, Select, pick_frames, read_frames
 from pri3d.preparation.overlap import Mode, mine_pairs, pair_table
 from pri3d.recordings import ChangedScene, Recording, Scene, find_reader, open_recording
-from pri3d.recordings._shared.text import clean_id
+from pri3d.recordings._shared.text import absolute, clean_id
 from pri3d.store import PairTable, SceneWriter, millimetres
 from pri3d.types import Frame, Voxels
 
@@ -94,9 +94,11 @@ def _camera_files(recording: Path) -> dict[str, list[tuple[int, Path]]]:
     """
     names = ("cameras.yaml", "camera-intrinsics.txt")
     files = [path for name in names for level in ("*/*/", "*/", "") for path in recording.glob(level + name)]
+    # Of a scene that is given alone, see Reader.stated.
+    files += [path for name in names if (path := absolute(recording).parent / name).is_file()]
     found: dict[str, list[tuple[int, Path]]] = {}
     for rank, path in enumerate(files):
-        parts = path.parent.relative_to(recording).parts
+        parts = () if path.parent == absolute(recording).parent else path.parent.relative_to(recording).parts
         for name in {clean_id("-".join(parts)), parts[-1]} if parts else {""}:
             found.setdefault(name, []).append((rank, path))
     return found
@@ -154,7 +156,7 @@ def prepare_scene(
             mesh = scene.mesh()
             surface = scene_surface(mesh, frames, settings.voxel)
         record = {
-            "source": str(job.recording),
+            "source": str(job.recording.resolve()),
             "cameras": stated_cameras(job),
             "reader": opened.name,
             "split": source.split,
@@ -162,6 +164,7 @@ def prepare_scene(
             "scale": scene.factor if isinstance(scene, ScaledScene) else None,
             "source_frames": len(scene.names),
             "frame_rule": picked.rule,
+            "assumed": scene.assumed,
             "frames": len(frames.rows),
             "rejected": len(frames.reasons),
             "first_rejected": str(frames.reasons[0]) if frames.reasons else "",
@@ -185,8 +188,10 @@ def stated_cameras(job: SceneJob) -> dict[str, str]:
     cameras, parts = open_job(job).camera_files, job.scene.split("-")
     names = {"", job.scene, *("-".join(parts[:end]) for end in range(1, len(parts)))}
     for _, path in sorted({item for name in names for item in cameras.get(name, ())}):
-        if _holds(job.recording, path.parent, job.scene):
-            return {path.relative_to(job.recording).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+        above = path.parent == job.recording.parent
+        if above or _holds(job.recording, path.parent, job.scene):
+            name = f"../{path.name}" if above else path.relative_to(job.recording).as_posix()
+            return {name: hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
     return {}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
@@ -20,6 +19,7 @@ from rich.table import Table
 from pri3d.api.prepare import PrepareOptions
 from pri3d.errors import ConfigError, DataError, FailedScenesError
 from pri3d.files.atomic import is_full, remove_leftovers
+from pri3d.files.kinds import is_id
 from pri3d.files.lock import clear_lock, lock_folder
 from pri3d.files.stamp import refuse_other_settings
 from pri3d.geometry.resize import parse_size
@@ -33,6 +33,7 @@ from pri3d.preparation.executors import (
 from pri3d.preparation.pipeline import Report, SceneJob, StoreSettings, open_cached, open_scene, stated_cameras
 from pri3d.recordings import find_reader
 from pri3d.recordings._shared.correction import parse_correction
+from pri3d.recordings._shared.text import absolute
 from pri3d.store import (
     MANIFEST,
     PairTable,
@@ -91,7 +92,7 @@ def prepare(options: PrepareOptions) -> None:
     if options.cluster is not None:
         check_cluster(options.cluster, options.processes)
     old = _claim(out, settings)
-    jobs, class_names = _jobs([Path(r).resolve() for r in recordings], options.reader, cameras, out, settings)
+    jobs, class_names = _jobs([absolute(r) for r in recordings], options.reader, cameras, out, settings)
     if old is not None and old["class_names"] != class_names:
         raise DataError("the recordings' class names differ from those in OUT. Prepare them into another OUT.")
     with ThreadPoolExecutor(_READERS) as pool:
@@ -149,7 +150,7 @@ def _jobs(
         classes = opened.reader.class_names
         names.append(None if classes is None else list(classes))
         for scene in opened.scenes:
-            if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", scene):
+            if not is_id(scene):
                 raise DataError(f"{recording}: scene id {scene!r} is no folder name; use letters, digits, - _ and .")
             if scene in jobs:
                 raise DataError(f"scene {scene} is in {jobs[scene].recording} and in {recording}. Rename one folder.")
@@ -166,7 +167,7 @@ def _is_finished(job: SceneJob) -> bool:
         return False
     frames = len(open_scene(job).names)
     for what, there, now in (
-        ("comes from", record["source"], str(job.recording)),
+        ("comes from", record["source"], str(job.recording.resolve())),
         ("was made of", record["source_frames"], frames),
     ):
         if there != now:
@@ -291,6 +292,14 @@ def _remarks(scenes: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if number < total:
             known = taken.setdefault(record["frame_rule"], [0, 0])
             taken[record["frame_rule"]] = [known[0] + number, known[1] + total]
+    assumed: dict[str, list[str]] = {}
+    for scene, record in scenes.items():
+        if record.get("assumed"):
+            assumed.setdefault(record["assumed"], []).append(scene)
+    lines += [
+        f"{found[0]}{f' and {len(found) - 1:,} more scenes' * (len(found) > 1)}: {what}"
+        for what, found in assumed.items()
+    ]
     lines += [f"{n:,} of {total:,} frames were taken ({rule})." for rule, (n, total) in taken.items()]
     still, pairs = (sum(record.get(name, 0) for record in scenes.values()) for name in ("still_pairs", "pairs"))
     if still:

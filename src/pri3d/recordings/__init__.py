@@ -22,6 +22,7 @@ from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.recordings._shared.cameras import Cameras, cameras_for, registered
 from pri3d.recordings._shared.correction import Correction, parse_correction
 from pri3d.recordings._shared.files import MILLIMETRES, Origin, build_frame
+from pri3d.recordings._shared.text import absolute
 from pri3d.types import Frame
 
 READERS = {
@@ -65,6 +66,8 @@ class Scene(ABC):
     split: str | None = None  #: the official list that it belongs to, None for none
     #: seconds at which the frames were taken, increasing; None where the source does not say; may open it as `names`
     times: Sequence[float] | None = None
+    #: what is taken for the cameras because nothing states them, "" where something does; may open it as `names`
+    assumed: str = ""
 
     @abstractmethod
     def frame(self, index: int) -> Frame:
@@ -125,8 +128,11 @@ class Reader(Recording):
         """Whether the folder, or file of :attr:`suffixes`, has this format's layout."""
 
     def stated(self, folder: Path) -> Cameras | None:
-        """Cameras of the command line, else of a cameras.yaml of the scene's folder or of the recording, else None."""
-        return self.given or cameras_for(None, folder, self.path)
+        """Cameras of the command line, else of a cameras.yaml of the scene's folder or of the recording, else None.
+
+        Of a scene that is given alone the folder above it is the recording, and may state them too.
+        """
+        return self.given or cameras_for(None, folder, self.path, *folders_above(folder, self.path))
 
 
 class ChangedScene(Scene):
@@ -151,6 +157,11 @@ class ChangedScene(Scene):
     def times(self) -> Sequence[float] | None:  # type: ignore[override]
         """When the frames were taken. Raises DataError where the scene cannot be opened."""
         return self.scene.times
+
+    @property
+    def assumed(self) -> str:  # type: ignore[override]
+        """What is taken for the cameras because nothing states them. Raises DataError as `times`."""
+        return self.scene.assumed
 
     def frame(self, index: int) -> Frame:
         """Load frame ``names[index]``. Raises FrameError where it is unusable."""
@@ -194,6 +205,11 @@ class StatedScene(ChangedScene):
         super().__init__(scene)
         self._cameras = cameras
 
+    @property
+    def assumed(self) -> str:  # type: ignore[override]
+        """Nothing: the cameras are stated."""
+        return ""
+
     def frame(self, index: int) -> Frame:
         """Load frame ``names[index]``. Raises FrameError where it is unusable, or not of the cameras' size."""
         frame = self.scene.frame(index)
@@ -227,6 +243,11 @@ class ChangedRecording(Recording):
     def scenes(self) -> Sequence[Scene]:
         """Every scene of the recording, sorted by id."""
         return [self._change(scene) for scene in self._recording.scenes()]
+
+
+def folders_above(scene: Path, recording: Path) -> list[Path]:
+    """The folder above a scene that is given alone: it may hold what is stated once for several scenes."""
+    return [absolute(scene).parent] if scene == recording else []
 
 
 def open_recording(

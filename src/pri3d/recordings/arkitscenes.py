@@ -24,7 +24,7 @@ from pri3d.recordings._shared.files import (
     read_matrix,
 )
 from pri3d.recordings._shared.scenes import LazyScene, PosedList, SceneReader, entries
-from pri3d.recordings._shared.text import clean_id, read_rows
+from pri3d.recordings._shared.text import absolute, clean_id, read_rows
 from pri3d.types import Frame
 
 _SPLITS = {"Training": "train", "Validation": "val"}  # the data set's folders
@@ -83,7 +83,7 @@ class ARKitScenesReader(SceneReader):
 
     def scene(self, source: Path) -> LazyScene:
         """The scene of a source, with its official split."""
-        folder = source.resolve()
+        folder = absolute(source)
         name = folder.name.removesuffix(_FRAMES)
         above = folder.parent.parent if folder.name.endswith(_FRAMES) and folder.parent.name == name else folder.parent
         mesh = next((p for p in (f / f"{name}_3dod_mesh.ply" for f in (source, source.parent)) if p.is_file()), None)
@@ -91,7 +91,7 @@ class ARKitScenesReader(SceneReader):
             clean_id(name),
             lambda: self.open(source, self.stated(source)),
             mesh,
-            split=_SPLITS.get(above.name),
+            split=_SPLITS.get(above.name) or _SPLITS.get(source.resolve().parent.name),
         )
 
     def open(self, source: Path, given: Cameras | None) -> PosedList:

@@ -16,7 +16,7 @@ from pri3d.recordings._shared.cameras import Cameras
 from pri3d.recordings._shared.colmap_model import MEGADEPTH, ModelFrames, model_files, read_model
 from pri3d.recordings._shared.files import LARGEST, read_depth
 from pri3d.recordings._shared.scenes import LazyScene, sort_scenes
-from pri3d.recordings._shared.text import clean_id
+from pri3d.recordings._shared.text import absolute, clean_id
 
 _MAPS = "stereo/depth_maps"
 _KINDS = ("geometric", "photometric")  # the first are the ones that agree with each other
@@ -126,7 +126,7 @@ def _workspaces(path: Path) -> Iterator[tuple[str, Path]]:
 
 def _resolved(folder: Path) -> list[tuple[str, Path]]:
     """The folder where it is a workspace with depth, else its dense ones, else itself where it is one without."""
-    name = folder.resolve().name
+    name = absolute(folder).name
     candidates = [folder, folder / "dense", *sorted((folder / "dense").glob("[0-9]*"))]
     found = []
     for candidate in candidates:

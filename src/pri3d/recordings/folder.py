@@ -14,7 +14,7 @@ from pri3d.notation import parse_yaml
 from pri3d.recordings import Reader
 from pri3d.recordings._shared.cameras import Cameras
 from pri3d.recordings._shared.scenes import FileScene, FrameFiles, check_scenes
-from pri3d.recordings._shared.text import clean_id
+from pri3d.recordings._shared.text import absolute, clean_id
 
 _IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 PARTS = ("color", "depth", "pose")  #: what a scene must have
@@ -45,7 +45,7 @@ class FolderReader(Reader):
         """Return every scene, sorted by id. Raises DataError where one has no frames."""
         classes = len(self.class_names) if self.class_names else None
         scenes = [
-            FileScene(clean_id(folder.resolve().name), frame_files(folder), cameras, folder / "mesh.ply", classes)
+            FileScene(clean_id(absolute(folder).name), frame_files(folder), cameras, folder / "mesh.ply", classes)
             for folder, cameras in self._scenes
         ]
         return check_scenes(self.path, scenes, self.looks_for)

@@ -17,7 +17,7 @@ from pri3d.recordings import Reader
 from pri3d.recordings._shared.cameras import Cameras, Intrinsics, same_camera
 from pri3d.recordings._shared.files import LARGEST, Origin, build_frame
 from pri3d.recordings._shared.scenes import FrameList, LazyScene, sort_scenes
-from pri3d.recordings._shared.text import clean_id
+from pri3d.recordings._shared.text import absolute, clean_id
 from pri3d.types import Frame
 
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -54,7 +54,7 @@ class ImagesReader(Reader):
         return sort_scenes(self.path, scenes, self.looks_for)
 
     def _scene(self, folder: Path, images: list[Path]) -> LazyScene:
-        parts = folder.relative_to(self.path).parts or (self.path.resolve().name,)
+        parts = folder.relative_to(self.path).parts or (absolute(self.path).name,)
         return LazyScene(clean_id("-".join(parts)), lambda: self._open(images), posed=False, metric=False)
 
     def _open(self, images: list[Path]) -> FrameList:

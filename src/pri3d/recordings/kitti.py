@@ -21,7 +21,7 @@ from pri3d.geometry.pose import check_rigid, invert_array
 from pri3d.recordings._shared.cameras import Cameras, Intrinsics, from_matrix, registered
 from pri3d.recordings._shared.files import LARGEST, Origin, build_frame, read_color, read_depth
 from pri3d.recordings._shared.scenes import LazyScene, PosedList, SceneReader, entries
-from pri3d.recordings._shared.text import clean_id, framed, numbers, read_rows, read_text
+from pri3d.recordings._shared.text import absolute, clean_id, framed, numbers, read_rows, read_text
 from pri3d.types import Camera, Frame
 
 _DATE = re.compile(r"[0-9]{4}_[0-9]{2}_[0-9]{2}")
@@ -91,7 +91,7 @@ class KittiReader(SceneReader):
     def scene(self, source: Path) -> LazyScene:
         """The scene of a drive or sequence, opened when it is first used."""
         posed = not _is_sequence(source) or _poses_file(source).is_file()
-        return LazyScene(clean_id(source.resolve().name), lambda: self.open(source, self.stated(source)), posed=posed)
+        return LazyScene(clean_id(absolute(source).name), lambda: self.open(source, self.stated(source)), posed=posed)
 
     def open(self, source: Path, given: Cameras | None) -> PosedList:
         """Open a drive or sequence. Raises DataError where its calibration or trajectory is missing or damaged."""

@@ -16,7 +16,7 @@ from pri3d.recordings._shared.cameras import Cameras
 from pri3d.recordings._shared.colmap_model import MEGADEPTH, ModelFrames, model_files, read_model
 from pri3d.recordings._shared.files import LARGEST
 from pri3d.recordings._shared.scenes import LazyScene, entries, sort_scenes
-from pri3d.recordings._shared.text import clean_id
+from pri3d.recordings._shared.text import absolute, clean_id
 
 _TREE = "MegaDepth_v1"
 _PARENTS = (f"phoenix/S6/zl548/{_TREE}", _TREE)  # the archive's own path, and without what leads there
@@ -60,7 +60,7 @@ class MegaDepthReader(Reader):
             )
         scenes = [
             LazyScene(
-                clean_id(folder.resolve().name),
+                clean_id(absolute(folder).name),
                 lambda folder=folder: _open(folder, self.stated(folder)),  # type: ignore[misc]
                 metric=False,
             )

@@ -22,6 +22,10 @@ _TRAJECTORIES = (
     "trajectory.log", "scene/trajectory.log", "trajectory.json", "camera_trajectory.json", "scene/trajectory.json",
 )  # fmt: skip
 _CAMERAS = ("camera_intrinsic.json", "intrinsic.json", "camera_primesense.json")
+_ASSUMED = (
+    f"no {_CAMERAS[0]} or cameras.yaml states its camera: that of the Redwood data sets, f = 525, centre (320, 240), "
+    "is taken."
+)
 _WORDS = re.compile(r"(\d+)")  # what comes between is text
 _BLOCK = 19  # words of a pose in a .log: three numbers and a matrix
 _HEAD = re.compile(rb"\s*(\d+)[ \t]+\1[ \t]+\d+[ \t]*\r?\n")  # of a .log of poses; others list pairs of fragments
@@ -59,7 +63,7 @@ class Open3dReader(SceneReader):
             raise DataError(
                 f"{source}: needs one file of poses, found {there}. Name it trajectory.log or trajectory.json."
             )
-        trajectory = found[0]
+        trajectory, assumed = found[0], ""
         if trajectory.suffix == ".json":
             stated = read_json(trajectory).get("parameters")
             if not isinstance(stated, list) or not stated or not all(isinstance(entry, dict) for entry in stated):
@@ -80,7 +84,10 @@ class Open3dReader(SceneReader):
             poses = list(blocks[:, 3:].reshape(-1, 4, 4))
             places = _places(blocks[:, 0], len(files), trajectory)
             redwood = same_camera(Intrinsics(525.0, 525.0, 319.5 + 0.5, 239.5 + 0.5, 640, 480))
-            cameras = [given or _camera_file(source) or redwood] * len(poses)
+            single = given or _camera_file(source)
+            cameras = [single or redwood] * len(poses)
+            if single is None:
+                assumed = _ASSUMED
         entries = {f"{place:06d}": k for k, place in enumerate(places)}
         return PosedList(
             list(entries),
@@ -88,6 +95,7 @@ class Open3dReader(SceneReader):
             lambda name: poses[entries[name]],
             given,
             str(trajectory),
+            assumed=assumed,
         )
 
 

@@ -20,7 +20,7 @@ from pri3d.recordings._shared.cameras import Cameras, from_matrix
 from pri3d.recordings._shared.files import read_matrix
 from pri3d.recordings._shared.scenes import FileScene, LazyScene, scenes_of_split, sort_scenes
 from pri3d.recordings._shared.sens import SensFile, SensScene
-from pri3d.recordings._shared.text import clean_id
+from pri3d.recordings._shared.text import absolute, clean_id
 from pri3d.recordings.folder import PARTS, frame_files, is_scannet
 from pri3d.types import Frame
 
@@ -78,9 +78,11 @@ class ScanNetReader(Reader):
     def _scene(self, source: Path) -> LazyScene:
         folder = source if source.is_dir() else source.parent
         # One name for the scan wherever it lies, so that it is found in the official lists.
-        name = clean_id(source.stem if source.is_file() else source.resolve().name)
-        mesh = folder / f"{name}_vh_clean_2.ply"
-        return LazyScene(name, lambda: _open(source, self.stated(folder)), mesh, split=official_split().get(name))
+        name = clean_id(source.stem if source.is_file() else absolute(source).name)
+        scan = source.resolve().stem if source.is_file() else source.resolve().name  # what a link leads to
+        mesh = folder / f"{scan}_vh_clean_2.ply"
+        split = official_split().get(name) or official_split().get(scan)
+        return LazyScene(name, lambda: _open(source, self.stated(folder)), mesh, split=split)
 
 
 class _LabelledScene(FileScene):
@@ -160,7 +162,7 @@ def _open(source: Path, cameras: Cameras | None) -> SensScene | FileScene:
             extrinsics.append(read_matrix(extrinsic, (4, 4)) if extrinsic.is_file() else np.eye(4))
         what = str(intrinsic if inner else source)
         cameras = _cameras((matrices[0], matrices[1]), (extrinsics[0], extrinsics[1]), what)
-    return _LabelledScene(clean_id(source.resolve().name), frames, cameras)
+    return _LabelledScene(clean_id(absolute(source).name), frames, cameras)
 
 
 def _cameras(

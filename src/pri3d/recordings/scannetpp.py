@@ -14,7 +14,7 @@ from pri3d.errors import DataError, FrameError
 from pri3d.recordings._shared.cameras import Cameras, from_matrix, registered, same_camera
 from pri3d.recordings._shared.files import Origin, build_frame, read_color, read_depth
 from pri3d.recordings._shared.scenes import LazyScene, PosedList, SceneReader
-from pri3d.recordings._shared.text import clean_id, numbers, read_json, read_words
+from pri3d.recordings._shared.text import absolute, clean_id, numbers, read_json, read_words
 from pri3d.types import Frame
 
 _POSES = "pose_intrinsic_imu.json"
@@ -53,10 +53,13 @@ class ScanNetppReader(SceneReader):
 
     def scene(self, source: Path) -> LazyScene:
         """The scene of a source, with its mesh and official split. Raises DataError where a list is damaged."""
-        name = source.resolve().name
+        name, official = absolute(source).name, self._official.get(source.resolve().name)
         mesh = source / "scans" / "mesh_aligned_0.05.ply"
         return LazyScene(
-            clean_id(name), lambda: self.open(source, self.stated(source)), mesh, split=self._official.get(name)
+            clean_id(name),
+            lambda: self.open(source, self.stated(source)),
+            mesh,
+            split=official,
         )
 
     @cached_property

@@ -15,15 +15,16 @@ from pri3d.geometry.warping import Lens
 from pri3d.recordings._shared.cameras import Cameras, from_matrix, same_camera
 from pri3d.recordings._shared.files import load_files
 from pri3d.recordings._shared.scenes import PosedList, SceneReader, has_images
-from pri3d.recordings._shared.text import inside, numbers, read_rows, read_words
+from pri3d.recordings._shared.text import absolute, inside, numbers, read_rows, read_text, read_words
 
 UNITS = 5000  #: of the depth images, per metre
 _NEIGHBOURS = 4  # on either side in time: whom an image may be paired with
 _FARTHEST = 1e6  # metres; beyond it a pose is damaged text
 _DEPTH_WITHIN = 0.02  # seconds between a colour image and its depth
 _POSE_WITHIN = 0.1  # seconds to the poses before and after; motion capture gives a hundred a second
+_HEAD = 10  # lines of a list that may be comments
 _LATEST = 1e11  # seconds; larger stamps are of another unit
-_KINECTS = re.compile(r"(?:^|_)(?:freiburg|fr)([123])(?![0-9])")
+_KINECTS = re.compile(r"(?:^|[^a-z0-9])(?:freiburg|fr)([123])(?![0-9])")
 # The published calibration of the colour cameras, centres at integers: fx, fy, cx, cy and k1, k2, p1, p2, k3. The
 # images of the third are published undistorted.
 _CALIBRATION: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -46,7 +47,8 @@ class TumReader(SceneReader):
     interpolated between the one before and the one after, at most 0.1 s away each; those without either are left out.
 
     Cameras: a cameras.yaml, else ``calibration.txt`` (fx fy cx cy, as in ETH3D's SLAM benchmark), else the published
-    ones of freiburg1, 2 and 3 (or fr1, fr2, fr3) by the folder's name, whose distortion is undone, else ROS's default.
+    ones of freiburg1, 2 and 3 (or fr1, fr2, fr3), whose distortion is undone, by the bag that the comments of the lists
+    name or by the folder's name, else ROS's default, which is then said.
     These count pixel centres at integers, so cx and cy get 0.5 more on our grid; those of a cameras.yaml do not.
     """
 
@@ -61,7 +63,7 @@ class TumReader(SceneReader):
     def open(self, source: Path, given: Cameras | None) -> PosedList:
         """Raises DataError where a list is missing or damaged, or no image has both a depth and a pose."""
         truth = source / "groundtruth.txt"
-        cameras = given or _cameras(source)
+        cameras, assumed = (given, "") if given else _cameras(source)
         (times, colors), (depth_times, depths) = _images(source, "rgb"), _images(source, "depth")
         pairs = associate(times, depth_times, _DEPTH_WITHIN)
         times = times[pairs[:, 0]]
@@ -83,6 +85,7 @@ class TumReader(SceneReader):
             cameras,
             str(truth),
             float,
+            assumed,
         )
 
 
@@ -105,17 +108,38 @@ def _images(folder: Path, part: str) -> tuple[NDArray[np.float64], list[Path]]:
     return times, [files[k] for k in first]
 
 
-def _cameras(folder: Path) -> Cameras:
-    """Cameras of calibration.txt, else the published ones. Raises DataError where calibration.txt holds none."""
+def _cameras(folder: Path) -> tuple[Cameras, str]:
+    """Cameras of calibration.txt, else the published ones, and what is assumed where nothing says which these are.
+
+    Raises DataError where calibration.txt holds none.
+    """
+    assumed = ""
     stated = folder / "calibration.txt"
     lens: tuple[float, ...]
     if stated.is_file():
         (fx, fy, cx, cy), lens = numbers(read_words(stated), (4,), str(stated)).tolist(), ()
     else:
-        match = _KINECTS.search(folder.resolve().name.lower())
+        match = _kinect(folder)
+        if match is None:
+            assumed = (
+                "neither calibration.txt, cameras.yaml, the folder's name nor the lists name its camera: f = 525, "
+                "centre (320, 240), ROS's default of a Kinect, is taken, and no distortion."
+            )
         (fx, fy, cx, cy), lens = _CALIBRATION[match[1] if match else ""]
     camera = from_matrix(np.array(((fx, 0, cx), (0, fy, cy), (0, 0, 1))), str(stated))
-    return same_camera(camera._replace(lens=Lens("radial", lens)) if lens else camera)._replace(depth_scale=1 / UNITS)
+    cameras = same_camera(camera._replace(lens=Lens("radial", lens)) if lens else camera)
+    return cameras._replace(depth_scale=1 / UNITS), assumed
+
+
+def _kinect(folder: Path) -> re.Match[str] | None:
+    """Which camera of the benchmark took it: as the comments of the lists name the bag, else as the folder's name."""
+    for name in ("rgb.txt", "depth.txt", "groundtruth.txt"):
+        if (folder / name).is_file():
+            comments = [line for line in read_text(folder / name).splitlines()[:_HEAD] if line.startswith("#")]
+            match = _KINECTS.search("\n".join(comments).lower())
+            if match is not None:
+                return match
+    return _KINECTS.search(absolute(folder).name.lower()) or _KINECTS.search(folder.resolve().name.lower())
 
 
 def associate(first: NDArray[np.float64], second: NDArray[np.float64], within: float) -> NDArray[np.int64]:

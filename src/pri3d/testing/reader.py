@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 
 from pri3d.errors import ConfigError, DataError, FrameError
+from pri3d.files.kinds import is_id
 from pri3d.recordings import SPLITS, Recording, detect, load_reader, open_recording
 from pri3d.types import Frame
 from pri3d.worlds.render import render_room
@@ -135,7 +136,7 @@ class ReaderContract:
         ids = [scene.id for scene in scenes]
         assert ids == sorted(set(ids))
         for scene in scenes:
-            assert re.fullmatch(r"[A-Za-z0-9._-]+", scene.id)
+            assert is_id(scene.id)
             assert list(scene.names) == sorted(set(scene.names))
             assert len(scene.names) == FRAMES
             assert scene.times is None or (len(scene.times) == FRAMES and (np.diff(scene.times) > 0).all())

@@ -23,7 +23,7 @@ from pri3d.recordings._shared.files import (
     read_frame_ids,
     read_pose,
 )
-from pri3d.recordings._shared.text import clean_id
+from pri3d.recordings._shared.text import absolute, clean_id
 from pri3d.types import Frame
 
 SceneT = TypeVar("SceneT", bound=Scene)
@@ -39,6 +39,11 @@ class OpenFrames(Protocol):
         """Seconds at which the frames were taken, None where they are not known."""
         ...
 
+    @property
+    def assumed(self) -> str:
+        """What is taken for the cameras because nothing states them, "" where something does."""
+        ...
+
     def frame(self, index: int) -> Frame:
         """Load frame ``names[index]``. Raises FrameError where it is unusable."""
         ...
@@ -52,6 +57,7 @@ class FrameList:
     """Frames that a function loads by name."""
 
     times: Sequence[float] | None = None
+    assumed = ""
 
     def __init__(self, names: Sequence[str], load: Callable[[str], Frame]) -> None:
         self.names: Sequence[str] = sorted(names)
@@ -77,13 +83,16 @@ class PosedList(FrameList):
         cameras: Cameras | None = None,
         what: str = "",
         time: Callable[[str], float | None] = lambda _name: None,
+        assumed: str = "",
     ) -> None:
         """``pose`` gives the (4, 4), by the file ``what``, of the camera that ``cameras`` says, None for colour.
 
-        ``time`` gives the seconds at which a frame was taken, None or a FrameError where it is not known.
+        ``time`` gives the seconds at which a frame was taken, None or a FrameError where it is not known;
+        ``assumed`` says what is taken for the cameras where nothing states them.
         """
         super().__init__(names, load)
         self._pose, self._cameras, self._what, self._time = pose, cameras, what, time
+        self.assumed = assumed
 
     @cached_property
     def times(self) -> Sequence[float] | None:  # type: ignore[override]
@@ -139,6 +148,11 @@ class LazyScene(Scene):
         """Seconds at which the frames were taken. Raises DataError where the scene cannot be opened."""
         return self._opened.times
 
+    @property
+    def assumed(self) -> str:  # type: ignore[override]
+        """What is taken for the cameras because nothing states them. Raises DataError as `names`."""
+        return self._opened.assumed
+
     def frame(self, index: int) -> Frame:
         """Load frame ``names[index]``. Raises FrameError naming the file that is missing or damaged."""
         return self._opened.frame(index)
@@ -172,8 +186,13 @@ class FileScene(Scene):
         cameras: Cameras,
         mesh: Path | None = None,
         classes: int | None = None,
+        assumed: str = "",
     ) -> None:
-        """``files``: frame name -> files; ``classes``: number of label ids, None where it is not stated."""
+        """``files``: frame name -> files; ``classes``: number of label ids, None where it is not stated.
+
+        ``assumed`` says what is taken for the cameras where nothing states them.
+        """
+        self.assumed = assumed
         self.id = scene_id
         self.names = sorted(files)
         self._files = files
@@ -251,7 +270,7 @@ class SceneReader(Reader):
 
     def scene(self, source: Path) -> LazyScene:
         """The scene of a source, opened when it is first used."""
-        name = source.resolve().name if source.is_dir() else source.stem
+        name = absolute(source).name if source.is_dir() else source.stem
         return LazyScene(clean_id(name), lambda: self.open(source, self.stated(source)))
 
 

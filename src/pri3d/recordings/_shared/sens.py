@@ -201,6 +201,7 @@ class SensScene:
         count = file.header.frames
         digits = max(6, len(str(count - 1)))
         self.times: Sequence[float] | None = None
+        self.assumed = ""
         self.names: Sequence[str] = [str(k).zfill(digits) for k in range(count)]
 
     def frame(self, index: int) -> Frame:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
@@ -12,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pri3d.errors import DataError, FrameError
+from pri3d.files.kinds import is_id
 from pri3d.notation import parse_json
 
 SUFFIXES = (".png", ".jpg", ".jpeg")  #: of images, in the order in which they are looked for
@@ -89,9 +93,20 @@ def inside(folder: Path, listed: str, what: Path) -> Path:
     return folder / listed
 
 
+def absolute(path: Path) -> Path:
+    """Return the path from the root, without . and .., and with the names of symbolic links as they are given."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - pathlib keeps .., or follows links
+
+
 def clean_id(text: str) -> str:
-    """Return ``text`` as a scene id: other characters than letters, digits, '-', '_' and '.' become '_'."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip(".") or "scene"
+    """Return ``text`` as a scene id: other characters than letters and digits of any script, '-', '_', '.' become '_'.
+
+    Where that loses characters beyond ASCII a few letters of a digest keep ids apart: a name gives the same id always.
+    """
+    plain = unicodedata.normalize("NFC", text)
+    cleaned = "".join(letter if is_id(letter) or letter == "." else "_" for letter in plain).lstrip(".") or "scene"
+    lost = any(a != b and not a.isascii() for a, b in zip(plain, cleaned, strict=False))
+    return f"{cleaned}-{hashlib.sha256(plain.encode('utf-8', 'replace')).hexdigest()[:6]}" if lost else cleaned
 
 
 def frame_names(listed: Iterable[str], what: Path) -> dict[str, str]:
