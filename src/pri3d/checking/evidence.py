@@ -15,7 +15,7 @@ from scipy import ndimage
 from pri3d.errors import DataError, FrameError, IntrinsicsError
 from pri3d.geometry.pose import check_rigid
 from pri3d.geometry.resize import resize_color, resize_nearest
-from pri3d.preparation.frames import stored_size
+from pri3d.preparation.frames import match_sizes, stored_size
 from pri3d.recordings import Scene
 from pri3d.types import Camera
 
@@ -89,6 +89,8 @@ class Shots:
     def _load(self, index: int) -> Shot:
         """Load a frame, reduced to :data:`LARGEST`. Raises FrameError: inconsistent, pose not rigid, another size."""
         frame = self.scene.frame(index)
+        if self._sizes is not None:
+            frame = match_sizes(frame, *self._sizes)
         for what, image, camera in (
             ("colour", frame.color, frame.color_camera),
             ("depth", frame.depth, frame.depth_camera),
@@ -111,11 +113,9 @@ class Shots:
             float((depth > 0).mean()),
             measure_blur(frame.color),
         )
-        sizes = (shot.color_camera[:2], shot.depth_camera[:2])
         if self._sizes is None:
-            self._sizes, self._cameras = sizes, (frame.color_camera, frame.depth_camera)
-        if sizes != self._sizes:
-            raise FrameError(f"{frame.name}: its size differs from the first frame's; a scene has one camera size.")
+            self._sizes = (frame.color_camera[:2], frame.depth_camera[:2])
+            self._cameras = (frame.color_camera, frame.depth_camera)
         return shot
 
 

@@ -29,6 +29,7 @@ TURNED = radians(10)  #: and that it turns by, a fifth to a sixth of the field o
 LEAST = 30  #: frames of a scene that are taken at least: neighbours of few frames hardly overlap
 LOOKED_AT = 5  #: frames of a stretch whose sharpness is compared; a shake lasts some tenths of a second
 _COMPARED = 320  # pixels of width at which sharpness is measured: what blur of a pixel or less does is no harm
+_NEAR_PIXELS, _NEAR = 4, 0.02  # pixels, and a fraction of a side, by which views of one scene may differ
 _SAME_ASPECT = 0.01  # relative; ScanNet's 1296 x 968 counts as 4:3
 
 
@@ -86,6 +87,33 @@ def stored_size(camera: Camera, wanted: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(camera.width * scale)), max(1, round(camera.height * scale))
 
 
+def match_sizes(frame: Frame, color: tuple[int, int], depth: tuple[int, int]) -> Frame:
+    """A frame whose images differ by a few pixels from a scene's, width x height, resampled to these.
+
+    Undistortion and cropping give images that differ by 1 to 3 pixels; their intrinsics carry the two scales exactly.
+    Raises FrameError where a side differs by more than 4 pixels and 2 %.
+    """
+    sizes = frame.color_camera[:2], frame.depth_camera[:2]
+    if sizes == (color, depth):
+        return frame
+    for what, found, wanted in (("colour image", sizes[0], color), ("depth image", sizes[1], depth)):
+        if any(abs(a - b) > max(_NEAR_PIXELS, _NEAR * b) for a, b in zip(found, wanted, strict=True)):
+            raise FrameError(
+                f"{frame.name}: its {what} is {found[0]}x{found[1]}, its size differs from the first frame's, "
+                f"{wanted[0]}x{wanted[1]}; a scene has one camera size. Put views of another shape into another scene."
+            )
+    return frame._replace(
+        color=resize_color(frame.color, color),
+        depth=resize_nearest(frame.depth, depth),
+        color_camera=frame.color_camera.resized(*color),
+        depth_camera=frame.depth_camera.resized(*depth),
+        label=None if frame.label is None else resize_nearest(frame.label, color),
+        instance=None if frame.instance is None else resize_nearest(frame.instance, color),
+        confidence=None if frame.confidence is None else resize_nearest(frame.confidence, depth),
+        color_jpeg=None if sizes[0] != color else frame.color_jpeg,
+    )
+
+
 def prepare_frame(
     frame: Frame,
     size: tuple[int, int],
@@ -102,7 +130,7 @@ def prepare_frame(
     Colour is resampled bilinearly with antialiasing, depth and labels take the nearest pixel. Raises FrameError with
     the reason where the frame is unusable, as one without valid depth is where it is needed.
     """
-    _check_images(frame)
+    check_images(frame)
     pose = check_rigid(frame.world_from_camera, frame.name)
     farthest = float(np.abs(pose[:3, 3]).max())
     if farthest > reach:
@@ -157,13 +185,16 @@ def read_frames(
     cameras, poses = [], []
     depth = np.zeros((0, 0, 0), np.uint16)
     posed = scene.posed
+    sizes: list[tuple[tuple[int, int], tuple[int, int]]] = []  # of the first usable frame's images
 
     def load(index: int) -> Prepared:
-        item = prepare_frame(scene.frame(index), size, max_depth, reach, min_confidence, need_depth=posed)
-        if rows and writer.size != item.view.color.shape[1::-1]:
-            raise FrameError(f"{item.view.name}: its size differs from the first frame's; a scene has one camera size.")
-        if rows and depth.shape[1:] != item.depth.shape:
-            raise FrameError(f"{item.view.name}: its depth is {item.depth.shape}, the first frame's {depth.shape[1:]}.")
+        frame = scene.frame(index)
+        check_images(frame)
+        if sizes:
+            frame = match_sizes(frame, *sizes[0])
+        item = prepare_frame(frame, size, max_depth, reach, min_confidence, need_depth=posed)
+        if not sizes:
+            sizes.append((frame.color_camera[:2], frame.depth_camera[:2]))
         return item
 
     for done, stretch in enumerate(parts):
@@ -306,7 +337,8 @@ def _sharpest(stretch: Stretch, load: Callable[[int], Prepared]) -> list[tuple[i
     return sorted(found.items(), key=lambda entry: entry[0])
 
 
-def _check_images(frame: Frame) -> None:
+def check_images(frame: Frame) -> None:
+    """Raise FrameError where an image of the frame is not of its camera's size, or its ids cannot be."""
     for what, image, camera in (
         ("colour", frame.color, frame.color_camera),
         ("depth", frame.depth, frame.depth_camera),

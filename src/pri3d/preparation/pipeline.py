@@ -167,7 +167,7 @@ def prepare_scene(
             "assumed": scene.assumed,
             "frames": len(frames.rows),
             "rejected": len(frames.reasons),
-            "first_rejected": str(frames.reasons[0]) if frames.reasons else "",
+            "first_rejected": "; ".join(frames.reasons[:3]),
             "pairs": len(pairs.i),
             "still_pairs": int((pairs.baseline < STILL).sum()),
             "surface": "none" if not settings.surface else "depth" if mesh is None else "mesh",

@@ -307,10 +307,11 @@ def _remarks(scenes: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"{still:,} of {pairs:,} pairs have no baseline: the camera stood still between their frames. They show "
             "one view twice and teach nothing about others; --select motion leaves such frames out."
         )
-    for scene, record in scenes.items():
+    # Scenes of which half is lost come first: the lines that are printed are limited.
+    lossy = [(scene, record) for scene, record in scenes.items() if record.get("first_rejected")]
+    for scene, record in sorted(lossy, key=lambda item: item[1]["rejected"] < item[1]["frames"]):
         rejected, frames = record["rejected"], record["frames"]
-        if rejected > frames and record.get("first_rejected"):
-            lines.append(f"{scene}: {rejected:,} of {rejected + frames:,} frames rejected: {record['first_rejected']}")
+        lines.append(f"{scene}: {rejected:,} of {rejected + frames:,} frames rejected: {record['first_rejected']}")
     return lines
 
 
