@@ -6,6 +6,7 @@ import json
 import math
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -105,6 +106,27 @@ def test_the_last_three_checkpoints_stay_and_nothing_else(rooms_store: Path, tmp
     run_small(rooms_store, run, **options, resume=True)
     assert same(weights, run / "weights.safetensors")
     assert checkpoints(run) == {"step-00000003.ckpt": 3, "step-00000004.ckpt": 4, "last.ckpt": 5}
+
+
+def test_checkpoints_come_by_the_clock(rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute passes at every step: with 2.5 of them, steps 3 and 6 are saved, and the last."""
+    saved: list[int] = []
+    save, after_step = Checkpoint.save, PretrainModule.after_step
+    clock = SimpleNamespace(now=0.0)
+
+    def minute(module: PretrainModule) -> None:
+        after_step(module)
+        clock.now += 60
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pri3d.training.recorder.time.perf_counter", lambda: clock.now)
+        patch.setattr(PretrainModule, "after_step", minute)
+        patch.setattr(Checkpoint, "save", lambda each, step: (saved.append(step), save(each, step)))
+        run_small(rooms_store, tmp_path / "run", steps=7, checkpoint={"minutes": 2.5})
+        assert saved == [3, 6, 7]
+        saved.clear()
+        run_small(rooms_store, tmp_path / "both", steps=7, checkpoint={"minutes": 2.5, "every": 2})
+        assert saved == [2, 4, 6, 7]  # those of the steps begin the minutes anew
 
 
 def test_keeping_fewer_takes_effect_when_continued(

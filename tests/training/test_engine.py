@@ -330,6 +330,9 @@ def test_the_decoder_rests_where_nothing_looks_at_it(rooms_store: Path, tmp_path
     run = run_small(rooms_store, tmp_path / "run", objectives={"moco": 1.0}, **CROPS)
     before, after = (read_state(run / f"{name}.safetensors") for name in ("initial", "weights"))
     assert all(torch.equal(before[key], after[key]) for key in before if key.startswith("decoder."))
+    names = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
+    assert any(name.startswith("unet.encoder.") for name in names)
+    assert not [name for name in names if name.startswith("unet.decoder.")]
 
 
 def test_a_slurm_job_of_many_tasks_that_is_not_begun_by_srun_trains_alone(

@@ -82,7 +82,7 @@ def test_everything_in_the_way_is_told_at_once(
         encoder="resnet19",
         mix="half",
         workers=-1,
-        save_every=0,
+        save_every=-1,
         keep_checkpoints=0,
         wandb="project",
     )
@@ -93,7 +93,7 @@ def test_everything_in_the_way_is_told_at_once(
         "--size",
         "--moco.mix half: name the folder of further images with --moco.images",
         "--workers -1: give at least 0",
-        "--checkpoint.every 0: give at least 1",
+        "--checkpoint.every -1: give at least 0",
         "--checkpoint.keep 0: give at least 1",
         "--wandb: Weights & Biases is not installed; run pip install wandb",
     ):

@@ -31,6 +31,20 @@ def test_two_processes_make_the_step_of_one(rooms_store: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_a_pass_of_moco_is_shared_by_the_processes(rooms_store: Path, tmp_path: Path) -> None:
+    """Its presets make one pass a step: of 4 images here, 2 of each process, in the same groups of 2."""
+    options = {**PLAIN, "lr": 0.1, "steps": 2, "micro_batch": 4, "objectives": {"moco": 1.0}, "encoder": "test_resnet"}
+    options |= {"crop": 32, "moco_queue": 64, "moco_group": 2, "workers": 0}
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    finish(start(rooms_store, alone, **options))
+    finish(start(rooms_store, shared, world=2, **options, checkpoint={"minutes": 1e-9}))
+    moved = gap(alone / "initial.safetensors", alone / "weights.safetensors")
+    assert gap(alone / "weights.safetensors", shared / "weights.safetensors") < min(1e-4, 0.01 * moved)
+    losses = [[row["loss"] for row in read_metrics(run / "metrics.csv")] for run in (alone, shared)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_run_continues_with_another_number_of_processes(rooms_store: Path, tmp_path: Path) -> None:
     """Two processes are told to stop, stop at the same step and save; one alone ends with the weights of one alone."""
     options = {**PLAIN, "lr": 0.01, "steps": 16, "workers": 1, "resume": True, "objectives": {"view": 1}}

@@ -144,6 +144,10 @@ class PretrainSettings(TrainSettings):
         """Whether MoCo is alone: it needs single images, and neither pairs nor the decoder."""
         return set(self.active) == {"moco"}
 
+    def pass_size(self, world: int) -> int:
+        """As stated. A pass of MoCo is that of all processes: keys are shuffled over them in groups of their own."""
+        return max(1, min(self.micro_batch, self.batch // world)) if self.crops_alone else self.micro_batch
+
     def problems(self) -> list[str]:
         """Everything wrong with the numbers, each with its flag."""
         found = super().problems()

@@ -59,7 +59,8 @@ class CheckpointOptions(Options):
 
     group = "checkpoint"
 
-    every: int = option("steps between checkpoints", default=100, least=1)
+    minutes: float = option("minutes between checkpoints", default=10.0, above=0)
+    every: int = option("steps between checkpoints, too; 0 leaves it to the minutes", default=0, least=0)
     keep: int = option("how many of the last checkpoints stay", default=1, least=1)
 
 
@@ -85,6 +86,10 @@ class TrainFields(Options):
     def accumulate(self) -> int:
         """Forward passes per optimizer step."""
         return self.batch // self.micro_batch
+
+    def pass_size(self, world: int) -> int:
+        """Pairs or images a forward pass of each of ``world`` processes."""
+        return self.micro_batch
 
     def problems(self) -> list[str]:
         """Everything wrong with the numbers, each with its flag."""

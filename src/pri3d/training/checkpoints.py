@@ -54,16 +54,22 @@ class Checkpoint:
         schedule: LRScheduler,
         done: int,
         keep: int,
+        idle: str | None = None,
     ) -> None:
-        """Of the checkpoints of a run, the last of which is of step ``done``, ``keep`` stay."""
+        """Of the checkpoints of a run, the last of which is of step ``done``, ``keep`` stay.
+
+        ``idle``: beginning of the names of parameters that nothing uses, which the file does without.
+        """
         self.fabric, self.run, self.module, self.optimizer, self.schedule = fabric, run, module, optimizer, schedule
-        self.saved, self.keep = done, keep
+        self.saved, self.keep, self.idle = done, keep, idle
 
     def load(self) -> None:
         """Bring all parts to where the file stands. Raises WeightsError where it is damaged or of another network."""
         state = _read(self.run)
         try:
-            self.module.load_state_dict(state["state_dict"])
+            own = self.module.state_dict()
+            kept = {key: value for key, value in own.items() if self._is_idle(key)}
+            self.module.load_state_dict({**kept, **state["state_dict"]})
             self.optimizer.load_state_dict(state["optimizer_states"][0])
             self.schedule.load_state_dict(state["lr_schedulers"][0])
             self.fabric.strategy.precision.load_state_dict(state.get(_SCALER, {}))
@@ -97,11 +103,14 @@ class Checkpoint:
         self.saved = step
         self.fabric.barrier("the checkpoint is in place")  # a process that ends earlier may take the writing one along
 
+    def _is_idle(self, key: str) -> bool:
+        return self.idle is not None and key.startswith(self.idle)
+
     def _write(self, path: Path, step: int) -> None:
         scaler = self.fabric.strategy.precision.state_dict()
         state = {
             "global_step": step,
-            "state_dict": self.module.state_dict(),
+            "state_dict": {key: v for key, v in self.module.state_dict().items() if not self._is_idle(key)},
             "optimizer_states": [self.optimizer.state_dict()],
             "lr_schedulers": [self.schedule.state_dict()],
         }

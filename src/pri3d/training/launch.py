@@ -81,7 +81,8 @@ class CallSetup:
     """What belongs to the call and not to the run: it may change when a run is continued."""
 
     workers: int = 1  #: processes that load data, for each training process
-    save_every: int = 100  #: steps between checkpoints
+    save_every: int = 0  #: steps between checkpoints; 0 leaves it to the minutes
+    save_minutes: float = 10.0  #: between checkpoints
     keep: int = 1  #: checkpoints
     launch: Launch = dataclasses.field(default_factory=find_launch)
     wandb: str | None = None  #: project
@@ -90,7 +91,8 @@ class CallSetup:
     def of(cls, call: CallOptions) -> CallSetup:
         """What a call asks for, on the processes that there are."""
         checkpoint = call.checkpoint
-        return cls(call.workers, checkpoint.every, checkpoint.keep, find_launch(call.devices, call.nodes), call.wandb)
+        launch = find_launch(call.devices, call.nodes)
+        return cls(call.workers, checkpoint.every, checkpoint.minutes, checkpoint.keep, launch, call.wandb)
 
     def check(self, settings: TrainSettings) -> None:
         """Refuse what cannot be, naming each flag. Raises ConfigError."""
@@ -98,16 +100,16 @@ class CallSetup:
             f"--{flag} {value}: give at least {least}"
             for flag, value, least in (
                 ("workers", self.workers, 0),
-                ("checkpoint.every", self.save_every, 1),
+                ("checkpoint.every", self.save_every, 0),
                 ("checkpoint.keep", self.keep, 1),
             )
             if value < least
         ]
-        share = settings.micro_batch * self.launch.world
+        micro = settings.pass_size(self.launch.world)
+        share = micro * self.launch.world
         if self.launch.world > 1 and settings.batch % share:
             found.append(
-                f"--batch {settings.batch} is no multiple of --micro-batch {settings.micro_batch} x "
-                f"{self.launch.world} processes"
+                f"--batch {settings.batch} is no multiple of --micro-batch {micro} x {self.launch.world} processes"
             )
         if torch.cuda.is_available() and self.launch.devices > torch.cuda.device_count():
             found.append(

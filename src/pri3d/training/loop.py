@@ -50,6 +50,7 @@ class StepModule(nn.Module, ABC):
         super().__init__()
         self.settings = settings
         self.step = 0  #: optimizer steps that are done
+        self.idle: str | None = None  #: beginning of the names of parameters that nothing uses: checkpoints do without
 
     def parameter_groups(self) -> list[optim.ParameterGroup]:
         """What is trained, at which share of the learning rate."""
@@ -106,20 +107,21 @@ def fit(
     Raises InterruptedRunError after a signal that asks to stop, with the checkpoint written.
     """
     settings, launch = module.settings, options.launch
-    passes = settings.accumulate // launch.world  # of this process in one step
+    micro = settings.pass_size(launch.world)
+    passes = settings.batch // micro // launch.world  # of this process in one step
     fabric = make_fabric(settings.precision, launch)
     fabric.launch()  # with --devices the other processes start here, each from the top of the program
     if settings.compute.compile:
         module.network.compile()
     model = fabric.setup_module(module)
     optimizer, schedule = optim.build(module.parameter_groups(), settings)
-    checkpoint = Checkpoint(fabric, run, module, optimizer, schedule, done, options.keep)
+    checkpoint = Checkpoint(fabric, run, module, optimizer, schedule, done, options.keep, module.idle)
     if done:
         checkpoint.load()
     module.step = done
     stream = feed.sampler(settings.steps * settings.batch, done * settings.batch)
-    share = Share(stream, settings.micro_batch, launch.rank, launch.world)
-    loader = make_loader(feed.dataset, feed.collate, share, settings.micro_batch, options.workers, stay=True)
+    share = Share(stream, micro, launch.rank, launch.world)
+    loader = make_loader(feed.dataset, feed.collate, share, micro, options.workers, stay=True)
     recorder = Recorder(fabric, run, settings, done, options)
 
     with on_stop(recorder.interrupt), closing(recorder):
@@ -146,11 +148,12 @@ def fit(
             step, last = module.step, module.step == settings.steps
             measuring = watch is not None and (step % watch.every == 0 or last)
             notes = watch.look(fabric, module, step, settings.micro_batch) if watch and measuring else {}
-            saving = step % options.save_every == 0 or last
+            saving = last or (options.save_every > 0 and step % options.save_every == 0)
             recorder.end_step(step, optimizer.param_groups[0]["lr"], notes, saving or measuring)
-            if saving or recorder.stop:
+            if saving or recorder.due or recorder.stop:
                 recorder.refuse_broken(module, step)
                 checkpoint.save(step)
+                recorder.begin_interval()
             if recorder.stop and not last:
                 _leave(fabric, run, step, recorder.stop, launch)
     fabric.strategy.teardown()

@@ -62,6 +62,7 @@ class PretrainModule(StepModule):
         self._maps = _Maps(unet, self.objective.decodes)
         if not self.objective.decodes:
             unet.decoder.requires_grad_(False)  # nothing looks at its output
+            self.idle = "unet.decoder."
 
         if settings.backbone.delay and not any(p.requires_grad for p in self._others()):
             raise ConfigError(

@@ -38,6 +38,7 @@ class Recorder:
         self.log_every = max(1, min(10, settings.steps // 50))
         self.line_every = max(1, settings.steps // 20)
         self.stop: str | None = None  #: the signal that asked for it, once all processes have agreed
+        self.due = False  #: whether a checkpoint is wanted by the first process's clock, once all have agreed
         self._wish: str | None = None
         steps = torch.tensor([done, -done], dtype=torch.float64, device=fabric.device)
         latest, earliest = fabric.all_reduce(steps, reduce_op="max").tolist()  # type: ignore[union-attr]
@@ -60,6 +61,14 @@ class Recorder:
         self._passes: list[tuple[int, list[str], Tensor]] = []  # since the last log: step, frames, loss
         self._began = self._logged = time.perf_counter()
         self._waited = 0.0
+        self.begin_interval()
+
+    def begin_interval(self) -> None:
+        """Begin the minutes until the next checkpoint."""
+        self.due, self._saved = False, time.perf_counter()
+
+    def _wants_checkpoint(self) -> bool:
+        return time.perf_counter() - self._saved >= 60 * self.options.save_minutes
 
     def interrupt(self, name: str) -> None:
         """Finish the step, save, stop, because of the signal of that name."""
@@ -89,11 +98,12 @@ class Recorder:
     def end_step(self, step: int, lr: float, notes: Mapping[str, float], needed: bool) -> None:
         """Log the step where it is its turn, or ``needed``, or there is a wish to stop.
 
-        Several processes must stop at the same step: they agree on :attr:`stop` where they exchange values anyway.
+        Several processes must stop, and save, at the same step: they agree on :attr:`stop` and :attr:`due` where they
+        exchange values anyway.
         Raises Pri3DError in every process where a loss or a value is not finite.
         """
         if self.fabric.world_size == 1:
-            self.stop = self._wish
+            self.stop, self.due = self._wish, self._wants_checkpoint()
         if needed or self.stop or step % self.log_every == 0:
             values = self._fetch()
             bad = [name for name, value in values.items() if not math.isfinite(value)]
@@ -142,13 +152,16 @@ class Recorder:
         )
         bad = next(wrong, None)
         if fabric.world_size > 1:
-            # With them, two numbers for each process: the signal that asked it to stop, and its first bad step.
-            own = stack.new_zeros(2, fabric.world_size)
+            # With them, numbers of each process: the signal that asked it to stop, its first bad step, and whether a
+            # checkpoint is due.
+            own = stack.new_zeros(3, fabric.world_size)
             own[0, fabric.global_rank] = 0 if self._wish is None else int(signal.Signals[self._wish])
             own[1, fabric.global_rank] = bad[0] if bad else 0
+            own[2, fabric.global_rank] = self._wants_checkpoint()
             stack = torch.cat((stack, own.flatten() * fabric.world_size))
             stack = fabric.all_reduce(stack, reduce_op="mean")  # type: ignore[assignment]
-            signals, steps = stack[len(names) :].view(2, -1).round().int().tolist()
+            signals, steps, due = stack[len(names) :].view(3, -1).round().int().tolist()
+            self.due = bool(due[0])
             asked = {signal.Signals(number).name for number in signals if number}
             self.stop = "SIGUSR1" if "SIGUSR1" in asked else next(iter(sorted(asked)), None)  # the former requeues
             if any(steps):
