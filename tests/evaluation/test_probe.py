@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,10 +16,12 @@ from PIL import Image
 from pri3d.api.prepare import prepare
 from pri3d.api.probe import probe
 from pri3d.api.rooms import rooms
+from pri3d.data.crops import frame_table
 from pri3d.errors import ConfigError, DataError, WeightsError
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.unet import build_unet
 from pri3d.networks.weights import save_model
+from pri3d.probing.linear import open_guards
 from pri3d.probing.networks import open_dense
 from pri3d.probing.probe import TASKS, Scores, _check_seen
 from pri3d.runs import RunPaths
@@ -74,9 +77,20 @@ def test_a_run_is_shown_before_and_after_in_every_task(small: Probe, run_folder:
         rows = {(r["network"], r["task"], r["measure"]): r["value"] for r in csv.DictReader(file)}
     recall = after.correspondence.recall["5 cm"]  # type: ignore[union-attr]
     assert float(rows["run after", "correspondence", "recall / 5 cm"]) == recall
+    differences = after.differences["run before"]  # type: ignore[index]
+    gap = differences["depth / rmse"]
+    assert gap.difference == pytest.approx(after.depth.rmse - before.depth.rmse)  # type: ignore[union-attr]
+    assert gap.low < gap.difference < gap.high
+    assert text["networks"]["run after"]["differences"]["run before"]["depth / rmse"]["verdict"] == gap.verdict
+    assert float(rows["run after", "differences", "run before / depth / rmse / low"]) == gap.low
+    assert rows["run after", "differences", "run before / depth / rmse / verdict"] == gap.verdict
+    assert before.differences is None
+    assert before.intervals and before.intervals["normals / mean"] > 0
     page = (tmp_path / "out/probe.md").read_text()
-    assert page.count("**") == 2 * 6
+    assert page.count("**") == 2 * 7
     assert "| run after |" in page
+    assert f"| depth, RMSE, m | {gap.difference:+.3f} | {gap.low:+.3f} to {gap.high:+.3f} | {gap.verdict} |" in page
+    assert f"| {before.depth.rmse:.3f} ± {before.intervals['depth / rmse']:.3f} |" in page  # type: ignore[union-attr]
     with Image.open(tmp_path / "out/probe.png") as picture:
         assert picture.width > picture.height > 200
 
@@ -122,6 +136,12 @@ def test_a_whole_store_is_scored_where_nobody_has_seen_it(small: Probe, run_fold
     )
     assert part.matching and whole.matching
     assert whole.matching.pairs == len(Store(rooms_store).pairs().i) > part.matching.pairs
+    every = small([path], portion="all", holdout=0.0, tasks="depth,segmentation", max_frames=1000)[path.name]
+    half = small([path], holdout=0.5, tasks="depth,segmentation", max_frames=1000)[path.name]
+    assert every.depth and half.depth and every.segmentation
+    frames = len(frame_table(Store(rooms_store)).i)
+    assert every.depth.pixels > 1.8 * half.depth.pixels
+    assert every.depth.pixels <= frames * 64 * 48
     assert small([run_folder], portion="all", holdout=0.0, tasks="retention")["run after"].retention
     save_model(build_unet("resnet18", "slim", 8), path, {"data_hash": Store(rooms_store).hash, "holdout": 0.4})
     small([path], tasks="matching")
@@ -153,6 +173,69 @@ def test_what_fine_tuning_has_seen_is_refused(rooms_store: Path, record: dict[st
         return
     with pytest.raises(ConfigError, match=message):
         _check_seen(Path("net"), {"task": "semantic", **stated}, store, "heldout", 0.4)
+
+
+def write_images(folder: Path, split: str, count: int) -> Path:
+    """Labelled images whose upper half is dark and of class 0, the lower half bright and of class 1."""
+    for k in range(count):
+        image = np.full((48, 64, 3), 40 + k, np.uint8)
+        image[24:] += 150
+        label = np.zeros((48, 64), np.uint8)
+        label[24:] = 1
+        for kind, array in (("images", image), ("masks", label)):
+            (folder / kind / split).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(folder / kind / split / f"{split}{k}.png")
+    (folder / "classes.txt").write_text("dark\nbright\n")
+    return folder
+
+
+def test_labelled_images_of_another_kind_are_a_guard(small: Probe, tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("val", 9), ("test", 2)):
+        write_images(tmp_path / "road", split, count)
+    torch.manual_seed(1)
+    torch.save(build_encoder("test_resnet").state_dict(), tmp_path / "other.pth")
+    weights = [Path("scratch"), tmp_path / "other.pth"]
+    options: dict[str, Any] = {"encoder": "test_resnet", "reference": Path("scratch"), "tasks": "retention"}
+    first, other = small(weights, guard=[tmp_path / "road"], max_frames=9, **options).values()
+    assert first.guard and other.guard and first.intervals and other.differences
+    assert list(first.guard) == ["road"]
+    for score in (*first.guard.values(), *other.guard.values()):
+        assert score.miou > 0.9  # of random weights, too: the classes are the brightness
+        assert score.classes == 2
+    assert first.intervals["guard / road / miou"] >= 0
+    assert other.differences["scratch"]["guard / road / miou"].difference == pytest.approx(
+        other.guard["road"].miou - first.guard["road"].miou
+    )
+    page = (tmp_path / "out/probe.md").read_text()
+    assert "**Linear probe of the encoder: segmentation of road**" in page
+    assert "| road, mIoU | " in page
+    text = json.loads((tmp_path / "out/probe.json").read_text())
+    assert text["networks"]["other.pth"]["guard"]["road"]["miou"] == other.guard["road"].miou
+
+
+def test_sides_of_a_guard_share_no_image(tmp_path: Path) -> None:
+    for split, count in (("train", 4), ("val", 9), ("test", 2)):
+        write_images(tmp_path / "road", split, count)
+    (side,) = open_guards([tmp_path / "road"], (64, 48), 5, (), ())["road"]
+    assert (len(side.train.color), len(side.test.color)) == (4, 5 + 2)
+    write_images(tmp_path / "few", "val", 6)
+    sides = open_guards([tmp_path / "few"], (64, 48), 9, (), ())["few"]
+    tops = [(set(s.train.color[:, 0, 0, 0].tolist()), set(s.test.color[:, 0, 0, 0].tolist())) for s in sides]
+    assert all(not train & test and train | test == set(range(40, 46)) for train, test in tops)
+    assert set().union(*(test for _, test in tops)) == set(range(40, 46))
+
+
+def test_guards_that_cannot_be(small: Probe, run_folder: Path, tmp_path: Path) -> None:
+    road = write_images(tmp_path / "road", "train", 4)
+    with pytest.raises(DataError, match="road"):
+        small([run_folder], guard=[road])
+    lonely = write_images(tmp_path / "lonely", "val", 1)
+    with pytest.raises(DataError, match="cannot both be learnt from and be scored"):
+        small([run_folder], guard=[lonely])
+    with pytest.raises(ConfigError, match="one for each of the 1 --guard"):
+        small([run_folder], guard=[road], guard_label_map=["camvid", "nyu13"])
+    with pytest.raises(DataError, match="no such file"):
+        small([run_folder], guard=[tmp_path / "none"])
 
 
 def test_networks_of_one_name_stay_apart(small: Probe, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pri3d.data.measured import MeasuredFrames, read_frames
 from pri3d.data.pairs import split_pairs
 from pri3d.errors import WeightsError
 from pri3d.labelled.prepared import PreparedImages
-from pri3d.probing.linear import probe_linear
+from pri3d.probing.linear import Side, probe_linear
 from pri3d.probing.networks import Dense
 from pri3d.store import Store
 
@@ -50,7 +50,7 @@ def test_a_linear_relation_is_learned() -> None:
     dense: Dense = Shown()  # type: ignore[assignment]
     train, test = painted(24, 0), painted(32, 1)
     tasks = ("depth", "normals", "segmentation")
-    learned = probe_linear(dense, train, test, tasks, 0)
+    learned, samples = probe_linear(dense, [Side(train, test)], tasks, 0)
     assert learned.depth and learned.normals and learned.segmentation
     assert learned.depth.rmse < 0.01
     assert learned.depth.delta1 == 1
@@ -59,14 +59,19 @@ def test_a_linear_relation_is_learned() -> None:
     assert learned.segmentation.accuracy > 0.9
     assert learned.segmentation.classes == 2
     # Neither the scale of the features nor the other tasks change a probe.
-    alone = probe_linear(Shown(1e4), train, test, ("depth",), 0)  # type: ignore[arg-type]
+    alone, _ = probe_linear(Shown(1e4), [Side(train, test)], ("depth",), 0)  # type: ignore[arg-type]
     assert alone.depth and alone.depth.rmse == pytest.approx(learned.depth.rmse, abs=1e-4)
     assert alone.normals is None
+    # Every side has a read-out of its own, and all are scored together.
+    assert {task: len(sample.sums) for task, sample in samples.items()} == dict.fromkeys(tasks, 32)
+    both, samples = probe_linear(dense, [Side(train, test), Side(test, train)], ("depth",), 0)
+    assert both.depth and both.depth.pixels == (32 + 24) * 12 * 16
+    assert len(samples["depth"].sums) == 32 + 24
 
 
 def test_features_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(WeightsError, match="bad: its features are not finite"):
-        probe_linear(Shown(math.nan), painted(2, 0), painted(2, 1), ("depth",), 0, "bad")  # type: ignore[arg-type]
+        probe_linear(Shown(math.nan), [Side(painted(2, 0), painted(2, 1))], ("depth",), 0, "bad")  # type: ignore[arg-type]
 
 
 def test_frames_are_split_as_pairs_are(rooms_store: Path) -> None:

@@ -22,6 +22,7 @@ from pri3d.probing.pairs import (
     Matching,
     angle_bins,
     cell_distance,
+    draw_pairs,
     match_cells,
     matching_recall,
     measure_pairs,
@@ -72,6 +73,20 @@ def test_a_bin_holds_its_lower_end() -> None:
         "30-60": [3],
         "60-180": [4, 5],
     }
+
+
+def test_each_bin_of_the_angle_has_an_equal_share() -> None:
+    degrees = np.concatenate([np.full(5000, 5), np.full(900, 20), np.full(30, 40), np.full(150, 90)])
+    angles = np.radians(np.random.default_rng(0).permutation(degrees)).astype(np.float32)
+    drawn = draw_pairs(angles, 400, 0)
+    assert len(set(drawn.tolist())) == 400
+    assert drawn.tolist() == sorted(drawn.tolist())
+    counts = [int(inside.sum()) for inside in angle_bins(np.degrees(angles[drawn])).values()]
+    assert counts == [124, 123, 30, 123]
+    assert np.array_equal(drawn, draw_pairs(angles, 400, 0))
+    assert not np.array_equal(drawn, draw_pairs(angles, 400, 1))
+    assert draw_pairs(angles[:7], 7, 0).tolist() == list(range(7))
+    assert len(draw_pairs(np.zeros(9, np.float32), 4, 0)) == 4
 
 
 def slow_recall(features: torch.Tensor, batch: PairBatch, count: int) -> dict[str, float]:

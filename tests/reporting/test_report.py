@@ -195,6 +195,16 @@ def test_results_of_probe_are_tables_and_a_curve(make, tmp_path):
     assert "by angle 0-15" in page.texts
     assert page.texts.count("0.6") == 2
     assert len(page.loads) == 1
+    gap = {"difference": 0.0625, "low": 0.03125, "high": None, "verdict": "better"}
+    networks["after"] |= {
+        "intervals": {"matching / mean": 0.0078125},
+        "differences": {"before": {"matching / mean": gap}},
+    }
+    write_json(tmp_path / "probe.json", {"data": "x", "networks": networks})
+    page = make(tmp_path / "probe.json")
+    assert "after against before, the same pairs and frames" in page.texts
+    assert all(text in page.texts for text in ("matching / mean", "0.0625", "0.03125 to –", "better"))
+    assert "Intervals" not in page.texts
     (tmp_path / "probe.json").write_text(json.dumps({"networks": [1]}))
     with pytest.raises(DataError, match=r"probe\.json"):
         make(tmp_path / "probe.json")

@@ -32,6 +32,16 @@ class ProbeOptions(LabelMapField):
     reference: str | AnyPath | None = option(
         "weights that retention compares with; what a run began with where it is not given", default=None
     )
+    guard: Sequence[AnyPath] = option(
+        "labelled images of another kind, whose classes are read off the encoders too: what is forgotten",
+        default=(),
+    )
+    guard_label_map: Sequence[str] = option(
+        "label map of --guard, one for each or one for all; each format's own if not given", default=()
+    )
+    guard_dataset: Sequence[str] = option(
+        "format of --guard, one for each or one for all; auto-detected if not given", default=()
+    )
     size: str = option("size of the images, WIDTHxHEIGHT in pixels", default="160x120")
     pixels: float = option(
         "of matching: a point counts as found within this distance, in pixels of a 320-pixel-wide image", default=10.0
@@ -40,7 +50,11 @@ class ProbeOptions(LabelMapField):
         "of matching: metres within which two measured points are the same; as prepared where it is not given",
         default=None,
     )
-    max_pairs: int = option("at most so many pairs, drawn with the seed", default=200, least=1)
+    max_pairs: int = option(
+        "at most so many pairs, drawn with the seed, an equal share of each bin of the angle as far as it has them",
+        default=400,
+        least=1,
+    )
     max_frames: int = option(
         "at most so many frames to fit linear probes to, and so many to score them on, evenly spaced",
         default=200,

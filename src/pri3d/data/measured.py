@@ -54,3 +54,21 @@ def read_frames(
     normal = torch.cat([surface_normals(*part) for part in zip(*few, strict=True)])
     classes = len(labels.class_names) if labels else 0
     return MeasuredFrames(torch.stack(color), stacked, normal, torch.stack(label), classes)
+
+
+def read_images(images: LabelledImages, rows: NDArray[np.int64], size: tuple[int, int]) -> MeasuredFrames:
+    """Read ``rows`` of a labelled set at ``size`` (width, height); depth and normals are (N, 0).
+
+    Raises DataError where a file is missing or damaged.
+    """
+    color, label = [], []
+    for row in track(rows.tolist(), description="reading labelled images", transient=True):
+        color.append(to_tensor(resize_color(images.color(row), size)))
+        label.append(torch.from_numpy(resize_nearest(images.label(row), size)))
+    none = torch.zeros(len(rows), 0)
+    return MeasuredFrames(torch.stack(color), none, none, torch.stack(label), len(images.class_names))
+
+
+def choose_evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most ``most`` of the (N,) rows, evenly spaced."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(np.int64))]

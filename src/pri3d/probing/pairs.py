@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from pri3d.data.pairs import PairItem, collate
-from pri3d.data.sampler import Draw
+from pri3d.data.sampler import Draw, derive
 from pri3d.geometry.camera import project
 from pri3d.geometry.matching import cell_points, choose, match_pixels
 from pri3d.geometry.pose import compose, invert, transform
@@ -27,6 +27,9 @@ from pri3d.types import PairBatch
 ANGLES = (15.0, 30.0, 60.0, 180.0)
 PIXELS = (5.0, 10.0, 20.0)  #: errors within which a match is right, pixels of an image 320 wide
 METRES = (0.02, 0.05, 0.10)
+#: Names of the bins, lower ends included (of the last both), and of the errors within which a match is right.
+ANGLE_NAMES = tuple(f"{low:g}-{high:g}" for low, high in zip((0.0, *ANGLES[:-1]), ANGLES, strict=True))
+THRESHOLDS = (*(f"{end:g} px" for end in PIXELS), *(f"{100 * end:g} cm" for end in METRES))
 WIDTH = 320  #: of the image that errors in pixels are stated for
 _ROWS = 2048  # queries compared with all candidates at a time, which bounds the memory
 
@@ -117,9 +120,13 @@ class Matching:
         found = (gap * (self.width / grid[1]) <= self.pixels) & valid
         self.counts.append(torch.stack((found.sum(), valid.sum())))
 
+    def pairs(self) -> NDArray[np.float64]:
+        """(P, 2) of each pair: points found, points counted."""
+        return torch.stack(self.counts).double().cpu().numpy()
+
     def result(self, angles: NDArray[np.float32]) -> Recall:
         """Recall, given the (P,) radians between the viewing directions of the pairs."""
-        counts = torch.stack(self.counts).double().cpu().numpy()
+        counts = self.pairs()
         found, counted = counts[:, 0], counts[:, 1]
         by_angle = {}
         for name, inside in angle_bins(np.degrees(angles)).items():
@@ -142,9 +149,25 @@ def matching_recall(
 
 
 def angle_bins(degrees: NDArray[np.float32]) -> dict[str, NDArray[np.bool_]]:
-    """Bin such as "15-30" (its lower end included; of the last both) -> which of the (P,) degrees lie in it."""
-    ends = zip((0.0, *ANGLES[:-1]), ANGLES, strict=True)
-    return {f"{low:g}-{high:g}": (degrees >= low) & ((degrees < high) | (high == ANGLES[-1])) for low, high in ends}
+    """Bin of ``ANGLE_NAMES`` -> which of the (P,) degrees lie in it."""
+    place = np.minimum(np.searchsorted(ANGLES, degrees, side="right"), len(ANGLES) - 1)
+    return {name: place == k for k, name in enumerate(ANGLE_NAMES)}
+
+
+def draw_pairs(angles: NDArray[np.float32], most: int, seed: int) -> NDArray[np.int64]:
+    """Draw at most ``most`` pairs, an equal share of each bin of the angle as far as it has them.
+
+    ``angles`` (P,) radians between the viewing directions -> ascending places in it.
+    """
+    if len(angles) <= most:
+        return np.arange(len(angles))
+    generator = np.random.default_rng(derive(seed))
+    bins = sorted((np.flatnonzero(inside) for inside in angle_bins(np.degrees(angles)).values()), key=len)
+    drawn: list[NDArray[np.int64]] = []
+    for k, places in enumerate(bins):  # the fewest first: what they lack goes to the others
+        share = (most - sum(map(len, drawn))) // (len(bins) - k)
+        drawn.append(generator.choice(places, min(share, len(places)), replace=False))
+    return np.sort(np.concatenate(drawn))
 
 
 class Correspondences:
@@ -177,26 +200,28 @@ class Correspondences:
         right = [pixels < end for end in PIXELS] + [metres < end for end in METRES]
         self.rights.append((torch.stack([*right, torch.ones_like(valid)]) & valid).sum(dim=1))
 
+    def pairs(self) -> NDArray[np.float64]:
+        """(P, thresholds + 1) of each pair: matches right within each of ``THRESHOLDS``, matches counted."""
+        return torch.stack(self.rights).double().cpu().numpy()
+
     def result(self, angles: NDArray[np.float32]) -> Correspondence:
         """Recall, given the (P,) radians between the viewing directions of the pairs."""
-        counts = torch.stack(self.rights).double().cpu().numpy()
+        counts = self.pairs()
         some = counts[:, -1] > 0
         share = counts[some, :-1] / counts[some, -1:]
         bins = angle_bins(np.degrees(angles[some]))
+
+        def average(share: NDArray[np.float64]) -> dict[str, float]:
+            values = share.mean(axis=0) if len(share) else np.full(len(THRESHOLDS), math.nan)
+            return dict(zip(THRESHOLDS, values.tolist(), strict=True))
+
         return Correspondence(
-            _named(share),
-            {name: _named(share[inside]) for name, inside in bins.items()},
+            average(share),
+            {name: average(share[inside]) for name, inside in bins.items()},
             {name: int(inside.sum()) for name, inside in bins.items()},
             int(counts[:, -1].sum()),
             int(some.sum()),
         )
-
-
-def _named(share: NDArray[np.float64]) -> dict[str, float]:
-    """Mean over pairs of recalls (P, thresholds), by the name of the threshold."""
-    names = [f"{end:g} px" for end in PIXELS] + [f"{100 * end:g} cm" for end in METRES]
-    values = share.mean(axis=0) if len(share) else np.full(len(names), math.nan)
-    return dict(zip(names, values.tolist(), strict=True))
 
 
 def match_cells(features: Tensor, measured: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

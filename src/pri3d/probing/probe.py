@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from pri3d import registry
 from pri3d.api.probe import ProbeOptions
 from pri3d.api.results import Record
 from pri3d.data.crops import frame_table
-from pri3d.data.measured import MeasuredFrames, read_frames
+from pri3d.data.measured import choose_evenly, read_frames
 from pri3d.data.mixture import hashes_of
 from pri3d.data.pairs import PairDataset, split_pairs
 from pri3d.data.sampler import derive
@@ -25,9 +26,11 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import usable
 from pri3d.geometry.resize import parse_size
 from pri3d.labelled.prepared import PreparedImages
-from pri3d.probing.linear import probe_linear
+from pri3d.networks.load import FeatureNet
+from pri3d.probing.differences import Sample, Samples, compare, sample_correspondence, sample_matching
+from pri3d.probing.linear import Side, open_guards, probe_linear
 from pri3d.probing.networks import Dense, check_source, name_sources, open_dense
-from pri3d.probing.pairs import Correspondences, Held, Matching, Measure, matching_recall, measure_pairs
+from pri3d.probing.pairs import Correspondences, Held, Matching, Measure, draw_pairs, matching_recall, measure_pairs
 from pri3d.probing.retention import check_same, retention
 from pri3d.probing.tables import Scores, show, write_results
 from pri3d.store import Store
@@ -48,9 +51,10 @@ class Frozen(NamedTuple):
 
     pairs: Held | None
     angles: NDArray[np.float32]  #: (P,) radians between the viewing directions of the pairs
+    first: NDArray[np.int64]  #: (P,) number of each pair's first frame among those of all pairs, in the order of time
     distance: float  #: metres within which two measured points are the same
-    train: MeasuredFrames | None
-    test: MeasuredFrames | None
+    sides: list[Side]  #: frames that linear probes are fitted to and scored on
+    guards: dict[str, list[Side]]  #: the same of labelled images of another kind, by their name
 
 
 def probe(options: ProbeOptions) -> Record:
@@ -69,49 +73,32 @@ def probe(options: ProbeOptions) -> Record:
     sources = name_sources(weights)
     split, holdout, seed = options.portion, options.holdout, options.seed
     chosen = _choose_tasks(options.tasks, store, sources, reference, options.labels)
-    # Raise ConfigError where --holdout leaves nothing to score on.
-    if holdout <= 0 and (split == "heldout" or set(chosen) & {*LINEAR_TASKS}):
+    if split == "heldout" and holdout <= 0:
         what = "pair" if set(chosen) & {*PAIR_TASKS} else "frame"
-        raise ConfigError(f"holdout = {holdout}: leaves no {what} of {store.path} to probe on. Give a larger fraction.")
+        raise ConfigError(
+            f"holdout = {holdout}: leaves no {what} of {store.path} to probe on. Give a larger fraction, or, where no "
+            "network has seen this dataset, --portion all."
+        )
     networks = {}
     for name, source in sources.items():  # every one is opened before anything is measured
         networks[name] = open_dense(source, options.features, options.encoder, seed)
         _check_seen(source, networks[name].net.record, store, split, holdout)
     references = _references(networks, reference, options.encoder, seed, chosen)
-    drawn = None
-    if set(chosen) & {*PAIR_TASKS}:
-        drawn = np.arange(len(store.pairs().i)) if split == "all" else split_pairs(store, holdout)[1]
-        if len(drawn) == 0:
-            raise ConfigError(
-                f"holdout = {holdout}: leaves no pair of {store.path} to probe on. Give a larger fraction."
-            )
-        if len(drawn) > options.max_pairs:
-            drawn = np.sort(np.random.default_rng(derive(seed)).choice(drawn, options.max_pairs, replace=False))
-    frozen = _read(
-        store,
-        drawn,
-        chosen,
-        holdout=holdout,
-        labels=options.labels,
-        size=options.size,
-        frames=options.max_frames,
-        seed=seed,
-    )
-    if options.distance is not None:
-        frozen = frozen._replace(distance=options.distance)
-    results = {}
+    frozen = _read(options, store, chosen)
+    results, samples = {}, {}
     for name, dense in networks.items():
-        scores = _measure_pairs(
-            Scores(str(sources[name]), dense.about), name, dense, frozen, chosen, options.pixels, store
-        )
-        linear = [task for task in chosen if task in LINEAR_TASKS]
-        if linear and frozen.train and frozen.test:
-            found = probe_linear(dense, frozen.train, frozen.test, linear, seed, name)
-            scores = scores._replace(**found._asdict())
-        if name in references and frozen.test:
-            images = frozen.test.color[:: -(-len(frozen.test.color) // _RETAINED)]
-            scores = scores._replace(retention=retention(dense.net, references[name].net, images, name))
-        results[name] = scores
+        scores = Scores(str(sources[name]), dense.about)
+        results[name], samples[name] = _measure(scores, name, dense, frozen, chosen, options, store)
+        if name in references:
+            color = torch.cat([side.test.color for side in frozen.sides])
+            images = color[:: -(-len(color) // _RETAINED)]
+            kept = retention(dense.net, references[name].net, images, name)
+            results[name] = results[name]._replace(retention=kept)
+    halves, differences = compare(samples, derive(seed))
+    results = {
+        name: scores._replace(intervals=halves[name], differences=differences.get(name))
+        for name, scores in results.items()
+    }
     show(results, options.pixels)
     # Say that metres are no metres where the unit of a scene is not known.
     unknown = [scene for scene, record in store.manifest["scenes"].items() if record.get("scale") is not None]
@@ -121,6 +108,7 @@ def probe(options: ProbeOptions) -> Record:
     settings: dict[str, Any] = {"tasks": chosen, "split": options.portion, "distance": frozen.distance}
     settings |= {name: getattr(options, name) for name in ("holdout", "features", "size", "pixels", "seed")}
     settings |= {"frames": options.max_frames}
+    settings |= {"guard": [str(path) for path in options.guard]}
     settings |= {"pairs": 0 if frozen.pairs is None else len(frozen.pairs), "reference": reference and str(reference)}
     with usable(f"--out {out}"):
         write_results(out, results, {"data": str(data), "data_hash": store.hash, "settings": settings}, options.pixels)
@@ -200,54 +188,69 @@ def _references(
     return dict.fromkeys(fitting, opened)
 
 
-def _read(
-    store: Store,
-    drawn: NDArray[np.int64] | None,
-    chosen: Sequence[str],
-    *,
-    holdout: float,
-    labels: str | None,
-    size: str,
-    frames: int,
-    seed: int,
-) -> Frozen:
+def _read(options: ProbeOptions, store: Store, chosen: Sequence[str]) -> Frozen:
     """Read all images once. Raises ConfigError or DataError where a side has no frame, or no labelled one."""
-    distance = float(store.manifest["settings"]["distance"])
-    frozen = Frozen(None, np.zeros(0, np.float32), distance, None, None)
-    if drawn is not None:
-        held = Held(PairDataset(store.path, drawn, parse_size(size), seed))
-        frozen = frozen._replace(pairs=held, angles=store.pairs().angle[drawn])
+    size, whole = parse_size(options.size), options.portion == "all"
+    distance = options.distance or float(store.manifest["settings"]["distance"])
+    guards = open_guards(options.guard, size, options.max_frames, options.guard_dataset, options.guard_label_map)
+    frozen = Frozen(None, np.zeros(0, np.float32), np.zeros(0, np.int64), distance, [], guards)
+    if set(chosen) & {*PAIR_TASKS}:
+        pairs = store.pairs()
+        drawn = np.arange(len(pairs.i)) if whole else split_pairs(store, options.holdout)[1]
+        if len(drawn) == 0:
+            what = f"holdout = {options.holdout}: leaves no pair of {store.path} to probe on. Give a larger fraction."
+            raise ConfigError(what)
+        drawn = drawn[draw_pairs(pairs.angle[drawn], options.max_pairs, options.seed)]
+        scene = np.unique(pairs.scene[drawn], return_inverse=True)[1]
+        frame = scene * (int(pairs.i[drawn].max()) + 1) + pairs.i[drawn]
+        frozen = frozen._replace(
+            pairs=Held(PairDataset(store.path, drawn, size, options.seed)),
+            angles=pairs.angle[drawn],
+            first=np.unique(frame, return_inverse=True)[1],
+        )
     if not set(chosen) - {*PAIR_TASKS}:
         return frozen
-    images = PreparedImages(store.path, "all", labels) if "segmentation" in chosen else None
+    images = PreparedImages(store.path, "all", options.labels) if "segmentation" in chosen else None
     table = frame_table(store)
-    sides = []
-    split = split_pairs(store, holdout, table)
-    if holdout == 0:  # only what trains nothing gets here: it looks at all frames
-        split = split[0], split[0]
-    for rows, what in zip(split, ("training", "held-out"), strict=True):
+    read = []
+    holdout = 0.5 if whole else options.holdout  # of what nobody has seen both halves are scored, each by the other
+    for rows, what in zip(split_pairs(store, holdout, table), ("training", "held-out"), strict=True):
         if len(rows) == 0:
             raise ConfigError(f"holdout = {holdout}: leaves no {what} frame of {store.path}. Give another fraction.")
-        even = rows[np.unique(np.linspace(0, len(rows) - 1, min(frames, len(rows))).round().astype(np.int64))]
-        side = read_frames(store, table, even, parse_size(size), images)
+        side = read_frames(store, table, choose_evenly(rows, options.max_frames), size, images)
         if images is not None and not bool((side.label < side.classes).any()):
-            raise DataError(f"{store.path}: no {what} frame has a label. Give another --holdout, or more --frames.")
-        sides.append(side)
-    return frozen._replace(train=sides[0], test=sides[1])
+            raise DataError(f"{store.path}: no {what} frame has a label. Give another --holdout, or more --max-frames.")
+        read.append(side)
+    sides = [Side(read[0], read[1])] + ([Side(read[1], read[0])] if whole else [])
+    return frozen._replace(sides=sides)
 
 
-def _measure_pairs(
-    scores: Scores, name: str, dense: Dense, frozen: Frozen, chosen: Sequence[str], pixels: float, store: Store
-) -> Scores:
-    """Add the tasks that need pairs. Raises DataError where no pair has a match."""
-    if frozen.pairs is None:
-        return scores
-    matching = Matching(pixels, frozen.distance) if "matching" in chosen else None
+def _measure(
+    scores: Scores, name: str, dense: Dense, frozen: Frozen, chosen: Sequence[str], options: ProbeOptions, store: Store
+) -> tuple[Scores, Samples]:
+    """Add what is measured of one network, and what it is made of. Raises DataError where no pair has a match."""
+    samples: dict[str, Sample] = {}
+    matching = Matching(options.pixels, frozen.distance) if "matching" in chosen else None
     found = Correspondences() if "correspondence" in chosen else None
-    measures: list[Measure] = [measure for measure in (matching, found) if measure is not None]
-    measure_pairs(dense, frozen.pairs, measures, name)
+    if frozen.pairs is not None:
+        measures: list[Measure] = [measure for measure in (matching, found) if measure is not None]
+        measure_pairs(dense, frozen.pairs, measures, name)
     if matching:
         scores = scores._replace(matching=matching.result(frozen.angles))
+        samples["matching"] = sample_matching(matching.pairs(), frozen.angles, frozen.first)
         if scores.matching and not scores.matching.points:
             raise DataError(f"{store.path}: no held-out pair has a match within {frozen.distance} m. Raise --distance.")
-    return scores._replace(correspondence=found.result(frozen.angles)) if found else scores
+    if found:
+        scores = scores._replace(correspondence=found.result(frozen.angles))
+        samples["correspondence"] = sample_correspondence(found.pairs(), frozen.angles, frozen.first)
+    linear = [task for task in chosen if task in LINEAR_TASKS]
+    if linear:
+        read, of = probe_linear(dense, frozen.sides, linear, options.seed, name)
+        scores, samples = scores._replace(**read._asdict()), samples | of
+    guard = {}
+    for key, sides in frozen.guards.items():  # of the encoder: it is what goes on into other tasks
+        encoder = Dense(FeatureNet(dense.net.encoder, {})).eval()
+        read, of = probe_linear(encoder, sides, ["segmentation"], options.seed, f"{name}, {key}")
+        if read.segmentation:
+            guard[key], samples[f"guard / {key}"] = read.segmentation, of["segmentation"]
+    return scores._replace(guard=guard or None), samples

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,8 @@ from rich.table import Table
 
 from pri3d.files.atomic import write_atomic
 from pri3d.networks.readout import DepthScore, NormalScore, SegmentationScore
-from pri3d.probing.pairs import Correspondence, Recall
+from pri3d.probing.differences import Difference
+from pri3d.probing.pairs import ANGLE_NAMES, THRESHOLDS, Correspondence, Recall
 from pri3d.probing.retention import Retention
 from pri3d.reporting.charts import Curves, recall_figure
 from pri3d.runs import leaves, write_json, write_text
@@ -31,10 +32,13 @@ class Scores(NamedTuple):
     normals: NormalScore | None = None
     segmentation: SegmentationScore | None = None
     retention: Retention | None = None
+    guard: dict[str, SegmentationScore] | None = None  #: of labelled images of another kind, by their name
+    intervals: dict[str, float] | None = None  #: "TASK / MEASURE" -> half width of its 95 % interval, NaN: not known
+    differences: dict[str, dict[str, Difference]] | None = None  #: compared network -> "TASK / MEASURE" -> difference
 
 
 class Sheet(NamedTuple):
-    """One table; a row's first cell is the network's name."""
+    """One table; a row's first cell says what it is of, a network or a measure."""
 
     title: str
     columns: list[str]
@@ -62,7 +66,7 @@ def write_results(out: Path, results: Results, facts: Mapping[str, Any], pixels:
     table.writerow(("network", "task", "measure", "value"))
     for name, scores in networks.items():
         for (task, *measure), value in leaves(scores):
-            if not isinstance(value, str):
+            if measure:
                 table.writerow((name, task, " / ".join(measure), "" if _is_nan(value) else value))
     write_text(out.with_suffix(".csv"), text.getvalue())
     pieces = []
@@ -93,23 +97,31 @@ def show(results: Results, pixels: float) -> None:
         table = Table(title=sheet.title)
         for k, column in enumerate(sheet.columns):
             table.add_column(column, justify="right" if k else "left", overflow="fold")
-        for row in sheet.rows:
-            table.add_row(*row)
+        for row in sheet.rows:  # terminals are narrow
+            table.add_row(*(cell.replace(" ± 0.", "\n±.").replace(" ± ", "\n±") for cell in row))
         console.print(table)
 
 
 def build_sheets(results: Results, pixels: float) -> list[Sheet]:
-    """Tables of what was measured, in the order of the tasks."""
-    matching = {k: s.matching for k, s in results.items() if s.matching}
-    bins = [f"{name}°" for recall in list(matching.values())[:1] for name in recall.by_angle]
-    found = {k: s.correspondence for k, s in results.items() if s.correspondence}
-    best = []
-    for name, matched in found.items():
-        best.append([name, "all", *map(_number, matched.recall.values()), str(matched.pairs)])
-        for angle, values in matched.by_angle.items():
-            if matched.pairs_by_angle[angle]:
-                best.append([name, f"{angle}°", *map(_number, values.values()), str(matched.pairs_by_angle[angle])])
-    ends = [name for matched in list(found.values())[:1] for name in matched.recall]
+    """Tables of what was measured, in the order of the tasks, and of how networks differ."""
+    sheets = [
+        _tabulate(results, f"Recall of true points within {pixels:g} px, by angle between the views",
+                  [*((f"matching / by_angle / {name}", f"{name}°") for name in ANGLE_NAMES),
+                   ("matching / balanced", "bins"), ("matching / mean", "all"), ("matching / pairs", "pairs")]),
+        Sheet("Recall of the best matches of a pair (probe3d)", ["network", "angle", *THRESHOLDS, "pairs"],
+              _correspondence_rows(results)),
+        _tabulate(results, "Linear probe: depth",
+                  [("depth / rmse", "RMSE, m"), ("depth / delta1", "δ < 1.25"), ("depth / delta2", "δ < 1.25²"),
+                   ("depth / delta3", "δ < 1.25³")]),
+        _tabulate(results, "Linear probe: surface normals",
+                  [("normals / mean", "mean °"), ("normals / median", "median °"), ("normals / below_11", "< 11.25°"),
+                   ("normals / below_22", "< 22.5°"), ("normals / below_30", "< 30°")]),
+        _tabulate(results, "Linear probe: segmentation",
+                  [("segmentation / miou", "mIoU"), ("segmentation / accuracy", "pixel accuracy")]),
+    ]  # fmt: skip
+    for guard in dict.fromkeys(name for scores in results.values() for name in scores.guard or ()):
+        columns = [(f"guard / {guard} / {key}", title) for key, title in (("miou", "mIoU"), ("accuracy", "accuracy"))]
+        sheets.append(_tabulate(results, f"Linear probe of the encoder: segmentation of {guard}", columns))
     kept = {k: s.retention for k, s in results.items() if s.retention}
     layers = max((list(score.cosine) for score in kept.values()), key=len, default=[])
     alike = []
@@ -117,42 +129,77 @@ def build_sheets(results: Results, pixels: float) -> list[Sheet]:
         for measure, values in (("cosine", score.cosine), ("CKA", score.cka)):
             cells = [*map(_number, values.values())] + ["-"] * (len(layers) - len(values))
             alike.append([name, measure, *cells, _number(score.weight_change)])
-    sheets = [
-        Sheet(
-            f"Recall of true points within {pixels:g} px, by angle between the views",
-            ["network", *bins, "bins", "all", "pairs"],
-            [
-                [name, *map(_number, [*recall.by_angle.values(), recall.balanced, recall.mean]), str(recall.pairs)]
-                for name, recall in matching.items()
-            ],
-        ),
-        Sheet("Recall of the best matches of a pair (probe3d)", ["network", "angle", *ends, "pairs"], best),
-        _rows(
-            "Linear probe: depth",
-            ["RMSE, m", "δ < 1.25", "δ < 1.25²", "δ < 1.25³"],
-            {k: s.depth[:4] for k, s in results.items() if s.depth},
-        ),
-        _rows(
-            "Linear probe: surface normals",
-            ["mean °", "median °", "< 11.25°", "< 22.5°", "< 30°"],
-            {k: s.normals[:5] for k, s in results.items() if s.normals},
-        ),
-        _rows(
-            "Linear probe: segmentation",
-            ["mIoU", "pixel accuracy"],
-            {k: s.segmentation[:2] for k, s in results.items() if s.segmentation},
-        ),
-        Sheet(
-            "Retention: encoder against its reference",
-            ["network", "", *(name.partition(",")[0] for name in layers), "weight change"],
-            alike,
-        ),
-    ]
+    columns_of = ["network", "", *(name.partition(",")[0] for name in layers), "weight change"]
+    sheets.append(Sheet("Retention: encoder against its reference", columns_of, alike))
+    for name, scores in results.items():
+        for other, found in (scores.differences or {}).items():
+            rows = [
+                [title, f"{d.difference:+.3f}", _range(d), d.verdict]
+                for key, title in _headlines(found)
+                if (d := found.get(key)) is not None
+            ]
+            title = f"{name} against {other}, the same pairs and frames"
+            sheets.append(Sheet(title, ["measure", "difference", "95 % interval", ""], rows))
     return [sheet for sheet in sheets if sheet.rows]
 
 
-def _rows(title: str, columns: list[str], values: Mapping[str, tuple[float, ...]]) -> Sheet:
-    return Sheet(title, ["network", *columns], [[k, *map(_number, row)] for k, row in values.items()])
+def _tabulate(results: Results, title: str, columns: Sequence[tuple[str, str]]) -> Sheet:
+    """One row a network that has these measures, with their intervals; columns are (measure, what it is called)."""
+    rows = []
+    for name, scores in results.items():
+        values = {" / ".join(way): value for way, value in leaves(plain(scores))}
+        if any(key in values for key, _ in columns):
+            halves = scores.intervals or {}
+            cells = [(values.get(key, math.nan), halves.get(key, math.nan)) for key, _ in columns]
+            rows.append([name, *(_with_interval(value, half) for value, half in cells)])
+    return Sheet(title, ["network", *(title for _, title in columns)], rows)
+
+
+def _correspondence_rows(results: Results) -> list[list[str]]:
+    rows = []
+    for name, scores in results.items():
+        if not (found := scores.correspondence):
+            continue
+        halves = scores.intervals or {}
+        parts = [("all", "recall", found.recall, found.pairs)]
+        for angle, values in found.by_angle.items():
+            if found.pairs_by_angle[angle]:
+                parts.append((f"{angle}°", f"by_angle / {angle}", values, found.pairs_by_angle[angle]))
+        for title, way, values, pairs in parts:
+            cells = [
+                _with_interval(value, halves.get(f"correspondence / {way} / {end}", math.nan))
+                for end, value in values.items()
+            ]
+            rows.append([name, title, *cells, str(pairs)])
+    return rows
+
+
+def _headlines(found: Mapping[str, Difference]) -> list[tuple[str, str]]:
+    """Measures that are printed of a difference, and what they are called; the files hold all."""
+    return [
+        *((f"matching / by_angle / {name}", f"recall, {name}°") for name in ANGLE_NAMES),
+        ("matching / balanced", "recall, bins"),
+        ("matching / mean", "recall, all"),
+        ("correspondence / recall / 10 px", "best matches, 10 px"),
+        ("correspondence / recall / 5 cm", "best matches, 5 cm"),
+        ("depth / rmse", "depth, RMSE, m"),
+        ("depth / delta1", "depth, δ < 1.25"),
+        ("normals / mean", "normals, mean °"),
+        ("normals / below_11", "normals, < 11.25°"),
+        ("segmentation / miou", "segmentation, mIoU"),
+        *((key, f"{key.split(' / ')[1]}, mIoU") for key in found if key.startswith("guard / ") and "miou" in key),
+    ]
+
+
+def _with_interval(value: float, half: float) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return _number(value) + ("" if math.isnan(half) or math.isnan(value) else f" ± {half:.3f}")
+
+
+def _range(difference: Difference) -> str:
+    known = not math.isnan(difference.low)
+    return f"{difference.low:+.3f} to {difference.high:+.3f}" if known else "not known: too few frames"
 
 
 def _number(value: float) -> str:

@@ -358,7 +358,8 @@ def add_probe(page: Page, path: Path) -> None:
             "views. No labels, no training.",
             "Curves of recall by viewing angle and network.",
         )
-    for part in dict.fromkeys(name for scores in networks.values() for name in scores):
+    measured = dict.fromkeys(name for scores in networks.values() for name in scores)
+    for part in (name for name in measured if name not in ("intervals", "differences")):
         rows = {
             name: _numbers(scores[part])
             for name, scores in networks.items()
@@ -368,6 +369,16 @@ def add_probe(page: Page, path: Path) -> None:
         if columns:
             page.heading(part.capitalize(), 3)
             page.table(["", *columns], [(name, *(_number(row.get(c)) for c in columns)) for name, row in rows.items()])
+    for name, scores in networks.items():
+        differences = scores.get("differences")
+        for other, found_of in differences.items() if isinstance(differences, dict) else ():
+            page.heading(f"{name} against {other}, the same pairs and frames", 3)
+            shown = []
+            for key, of in found_of.items() if isinstance(found_of, dict) else ():
+                if isinstance(of, dict) and not key.startswith("correspondence / by_angle"):  # many; the file has them
+                    ends = f"{_number(of.get('low'))} to {_number(of.get('high'))}"
+                    shown.append((key.replace("_", " "), _number(of.get("difference")), ends, str(of.get("verdict"))))
+            page.table(["", "difference", "95 % interval", ""], shown)
     page.facts(f"What was probed: {path.name}", {key: value for key, value in found.items() if key != "networks"})
 
 
