@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,12 +14,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import consumers, embed, gpu, loading, plain, presets, real, rivals, scale, startup
+from benchmarks import consumers, damage, embed, gpu, loading, plain, presets, real, rivals, scale, startup
 from benchmarks.timing import Stopwatch, precision
+from benchmarks.tries import RAW, Ended, content_of, judge
 
 from pri3d.api.options import VERBS
 from pri3d.api.presets import overlay, shipped
 from pri3d.api.pretrain import PRESETS, resolve_pretraining
+from pri3d.errors import DataError
 from pri3d.networks.resunet3d import ResUNet3d
 from pri3d.networks.state_files import read_state
 
@@ -233,3 +238,62 @@ def test_consumers_see_files_of_other_names(tmp_path: Path, monkeypatch: pytest.
         assert max(row.relative) < 1e-5
         assert row.broken.startswith("refused") or row.broken == "other features"
     assert rows[0].training.startswith("loss ")
+
+
+def test_what_is_lost_is_told_from_what_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    file = tmp_path / "out" / "scores.json"
+    file.write_text('{"miou": 0.5, "seconds": 1.5}')
+    whole = content_of(tmp_path / "out")
+    file.write_text('{"miou": 0.5, "seconds": 2.5}')  # clocks may differ
+    assert judge(tmp_path / "out", whole, [Ended(-9, ""), Ended(0, "")]) == "harmless"
+    assert judge(tmp_path / "out", whole, [Ended(0, ""), Ended(1, "error: no")]) == "lost"
+    assert judge(tmp_path / "out", whole, [Ended(0, f"{RAW}: ..."), Ended(0, "")]) == "traceback"
+    assert judge(tmp_path / "out", whole, [Ended(None, ""), Ended(0, "")]) == "hang"
+    file.write_text('{"miou": 0.4, "seconds": 1.5}')
+    assert judge(tmp_path / "out", whole, [Ended(0, "")]) == "lost"
+
+
+def test_every_outcome_of_damage_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that does something else with each byte of its file."""
+    monkeypatch.setattr(damage, "HANG", 1)
+    monkeypatch.setattr(damage, "MEMORY", 100_000)
+    sound = bytes(6)
+    (tmp_path / "x.bin").write_bytes(sound)
+
+    def read(path: Path) -> str:
+        place = next((k for k, value in enumerate(path.read_bytes()) if value), None)
+        if place == 0:
+            raise DataError("damaged")
+        if place == 1:
+            raise RuntimeError
+        if place == 2:
+            time.sleep(5)
+        if place == 3:
+            bytes(b"x" * 200_000_000)
+        return str(place == 4)  # of the fifth other data, the rest does not matter
+
+    for flips, other in ((True, "lost"), (False, "harmless")):
+        monkeypatch.setattr(damage, "damaged", lambda kind, copy, *_: versions(sound, copy))
+        score = damage.score_damage(damage.Kind("x", tmp_path / "x.bin", read), tmp_path / str(flips), 6, 0, flips)
+        expected = {"found": 1, "traceback": 1, "hang": 1, "memory": 1, "lost": 0, "harmless": 1}
+        expected[other] += 1
+        assert score.counts == expected
+
+
+def versions(sound: bytes, copy: Path) -> Iterator[tuple[str, Path]]:
+    for place in range(len(sound)):
+        copy.write_bytes(damage.flip(sound, place, 0))
+        yield str(place), copy
+
+
+def test_reliability_runs() -> None:
+    """In a process of its own, which forks."""
+    few = "--pairs 1 --kills 1 --signals 1 --flips 3 --mutations 60 --places 1 --only signals flips mutations places"
+    words = [sys.executable, "-m", "benchmarks.reliability", *few.split()]
+    ended = subprocess.run(words, cwd=Path(__file__).parents[1], check=False, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    last = next(line for line in ended.stdout.splitlines() if line.startswith("| all |"))
+    tries, found, harmless, *bad = (int(cell) for cell in last.strip("| ").split("|")[2:])
+    assert tries == found + harmless > 60
+    assert bad == [0, 0, 0, 0], ended.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -225,3 +226,25 @@ def test_every_option_has_a_help_that_is_a_phrase() -> None:
             assert len(each.about) > 5, f"{name} {each.name}"
             assert not each.about.endswith("."), f"{name} {each.name}"
     assert "workers" in hints_of(CallOptions)
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_file_of_the_command(tmp_path: Path, closed: str) -> None:
+    """Without them the first file that is opened would be the output."""
+    program = "import sys; from pri3d.cli import main; sys.exit(main(['--version']) or sys.stdout.fileno() - 1)"
+    words = [sys.executable, "-c", program]
+    ended = subprocess.run(f"{shlex.join(words)} {closed}", shell=True, check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def test_output_that_nobody_reads_is_one_line() -> None:
+    program = "import sys; from pri3d.cli import main; sys.exit(main(['--help']))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        words = [sys.executable, "-u", "-c", program]
+        ended = subprocess.run(words, check=False, stdout=writing, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(writing)
+    assert "Traceback" not in ended.stderr
+    assert "Exception ignored" not in ended.stderr

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 
 from pri3d.errors import ConfigError, DataError
-from pri3d.runs import RunPaths, leaves, read_json, read_metrics, write_json, write_text
+from pri3d.runs import MetricsFile, RunPaths, leaves, read_json, read_metrics, write_json, write_text
 
 
 def test_names_of_a_run(tmp_path):
@@ -82,3 +83,15 @@ def test_a_run_is_begun_once_and_continued_with_the_same_settings(tmp_path):
     with pytest.raises(ConfigError, match=r"steps was 3, now 4; data_hash was 'a', now 'b'\."):
         run.open("pretrain", {"steps": 4}, {**facts, "data_hash": "b"}, resume=True)
     assert run.read_config()["provenance"] == facts
+
+
+def test_rows_that_are_kept_stay_as_they_are(tmp_path):
+    """Those of a continued run: a step is a whole number before and after."""
+    whole = MetricsFile(tmp_path / "a.csv", 0)
+    for step in (1, 2, 3):
+        whole.append(step, {"loss": step / 3})
+        if step == 2:
+            shutil.copy(tmp_path / "a.csv", tmp_path / "b.csv")
+    again = MetricsFile(tmp_path / "b.csv", 2)
+    again.append(3, {"loss": 1.0})
+    assert (tmp_path / "b.csv").read_bytes() == (tmp_path / "a.csv").read_bytes()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import os
 import re
 import shutil
 import sys
@@ -151,18 +152,19 @@ def _metavar(hint: Any) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit code 0, 1 for an error that says what to do, 2 for a wrong flag, 130 after CTRL-C."""
     words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help"):
-        width = max(map(len, VERBS))
-        verbs = [VERBS[name] for name in sorted(VERBS)]
-        print("usage: pri3d COMMAND ...    (pri3d COMMAND --help for its flags)\n")
-        print("Turns posed RGB-D recordings into better image backbones (Pri3D, ICCV 2021).\n")
-        print("commands:", *(f"  {verb.name.ljust(width)}  {verb.about}" for verb in verbs), sep="\n")
-        print("\nexamples:", *(f"  {verb.example}" for verb in verbs), sep="\n")
-        return 0
-    if words[0] == "--version":
-        print(f"pri3d {pri3d.__version__}")
-        return 0
+    _open_closed_streams()
     try:
+        if not words or words[0] in ("-h", "--help"):
+            width = max(map(len, VERBS))
+            verbs = [VERBS[name] for name in sorted(VERBS)]
+            print("usage: pri3d COMMAND ...    (pri3d COMMAND --help for its flags)\n")
+            print("Turns posed RGB-D recordings into better image backbones (Pri3D, ICCV 2021).\n")
+            print("commands:", *(f"  {verb.name.ljust(width)}  {verb.about}" for verb in verbs), sep="\n")
+            print("\nexamples:", *(f"  {verb.example}" for verb in verbs), sep="\n")
+            return 0
+        if words[0] == "--version":
+            print(f"pri3d {pri3d.__version__}")
+            return 0
         if words[0] not in VERBS:
             raise registry.unknown("command", list(VERBS), words[0])
         verb = VERBS[words[0]]
@@ -174,6 +176,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130 if error.__class__.__name__ == "InterruptedRunError" else 1
     except OSError as error:  # of a disk, a network, a place that cannot be written: no fault of the program
         fix = "The disk is full; make room" if is_full(error) else "See whether the file or folder is there and yours"
+        if isinstance(error, BrokenPipeError):  # `| head`; what Python still holds for it must not fail on the way out
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            fix = "What read the output has ended"
         print(f"error: {printable(str(error))}. {fix}, and the same command continues", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -181,6 +186,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"interrupted; {how.get(words[0], 'the same command continues')}", file=sys.stderr)
         return 130
     return 0
+
+
+def _open_closed_streams() -> None:
+    """Open what the shell has closed (``>&-``): else the next file that is opened gets the number of the output."""
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:  # the lowest number that is free is its own
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, closefd=False))
 
 
 def parse(verb: Verb, words: Sequence[str]) -> dict[str, Any]:

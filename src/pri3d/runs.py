@@ -138,7 +138,8 @@ class MetricsFile:
     def __init__(self, path: Path, keep_until: int) -> None:
         """Open for appending; rows after step ``keep_until`` belong to steps that will be run again and go."""
         self.path = path
-        self.rows: list[dict[str, float]] = [row for row in read_metrics(path) if row["step"] <= keep_until]
+        rows = [row for row in read_metrics(path) if row["step"] <= keep_until]
+        self.rows: list[dict[str, float]] = [{**row, "step": int(row["step"])} for row in rows]
         self.columns = list(dict.fromkeys(name for row in self.rows for name in row)) or ["step"]
         self._rewrite()
 

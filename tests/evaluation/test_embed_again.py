@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from tiny_backbone import FLAGS, arrays, photos, source, tiny, unet, weights
 
 from fuzz import tries
@@ -169,3 +170,31 @@ def test_any_changed_byte_of_a_zip_is_no_record_or_a_damaged_part(tmp_path) -> N
             assert str(path) in str(error)
             refused += 1
     assert refused > tries(30)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".parquet"])
+def test_a_file_that_was_damaged_since_is_not_called_done(weights, source, tmp_path, suffix) -> None:
+    out = tmp_path / f"a{suffix}"
+    embed(str(weights), source, out, **FLAGS)
+    embed(str(weights), source, out, **FLAGS)
+    good = bytearray(out.read_bytes())
+    values = arrays(embed(str(weights), source, tmp_path / "b.npz", **FLAGS))["features"]
+    good[good.index(values[2, :2].tobytes()) + 5] ^= 4
+    out.write_bytes(good)
+    with pytest.raises(DataError, match=rf"a{suffix}: is damaged .*--overwrite"):
+        embed(str(weights), source, out, **FLAGS)
+    embed(str(weights), source, out, overwrite=True, **FLAGS)
+    embed(str(weights), source, out, **FLAGS)
+
+
+def test_names_that_are_no_text_are_escaped(weights, tmp_path) -> None:
+    """Latin-1 of an old camera, in a system of UTF-8."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    try:
+        Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+        (tmp_path / "a.png").rename(os.fsdecode(os.fsencode(photos) + b"/k\xfcche.png"))
+    except (OSError, UnicodeError):
+        pytest.skip("the file system takes no such name")
+    found = arrays(embed(str(weights), photos, tmp_path / "a.npz", **FLAGS))
+    assert found["names"].tolist() == ["k\\xfcche"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from pri3d.errors import DataError, Pri3DError, WeightsError
 from pri3d.networks.state_files import read_state
 from pri3d.networks.weights import read_provenance
 from pri3d.objectives import Features, Objective, Setup, Terms
+from pri3d.processes import KilledError
 from pri3d.registry import OBJECTIVES
 from pri3d.runs import RunPaths
 from pri3d.training.checkpoints import Checkpoint
@@ -236,6 +239,29 @@ def test_a_second_ctrl_c_goes_back_to_the_last_checkpoint(
     assert step_of(tmp_path / "run" / "last.ckpt") == 2
     run_small(rooms_store, tmp_path / "run", steps=3, save_every=1, resume=True)
     whole = run_small(rooms_store, tmp_path / "whole", steps=3)
+    assert same(tmp_path / "run" / "weights.safetensors", whole / "weights.safetensors")
+
+
+def test_a_loader_process_that_is_killed_is_said(
+    rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As systems do it when memory runs out; what is saved continues."""
+    forward = PretrainModule.forward
+
+    def kill(module: PretrainModule, batch: Any) -> Any:
+        if module.step == 1:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGKILL)
+                child.join()
+        return forward(module, batch)
+
+    options = {"steps": 8, "save_every": 1, "workers": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainModule, "forward", kill)
+        with pytest.raises(KilledError, match=r"that loads data was killed, .* fewer --workers than 1, .*--resume"):
+            run_small(rooms_store, tmp_path / "run", **options)
+    run_small(rooms_store, tmp_path / "run", resume=True, **options)
+    whole = run_small(rooms_store, tmp_path / "whole", **options)
     assert same(tmp_path / "run" / "weights.safetensors", whole / "weights.safetensors")
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pri3d.data.sampler import Draw
+from pri3d.errors import first_line
+from pri3d.processes import KilledError
 
 
 def make_loader(
@@ -49,3 +53,19 @@ def outlive_stopping(_worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGTERM, lambda *_: signal.alarm(30))
+
+
+@contextmanager
+def name_killed_loaders(fix: str) -> Iterator[None]:
+    """Context in which a loader process that is killed is said, wherever PyTorch notices it.
+
+    Raises KilledError, which ends with ``fix``.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if re.match(r"DataLoader worker \(pid", str(error)) is None:
+            raise
+        raise KilledError(
+            f"a process that loads data was killed, as systems do when memory runs out ({first_line(error)}). {fix}"
+        ) from error

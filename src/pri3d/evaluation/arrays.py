@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pri3d.errors import ConfigError, DataError
+from pri3d.errors import ConfigError, DataError, first_line
 from pri3d.files.atomic import replacing
 from pri3d.runs import read_json, write_json
 
@@ -42,7 +42,8 @@ def write_features(out: Path, table: Table) -> None:
     with replacing(out) as part:
         FORMATS[out.suffix](part, table)
     if out.suffix == ".npy":
-        write_json(_beside(out), {**table.record, "names": list(table.names), **_sizes(table)})
+        content = {"names": list(table.names), **_sizes(table), "crc32": _checksum(out)}
+        write_json(_beside(out), {**table.record, **content})
 
 
 def read_record(out: Path) -> dict[str, Any] | None:
@@ -54,12 +55,36 @@ def read_record(out: Path) -> dict[str, Any] | None:
             with np.load(out, allow_pickle=False) as file:
                 record = json.loads(str(file["record"]))
         elif out.suffix == ".npy":
-            record = {k: v for k, v in read_json(_beside(out)).items() if k not in ("names", "height", "width")}
+            beside = ("names", "height", "width", "crc32")
+            record = {k: v for k, v in read_json(_beside(out)).items() if k not in beside}
         else:
             record = json.loads(import_arrow("pyarrow.parquet").read_schema(out).metadata[b"pri3d"])
     except (*DAMAGED, TypeError, AttributeError, DataError):
         return None
     return record if isinstance(record, dict) else None
+
+
+def check_features(out: Path) -> None:
+    """Compare a whole file with its checksums, which the formats themselves hold, of .npy the JSON beside it.
+
+    Raises DataError where one is wrong.
+    """
+    wrong: Any = None
+    try:
+        if out.suffix == ".npz":
+            with zipfile.ZipFile(out) as archive:
+                wrong = archive.testzip()
+        elif out.suffix == ".npy":
+            stated = read_json(_beside(out)).get("crc32")  # earlier versions wrote none
+            wrong = out.name if stated not in (None, _checksum(out)) else None
+        else:
+            parquet = import_arrow("pyarrow.parquet")
+            for _ in parquet.ParquetFile(out, page_checksum_verification=True).iter_batches():
+                pass
+    except DAMAGED as error:
+        wrong = first_line(error)
+    if wrong is not None:
+        raise DataError(f"{out}: is damaged ({wrong}). Make it again with --overwrite.")
 
 
 def write_entry(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> None:
@@ -115,7 +140,9 @@ def _write_parquet(path: Path, table: Table) -> None:
     fields += [(name, pa.int32()) for name in ("height", "width", "stride")]
     schema = pa.schema(fields, metadata={"pri3d": json.dumps(table.record)})
     # Floats of a network hardly repeat: a dictionary or compression of theirs costs time and saves nothing.
-    with parquet.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+    with parquet.ParquetWriter(
+        path, schema, compression="none", use_dictionary=False, write_page_checksum=True
+    ) as writer:
         first = 0
         for group in _groups(table.rows()):
             some = slice(first, first + len(group))
@@ -152,6 +179,14 @@ def _groups(rows: Iterable[NDArray[Any]]) -> Iterator[list[NDArray[Any]]]:
 
 def _sizes(table: Table) -> dict[str, list[int]]:
     return {"height": table.cells[:, 0].tolist(), "width": table.cells[:, 1].tolist()}
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            found = zlib.crc32(block, found)
+    return found
 
 
 def _beside(out: Path) -> Path:

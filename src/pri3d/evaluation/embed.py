@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from pri3d.api.embed import EmbedOptions
 from pri3d.errors import ConfigError
-from pri3d.evaluation.arrays import FORMATS, import_arrow, read_record
+from pri3d.evaluation.arrays import FORMATS, check_features, import_arrow, read_record
 from pri3d.evaluation.media import open_media, refuse_failed
 from pri3d.evaluation.parts import Parts
 from pri3d.files.lock import lock_file
@@ -48,11 +49,12 @@ def embed(options: EmbedOptions) -> Path:
     media = open_media(source, options.frame_step)
     if media.left_out:
         console.print(f"{escape(str(source))}: left out: {escape(media.left_out)}. A video is taken by itself.")
-    if media.rate is None:
-        media = media._replace(pictures=list(media.pictures))
+    # Bytes of a name that are no text are escaped: arrays, JSON and parquet have none.
+    pictures = (each._replace(name=_readable_name(each.name)) for each in media.pictures)
+    media = media._replace(pictures=list(pictures) if media.rate is None else pictures)
     backbone = Backbone(str(options.weights), options.level, options.precision)
     # Names, sizes and times of the files, by which other images are told from the same ones.
-    files = [(source.name, source)]
+    files = [(_readable_name(source.name), source)]
     if media.rate is None:
         files = [(picture.name, Path(picture.source)) for picture in media.pictures]
     images = hashlib.sha256(str(options.frame_step).encode())
@@ -75,6 +77,8 @@ def embed(options: EmbedOptions) -> Path:
             parts.claim(options.overwrite)
             failed = parts.fill(media, backbone.maps, options.workers or min(8, cores()), console)
             parts.join(failed)
+    else:
+        check_features(out)
     done, failed = parts.outcome()
     refuse_failed(failed, done, out)
     console.print(f"{done} embedded in {escape(str(out))}")
@@ -120,6 +124,11 @@ class Backbone:
             found = self.net(x)
         chosen: Tensor = found[self.number] if isinstance(found, list) else found
         return chosen.float()
+
+
+def _readable_name(name: str) -> str:
+    """A file's name as text in UTF-8, whatever the encoding of the system; bytes that are none are escaped."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _number(net: FeatureNet, level: Any) -> int:

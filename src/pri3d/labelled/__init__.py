@@ -130,7 +130,7 @@ class LabelledImages(ABC):
         """Changes with the names of images and classes, and with what makes ids classes; the same in any folder."""
         text = "\0".join([*self.names, "", *self.class_names, "", *map(str, self.things), ""])
         table = b"" if self.space is None else self.space.table.tobytes()
-        return hashlib.sha256(text.encode() + table).hexdigest()
+        return hashlib.sha256(text.encode(errors="surrogatepass") + table).hexdigest()
 
 
 def find_objects(label: NDArray[np.uint8], instance: NDArray[np.int32], things: Sequence[int]) -> Instances:

@@ -159,7 +159,7 @@ class Page:
 
     def write(self, path: Path) -> Path:
         """Write the page under a temporary name, rename it, and return ``path``."""
-        return write_atomic(path, self.render().encode())
+        return write_atomic(path, self.render().encode(errors="backslashreplace"))
 
 
 def picture_address(picture: bytes) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pri3d.api.training import Precision, TrainSettings
-from pri3d.data.loading import make_loader
+from pri3d.data.loading import make_loader, name_killed_loaders
 from pri3d.data.sampler import Share, StreamSampler, derive
 from pri3d.machine import cpu_has_bf16
 from pri3d.runs import RunPaths
@@ -124,7 +124,8 @@ def fit(
     loader = make_loader(feed.dataset, feed.collate, share, micro, options.workers, stay=True)
     recorder = Recorder(fabric, run, settings, done, options)
 
-    with on_stop(recorder.interrupt), closing(recorder):
+    fewer = f"Take fewer --workers than {options.workers}, or a machine with more memory; --resume continues."
+    with on_stop(recorder.interrupt), closing(recorder), name_killed_loaders(fewer):
         batches = iter(loader)
         while module.step < settings.steps:
             optimizer.zero_grad()
