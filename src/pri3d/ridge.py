@@ -65,7 +65,15 @@ def fit_ridge(x: Tensor, y: Tensor, folds: Tensor) -> Ridge:
     shift = y.double().mean(dim=0)  # so that sums of large values do not cancel
     parts = [_sum_rows(x[folds == fold], y[folds == fold], mean, factor, shift) for fold in sorted(set(folds.tolist()))]
     total = _Moments(*(sum(sums[1:], sums[0]) for sums in zip(*parts, strict=True)))
-    penalty = _choose_penalty(total, parts) if len(parts) > 1 else UNCHOSEN
+    errors = total.rows.new_zeros(len(PENALTIES))
+    for held in parts if len(parts) > 1 else ():
+        rest = _Moments(*(whole - part for whole, part in zip(total, held, strict=True)))
+        for k, (weight, bias) in enumerate(_solve(rest, PENALTIES)):
+            # sum of |y - z w - b|^2 over the held-out rows, multiplied out
+            fitted = (weight * (held.xx @ weight)).sum() + held.rows * bias.square().sum()
+            cross = (weight * held.xy).sum() + (bias * held.y).sum() - ((held.x @ weight) * bias).sum()
+            errors[k] += held.yy + fitted - 2 * cross
+    penalty = PENALTIES[int(errors.argmin())] if len(parts) > 1 else UNCHOSEN
     weight, offset = _solve(total, (penalty,))[0]
     weight = weight * factor[:, None]
     return Ridge(weight, offset + shift - mean @ weight, penalty)
@@ -84,19 +92,6 @@ def _sum_rows(x: Tensor, y: Tensor, mean: Tensor, factor: Tensor, shift: Tensor)
         xy.addmm_(z.mT, v)
         yy += v.square().sum()
     return _Moments(count, sum_x, sum_y, xx, xy, yy)
-
-
-def _choose_penalty(total: _Moments, parts: list[_Moments]) -> float:
-    """Penalty of the least squared error on folds that the map was not fitted on."""
-    errors = total.rows.new_zeros(len(PENALTIES))
-    for held in parts:
-        rest = _Moments(*(whole - part for whole, part in zip(total, held, strict=True)))
-        for k, (weight, bias) in enumerate(_solve(rest, PENALTIES)):
-            # sum of |y - z w - b|^2 over the held-out rows, multiplied out
-            fitted = (weight * (held.xx @ weight)).sum() + held.rows * bias.square().sum()
-            cross = (weight * held.xy).sum() + (bias * held.y).sum() - ((held.x @ weight) * bias).sum()
-            errors[k] += held.yy + fitted - 2 * cross
-    return PENALTIES[int(errors.argmin())]
 
 
 def _solve(sums: _Moments, penalties: tuple[float, ...]) -> list[tuple[Tensor, Tensor]]:

@@ -139,18 +139,14 @@ def compare(
         found_of = differences.setdefault(name, {})[other] = {}
         for key in whole[name].keys() & whole[other].keys():
             gap = whole[name][key] - whole[other][key]
-            if not math.isnan(gap):
-                found_of[key] = _judge(key, gap, bootstrap_half(drawn[name][key] - drawn[other][key], *units[key]))
+            if math.isnan(gap):
+                continue
+            half = bootstrap_half(drawn[name][key] - drawn[other][key], *units[key])
+            low, high = gap - half, gap + half  # NaN where the interval is not known: nothing is shown then
+            shown = "worse" if (low > 0) == (key in ERRORS) else "better"
+            found_of[key] = Difference(gap, low, high, shown if low > 0 or high < 0 else "no difference shown")
         differences[name][other] = {key: found_of[key] for key in whole[name] if key in found_of}  # in their order
     return halves, differences
-
-
-def _judge(key: str, gap: float, half: float) -> Difference:
-    low, high = gap - half, gap + half
-    rises = low > 0
-    if not (rises or high < 0):  # also where the interval is not known
-        return Difference(gap, low, high, "no difference shown")
-    return Difference(gap, low, high, "worse" if rises == (key in ERRORS) else "better")
 
 
 def _gather(rows: Sums, unit: NDArray[np.int64]) -> Sums:

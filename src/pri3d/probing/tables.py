@@ -133,11 +133,12 @@ def build_sheets(results: Results, pixels: float) -> list[Sheet]:
     sheets.append(Sheet("Retention: encoder against its reference", columns_of, alike))
     for name, scores in results.items():
         for other, found in (scores.differences or {}).items():
-            rows = [
-                [title, f"{d.difference:+.3f}", _range(d), d.verdict]
-                for key, title in _headlines(found)
-                if (d := found.get(key)) is not None
-            ]
+            rows = []
+            for key, title in _headlines(found):
+                if key in found:
+                    gap, low, high, verdict = found[key]
+                    ends = "not known: too few frames" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
+                    rows.append([title, f"{gap:+.3f}", ends, verdict])
             title = f"{name} against {other}, the same pairs and frames"
             sheets.append(Sheet(title, ["measure", "difference", "95 % interval", ""], rows))
     return [sheet for sheet in sheets if sheet.rows]
@@ -195,11 +196,6 @@ def _with_interval(value: float, half: float) -> str:
     if isinstance(value, int):
         return str(value)
     return _number(value) + ("" if math.isnan(half) or math.isnan(value) else f" ± {half:.3f}")
-
-
-def _range(difference: Difference) -> str:
-    known = not math.isnan(difference.low)
-    return f"{difference.low:+.3f} to {difference.high:+.3f}" if known else "not known: too few frames"
 
 
 def _number(value: float) -> str:
