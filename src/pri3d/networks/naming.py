@@ -56,10 +56,13 @@ HF_VIT_BLOCK = {
     "intermediate.dense": "mlp.fc1",
     "output.dense": "mlp.fc2",
     **{same: same for same in ("norm1", "norm2", "mlp.fc1", "mlp.fc2")},
+    "mlp.weights_in": "mlp.fc1",  # DINOv2's giant, whose layers are gated
+    "mlp.weights_out": "mlp.fc2",
 }
 HF_VIT = {
     "embeddings.cls_token": "cls_token",
     "embeddings.position_embeddings": "pos_embed",
+    "embeddings.distillation_token": "dist_token",
     "embeddings.register_tokens": "reg_token",
     "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
     "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
@@ -187,6 +190,10 @@ def from_hf_vit(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         elif m[2] not in ("attention.attention.key", "attention.attention.value"):
             part = HF_VIT_BLOCK.get(m[2])
             renamed[key if part is None else f"blocks.{m[1]}.{part}.{m[3]}"] = value
+    if {"reg_token", "cls_token", "pos_embed"} <= renamed.keys():
+        # DINOv2 with registers: its class token has a position, which timm adds to the token once and for all.
+        places = renamed["pos_embed"]
+        renamed |= {"cls_token": renamed["cls_token"] + places[:, :1], "pos_embed": places[:, 1:]}
     return renamed
 
 
