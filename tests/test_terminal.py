@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from rich.table import Table
 
 from pri3d.cli import main
 from pri3d.errors import printable
-from pri3d.terminal import Terminal
+from pri3d.terminal import Terminal, track
 
 
 def test_control_characters_are_numbers_and_other_letters_stay() -> None:
@@ -51,3 +53,34 @@ def test_any_error_of_the_system_is_one_line(
         f"error: [Errno 5] Input/output error: '{tmp_path / 'x'}'. See whether the file or folder is there "
         "and yours, and the same command continues"
     ]
+
+
+def test_markup_in_names_is_a_part_of_them() -> None:
+    """Of lines, cells, titles and the line of progress."""
+    file = io.StringIO()
+    terminal = Terminal(file=file, width=80, force_terminal=True, force_interactive=True, color_system=None)
+    terminal.print("room [bold]one[/nonsense]")
+    table = Table("[red]scene", title="[dim]out")
+    table.add_row("kitchen[/x]")
+    terminal.print(table)
+    for name in ("[b]a[/c]", "\x1b[31mb"):
+        assert list(track([name], "embedding [x]", console=terminal, name=str)) == [name]
+    said = file.getvalue()
+    for shown in (
+        "room [bold]one[/nonsense]",
+        "[red]scene",
+        "[dim]out",
+        "kitchen[/x]",
+        "embedding [x] [b]a[/c]",
+        "1/1",
+    ):
+        assert shown in said
+    assert r"embedding [x] \x1b[31mb" in said
+
+
+def test_progress_moves_while_one_item_takes_long() -> None:
+    file = io.StringIO()
+    terminal = Terminal(file=file, width=80, force_terminal=True, force_interactive=True, color_system=None)
+    for _ in track(["large"], "embedding", console=terminal, name=str):
+        time.sleep(0.5)
+    assert len(set(re.findall(r"(\S) embedding large", file.getvalue()))) > 2  # of the spinner

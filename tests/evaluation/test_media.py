@@ -231,3 +231,25 @@ def test_names_are_unique_whatever_the_files_are_called(tmp_path: Path) -> None:
     names = [picture.name for picture in open_media(tmp_path).pictures]
     assert names[2:] == ["a.jpg-2", "b", "classes.jpg", "s/classes"]
     assert len({name.casefold() for name in names}) == len(files)
+
+
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(tmp_path: Path) -> None:
+    """Where less is enough; a PNG cannot be, and small ones are read as they are."""
+    large = Image.effect_noise((640, 480), 50).convert("RGB")
+    for name in ("a.jpg", "b.png"):
+        large.save(tmp_path / name)
+    large.resize((120, 90)).save(tmp_path / "c.jpg")
+    found = {picture.name: picture for picture in open_media(tmp_path, enough=128).pictures}
+    assert {name: picture.load().shape[:2] for name, picture in found.items()} == {
+        "a": (240, 320),
+        "b": (480, 640),
+        "c": (90, 120),
+    }
+    assert [found[name].size() for name in "abc"] == [320 * 240, 640 * 480, 120 * 90]
+    assert {picture.load().shape[:2] for picture in open_media(tmp_path / "a.jpg").pictures} == {(480, 640)}
+
+
+def test_a_large_picture_says_its_size(tmp_path: Path) -> None:
+    Image.new("L", (5000, 4000)).save(tmp_path / "a.png")
+    Image.new("L", (50, 40)).save(tmp_path / "b.png")
+    assert [picture.label() for picture in open_media(tmp_path).pictures] == ["a, 20 megapixels", "b"]

@@ -118,6 +118,21 @@ def test_objects_that_are_no_use(images: Counted) -> None:
         check_images(images, rows, objects=True)
 
 
+def test_the_split_is_named(tmp_path: Path) -> None:
+    for place in ("images", "masks"):
+        for split in ("train", "val"):
+            (tmp_path / place / split).mkdir(parents=True)
+            mask = np.full((8, 10), 255 if split == "val" else 0, np.uint8)
+            Image.fromarray(mask if place == "masks" else np.zeros((8, 10, 3), np.uint8)).save(
+                tmp_path / place / split / "0.png"
+            )
+    (tmp_path / "classes.txt").write_text("wall\nfloor\n")
+    with pytest.raises(DataError, match="nothing to learn in 1 validation images: every pixel is ignored"):
+        check_images(open_labelled(tmp_path, "val"), range(1), objects=False)
+    with pytest.raises(DataError, match="nothing to learn in 1 training images: every pixel that has a class is wall"):
+        check_images(open_labelled(tmp_path, "train"), range(1), objects=False)
+
+
 def test_unknown_ids_and_other_sizes_are_named_at_once(tmp_path: Path) -> None:
     images = open_labelled(write(tmp_path), "all")
     Image.fromarray(np.full((8, 10), 9, np.uint8)).save(tmp_path / "masks" / "02.png")

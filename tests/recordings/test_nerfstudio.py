@@ -52,6 +52,39 @@ class Transforms(RecordingContract):
         assert self.scene(samples[self.sample_name]).metric
 
 
+@pytest.mark.parametrize(
+    ("dtype", "factor"), [("float32", None), ("float64", 0.5), ("uint16", None), ("float16", None)]
+)
+def test_depth_as_numpy_arrays(tmp_path: Path, dtype: str, factor: float | None) -> None:
+    """Metres as they are, or by the stated factor; 16 bits as an image has them."""
+    sample = write_nerfstudio(tmp_path)
+    metres = rendered()[0].depth / (factor or 1)
+    values = np.round(metres * 1000) if dtype == "uint16" else metres
+    if dtype != "uint16":
+        values[0, :3] = np.nan, np.inf, -1
+    path = sample.depth.with_suffix(".npy")
+    np.save(path, values.astype(dtype)[..., None] if dtype == "float32" else values.astype(dtype))
+
+    def edit(stated: dict[str, Any]) -> None:
+        stated["frames"][-1]["depth_file_path"] = "depth/frame_9.npy"
+        if factor is not None:
+            stated["depth_unit_scale_factor"] = factor
+
+    change(sample, edit)
+    scene = open_recording(tmp_path).scenes()[0]
+    expected = rendered()[0].depth.copy()
+    expected[0, :3] = expected[0, :3] if dtype == "uint16" else 0
+    np.testing.assert_allclose(scene.frame(0).depth, expected, atol=5e-3 if dtype == "float16" else 1e-3)
+    good = path.read_bytes()
+    for damaged in (good[:-9], b"", b"PK" + good, good.replace(b"'<", b"'|O")):
+        path.write_bytes(damaged)
+        with pytest.raises(FrameError, match=r"frame_9\.npy"):
+            scene.frame(0)
+    np.save(path, np.zeros((2, 3, 4)))
+    with pytest.raises(FrameError, match=r"frame_9\.npy: .*float64 of shape \(2, 3, 4\)"):
+        scene.frame(0)
+
+
 class TestNgp(Transforms):
     layout = "ngp"
 

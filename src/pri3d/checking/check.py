@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -134,14 +133,14 @@ def _show(verdict: dict[str, Any], judgement: Judgement, folder: Path, scenes: i
     for finding in judgement.findings:
         shown = f"[{_COLORS[finding.verdict]}]{finding.verdict}"
         what = f"{finding.fault}. {finding.advice}" if finding.fault else finding.advice
-        table.add_row(finding.check, shown, escape(finding.figure), escape(what))
+        table.add_row(finding.check, shown, finding.figure, what)
     console = Terminal()
     console.print(table)
     for line in _advice(verdict, folder):
-        console.print(escape(line), soft_wrap=True)
-    console.print(escape(verdict["prepare"]), soft_wrap=True)
+        console.print(line, soft_wrap=True)
+    console.print(verdict["prepare"], soft_wrap=True)
     more = f"; one of {scenes} scenes was judged, --scene takes another" if scenes > 1 else ""
-    console.print(f"{verdict['verdict']}: see {escape(str(folder))}{more}", soft_wrap=True)
+    console.print(f"{verdict['verdict']}: see {folder}{more}", soft_wrap=True)
 
 
 def _refusal(recording: Path, verdict: dict[str, Any], folder: Path) -> str:

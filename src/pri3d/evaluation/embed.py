@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.markup import escape
 from torch import Tensor
 
 from pri3d.api.embed import EmbedOptions
@@ -43,12 +42,12 @@ def embed(options: EmbedOptions) -> Path:
         raise ConfigError(f"--out {out}: is a folder. Name a file.")
     if out.suffix == ".parquet":
         import_arrow("pyarrow")  # refused before any work
-    if options.size is not None:
-        parse_size(options.size)
+    # Twice the size that is asked for keeps what resizing would: it is antialiased.
+    enough = None if options.size is None else 2 * max(parse_size(options.size))
     console = Terminal(stderr=True, soft_wrap=True)
-    media = open_media(source, options.frame_step)
+    media = open_media(source, options.frame_step, enough=enough)
     if media.left_out:
-        console.print(f"{escape(str(source))}: left out: {escape(media.left_out)}. A video is taken by itself.")
+        console.print(f"{source}: left out: {media.left_out}. A video is taken by itself.")
     # Bytes of a name that are no text are escaped: arrays, JSON and parquet have none.
     pictures = (each._replace(name=_readable_name(each.name)) for each in media.pictures)
     media = media._replace(pictures=list(pictures) if media.rate is None else pictures)
@@ -81,7 +80,7 @@ def embed(options: EmbedOptions) -> Path:
         check_features(out)
     done, failed = parts.outcome()
     refuse_failed(failed, done, out)
-    console.print(f"{done} embedded in {escape(str(out))}")
+    console.print(f"{done} embedded in {out}")
     return out
 
 

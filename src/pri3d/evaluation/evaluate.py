@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from pri3d.api.evaluate import EvaluateOptions
@@ -21,7 +19,7 @@ from pri3d.labelled import LabelledImages, Split, open_labelled
 from pri3d.machine import cores
 from pri3d.runs import RunPaths, read_json, write_json
 from pri3d.tasks import Predictions, Task, Trained, Which, differing, find_weights, hash_file, load_task
-from pri3d.terminal import Terminal
+from pri3d.terminal import Terminal, track
 
 FORMAT = 1  #: of a folder of predictions
 RECORD = "record.json"  #: of that folder: what its files are of
@@ -105,18 +103,18 @@ def _predict_all(
     except (DataError, OSError, LookupError, TypeError, AttributeError):  # none, others or damaged ones
         there = False
     if there:
-        console.print(f"{what} reused from {escape(str(folder))}")
+        console.print(f"{what} reused from {folder}")
         return
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     (folder / RECORD).unlink(missing_ok=True)
 
     def counted(items: Iterable[Any]) -> Iterable[Any]:
-        return track(items, f"predicting ({which})", len(images.names), console=console, transient=True)
+        return track(items, f"predicting ({which})", len(images.names), console)
 
     kept.write(network.task, network.model, folder, counted)
     write_json(folder / RECORD, {**record, "files": {name: hash_file(folder / name) for name in kept.files}})
-    console.print(f"{what} written to {escape(str(folder))}")
+    console.print(f"{what} written to {folder}")
 
 
 def _measure(network: Trained, images: LabelledImages, settings: dict[str, Any], run: Path) -> dict[str, Any]:
@@ -147,7 +145,7 @@ def _networks(run: Path, which: Literal["last", "best", "both"], console: Termin
     if not found:
         raise missing[0]
     for absent in missing:
-        console.print(escape(str(absent)))
+        console.print(str(absent))
     return found
 
 
@@ -190,14 +188,14 @@ def _show(result: dict[str, Any], task: Task) -> None:
     first = next(iter(scores.values()))
     numbers = [name for name, value in first.items() if not isinstance(value, dict)]
     for name in numbers:
-        table.add_row(escape(name), *(_cell(each[name]) for each in scores.values()))
+        table.add_row(name, *(_cell(each[name]) for each in scores.values()))
     for group in [name for name in first if name not in numbers]:
         table.add_section()
         for name in first[group]:
             cells = [_cell(each[group][name]) for each in scores.values()]
             if set(cells) == {"-"}:  # neither occurs nor is predicted
                 continue
-            table.add_row(escape(f"{task.words.scores.get(group, group)} {name}"), *cells)
+            table.add_row(f"{task.words.scores.get(group, group)} {name}", *cells)
     Terminal().print(table)
 
 

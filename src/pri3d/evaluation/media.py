@@ -26,6 +26,7 @@ _MOVING = {"GIF", "PNG", "WEBP"}  # formats of several pictures that are an anim
 _IMAGES = (*SUFFIXES, ".gif")
 _RESERVED = {"classes"}  # names that the output folder needs for itself
 _WHOLE = 0.95  # share of the frames stated in a video's header that are there; some state a few too many
+_LARGE = 10_000_000  # pixels
 FINEST = 1001  #: denominator of a frame rate, as in 30000/1001
 
 
@@ -36,14 +37,22 @@ class Picture(NamedTuple):
     source: str  #: what errors and records call it
     load: Callable[[], NDArray[np.uint8]]  #: RGB (H, W, 3), upright; raises DataError where it cannot be read
     pixels: int = 0  #: of a video's frame, which is in memory; 0 of a file
+    enough: int | None = None  #: pixels along a side that a JPEG is decoded with at least; None: all
 
     def size(self) -> int:
-        """Pixels of the image, by its file's header; 0 where that cannot be read, as loading it then says."""
+        """Pixels of the image as it is decoded, by its file's header; 0 where that cannot be read: loading says so."""
         if self.pixels:
             return self.pixels
         with suppress(Exception), Image.open(self.source) as image:
+            if self.enough is not None:
+                image.draft(None, (self.enough, self.enough))
             return image.width * image.height
         return 0
+
+    def label(self) -> str:
+        """What a progress line calls it: its name, of a large one with the size that takes the time."""
+        size = self.size()
+        return f"{self.name}, {size / 1e6:.0f} megapixels" if size >= _LARGE else self.name
 
 
 class Media(NamedTuple):
@@ -55,11 +64,12 @@ class Media(NamedTuple):
     left_out: str = ""  #: files of a folder that are not read, counted by kind
 
 
-def open_media(source: Path, every: int = 1, out: Path | None = None) -> Media:
+def open_media(source: Path, every: int = 1, out: Path | None = None, enough: int | None = None) -> Media:
     """Open an image, a folder (with its subfolders, sorted) or a video; of it every so many pictures.
 
     What lies in the folder ``out`` is left out. Animated GIF, WebP and PNG are videos, too; in a folder they are their
-    first picture. Raises DataError where there is nothing to read, ConfigError where ``every`` is under 1.
+    first picture. ``enough`` is as :func:`read_rgb` has it.
+    Raises DataError where there is nothing to read, ConfigError where ``every`` is under 1.
     """
     if every < 1:
         raise ConfigError(f"--frame-step {every}: give 1 for every picture, 10 for every tenth.")
@@ -67,12 +77,12 @@ def open_media(source: Path, every: int = 1, out: Path | None = None) -> Media:
         raise DataError(f"{source}: no such file or folder. Give an image, a folder of images or a video.")
     if source.is_dir():
         files, others = _listed(source, out)
-        return _images(files[::every], source)._replace(left_out=count_kinds(others))
+        return _images(files[::every], source, enough)._replace(left_out=count_kinds(others))
     if source.suffix.lower() in VIDEOS:
         return _video(source, every)
     frames = _frames(source)
     if frames <= 1:
-        return _images([source], source.parent)
+        return _images([source], source.parent, enough)
     shown = range(0, frames, every)
     pictures = (Picture(_numbered(source, k), f"{source} picture {k}", partial(_picture, source, k)) for k in shown)
     with Image.open(source) as image:
@@ -120,7 +130,7 @@ def write_video(path: Path, pictures: Sequence[Path], rate: Fraction) -> bool:
     return True
 
 
-def _images(files: Sequence[Path], root: Path) -> Media:
+def _images(files: Sequence[Path], root: Path, enough: int | None) -> Media:
     """Images by their path below ``root`` without suffix; with it where that would be no name of its own.
 
     Names that differ in case alone are the same file on some systems.
@@ -132,7 +142,10 @@ def _images(files: Sequence[Path], root: Path) -> Media:
     names = [stem if alone else path for stem, path, alone in zip(stems, paths, plain, strict=True)]
     again = Counter(name.casefold() for name in names)
     names = [name if again[name.casefold()] == 1 else f"{name}-{k}" for k, name in enumerate(names)]
-    pictures = (Picture(name, str(file), partial(read_rgb, file)) for name, file in zip(names, files, strict=True))
+    pictures = (
+        Picture(name, str(file), partial(read_rgb, file, enough), enough=enough)
+        for name, file in zip(names, files, strict=True)
+    )
     return Media(pictures, len(files), None)
 
 

@@ -15,8 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.markup import escape
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,7 +26,7 @@ from pri3d.files.atomic import remove_leftovers, replacing, usable
 from pri3d.files.stamp import refuse_other_settings
 from pri3d.geometry.resize import parse_size, resize_color
 from pri3d.runs import read_json, write_json
-from pri3d.terminal import Terminal
+from pri3d.terminal import Terminal, track
 
 PIXELS = 8_000_000  #: of the images in a batch, at most; an image alone may have more
 BATCHES = 4  #: of pictures in a part, the work that a kill costs at most
@@ -91,12 +89,13 @@ class Parts:
         failed: list[str] = []
         for path in self._paths()[:1]:
             self.cells = next((Row(*row)[2:] for row in _content(path)["rows"]), None)
-        shown = track(media.pictures, "embedding", media.total, console=console, transient=True)
         dtype = torch.float16 if self.facts["dtype"] == "float16" else torch.float32
-        size, pictures = BATCHES * self.facts["batch"], until_damaged(shown, failed)
+        size, pictures = BATCHES * self.facts["batch"], until_damaged(media.pictures, failed)
         lacking = ((k // size, each) for k, each in enumerate(pictures) if not self._path(k // size).exists())
         size_of = self.facts["size"]
         loaded = reading(lacking, lambda item: _load(item[1], size_of), workers, lambda item: item[1].size())
+        left = None if media.total is None else max(0, media.total - size * len(self._paths()))
+        loaded = track(loaded, "embedding", left, console, lambda item: item[0][1].label())
         for number, items in groupby(loaded, key=lambda item: item[0][0]):
             rows: list[Row] = []
             unread: list[str] = []
@@ -175,7 +174,7 @@ def _read(items: Iterable[Loading], failed: list[str], console: Terminal) -> Ite
         try:
             yield place, picture.name, loading.result()
         except DataError as error:
-            console.print(f"skipped {escape(str(error))}")
+            console.print(f"skipped {error}")
             failed.append(str(error))
 
 

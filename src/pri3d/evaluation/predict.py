@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.markup import escape
-from rich.progress import track
 
 from pri3d.api.predict import PredictOptions
 from pri3d.data.reading import reading
@@ -24,7 +22,7 @@ from pri3d.files.lock import lock_folder
 from pri3d.files.stamp import stamp
 from pri3d.runs import read_json, write_json
 from pri3d.tasks import Trained, find_weights, load_task
-from pri3d.terminal import Terminal
+from pri3d.terminal import Terminal, track
 
 CLASSES = "classes.json"  #: of the output folder: what its ids mean, and what it was made with
 _FIX = "Choose another --out, or begin anew with --overwrite."
@@ -48,15 +46,14 @@ def predict(options: PredictOptions) -> Path:
             if options.which != "best":
                 raise
             file = find_weights(run, "last")
-            console.print(f"{escape(str(run))} has no best network: it was not validated. The last one predicts.")
+            console.print(f"{run} has no best network: it was not validated. The last one predicts.")
     network = load_task(file).to_device()
     facts = _facts(network, options.threshold)
     if media.left_out:
-        console.print(f"{escape(str(source))}: left out: {escape(media.left_out)}. A video is taken by itself.")
+        console.print(f"{source}: left out: {media.left_out}. A video is taken by itself.")
     done: list[str] = []
     failed: list[str] = []
     fresh = False
-    shown = track(media.pictures, "predicting", media.total, console=console, transient=True)
     made_with = {name: facts[name] for name in ("weights", "threshold")}
 
     def wanted(picture: Picture) -> NDArray[np.uint8] | None:
@@ -67,7 +64,8 @@ def predict(options: PredictOptions) -> Path:
             write_json(out / CLASSES, facts)
         else:
             stamp(out / CLASSES, facts, _FIX)
-        for picture, color in reading(until_damaged(shown, failed), wanted, pixels=Picture.size):
+        loaded = reading(until_damaged(media.pictures, failed), wanted, pixels=Picture.size)
+        for picture, color in track(loaded, "predicting", media.total, console, lambda item: item[0].label()):
             try:
                 pixels = color.result()
                 if pixels is not None:
@@ -75,12 +73,12 @@ def predict(options: PredictOptions) -> Path:
                     fresh = True
                 done.append(picture.name)
             except DataError as error:
-                console.print(f"skipped {escape(str(error))}")
+                console.print(f"skipped {error}")
                 failed.append(str(error))
         if media.rate is not None:
             _join(out, out / f"{source.stem}_overlay.mp4", done, Fraction(media.rate), fresh, console)
     refuse_failed(failed, len(done), out)
-    console.print(f"{len(done)} predicted in {escape(str(out))}")
+    console.print(f"{len(done)} predicted in {out}")
     return out
 
 
@@ -137,6 +135,6 @@ def _join(out: Path, path: Path, pictures: Sequence[str], rate: Fraction, fresh:
             if (there.total, there.rate) == (len(pictures), rate.limit_denominator(FINEST)):
                 return  # with another --frame-step it is of others
     if write_video(path, [_overlay(out, picture) for picture in pictures], rate):
-        console.print(f"video: {escape(str(path))}")
+        console.print(f"video: {path}")
     elif pictures:
-        console.print('frames alone; with pip install "pri3d[video]" they are joined to a video, too', markup=False)
+        console.print('frames alone; with pip install "pri3d[video]" they are joined to a video, too')

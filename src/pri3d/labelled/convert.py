@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from faster_coco_eval.core import mask as rle
 from numpy.typing import NDArray
-from rich.markup import escape
 from rich.progress import Progress
 
 from pri3d.api.coco import CocoOptions
@@ -57,7 +56,7 @@ def coco(options: CocoOptions) -> Path:
                 write_atomic(path, encode(images.color(row), "PNG"))
     write_atomic(out, json.dumps(content).encode())
     count = len(content["annotations"])
-    text = f"{escape(str(out))}: {len(rows)} images, {count} objects of {len(content['categories'])} classes."
+    text = f"{out}: {len(rows)} images, {count} objects of {len(content['categories'])} classes."
     left_out = f" {small} objects under {options.min_area} pixels left out (--min-area)." if small else ""
     Terminal().print(text + left_out, soft_wrap=True)
     return out

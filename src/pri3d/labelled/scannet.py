@@ -12,7 +12,6 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import yaml
 from numpy.typing import NDArray
-from rich.markup import escape
 
 from pri3d.errors import DataError
 from pri3d.geometry.resize import resize_nearest
@@ -65,7 +64,7 @@ class ScanNetImages(LabelledImages):
         count = len(listed & {image.scan for image in self._images})
         if 0 < count < len(listed):
             text = f"{path}: has {count} of the {len(listed)} scans of the official {split} list."
-            Terminal(stderr=True).print(escape(text), soft_wrap=True)
+            Terminal(stderr=True).print(text, soft_wrap=True)
 
     @classmethod
     def detect(cls, path: Path) -> bool:

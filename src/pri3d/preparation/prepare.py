@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
+from rich.text import Text
 
 from pri3d.api.prepare import PrepareOptions
-from pri3d.errors import ConfigError, DataError, FailedScenesError
+from pri3d.errors import ConfigError, DataError, FailedScenesError, printable
 from pri3d.files.atomic import is_full, remove_leftovers
 from pri3d.files.kinds import is_id
 from pri3d.files.lock import clear_lock, lock_folder
@@ -189,12 +189,12 @@ def _announce(jobs: list[SceneJob], workers: int, cluster: str | None, dry_run: 
     if jobs:
         processes = workers if cluster is not None else min(workers or cores(), len(jobs))
         said = estimate(jobs, worth=0).text(processes) if dry_run else estimate(jobs).text(processes)
-        say = Terminal(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+        say = Terminal(stderr=True, highlight=False, soft_wrap=True).print
         say(said)
         if jobs[0].settings.surface and (line := _name_fused(jobs)):
             say(line)
     elif dry_run:
-        Terminal(stderr=True).print("to prepare: nothing, every scene is there", markup=False)
+        Terminal(stderr=True).print("to prepare: nothing, every scene is there")
     return dry_run
 
 
@@ -265,17 +265,17 @@ def print_summary(out: Path, manifest: dict[str, Any]) -> None:
     table = Table("scene", *columns[:-1], "MB", title=str(out))
     scenes, failed = manifest["scenes"], manifest["failed"]
     for scene, record in list(scenes.items())[:SHOWN]:
-        table.add_row(escape(scene), *_cells(record))
+        table.add_row(scene, *_cells(record))
     if len(scenes) > SHOWN:
         table.add_row(f"... and {len(scenes) - SHOWN:,} more")
     for scene, reason in list(failed.items())[:SHOWN]:
-        table.add_row(escape(scene), f"[red]failed: {escape(reason)}")
+        table.add_row(scene, Text(f"failed: {printable(reason)}", "red"))
     if len(failed) > SHOWN:
-        table.add_row(f"... and {len(failed) - SHOWN:,} more", "[red]failed")
+        table.add_row(f"... and {len(failed) - SHOWN:,} more", Text("failed", "red"))
     if len(scenes) > 1:
         totals = {column: sum(record[column] for record in scenes.values()) for column in columns}
         table.add_row(f"all {len(scenes):,}" if len(scenes) > SHOWN else "all", *_cells(totals), style="bold")
-    console = Terminal(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    console = Terminal(stderr=True, soft_wrap=True, highlight=False)
     console.print(table)
     for line in _remarks(scenes)[:SHOWN]:
         console.print(line)

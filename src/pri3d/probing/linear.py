@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from pri3d.api.options import AnyPath
@@ -28,6 +27,7 @@ from pri3d.networks.readout import (
 )
 from pri3d.probing.differences import Sample, measure_classes, measure_depth, measure_normals
 from pri3d.probing.networks import Dense, check_finite
+from pri3d.terminal import track
 
 BATCH = 8  #: images at a time
 SCORED: tuple[Split, ...] = ("val", "test")  #: of labelled images of another kind
@@ -62,7 +62,7 @@ def probe_linear(
         device = next(dense.parameters()).device
         columns = [frames.color, frames.depth, frames.normal, frames.label]
         parts = list(zip(*(torch.split(x, BATCH) for x in columns), strict=True))
-        for part in track(parts, description=f"{what}, {name}", transient=True):
+        for part in track(parts, f"{what}, {name}"):
             color, depth, normal, label = (x.to(device) for x in part)
             maps = dense.maps(color.float() / 255)
             for x in maps:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -21,6 +20,7 @@ from pri3d.geometry.matching import cell_points, choose, match_pixels
 from pri3d.geometry.pose import compose, invert, transform
 from pri3d.objectives.quality import cell_distance
 from pri3d.probing.networks import check_finite
+from pri3d.terminal import track
 from pri3d.types import PairBatch
 
 #: Upper ends of the viewing-angle bins, degrees.
@@ -66,7 +66,7 @@ class Held(Dataset[PairItem]):
 
     def __init__(self, pairs: Dataset[PairItem]) -> None:
         count = len(pairs)  # type: ignore[arg-type]
-        self.items = [pairs[Draw(0, k)] for k in track(range(count), description="reading pairs", transient=True)]
+        self.items = [pairs[Draw(0, k)] for k in track(range(count), "reading pairs")]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -81,7 +81,7 @@ def measure_pairs(net: nn.Module, pairs: Dataset[PairItem], measures: Sequence[M
     device = next(net.parameters()).device
     count = len(pairs)  # type: ignore[arg-type]
     largest: list[Tensor] = []
-    for k in track(range(count), description=f"matching, {name}", transient=True):
+    for k in track(range(count), f"matching, {name}"):
         batch = collate([pairs[Draw(0, k)]])
         moved: dict[str, Any] = {key: x.to(device) for key, x in batch._asdict().items() if isinstance(x, Tensor)}
         batch = batch._replace(**moved)

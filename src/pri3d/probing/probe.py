@@ -103,7 +103,7 @@ def probe(options: ProbeOptions) -> Record:
     # Say that metres are no metres where the unit of a scene is not known.
     unknown = [scene for scene, record in store.manifest["scenes"].items() if record.get("scale") is not None]
     if unknown:
-        say = Terminal(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+        say = Terminal(stderr=True, highlight=False, soft_wrap=True).print
         say(f"{store.path}: the unit of {len(unknown)} scenes is not known; what is called m is that unit.")
     settings: dict[str, Any] = {"tasks": chosen, "split": options.portion, "distance": frozen.distance}
     settings |= {name: getattr(options, name) for name in ("holdout", "features", "size", "pixels", "seed")}

@@ -6,12 +6,12 @@ import math
 from typing import NamedTuple
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from pri3d.errors import ConfigError
 from pri3d.networks.encoders import Encoder
 from pri3d.networks.load import FeatureNet
+from pri3d.terminal import track
 
 BATCH = 8  #: images at a time
 
@@ -63,7 +63,7 @@ def retention(net: FeatureNet, reference: FeatureNet, color: Tensor, name: str =
     names = [f"map {k}, stride {stride}" for k, stride in enumerate(one.strides)]
     cosines: list[Tensor] = []
     alignments = [LinearCKA() for _ in names]
-    for part in track(torch.split(color, BATCH), description=f"retention, {name}", transient=True):
+    for part in track(torch.split(color, BATCH), f"retention, {name}"):
         images = part.to(device).float() / 255
         pairs = zip(one(one.normalise(images)), other(other.normalise(images)), strict=True)
         rows = [tuple(x.float().permute(0, 2, 3, 1).flatten(0, 2) for x in pair) for pair in pairs]

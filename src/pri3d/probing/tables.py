@@ -92,7 +92,7 @@ def write_results(out: Path, results: Results, facts: Mapping[str, Any], pixels:
 
 def show(results: Results, pixels: float) -> None:
     """Print all tables."""
-    console = Terminal(markup=False)  # names may hold brackets
+    console = Terminal()
     for sheet in build_sheets(results, pixels):
         table = Table(title=sheet.title)
         for k, column in enumerate(sheet.columns):

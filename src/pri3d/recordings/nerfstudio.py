@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pri3d.errors import DataError, FrameError
+from pri3d.errors import DataError, FrameError, first_line
 from pri3d.geometry.pose import OPENGL_FLIP, check_rigid
 from pri3d.geometry.warping import Lens
 from pri3d.recordings._shared.cameras import Cameras, intrinsics, registered, same_camera
-from pri3d.recordings._shared.files import Origin, build_frame, read_color, read_depth
+from pri3d.recordings._shared.files import Origin, build_frame, in_metres, read_color, read_depth
 from pri3d.recordings._shared.scenes import PosedList, SceneReader
 from pri3d.recordings._shared.text import SUFFIXES, frame_names, framed, listed_file, numbers, read_json
 from pri3d.types import Frame
@@ -33,7 +33,8 @@ class NerfstudioReader(SceneReader):
     .jpg or .jpeg may be missing), depth_file_path (depth_path for instant-ngp) and transform_matrix: camera to world,
     OpenGL's camera axes. Paths are below FOLDER. Depth is z as 16-bit images, of the same view as the image and maybe
     smaller, in millimetres unless depth_unit_scale_factor (integer_depth_scale for instant-ngp) says metres per unit.
-    Masks are not read. Frames are in the order of their paths.
+    Depth may be .npy, too: floating-point numbers are metres, or that factor times them where it is stated, as
+    nerfstudio reads them. Masks are not read. Frames are in the order of their paths.
 
     nerfstudio sends the ray of the first pixel through 0.5, 0.5, so cx and cy are on our grid as they are. Distortion
     k1, k2, p1, p2, k3 of the pinhole models and k1 to k4 of OPENCV_FISHEYE (or ``is_fisheye``) is undone, of depth
@@ -58,8 +59,10 @@ class NerfstudioReader(SceneReader):
         scale = _positive(stated, "applied_scale", 1.0, path)
         unit = next((key for key in _UNITS if key in stated), _UNITS[0])
         units = given.depth_scale if given else _positive(stated, unit, _MILLIMETRES, path)
+        metres = _positive(stated, unit, 1.0, path)
         transforms = {
-            name: _Transform(source, {**stated, **frames[listed]}, scale, units) for name, listed in names.items()
+            name: _Transform(source, {**stated, **frames[listed]}, scale, units, metres)
+            for name, listed in names.items()
         }
         return PosedList(
             list(names),
@@ -73,8 +76,9 @@ class NerfstudioReader(SceneReader):
 class _Transform:
     """One frame as the file states it, what it says about all of them included."""
 
-    def __init__(self, folder: Path, stated: Mapping[str, Any], scale: float, units: float) -> None:
-        self._folder, self._stated, self._scale, self._units = folder, stated, scale, units
+    def __init__(self, folder: Path, stated: Mapping[str, Any], scale: float, units: float, metres: float) -> None:
+        """``units`` and ``metres`` are what whole and floating-point numbers of depth are multiplied with."""
+        self._folder, self._stated, self._scale, self._units, self._metres = folder, stated, scale, units, metres
         self._what = f"{folder / _FILE}: {stated['file_path']}"
 
     def pose(self) -> NDArray[np.float64]:
@@ -89,7 +93,9 @@ class _Transform:
         """Raises FrameError naming the file that is missing or damaged, or what is wrong in the list."""
         pose = self.pose()
         color_file, depth_file = self._color(), self._depth()
-        color, depth = read_color(color_file), read_depth(depth_file, self._units)
+        color = read_color(color_file)
+        is_array = depth_file.suffix.lower() == ".npy"
+        depth = self._array(depth_file) if is_array else read_depth(depth_file, self._units)
         cameras = registered(given or self._cameras(), color.shape, depth.shape, str(depth_file))
         return build_frame(name, color, depth, pose, cameras, Origin(str(color_file), str(depth_file), self._what))
 
@@ -104,6 +110,22 @@ class _Transform:
             raise FrameError(f"{self._what}: has no depth_file_path.")
         path: Path = framed(lambda: listed_file(self._folder, listed, self._folder / _FILE))
         return path
+
+    def _array(self, path: Path) -> NDArray[np.float32]:
+        """Depth (H, W) in metres of a numpy file; what is not finite or not positive becomes 0. Raises FrameError."""
+        try:
+            raw = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header may claim any size
+            if isinstance(raw, np.ndarray) and raw.ndim == 3 and raw.shape[2] == 1:
+                raw = raw[:, :, 0]
+            if not isinstance(raw, np.ndarray) or raw.ndim != 2 or (raw.dtype != np.uint16 and raw.dtype.kind != "f"):
+                kind = f"{raw.dtype} of shape {raw.shape}" if isinstance(raw, np.ndarray) else "no array"
+                raise ValueError(f"it holds {kind}, expected (height, width) of metres or of 16 bits")
+            if raw.dtype == np.uint16:
+                return in_metres(raw, self._units)
+            depth = np.array(raw, np.float64) * self._metres
+        except Exception as error:  # whatever bytes may make numpy raise
+            raise FrameError(f"{path}: cannot be read as depth ({first_line(error)}).") from error
+        return np.where(np.isfinite(depth) & (depth > 0), depth, 0).astype(np.float32)
 
     def _cameras(self) -> Cameras:
         keys = ("fl_x", "fl_y", "cx", "cy", "w", "h")

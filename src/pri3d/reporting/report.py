@@ -60,7 +60,7 @@ def make_report(options: ReportOptions) -> Path:
         page = build_page(sources, data)
     with usable(f"--out {out}"):
         page.write(out)
-    console.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser", markup=False)
+    console.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")
     return out
 
 

@@ -51,7 +51,7 @@ def view(options: ViewOptions) -> Path | None:
     out = None if options.out is None else Path(options.out)
     if save is not None and save.suffix != ".rrd":
         raise ConfigError(f"--save {save}: a recording of rerun ends in .rrd. For a page give --out.")
-    console = Terminal(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console = Terminal(stderr=True, highlight=False, soft_wrap=True)
     screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or not sys.platform.startswith("linux")
     obstacle = ""  # why the viewer cannot do what is asked of it
     if find_spec("rerun") is None:

@@ -10,7 +10,6 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +29,7 @@ from pri3d.reporting.sources import RunFolder, labelled_of, pairs_of, read_run, 
 from pri3d.runs import RunPaths
 from pri3d.store import MANIFEST, SceneStore, Store
 from pri3d.tasks import find_task, load_task, task_of
+from pri3d.terminal import track
 
 _CELLS = 80  #: feature cells along the width of a picture of principal components; finer ones are averaged
 SHOWN = 24  #: matches of a pair, far from each other
@@ -145,7 +145,7 @@ def _show_pretraining(run: RunFolder, data: Path | None, scene: str | None, fram
     pictures: dict[str, list[NDArray[np.uint8]]] = {}  # principal components of the features, all in one basis
     for name, net in networks.items() if shown.frames else ():
         maps: list[Tensor] = []
-        for frame in track(shown.frames, description=f"features {name}", transient=True):
+        for frame in track(shown.frames, f"features {name}"):
             with torch.no_grad():
                 features = net(to_tensor(resize_color(frame.color, size))[None].float() / 255).float()
             step = -(-features.shape[-1] // _CELLS)
@@ -167,7 +167,7 @@ def _show_finetuning(run: RunFolder, data: Path | None, scene: str | None, frame
     rows = _rows(images, scene)
     chosen = [rows[k] for k in spread_rows(len(rows), frames)]
     shown_frames = []
-    for row in track(chosen, description="predicting", transient=True):
+    for row in track(chosen, "predicting"):
         color, truth = images.color(row), task.truth(images, row)
         pictures = {} if truth is None else task.panels(color, truth, {})
         if trained is not None:  # apart, or nothing would be seen of it where there is no ground truth

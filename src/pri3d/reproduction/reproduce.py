@@ -84,7 +84,7 @@ def reproduce(options: ReproduceOptions) -> Path:
                 words += [f"--{name.replace('_', '-')}", str(value)]
         return write_slurm_script(slurm, plan, words)
     runs = _choose_runs(plan.matrix, options.only)
-    say = Terminal(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+    say = Terminal(stderr=True, highlight=False, soft_wrap=True).print
     if options.only in (None, "data"):
         make_parts(plan.place, plan.matrix.parts, cores(), options.max_failed, say)
     failed = make_runs(plan.place, runs, options.jobs, say)

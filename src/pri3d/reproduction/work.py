@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from rich.progress import track
 from rich.table import Table
 
 from pri3d import registry
@@ -34,7 +33,7 @@ from pri3d.machine import cores
 from pri3d.processes import KilledError, run_apart, run_in_processes
 from pri3d.reproduction.matrix import Experiment, Matrix, PlannedRun, Study, groups
 from pri3d.runs import RunPaths, leaves, read_metrics, write_json
-from pri3d.terminal import Terminal
+from pri3d.terminal import Terminal, track
 
 RECORD = "reproduce.json"  #: what a run was asked for; another request for the same folder is refused
 LOG = "log.txt"  #: what the run said
@@ -320,7 +319,7 @@ def estimate(place: StudyFolder, runs: Sequence[PlannedRun]) -> dict[str, RunCos
                 size = settings["prepare"].get("size", "320x240")
                 rooms(recording, rooms=1, frames=_ROOM_FRAMES, size=size, processes=1)
                 prepare([recording], trial.store(_ROOM), processes=1, **settings["prepare"])
-            for kind, run in track(unknown.items(), description="trying", transient=True):
+            for kind, run in track(unknown.items(), "trying"):
                 found[kind] = _run_trial(trial, run, place)
     return {run.name: found[kind] for kind, some in by_kind.items() for run in some}
 
@@ -372,9 +371,9 @@ def show_plan(plan: ExperimentPlan, jobs: int) -> None:
     Raises ConfigError where a folder holds a run of other options.
     """
     place, matrix = plan.place, plan.matrix
-    console = Terminal(markup=False)
+    console = Terminal()
     if not console.is_terminal:
-        console = Terminal(markup=False, width=_TABLE_WIDTH)
+        console = Terminal(width=_TABLE_WIDTH)
     table = Table(title=plan.experiment.title)
     for column in ("group", "run", "state", "minutes", "GB", "from"):
         table.add_column(column, justify="right" if column in ("group", "minutes", "GB") else "left", overflow="fold")

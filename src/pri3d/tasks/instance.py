@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -32,7 +31,7 @@ from pri3d.labelled.convert import encode_mask, to_coco
 from pri3d.networks.detector import SIZES, Detector, Sizes
 from pri3d.runs import read_json
 from pri3d.tasks.base import Meter, Predictions, Recipe, Task, Words
-from pri3d.terminal import Terminal
+from pri3d.terminal import track
 from pri3d.types import Detections, InstanceBatch
 
 TRUTH = "truth.json"  #: beside predictions
@@ -277,9 +276,7 @@ class CocoResults(Predictions):
     def truth(self) -> dict[str, Any]:
         """COCO's ground truth of all images, as the set states it now."""
         rows = range(len(self.images.names))
-        return to_coco(
-            self.images, track(rows, "objects", console=Terminal(stderr=True), transient=True), self.min_area
-        )
+        return to_coco(self.images, track(rows, "objects"), self.min_area)
 
     def write(
         self, task: Task, model: nn.Module, folder: Path, counted: Callable[[Iterable[Any]], Iterable[Any]]

@@ -151,7 +151,7 @@ class FinetuneRun:
         notes += self.sets.check(self.val_set, range(len(self.val_set.names)), self.recipe)
         if self.options.launch.rank == 0:
             for note in notes:
-                Terminal(stderr=True, highlight=False, soft_wrap=True, markup=False).print(note)
+                Terminal(stderr=True, highlight=False, soft_wrap=True).print(note)
 
     def train(self, path: Path) -> Path:
         """Train, or continue in the run folder ``path``, and return it."""
@@ -168,7 +168,7 @@ class FinetuneRun:
         done = open_run(folder, "finetune", settings, facts, call.resume, self.options.launch.rank)
         if self.options.launch.rank == 0:
             # What the run begins with, and what a reader of its scores must know.
-            say = Terminal(stderr=True, highlight=False, soft_wrap=True, markup=False).print
+            say = Terminal(stderr=True, highlight=False, soft_wrap=True).print
             say(f"{path.name}: weights {self.job.weights}: {facts['loaded']}")
             if facts["shared_images"]:
                 say(

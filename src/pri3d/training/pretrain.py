@@ -46,7 +46,7 @@ def pretrain(call: PretrainOptions) -> Run:
     if recordings:
         rank = find_launch(call.devices, call.nodes).rank
         _check(call, rank)
-        say = Terminal(stderr=True, highlight=False, markup=False, soft_wrap=True).print
+        say = Terminal(stderr=True, highlight=False, soft_wrap=True).print
         for path, out in recordings.items():
             if rank > 0:
                 _wait(path, out)
@@ -182,7 +182,7 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
             if first:
                 save_model(module.unet, folder.weights, {**facts, "steps": settings.steps})
     elif first:
-        Terminal(stderr=True, highlight=False, soft_wrap=True, markup=False).print(folder.finished(done))
+        Terminal(stderr=True, highlight=False, soft_wrap=True).print(folder.finished(done))
     return Run(folder.path)
 
 
