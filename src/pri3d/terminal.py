@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -52,7 +52,7 @@ def track(
     text = TextColumn("{task.description}", markup=False)
     times = TimeElapsedColumn(), TimeRemainingColumn()
     columns = (SpinnerColumn(), text, BarColumn(), MofNCompleteColumn(), *times)
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with Progress(*columns, console=console or Terminal(stderr=True), transient=True) as progress:
         task = progress.add_task(printable(what), total=total)
