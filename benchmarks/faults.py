@@ -24,8 +24,10 @@ Load = Callable[[Scene, int], Frame]
 class MadeScene(Scene):
     """A scene whose frames a function makes of those of another, or of a list."""
 
-    def __init__(self, scene_id: str, names: Sequence[str], load: Callable[[int], Frame]) -> None:
-        self.id, self.names, self._load = scene_id, names, load
+    def __init__(
+        self, scene_id: str, names: Sequence[str], load: Callable[[int], Frame], times: Sequence[float] | None = None
+    ) -> None:
+        self.id, self.names, self._load, self.times = scene_id, names, load, times
 
     def frame(self, index: int) -> Frame:
         """Frame ``names[index]``."""
@@ -42,20 +44,48 @@ def room_scene(seed: int, index: int, frames: int, size: tuple[int, int], noise:
     return of_frames(f"room-{seed}-{index}", render_room(build_room(seed, index), frames, *size, noise=noise))
 
 
-def slow_room_scene(seed: int, index: int, frames: int, size: tuple[int, int], between: int = 12) -> MadeScene:
-    """A room filmed: ``between`` frames on the way from each frame of :func:`room_scene` to the next."""
+def slow_room_scene(
+    seed: int, index: int, frames: int, size: tuple[int, int], between: int = 12, late: float = 0.0
+) -> MadeScene:
+    """A room filmed: ``between`` frames on the way from each frame of :func:`room_scene` to the next, 30 a second.
+
+    The pose that is stated is the one ``late`` seconds after the frame: -0.02 is to be corrected by time=0.02.
+    """
     room = build_room(seed, index)
-    ends = [f.world_from_camera for f in render_room(room, frames // between + 2, 16, 16, noise=False)]
+    ends = [f.world_from_camera for f in render_room(room, frames // between + 3, 16, 16, noise=False)]
     cast, focal = caster(room.vertices[room.faces]), room.focal * size[0]
     camera = Camera(*size, focal, focal, size[0] / 2, size[1] / 2)
+
+    def pose(at: float) -> NDArray[np.float64]:
+        a, b, share = ends[int(at // between)], ends[int(at // between) + 1], at % between / between
+        found = np.eye(4)
+        u, _, vt = np.linalg.svd((1 - share) * a[:3, :3] + share * b[:3, :3])
+        found[:3, :3], found[:3, 3] = u @ vt, (1 - share) * a[:3, 3] + share * b[:3, 3]
+        return found
+
     made = []
     for k in range(frames):
-        a, b, share = ends[k // between], ends[k // between + 1], k % between / between
-        pose = np.eye(4)
-        u, _, vt = np.linalg.svd((1 - share) * a[:3, :3] + share * b[:3, :3])
-        pose[:3, :3], pose[:3, 3] = u @ vt, (1 - share) * a[:3, 3] + share * b[:3, 3]
+        frame = _frame(room, k, pose(k), camera, cast, True)
+        made.append(frame._replace(world_from_camera=pose(max(0.0, k + 30 * late))))
+    scene = of_frames(f"slow-{seed}-{index}", made)
+    scene.times = [k / 30 for k in range(frames)]
+    return scene
+
+
+def turning_room_scene(seed: int, index: int, frames: int, size: tuple[int, int], sway: float = 0.0) -> MadeScene:
+    """A camera that turns by 6 degrees a frame and moves by ``sway`` metres at most: no scale shows."""
+    room = build_room(seed, index)
+    place = render_room(room, 6, 16, 16, noise=False)[2].world_from_camera
+    cast, focal = caster(room.vertices[room.faces]), room.focal * size[0]
+    camera, rng = Camera(*size, focal, focal, size[0] / 2, size[1] / 2), np.random.default_rng(0)
+    made = []
+    for k in range(frames):
+        angle, pose = np.radians(6 * k), place.copy()
+        turn = np.array(((np.cos(angle), -np.sin(angle), 0), (np.sin(angle), np.cos(angle), 0), (0, 0, 1)))
+        pose[:3, :3] = turn @ place[:3, :3]
+        pose[:3, 3] += rng.uniform(-sway, sway, 3)
         made.append(_frame(room, k, pose, camera, cast, True))
-    return of_frames(f"slow-{seed}-{index}", made)
+    return of_frames(f"turning-{seed}-{index}", made)
 
 
 def cropped(scene: Scene, left: int, top: int, width: int, height: int) -> MadeScene:
@@ -233,6 +263,8 @@ FAULTS = {
     "intrinsics of half the size": Fault(both_cameras(lambda c: of_size(c, 0.5, 0.5)), ("intrinsics of another size",)),
     "focal length x 1.2": Fault(scaled_focal(1.2), ("focal length",)),
     "focal length x 0.8": Fault(scaled_focal(0.8), ("focal length",)),
+    "centre 6 % right": Fault(both_cameras(lambda c: c._replace(cx=c.cx + 0.0625 * c.width)), ("centre cx",)),
+    "centre 6 % up": Fault(both_cameras(lambda c: c._replace(cy=c.cy - 0.0625 * c.width)), ("centre cy",)),
     "depth 1 frame late": Fault(late("depth", 1), ("depth of other frames",), "shift=1"),
     "depth 1 frame early": Fault(late("depth", -1), ("depth of other frames",), "shift=-1"),
     "poses 1 frame late": Fault(late("world_from_camera", 1), ("poses of other frames",)),

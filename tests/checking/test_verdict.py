@@ -14,6 +14,7 @@ from benchmarks.check import AS_PUBLISHED, real, said
 from benchmarks.faults import (
     FAULTS,
     MadeScene,
+    both_cameras,
     changed,
     coarser,
     cropped,
@@ -23,14 +24,24 @@ from benchmarks.faults import (
     of_frames,
     room_scene,
     slow_room_scene,
+    turning_room_scene,
 )
 
-from pri3d.checking.registration import RecameredScene
+from pri3d.checking.evidence import Shots, stack_shots
+from pri3d.checking.hypotheses import Hypothesis, Reprojection, measure_residual
+from pri3d.checking.registration import (
+    RecameredScene,
+    find_depth_edges,
+    fit_registration,
+    measure_displacement,
+    place_edges,
+    stream_edges,
+)
 from pri3d.checking.verdict import judge
 from pri3d.errors import DataError, FrameError
 from pri3d.recordings import CorrectedScene, Scene
 from pri3d.recordings._shared.cameras import read_cameras
-from pri3d.recordings._shared.correction import parse_correction
+from pri3d.recordings._shared.correction import Correction, parse_correction
 from pri3d.types import Camera, Frame
 
 FRAMES, PAIRS = 16, 24
@@ -213,6 +224,128 @@ def test_a_scene_that_cannot_be_opened_raises() -> None:
 
     with pytest.raises(DataError, match="closed"):
         judge(Closed(), FRAMES, PAIRS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scene", "unknown"),
+    [
+        (lambda room: turning_room_scene(7, 0, 30, (80, 60)), ["depth scale"]),
+        (lambda room: turning_room_scene(7, 0, 30, (80, 60), sway=0.01), ["depth scale"]),
+        (lambda room: first(room, 5), []),
+        (lambda room: of_frames("still", [room.frame(3)._replace(name=f"{k:03d}") for k in range(8)]), None),
+        (lambda room: cropped(room, 16, 4, 48, 44), []),
+    ],
+    ids=["turning", "turning, swaying", "five frames", "one frame eight times", "cropped"],
+)
+def test_what_the_frames_do_not_determine_is_not_advised(room: MadeScene, scene: object, unknown: list[str]) -> None:
+    """Where no scale shows none is corrected; the verdict does not depend on the choice of pairs and points."""
+    made = scene(room)  # type: ignore[operator]
+    verdicts = set()
+    for seed in range(3):
+        judgement = judge(made, FRAMES, PAIRS, seed)
+        assert judgement.correct == judgement.cameras == ""
+        assert judgement.faults == []
+        assert not any("--correct" in finding.advice for finding in judgement.findings)
+        undetermined = [f.check for f in judgement.findings if f.verdict == "unknown"]
+        assert unknown is None or undetermined == unknown
+        verdicts.add((judgement.verdict, *sorted(said(judgement))))
+    assert len(verdicts) == 1
+
+
+def off_centre(scene: Scene, right: float, down: float) -> MadeScene:
+    moved = both_cameras(lambda c: c._replace(cx=c.cx + right * c.width, cy=c.cy + down * c.width))
+    return MadeScene("off-centre", scene.names, lambda k: moved(scene, k))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("right", "down"), [(0.0625, 0.0), (-0.05, 0.0), (0.0, 0.05)])
+def test_a_centre_that_is_off_is_found_and_mended(room: MadeScene, right: float, down: float, tmp_path: Path) -> None:
+    """40 of 640 pixels: most points agree within 4 % of the depth, but few within the 2 cm of prepare."""
+    judgement = judge(off_centre(room, right, down), FRAMES, PAIRS)
+    assert said(judgement) == ("centre cx" if right else "centre cy",)
+    assert judgement.correct == ""
+    (tmp_path / "cameras.yaml").write_text(judgement.cameras)
+    cameras, truth = read_cameras(tmp_path / "cameras.yaml"), room.frame(0).color_camera
+    assert (cameras.color.cx, cameras.color.cy) == pytest.approx((truth.cx, truth.cy), abs=0.01 * truth.width)
+    assert cameras.color.fx == pytest.approx(truth.fx, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_centre_a_little_off_is_a_warning_without_a_correction(room: MadeScene) -> None:
+    judgement = judge(off_centre(room, 0.023, 0.0), FRAMES, PAIRS)  # 15 of 640 pixels
+    assert (said(judgement), judgement.correct, judgement.cameras) == (("centre cx",), "", "")
+
+
+@pytest.mark.slow
+def test_one_cause_is_named_at_a_time(room: MadeScene) -> None:
+    judgement = judge(faulty(room, "depth x 1.12"), FRAMES, PAIRS)
+    assert [finding.check for finding in judgement.findings if finding.verdict in ("fault", "warning")] == [
+        "depth scale"
+    ]
+    assert judgement.cameras == ""
+
+
+def test_the_residual_is_the_median_distance_along_z() -> None:
+    target = np.zeros((1, 4, 3))
+    target[..., 2] = (2.0, 2.0, 2.0, 1.0)
+    measured = np.array(((2.0, 1.98, 2.02, np.nan),))
+    found = Reprojection(
+        target[..., 2] / measured - 1, target, target, np.ones((1, 4), bool), (np.zeros(1), np.zeros(1))
+    )
+    assert measure_residual(found) == pytest.approx(0.02)
+    assert np.isnan(measure_residual(found._replace(residual=np.full((1, 4), np.nan))))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("gap", [0, 1])
+def test_depth_edges_lie_between_the_near_and_the_far_side(axis: int, gap: int) -> None:
+    """A box of 10 pixels before a wall, with a mixed pixel between or without: its outline is that of the jump."""
+    depth = np.full((30, 40), 3.0, np.float32)
+    near = np.s_[10:20, 12:22] if axis else np.s_[8:20, 10:26]
+    depth[near] = 1.5
+    if gap:  # no measurement beside the jump
+        rows, columns = near
+        depth[rows.start - 1, columns] = 0
+    found = find_depth_edges(depth)
+    places = place_edges(depth, found)
+    rows, columns = near
+    assert places[:, 0].min() == columns.start
+    assert places[:, 0].max() == columns.stop
+    assert places[:, 1].min() == rows.start - gap / 2
+    assert places[:, 1].max() == rows.stop
+
+
+@pytest.mark.slow
+def test_registration_that_is_right_reads_no_offset(large_room: MadeScene) -> None:
+    """And one that is off reads its own: 0 and 8 of 160 pixels."""
+    for moved in (0, 8):
+        load = changed(
+            color_camera=lambda f, moved=moved: f.color_camera._replace(cx=f.color_camera.cx + moved)  # type: ignore[misc]
+        )
+        scene = MadeScene("moved", large_room.names, lambda k, load=load: load(large_room, k))  # type: ignore[misc]
+        shots = Shots(scene)
+        edges = stream_edges(shots, stack_shots(shots, range(40), 0), Hypothesis())
+        assert measure_displacement(edges, fit_registration(edges)) * 160 == pytest.approx(moved, abs=0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("late", [-0.02, 0.05, -1 / 30])
+def test_poses_of_another_time_are_named_and_mended(late: float) -> None:
+    """By milliseconds, not by frames: 30 a second."""
+    scene = slow_room_scene(30, 0, 120, (80, 60), late=late)
+    judgement = judge(scene, 30, 40)
+    assert said(judgement) == ("time offset of the poses",)
+    correction = parse_correction(judgement.correct)
+    assert correction._replace(time=0.0) == Correction()
+    assert correction.time == pytest.approx(-late, abs=0.005)
+    mended = judge(CorrectedScene(scene, correction), 30, 40)
+    assert mended.verdict == "ok"
+
+
+@pytest.mark.slow
+def test_poses_in_time_are_left_alone() -> None:
+    assert judge(slow_room_scene(30, 0, 120, (80, 60)), 30, 40).verdict == "ok"
 
 
 @pytest.mark.thorough

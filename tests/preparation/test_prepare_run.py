@@ -20,6 +20,7 @@ from stores import FLAGS, files, stamps
 
 from pri3d import store as store_module
 from pri3d.api.prepare import prepare
+from pri3d.api.rooms import rooms
 from pri3d.errors import ConfigError, DataError, FrameError
 from pri3d.preparation.pipeline import StoreSettings, open_cached
 from pri3d.store import SceneWriter, Store
@@ -191,6 +192,24 @@ def test_no_overlapping_pair(recording: Path, out: Path) -> None:
         prepare([recording], out, **{**FLAGS, "min_overlap": 0.999})
     with pytest.raises(DataError, match="not finished"):
         Store(out)
+
+
+@pytest.mark.slow
+def test_a_result_that_cannot_be_right_names_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Right poses: no word. Other axes: pairs are few, neighbours do not overlap, and check is named."""
+    rooms(tmp_path / "rooms", rooms=1, frames=24, size="80x60", processes=1, labels=False)
+    (mesh,) = (tmp_path / "rooms").rglob("mesh.ply")
+    mesh.unlink()
+    flags = {**FLAGS, "distance": 0.08, "min_overlap": 0.2}
+    prepare([tmp_path / "rooms"], tmp_path / "right", **flags)
+    assert "pri3d check" not in capsys.readouterr().err
+    assert Store(tmp_path / "right").manifest["scenes"]["room-0000"]["doubts"] == []
+    prepare([tmp_path / "rooms"], tmp_path / "wrong", **{**flags, "min_overlap": 0.001}, correct="opengl,depth=3")
+    record = Store(tmp_path / "wrong").manifest["scenes"]["room-0000"]
+    said = capsys.readouterr().err
+    assert len(record["doubts"]) >= 2, record
+    assert any("of the neighbouring frames overlap" in doubt for doubt in record["doubts"])
+    assert f"poses, cameras or depth are likely wrong. Run pri3d check {tmp_path / 'rooms'}" in said
 
 
 def test_frame_step(recording: Path, out: Path) -> None:

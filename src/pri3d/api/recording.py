@@ -22,6 +22,7 @@ class RecordingFields(Options):
     correct: str = option(
         "mistakes that `pri3d check` found: `inverse` (poses are world to camera), `opengl` (camera axes), `ray` "
         "(depth along the ray), `depth=0.2` (its factor), `translation=0.001` (that of the positions), `shift=1` "
-        "(frames that depth is late), joined by commas",
+        "(frames that depth is late), `time=-0.02` (seconds after its frame at which the right pose is stated), joined "
+        "by commas",
         default="",
     )

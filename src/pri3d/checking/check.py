@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from rich.progress import Progress
-from rich.table import Table
+from rich.text import Text
 
 from pri3d.api.check import CheckOptions
 from pri3d.api.results import Record
@@ -81,7 +81,9 @@ def check(options: CheckOptions) -> Record:
     _write(folder, verdict, judgement)
     _show(verdict, judgement, folder, len(scenes))
     if judgement.faults:
-        raise DataError(_refusal(recording, verdict, folder))
+        advice_lines = "".join(f" {line[0].upper()}{line[1:]}." for line in _advice(verdict, folder))
+        faults = ", ".join(finding.fault for finding in judgement.faults)
+        raise DataError(f"{recording}: scene {judgement.scene} has faults: {faults}.{advice_lines} Pictures: {folder}")
     return Record(folder, verdict)
 
 
@@ -129,28 +131,20 @@ def _advice(verdict: dict[str, Any], folder: Path) -> list[str]:
 
 
 def _show(verdict: dict[str, Any], judgement: Judgement, folder: Path, scenes: int) -> None:
-    table = Table("check", "verdict", "figure", "advice", title=f"{verdict['recording']}: scene {judgement.scene}")
-    for finding in judgement.findings:
-        shown = f"[{_COLORS[finding.verdict]}]{finding.verdict}"
-        what = f"{finding.fault}. {finding.advice}" if finding.fault else finding.advice
-        table.add_row(finding.check, shown, finding.figure, what)
     console = Terminal()
-    console.print(table)
-    for line in _advice(verdict, folder):
-        console.print(line, soft_wrap=True)
+    console.print(f"{verdict['recording']}: scene {judgement.scene}", soft_wrap=True)
+    for worst in ("fault", "warning", "unknown"):
+        for finding in (found for found in judgement.findings if found.verdict == worst):
+            name = f"{finding.check}: {finding.fault}" if finding.fault else finding.check
+            words = ". ".join(part for part in (f"{name} ({finding.figure})", finding.advice) if part)
+            console.print(Text(worst, _COLORS[worst]), words, soft_wrap=True)
+    passed = [finding for finding in judgement.findings if finding.verdict == "ok"]
+    if passed:  # of these the figure that most rests on
+        names = [f"{f.check} ({f.figure})" if f.check == "poses and depth" else f.check for f in passed]
+        console.print(Text("ok", _COLORS["ok"]), f"{', '.join(names)}; all figures in verdict.json", soft_wrap=True)
     console.print(verdict["prepare"], soft_wrap=True)
     more = f"; one of {scenes} scenes was judged, --scene takes another" if scenes > 1 else ""
     console.print(f"{verdict['verdict']}: see {folder}{more}", soft_wrap=True)
-
-
-def _refusal(recording: Path, verdict: dict[str, Any], folder: Path) -> str:
-    faults = "".join(
-        f"\n  - {finding['fault']} ({finding['figure']}). {finding['advice']}"
-        for finding in verdict["findings"]
-        if finding["verdict"] == "fault"
-    )
-    advice = "".join(f"\n{line[0].upper()}{line[1:]}" for line in _advice(verdict, folder))
-    return f"{recording}: scene {verdict['scene']} has faults:{faults}{advice}\nPictures are in {folder}."
 
 
 class ReprojectedView(NamedTuple):

@@ -38,6 +38,8 @@ class Hypothesis(NamedTuple):
 
     correction: Correction = Correction()
     focal: float = 1.0  #: factor of the focal lengths of both cameras
+    right: float = 0.0  #: by which their centres move, as a fraction of the image's width
+    down: float = 0.0  #: likewise
     pose_shift: int = 0  #: the pose that belongs to frame k is stated for frame k + pose_shift
     color_shift: int = 0  #: likewise the colour
 
@@ -76,7 +78,9 @@ def reproject(stack: Stack, pairs: NDArray[np.int64], hypothesis: Hypothesis) ->
     )
     usable = np.stack((depth_rows, pose_rows, color_rows)).min(axis=(0, 2)) >= 0
     poses = depth_poses(stack, hypothesis.correction)
-    k = stack.depth_k * (hypothesis.focal, hypothesis.focal, 1, 1)
+    width = stack.inverse.shape[2]
+    moved = np.array((0, 0, hypothesis.right * width, hypothesis.down * width))
+    k = stack.depth_k * (hypothesis.focal, hypothesis.focal, 1, 1) + moved
     first, second = depth_rows.T
     numbers = stack.points[first]
     points = (numbers >= 0) & usable[:, None]
@@ -277,6 +281,16 @@ def scale_hypothesis(hypothesis: Hypothesis, what: str, factor: float) -> Hypoth
     if what == "focal":
         return hypothesis._replace(focal=hypothesis.focal * factor)
     return hypothesis._replace(correction=hypothesis.correction._replace(depth=hypothesis.correction.depth * factor))
+
+
+def measure_residual(found: Reprojection) -> float:
+    """Median distance, along z, of reprojected points from the depth measured where they land; nan where none lands.
+
+    In the unit of the depth; of points that are not hidden: those within three times the tolerance.
+    """
+    near = np.abs(np.where(np.isfinite(found.residual), found.residual, np.inf)) < 3 * TOLERANCE
+    apart = np.abs(found.residual / (1 + found.residual) * found.target[..., 2])[near]
+    return float(np.median(apart)) if len(apart) else float("nan")
 
 
 def fit_factor(

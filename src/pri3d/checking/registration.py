@@ -60,6 +60,24 @@ def find_depth_edges(depth: NDArray[np.float32]) -> NDArray[np.int64]:
     return np.flatnonzero(valid & (far > (1 + 2 * _JUMP) * depth) & (depth < (1 + _JUMP) * near))
 
 
+def place_edges(depth: NDArray[np.float32], found: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Where the jumps beside the pixels ``found`` (N,) lie: column and row (N, 2), half way to the next farther pixel.
+
+    The pixels themselves lie inside of the nearer thing, which would move every outline inwards.
+    """
+    height, width = depth.shape
+    row, column = np.divmod(found, width)
+    steps = np.array([(u, v) for u in range(-2, 3) for v in range(-2, 3) if u or v])
+    u, v = column[:, None] + steps[:, 0], row[:, None] + steps[:, 1]
+    inside = (u >= 0) & (v >= 0) & (u < width) & (v < height)
+    beside = depth[v.clip(0, height - 1), u.clip(0, width - 1)]
+    far = inside & (beside > (1 + 2 * _JUMP) * depth[row, column][:, None])
+    length = np.where(far, (steps**2).sum(axis=1), 99)
+    nearest = far & (length == length.min(axis=1, keepdims=True))
+    toward = (nearest[..., None] * steps).sum(axis=1) / np.maximum(nearest.sum(axis=1), 1)[:, None]
+    return np.asarray(np.stack((column, row), axis=-1) + 0.5 + toward / 2)
+
+
 def edge_score(edges: Edges, registration: Registration, level: int = 2) -> NDArray[np.float64]:
     """Mean strength (N,) of the colour where the depth edges fall: 0 for chance; nan where few fall into the image."""
     width = edges.maps[level].shape[2]
@@ -135,9 +153,10 @@ def stream_edges(shots: Shots, stack: Stack, hypothesis: Hypothesis) -> Edges:
         if len(found) == 0:
             continue
         rng = np.random.default_rng((0, number))
-        rows, columns = np.divmod(rng.choice(found, EDGES, replace=len(found) < EDGES), shot.depth.shape[1])
-        camera, z = shot.depth_camera, shot.depth[rows, columns].astype(np.float64)
-        x, y = (columns + 0.5 - camera.cx) / camera.fx * z, (rows + 0.5 - camera.cy) / camera.fy * z
+        picked = rng.choice(found, EDGES, replace=len(found) < EDGES)
+        camera, z = shot.depth_camera, shot.depth.reshape(-1)[picked].astype(np.float64)
+        u, v = place_edges(shot.depth, picked).T
+        x, y = (u - camera.cx) / camera.fx * z, (v - camera.cy) / camera.fy * z
         points[number], valid[number] = np.stack((x, y, z), axis=-1), True
     strengths = []
     for shot in colors:  # of colour edges, exposure and local contrast taken out
@@ -174,10 +193,12 @@ def check_colour_registration(
     fitted = edge_score(edges, fit)
     moved = measure_displacement(edges, fit)
     width, seen = shots.cameras[0].width, _RESOLVED / min(stack.texture.shape[2], stack.inverse.shape[2])
-    offset = f"{moved * width:.1f} px offset at width {width}"
-    figure = f"edge score {mean_finite(plain):.2f} (best {mean_finite(fitted):.2f} at {offset})"
+    offset = f"{moved * width:.1f} px of {width} away"
+    figure = (
+        f"edges of colour and depth agree best {offset}: {mean_finite(fitted):.2f} ({mean_finite(plain):.2f} as is)"
+    )
     if np.isfinite(colours).any():
-        figure += f"; colour correlation {mean_finite(colours):.2f}"
+        figure += f"; colours of different views correlate by {mean_finite(colours):.2f}"
     gained = mean_finite(fitted) > 2 * _UNRELATED and is_better(plain, fitted, 1.25, 2.0)
     if np.isfinite(colours).sum() >= _FEW:  # edges may agree by chance somewhere; colours of other views then do not
         # The stack with the colour cameras that the edges ask for; the poses of depth stay.

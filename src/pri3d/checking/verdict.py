@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pri3d.checking.calibration import LARGE, check_calibration, estimate_time, move_poses
 from pri3d.checking.evidence import (
     Finding,
     Shots,
@@ -25,10 +26,10 @@ from pri3d.checking.hypotheses import (
     both_directions,
     correlation_under,
     depth_poses,
-    fit_factor,
     is_better,
     mean_finite,
     measure_agreement,
+    measure_residual,
     reproject,
     round_factor,
     score_alternatives,
@@ -47,9 +48,9 @@ from pri3d.recordings._shared.correction import Correction
 
 Tell = Callable[[str, int, int], None]  #: told a step's name, how much of it is done, and how much there is
 _GOOD, _POOR = 0.85, 0.7  # fraction of the points that do not contradict the depth measured where they land
-_SMALL, _LARGE = 0.03, 0.05  # relative errors of a factor that are worth a warning, and a fault
 _NEAREST, _FARTHEST = 0.2, 20.0  # metres; median depth of a recording indoors
 _STILL = 0.01  # fraction of the depth below which movement between frames tells nothing about scale
+_AS_GOOD = 0.97  # fraction of the agreement of another explanation that counts as the same
 _FEWEST = 6  # pairs below which nothing is said
 _LATEST = 5  # frames by which a stream is thought to come late
 
@@ -112,6 +113,10 @@ def judge(
     elif share > 0.2:
         findings = [Finding("frames", "warning", figure, advice="prepare leaves them out.")]
     wrong = check_intrinsics(shots)
+    if wrong is not None and shots.usable:  # a crop has its centre beside the middle: then the frames agree as stated
+        stated = _judge_streams(shots, chosen, pairs, seed, [*findings, *check_images(shots, chosen)], tell)
+        if stated.evidence is not None and not stated.faults:
+            return stated
     if wrong is not None:
         finding, color, depth = wrong
         inner = judge(RecameredScene(scene, color, depth), frames, pairs, seed, tell) if shots.usable else None
@@ -156,7 +161,8 @@ def _judge_streams(
     trials = search_hypotheses(stack, picked, Hypothesis(), lambda done, total: tell("alternatives", done, total))
     hypothesis = trials[-1].hypothesis
     tell("time", 0, 1)
-    stack, hypothesis, late = check_time_sync(shots, stack, picked, hypothesis, seed)
+    stated = stack
+    stack, hypothesis, late, seconds = check_time_sync(shots, stack, picked, hypothesis, seed)
     score = measure_agreement(reproject(stack, both_directions(picked), hypothesis))
     # A factor that makes the movement vanish explains nothing: it only leaves the rotations.
     empty = round_factor(hypothesis.correction.depth) != 1 and (
@@ -164,30 +170,54 @@ def _judge_streams(
         < _STILL * hypothesis.correction.depth * median_depth(shots)
     )
     consistent = 0.0 if empty else float(score.agree.sum() / max(1, score.agree.sum() + score.front.sum()))
-    findings.append(check_agreement(score, consistent))
+    apart = measure_residual(reproject(stack, both_directions(picked), hypothesis)) if scene.metric else np.nan
+    findings.append(check_agreement(score, consistent, apart))
     correct, yaml = Correction(), ""
     if consistent >= _POOR:  # else nothing that the hypothesis says is sure
         correct, faults = check_conventions(shots, hypothesis)
-        fine, yaml = check_scale_and_focal(shots, stack, picked, hypothesis)
+        blamed = any(finding.verdict == "fault" for finding in [*faults, *late])
+        parallax = median_baseline(stack, picked, correct) / max(median_depth(shots) * correct.depth, 1e-9)
+        fine, yaml, factor = check_calibration(shots, stack, picked, hypothesis, blamed, parallax < _STILL)
+        correct = correct._replace(depth=factor or correct.depth, time=seconds)
         colour, two_cameras = check_colour_registration(shots, stack, picked, hypothesis)
         findings += [*faults, *fine, *late, *check_metric_size(shots, stack, picked, correct), *colour]
         yaml = yaml or two_cameras
     tell("alternatives", 3, 3)
     figures = score_alternatives(stack, picked, hypothesis)
-    evidence = Evidence(shots, stack, picked, hypothesis if consistent >= _POOR else Hypothesis())
+    evidence = Evidence(
+        shots, stated if seconds else stack, picked, hypothesis if consistent >= _POOR else Hypothesis()
+    )
     findings += check_overlap(picked, score)
     return Judgement(scene.id, findings, str(correct), yaml, figures, evidence)
 
 
 def check_time_sync(
     shots: Shots, stack: Stack, pairs: NDArray[np.int64], hypothesis: Hypothesis, seed: int
-) -> tuple[Stack, Hypothesis, list[Finding]]:
+) -> tuple[Stack, Hypothesis, list[Finding], float]:
     """Follow a shift between depth and poses, decide whose it is, and look for one of the colour.
 
-    Returns the stack with the frames that were needed, the hypothesis, and one finding.
+    An offset of the poses in seconds goes before a shift by whole frames, which parts depth from its colour, unless
+    that fits better. Returns the stack with the frames and poses that were needed, the hypothesis, one finding, and
+    the seconds.
     """
     directed = both_directions(pairs)
     shift = hypothesis.correction.shift
+    together = hypothesis._replace(correction=hypothesis.correction._replace(shift=0))
+    seconds = estimate_time(shots, stack, pairs, together)
+    if seconds is not None:
+        later, _ = move_poses(shots, stack, seconds)
+        values = [
+            mean_finite(agreement_under(with_poses, directed, assumed))
+            for with_poses, assumed in ((later, together), (stack, hypothesis))
+        ]
+        fits = [
+            _frame_agreement(shots, with_poses, directed, assumed)
+            for with_poses, assumed in ((later, together), (stack, hypothesis))
+        ]
+        if not shift or (values[0] > _AS_GOOD * values[1] and fits[0] > fits[1]):
+            figure = f"poses {1000 * seconds:+.0f} ms fit best"
+            advice = f"--correct time={seconds:g}"
+            return later, together, [Finding("time", "fault", figure, "time offset of the poses", advice)], seconds
     if shift:
         # Shift the depth on in the same direction while the frames agree better.
         some = np.unique(pairs[: len(pairs) // 3 + 4])
@@ -202,7 +232,7 @@ def check_time_sync(
         if _frame_agreement(shots, stack, directed, of_poses) > _frame_agreement(shots, stack, directed, hypothesis):
             late = f"poses {-shift:+d} frames"
             advice = "No --correct fixes this: give each frame its own pose (check the matching of time stamps)."
-            return stack, of_poses, [Finding("time", "fault", late, "poses of other frames", advice)]
+            return stack, of_poses, [Finding("time", "fault", late, "poses of other frames", advice)], 0.0
     base = correlation_under(stack, directed, hypothesis)
     for step in (-1, 1):
         other = hypothesis._replace(color_shift=step)
@@ -218,13 +248,13 @@ def check_time_sync(
                 "No --correct fixes this: give each frame its own colour image (check the matching of time stamps)."
             )
             found = Finding("time", "fault", f"colour {step:+d} frames", "colour of other frames", advice)
-            return stack, other, [found]
+            return stack, other, [found], 0.0
     if shift:
         found = Finding(
             "time", "fault", f"depth {shift:+d} frames", "depth of other frames", f"--correct shift={shift}"
         )
-        return stack, hypothesis, [found]
-    return stack, hypothesis, [Finding("time", "ok", "colour, depth and poses agree best as they are")]
+        return stack, hypothesis, [found], 0.0
+    return stack, hypothesis, [Finding("time", "ok", "colour, depth and poses agree best as they are")], 0.0
 
 
 def _frame_agreement(shots: Shots, stack: Stack, directed: NDArray[np.int64], hypothesis: Hypothesis) -> float:
@@ -234,13 +264,16 @@ def _frame_agreement(shots: Shots, stack: Stack, directed: NDArray[np.int64], hy
     )
 
 
-def check_agreement(score: Agreement, consistent: float) -> Finding:
+def check_agreement(score: Agreement, consistent: float, apart: float) -> Finding:
     """Whether poses and depth belong together at all.
 
-    ``consistent`` is the fraction of the reprojected points in view that agree with the depth where they land.
+    ``consistent`` is the fraction of the reprojected points in view that agree with the depth where they land;
+    ``apart`` their median distance from it, metres, nan where it is not known.
     """
     landed = score.landed.sum() / max(1, score.points.sum())
     figure = f"{consistent:.0%} of {score.landed.sum():,} reprojected points are consistent ({landed:.0%} in view)"
+    if np.isfinite(apart):
+        figure += f", {100 * apart:.1f} cm off in the median"
     if consistent >= _GOOD:
         return Finding("poses and depth", "ok", figure)
     if consistent >= _POOR:
@@ -269,7 +302,7 @@ def check_conventions(shots: Shots, hypothesis: Hypothesis) -> tuple[Correction,
         found.append(Finding("depth along", "fault", "the ray", "ray length", "--correct ray"))
     names = (("direction", "camera to world"), ("axes", "x right, y down, z forward"), ("depth along", "z"))
     found += [Finding(name, "ok", figure) for name, figure in names if name not in {f.check for f in found}]
-    if abs(np.log(factor)) <= _LARGE:
+    if abs(np.log(factor)) <= LARGE:
         return correct, found
     median = median_depth(shots)
     metric = shots.scene.metric
@@ -281,38 +314,6 @@ def check_conventions(shots: Shots, hypothesis: Hypothesis) -> tuple[Correction,
     correct = correct._replace(depth=factor)
     advice = f"--correct depth={factor:g}"
     return correct, [*found, Finding("depth scale", "fault", f"x {factor:g} is right", "depth scale", advice)]
-
-
-def check_scale_and_focal(
-    shots: Shots, stack: Stack, pairs: NDArray[np.int64], hypothesis: Hypothesis
-) -> tuple[list[Finding], str]:
-    """Small errors of the depth's scale and of the focal length; and the cameras to write."""
-    directed = both_directions(pairs)
-    depth, focal = (fit_factor(stack, directed, hypothesis, what) for what in ("depth", "focal"))
-    found: list[Finding] = []
-    yaml = ""
-    if hypothesis.focal != 1:
-        factor = hypothesis.focal * focal
-        figure = f"x {factor:.3f} is right"
-        color, depth_camera = (c._replace(fx=c.fx * factor, fy=c.fy * factor) for c in shots.cameras)
-        yaml = advised_yaml(color, depth_camera)
-        advice = f"State fx = {shots.cameras[0].fx * factor:.1f} in cameras.yaml, see below."
-        found.append(Finding("focal length", "fault", figure, "focal length", advice))
-    elif abs(np.log(focal)) > _SMALL and abs(np.log(focal)) > abs(np.log(depth)):
-        advice = f"Calibrate: fx = {shots.cameras[0].fx * focal:.1f} would agree better."
-        found.append(Finding("focal length", "warning", f"x {focal:.3f} agrees best", advice=advice))
-    else:
-        found.append(Finding("focal length", "ok", f"x {focal:.3f} agrees best"))
-    if abs(np.log(round_factor(hypothesis.correction.depth))) > _LARGE:
-        return found, yaml
-    factor = hypothesis.correction.depth * depth
-    if abs(np.log(factor)) > _SMALL and found[-1].verdict == "ok":
-        found.append(
-            Finding("depth scale", "warning", f"x {factor:.3f} agrees best", advice=f"--correct depth={factor:.3f}")
-        )
-    else:
-        found.append(Finding("depth scale", "ok", f"x {factor:.3f} agrees best"))
-    return found, yaml
 
 
 def check_metric_size(shots: Shots, stack: Stack, pairs: NDArray[np.int64], correct: Correction) -> list[Finding]:

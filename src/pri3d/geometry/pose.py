@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.spatial.transform import Rotation
 
 from pri3d.errors import FrameError
 
@@ -93,4 +94,16 @@ def check_rigid(pose: NDArray[np.float64], what: str, tolerance: float = 1e-2) -
     result = np.eye(4)
     result[:3, :3] = u @ vt
     result[:3, 3] = pose[:3, 3]
+    return result
+
+
+def blend_poses(start: NDArray[np.float64], end: NDArray[np.float64], share: float) -> NDArray[np.float64]:
+    """Pose (4, 4) on the way from one to another: the place goes straight, the rotation on the shortest arc.
+
+    ``share`` is 0 at ``start`` and 1 at ``end``.
+    """
+    result = np.eye(4)
+    result[:3, 3] = (1 - share) * start[:3, 3] + share * end[:3, 3]
+    turn = Rotation.from_matrix(start[:3, :3].T @ end[:3, :3]).as_rotvec()
+    result[:3, :3] = start[:3, :3] @ Rotation.from_rotvec(share * turn).as_matrix()
     return result

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from copy import copy
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,6 +30,10 @@ Match = Literal["point", "relative"]
 Report = Callable[[str, int, int], None]  #: told a step's name, how much of it is done, and how much there is
 
 
+_JUDGED = 8  # frames of a scene from which on its result is judged
+_NEIGHBOURS = 0.15  # fraction of neighbouring frames that overlap, below which something is wrong
+_SEVERAL = 20  # frames that see a surface several times
+_NEW, _ELSEWHERE = 0.5, 20.0  # surface over what all frames show together: of their own depth, and of a mesh
 STILL = 1e-6  #: metres; a smaller baseline is rounding, none
 MEDIAN = 2.0  #: metres; the median depth of a scaled scene, about that of a room
 _LOOKED_AT = 9  # frames of it, evenly spread
@@ -155,6 +160,11 @@ def prepare_scene(
             report("surface", 0, 1)
             mesh = scene.mesh()
             surface = scene_surface(mesh, frames, settings.voxel)
+        doubts = (
+            []
+            if not source.posed
+            else find_doubts(frames, pairs if settings.pairs else None, surface, scene.mesh() is None)
+        )
         record = {
             "source": str(job.recording.resolve()),
             "cameras": stated_cameras(job),
@@ -172,6 +182,7 @@ def prepare_scene(
             "still_pairs": int((pairs.baseline < STILL).sum()),
             "surface": "none" if not settings.surface else "depth" if mesh is None else "mesh",
             "voxels": len(surface.cells),
+            "doubts": doubts,
             "width": writer.size[0],
             "height": writer.size[1],
             "seconds": round(time.perf_counter() - start, 2),
@@ -266,6 +277,36 @@ def scene_surface(mesh: Path | None, frames: SceneFrames, size: float) -> Voxels
     return color_cells(voxels, color, depth, intrinsics, stack.world_from_camera)
 
 
+def find_doubts(frames: SceneFrames, pairs: PairTable | None, surface: Voxels, fused: bool) -> list[str]:
+    """What speaks against poses, cameras or depth in a scene's own result.
+
+    ``pairs`` None where none were mined; ``fused``: the surface is made of the frames' own depth. Right recordings of
+    several frames have pairs, neighbours that see the same, and a surface that is seen often.
+    """
+    found: list[str] = []
+    count = len(frames.rows)
+    if count < _JUDGED:
+        return found
+    if pairs is not None:
+        if len(pairs.i) < count:
+            found.append(f"{len(pairs.i):,} pairs of {count:,} frames")
+        paired = set(zip(pairs.i.tolist(), pairs.j.tolist(), strict=True))
+        rows = frames.rows.tolist()
+        neighbours = sum(pair in paired for pair in pairwise(rows)) / (count - 1)
+        if neighbours < _NEIGHBOURS:
+            found.append(f"{neighbours:.0%} of the neighbouring frames overlap")
+    most = _NEW if fused else _ELSEWHERE  # a mesh has parts that no frame shows
+    if len(surface.cells) and (count >= _SEVERAL or not fused):
+        # Cells that the frames would show if no two saw the same: pixels facing the camera, of a cell's size.
+        stack = frames.stack
+        squares = [float((depth.astype(np.float64) ** 2).sum()) / 1e6 for depth in stack.depth]
+        shown = float((np.array(squares) / (stack.intrinsics[:, 0] * stack.intrinsics[:, 1])).sum()) / surface.size**2
+        if shown and len(surface.cells) > most * shown:
+            words = f"a surface of {len(surface.cells):,} voxels, {len(surface.cells) / shown:.0%} of what the frames"
+            found.append(f"{words} would show if no two saw the same")
+    return found
+
+
 class ScaledScene(ChangedScene):
     """A scene with poses and depth multiplied by ``factor``, so that its median depth is ``MEDIAN`` metres.
 
@@ -304,6 +345,10 @@ class ScaledScene(ChangedScene):
     def pose(self, index: int) -> NDArray[np.float64]:
         """Return the frame's scaled pose (4, 4). Raises FrameError where it is unusable."""
         return _scaled(self.scene.pose(index), self.factor)
+
+    def pose_at(self, index: int, seconds: float) -> NDArray[np.float64]:
+        """Return the scaled pose (4, 4) so many seconds later. Raises FrameError where it is not known."""
+        return _scaled(self.scene.pose_at(index, seconds), self.factor)
 
     def mesh(self) -> Path | None:
         """Return None: the surface is fused from the depth."""

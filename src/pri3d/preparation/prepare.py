@@ -307,6 +307,12 @@ def _remarks(scenes: Mapping[str, Mapping[str, Any]]) -> list[str]:
             f"{still:,} of {pairs:,} pairs have no baseline: the camera stood still between their frames. They show "
             "one view twice and teach nothing about others; --select motion leaves such frames out."
         )
+    lines += [
+        f"{scene}: {', '.join(record['doubts'])}: poses, cameras or depth are likely wrong. Run pri3d check "
+        f"{record['source']}"
+        for scene, record in scenes.items()
+        if record.get("doubts")
+    ]
     # Scenes of which half is lost come first: the lines that are printed are limited.
     lossy = [(scene, record) for scene, record in scenes.items() if record.get("first_rejected")]
     for scene, record in sorted(lossy, key=lambda item: item[1]["rejected"] < item[1]["frames"]):

@@ -8,6 +8,7 @@ add one line to ``READERS``, or to the entry points ``pri3d.readers`` of a packa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cached_property
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from pri3d import registry
 from pri3d.errors import ConfigError, DataError, FrameError
+from pri3d.geometry.pose import blend_poses
 from pri3d.recordings._shared.cameras import Cameras, cameras_for, registered
 from pri3d.recordings._shared.correction import Correction, parse_correction
 from pri3d.recordings._shared.files import MILLIMETRES, Origin, build_frame
@@ -52,6 +54,7 @@ READERS = {
 SPLITS = ("train", "val", "test", "all")  #: which of a data set's official lists of scenes is wanted
 #: seconds between the frames of a video to go on by: every 25th of 30 a second, as the paper does with ScanNet
 VIDEO_SECONDS = 25 / 30
+APART = 0.25  #: seconds between two poses beyond which nothing is said of what lies between
 _NAMED = 8  # entries of an unknown folder that an error lists
 _TRIED = 20  # and that are looked into
 
@@ -79,6 +82,23 @@ class Scene(ABC):
         Raises FrameError where it is unusable.
         """
         return self.frame(index).world_from_camera
+
+    def pose_at(self, index: int, seconds: float) -> NDArray[np.float64]:
+        """``world_from_camera`` (4, 4) so many seconds after the frame was taken, between the poses of two frames.
+
+        Formats whose poses come more often than their frames take those. Raises FrameError where it is not known.
+        """
+        times, name = self.times, self.names[index]
+        if times is None:
+            raise FrameError(f"{name}: no time is stated for it, so that --correct time= cannot move its pose.")
+        wanted = times[index] + seconds
+        after = bisect_left(times, wanted)
+        if after < len(times) and times[after] == wanted:
+            return self.pose(after)
+        if not 0 < after < len(times) or times[after] - times[after - 1] > APART:
+            raise FrameError(f"{name}: no poses within {APART} s of its time {seconds:+g} s.")
+        share = (wanted - times[after - 1]) / (times[after] - times[after - 1])
+        return blend_poses(self.pose(after - 1), self.pose(after), share)
 
     def mesh(self) -> Path | None:
         """A triangle mesh of the scene's surface in world metres; None where the source has none."""
@@ -167,6 +187,10 @@ class ChangedScene(Scene):
         """Load frame ``names[index]``. Raises FrameError where it is unusable."""
         return self.scene.frame(index)
 
+    def pose_at(self, index: int, seconds: float) -> NDArray[np.float64]:
+        """Return the pose (4, 4) so many seconds after the frame was taken. Raises FrameError where it is not known."""
+        return self.scene.pose_at(index, seconds)
+
     def mesh(self) -> Path | None:
         """Return the scene's triangle mesh in world metres, None where it has none."""
         return self.scene.mesh()
@@ -188,11 +212,20 @@ class CorrectedScene(ChangedScene):
                 raise FrameError(f"{frame.name}: has no depth, shifted by {shift} frames.")
             other = self.scene.frame(index + shift)
             frame = frame._replace(depth=other.depth, confidence=other.confidence)
+        if self._correction.time:
+            frame = frame._replace(world_from_camera=self.scene.pose_at(index, self._correction.time))
         return self._correction.apply(frame)
 
     def pose(self, index: int) -> NDArray[np.float64]:
         """Return the frame's corrected pose (4, 4). Raises FrameError where it is unusable."""
-        return self._correction.apply_to_pose(self.scene.pose(index), self.names[index])
+        late = self._correction.time
+        pose = self.scene.pose_at(index, late) if late else self.scene.pose(index)
+        return self._correction.apply_to_pose(pose, self.names[index])
+
+    def pose_at(self, index: int, seconds: float) -> NDArray[np.float64]:
+        """Return the corrected pose (4, 4) so many seconds later. Raises FrameError where it is not known."""
+        pose = self.scene.pose_at(index, self._correction.time + seconds)
+        return self._correction.apply_to_pose(pose, self.names[index])
 
 
 class StatedScene(ChangedScene):
@@ -230,6 +263,10 @@ class StatedScene(ChangedScene):
     def pose(self, index: int) -> NDArray[np.float64]:
         """Return the pose (4, 4) of the colour camera. Raises FrameError where it is unusable."""
         return self._cameras.world_from_color(self.scene.pose(index))
+
+    def pose_at(self, index: int, seconds: float) -> NDArray[np.float64]:
+        """Return the colour camera's pose (4, 4) so many seconds later. Raises FrameError where it is not known."""
+        return self._cameras.world_from_color(self.scene.pose_at(index, seconds))
 
 
 class ChangedRecording(Recording):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation, Slerp
 
-from pri3d.errors import DataError
+from pri3d.errors import DataError, FrameError
 from pri3d.geometry.warping import Lens
 from pri3d.recordings._shared.cameras import Cameras, from_matrix, same_camera
 from pri3d.recordings._shared.files import load_files
@@ -67,7 +67,8 @@ class TumReader(SceneReader):
         (times, colors), (depth_times, depths) = _images(source, "rgb"), _images(source, "depth")
         pairs = associate(times, depth_times, _DEPTH_WITHIN)
         times = times[pairs[:, 0]]
-        poses, known = interpolate(read_rows(truth, 8), times, _POSE_WITHIN)
+        rows = read_rows(truth, 8)
+        poses, known = interpolate(rows, times, _POSE_WITHIN)
         if not known.any():
             raise DataError(
                 f"{source}: no frame is left. Of {len(colors)} colour images {len(pairs)} have a depth image within "
@@ -86,7 +87,16 @@ class TumReader(SceneReader):
             str(truth),
             float,
             assumed,
+            lambda name, seconds: _pose_at(rows, float(name) + seconds),
         )
+
+
+def _pose_at(rows: NDArray[np.float64], time: float) -> NDArray[np.float64]:
+    """Pose (4, 4) at a time. Raises FrameError where none is known around it."""
+    poses, known = interpolate(rows, np.array([time]), _POSE_WITHIN)
+    if not known[0]:
+        raise FrameError(f"groundtruth.txt: has no poses within {_POSE_WITHIN} s before and after {time:.6f}.")
+    return np.asarray(poses[0])
 
 
 def _images(folder: Path, part: str) -> tuple[NDArray[np.float64], list[Path]]:

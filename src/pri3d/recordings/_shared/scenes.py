@@ -84,15 +84,17 @@ class PosedList(FrameList):
         what: str = "",
         time: Callable[[str], float | None] = lambda _name: None,
         assumed: str = "",
+        pose_at: Callable[[str, float], NDArray[np.float64]] | None = None,
     ) -> None:
         """``pose`` gives the (4, 4), by the file ``what``, of the camera that ``cameras`` says, None for colour.
 
         ``time`` gives the seconds at which a frame was taken, None or a FrameError where it is not known;
-        ``assumed`` says what is taken for the cameras where nothing states them.
+        ``assumed`` says what is taken for the cameras where nothing states them. ``pose_at`` gives the pose so many
+        seconds after a frame, where the source has poses between those of its frames.
         """
         super().__init__(names, load)
         self._pose, self._cameras, self._what, self._time = pose, cameras, what, time
-        self.assumed = assumed
+        self.assumed, self._pose_at = assumed, pose_at
 
     @cached_property
     def times(self) -> Sequence[float] | None:  # type: ignore[override]
@@ -112,6 +114,14 @@ class PosedList(FrameList):
         """Return ``world_from_camera`` (4, 4) of the colour camera. Raises FrameError where it is not rigid."""
         name = self.names[index]
         pose = check_rigid(self._pose(name), f"{self._what}: frame {name}")
+        return pose if self._cameras is None else self._cameras.world_from_color(pose)
+
+    def pose_at(self, index: int, seconds: float) -> NDArray[np.float64] | None:
+        """Return the pose (4, 4) of the colour camera so many seconds later, None where only the frames' are known."""
+        if self._pose_at is None:
+            return None
+        name = self.names[index]
+        pose = check_rigid(self._pose_at(name, seconds), f"{self._what}: frame {name} {seconds:+g} s")
         return pose if self._cameras is None else self._cameras.world_from_color(pose)
 
 
@@ -160,6 +170,11 @@ class LazyScene(Scene):
     def pose(self, index: int) -> NDArray[np.float64]:
         """Return the frame's pose (4, 4). Raises FrameError where it is unusable."""
         return self._opened.pose(index)
+
+    def pose_at(self, index: int, seconds: float) -> NDArray[np.float64]:
+        """Return the pose (4, 4) so many seconds after the frame was taken. Raises FrameError where it is not known."""
+        between = self._opened.pose_at(index, seconds) if isinstance(self._opened, PosedList) else None
+        return super().pose_at(index, seconds) if between is None else between
 
     def mesh(self) -> Path | None:
         """Return the scene's triangle mesh in world metres, None where there is none."""
