@@ -24,6 +24,7 @@ from pri3d.geometry.pose import blend_poses
 from pri3d.recordings._shared.cameras import Cameras, cameras_for, registered
 from pri3d.recordings._shared.correction import Correction, parse_correction
 from pri3d.recordings._shared.files import MILLIMETRES, Origin, build_frame
+from pri3d.recordings._shared.nearest import find_near_misses
 from pri3d.recordings._shared.text import absolute
 from pri3d.types import Frame
 
@@ -55,6 +56,7 @@ SPLITS = ("train", "val", "test", "all")  #: which of a data set's official list
 #: seconds between the frames of a video to go on by: every 25th of 30 a second, as the paper does with ScanNet
 VIDEO_SECONDS = 25 / 30
 APART = 0.25  #: seconds between two poses beyond which nothing is said of what lies between
+_SOUND = 5  # frames of which one must be readable
 _NAMED = 8  # entries of an unknown folder that an error lists
 _TRIED = 20  # and that are looked into
 
@@ -125,6 +127,10 @@ class Reader(Recording):
     """
 
     looks_for: ClassVar[str]  #: what :meth:`detect` looks for, as a phrase for error messages
+    #: parts of a scene as patterns of names, each one of several, and files that only this format has: of a folder
+    #: that no reader knows the message says which of them are missing
+    parts: ClassVar[Sequence[Sequence[str]]] = ()
+    signs: ClassVar[Sequence[str]] = ()
     splits: ClassVar[bool] = False  #: whether the data set has an official split: :meth:`scenes` returns ``split``
     suffixes: ClassVar[tuple[str, ...]] = ()  #: lower-case endings of recordings that are a file; else only folders
     last_resort: ClassVar[bool] = False  #: whether it is only asked where no other reader knows the layout
@@ -349,19 +355,44 @@ def find_reader(path: Path) -> str:
     """
     _require(path)
     found = detect(path)
+    if len(found) > 1:  # what looks like several is what can be read
+        found = [name for name in found if _opens(name, path)] or found
     if len(found) > 1:
         raise ConfigError(f"{path}: fits several formats ({', '.join(found)}). Choose one with --reader.")
     if found:
         return found[0]
-    seen = " It is a file."
+    seen, near = " It is a file.", ""
     if path.is_dir():  # what lies there instead, and which folder in it is a recording
         inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
         known = next(((p, names) for p in inside[:_TRIED] if p.is_dir() and (names := _detect(p, False))), None)
         hint = f" {known[0]} is one ({', '.join(known[1])}): did you mean that?" if known else ""
         more = f" and {len(inside) - _NAMED} more" * (len(inside) > _NAMED)
         seen = f" Found {', '.join(p.name for p in inside[:_NAMED]) or 'nothing'}{more}.{hint}"
+        classes = {name: load_reader(name) for name in registry.names("readers", READERS)}
+        misses = find_near_misses(path, {name: (cls.parts, cls.signs) for name, cls in classes.items() if cls.parts})
+        near = "".join(
+            f"\n  {miss.format} of {miss.folder}: {', '.join(miss.lacks)} missing. It looks for "
+            f"{classes[miss.format].looks_for}"
+            for miss in misses
+        )
+    if near:
+        raise DataError(f"{path}: not a known recording.{seen} Nearest are{near}")
     wanted = "".join(f"\n  {name}: {load_reader(name).looks_for}" for name in registry.names("readers", READERS))
     raise DataError(f"{path}: not a known recording.{seen} Looked for{wanted}")
+
+
+def _opens(name: str, path: Path) -> bool:
+    """Whether a reader opens the first scene of a recording and its first frame that is sound."""
+    try:
+        scene = next(iter(load_reader(name)(path, split="all").scenes()), None)
+        for index in range(min(_SOUND, len(scene.names) if scene else 0)):
+            try:
+                return bool(scene and scene.frame(index))
+            except FrameError:
+                continue
+    except (DataError, ConfigError):
+        return False
+    return False
 
 
 def _require(path: Path) -> None:

@@ -64,6 +64,7 @@ class ARKitScenesReader(SceneReader):
     data set's description and its own loader, which inverts the trajectory; tested on written files.
     """  # noqa: D400, D415 - a layout follows
 
+    parts = (("lowres_wide",), ("lowres_depth",), ("lowres_wide.traj",))
     looks_for: ClassVar[str] = "lowres_wide, lowres_depth and lowres_wide.traj, in ID, ID_frames or Training/ID"
     splits: ClassVar[bool] = True
     frame_step = 8  # of ten poses a second

@@ -42,6 +42,7 @@ class ColmapReader(Reader):
     cameras and the depth's unit has scaled the poses to metres.
     """
 
+    parts = (("images",), ("sparse", "sparse/0"), (_MAPS, "depth"))
     looks_for: ClassVar[str] = "images with sparse/0 or sparse, cameras and images as .bin or .txt (COLMAP)"
     takes_cameras: ClassVar[bool] = True
 

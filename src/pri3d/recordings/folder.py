@@ -27,6 +27,8 @@ class FolderReader(Reader):
     ``cameras.yaml`` may lie in each scene or once in the recording; its cx, cy count pixel centres at +0.5.
     """
 
+    parts = tuple((part,) for part in PARTS)
+    signs = ("cameras.yaml",)
     looks_for: ClassVar[str] = "folders color, depth and pose (or scenes of them), see docs/own-data.md"
     takes_cameras: ClassVar[bool] = True
 

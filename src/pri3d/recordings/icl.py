@@ -40,6 +40,7 @@ class IclReader(SceneReader):
     not, and its fy is positive. The images are free of noise, or have it in the sets whose names end in n.
     """
 
+    parts = (("rgb",), ("depth",), ("*.freiburg",))
     looks_for: ClassVar[str] = "folders rgb and depth with a .freiburg file of poses (ICL-NUIM), or such sequences"
     frame_step = 25  # 30 frames a second
 

@@ -46,6 +46,8 @@ class Open3dReader(SceneReader):
     get 0.5 more on our grid; those of a cameras.yaml do not.
     """
 
+    parts = (_COLOR, ("depth",), (*_TRAJECTORIES, "*.log"))
+    signs = _CAMERAS
     looks_for: ClassVar[str] = "folders color (rgb, image) and depth with trajectory.log or trajectory.json (Open3D)"
     frame_step = 25  # 30 frames a second
 

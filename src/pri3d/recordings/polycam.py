@@ -33,6 +33,7 @@ class PolycamReader(SceneReader):
     frame and is not used. Known from Polycam's description of its raw data; tested on written files.
     """
 
+    parts = (("keyframes/images",), ("keyframes/cameras", "keyframes/corrected_cameras"), ("keyframes/depth",))
     looks_for: ClassVar[str] = "keyframes/images, cameras and depth, or captures that hold them (Polycam raw data)"
 
     @staticmethod

@@ -45,6 +45,7 @@ class Record3DReader(SceneReader):
     app's files as published readers of them describe them; tested on written files.
     """
 
+    parts = (("metadata",), ("rgbd",))
     looks_for: ClassVar[str] = "a .r3d file, a folder of them, or metadata and rgbd of an unpacked one (Record3D)"
     suffixes: ClassVar[tuple[str, ...]] = (_SUFFIX,)
     frame_step = 25  # of 30 or 60 a second

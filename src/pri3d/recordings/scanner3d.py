@@ -31,6 +31,8 @@ class Scanner3DReader(SceneReader):
     Known from the files that the app writes, as published readers of them describe them; tested on written files.
     """
 
+    parts = (("frame_*.json",), ("frame_*.jpg",), ("depth_*.png",))
+    signs = ("info.json",)
     looks_for: ClassVar[str] = "frame_00000.jpg, frame_00000.json and depth_00000.png (3D Scanner App, all data)"
     frame_step = 2  # two images a second
 

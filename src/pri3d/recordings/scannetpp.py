@@ -36,6 +36,7 @@ class ScanNetppReader(SceneReader):
     sem_test.txt beside ``data`` are the official lists; only the scenes of ``split`` are read.
     """
 
+    parts = (("iphone/rgb",), ("iphone/depth",), (f"iphone/{_POSES}",))
     looks_for: ClassVar[str] = "SCENE/iphone/pose_intrinsic_imu.json, in data or not (ScanNet++)"
     splits: ClassVar[bool] = True
     frame_step = 50  # 60 frames a second

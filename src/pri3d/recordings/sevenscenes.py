@@ -30,6 +30,7 @@ class SevenScenesReader(Reader):
     ``pose_of: depth`` in cameras.yaml (docs/own-data.md has the numbers).
     """
 
+    parts = ((_PATTERN,), ("frame-*.depth.png",), ("frame-*.pose.txt",))
     looks_for: ClassVar[str] = "frame-000000.color.png (or .jpg), .depth.png and .pose.txt, flat or in seq-XX"
     takes_cameras: ClassVar[bool] = True
 

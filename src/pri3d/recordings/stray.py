@@ -42,6 +42,8 @@ class StrayReader(SceneReader):
     Known from the app's data specification and its published source; tested on written files.
     """
 
+    parts = (("rgb.mp4",), ("odometry.csv",), ("depth",))
+    signs = ("camera_matrix.csv", "imu.csv")
     looks_for: ClassVar[str] = "odometry.csv and rgb.mp4, or folders that hold them (Stray Scanner)"
     frame_step = 25  # of 30 or 60 a second
 

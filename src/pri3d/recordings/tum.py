@@ -52,6 +52,8 @@ class TumReader(SceneReader):
     These count pixel centres at integers, so cx and cy get 0.5 more on our grid; those of a cameras.yaml do not.
     """
 
+    parts = (("rgb",), ("depth",), ("groundtruth.txt",))
+    signs = ("rgb.txt", "depth.txt", "associations.txt")
     looks_for: ClassVar[str] = "folders rgb and depth with groundtruth.txt (TUM RGB-D), or such sequences"
     frame_step = 25  # 30 frames a second
 
