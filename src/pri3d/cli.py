@@ -301,17 +301,17 @@ def _task(words: Sequence[str]) -> str | None:
 
 def _preset_values(verb: Verb, words: Sequence[str]) -> TrainSettings | None:
     """Settings of the preset among the words; None where it is unknown, which is refused later."""
-    preset = "quick"
+    named: dict[str, str] = {}
     for word, following in zip(words, [*words[1:], ""], strict=False):
-        if word in ("--preset", "-preset"):
-            preset = following
-        elif word.startswith("--preset="):
-            preset = word.partition("=")[2]
+        name, equals, value = word.lstrip("-").partition("=")
+        if word.startswith("-") and name in ("preset", "weights", "encoder"):
+            named[name] = value if equals else following
+    preset = named.pop("preset", "")
     with suppress(ConfigError):
         if verb.options is PretrainOptions:
-            return resolve_pretraining(preset)
+            return resolve_pretraining(preset, named)
         task = _task(words)
-        return resolve_finetuning(task, preset) if task else None
+        return resolve_finetuning(task, preset or "quick") if task else None
     return None
 
 

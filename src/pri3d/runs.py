@@ -31,6 +31,7 @@ class RunPaths:
     ``config.yaml`` resolved settings and provenance, ``metrics.csv`` one row a logged step, ``last.ckpt`` everything
     needed to continue, ``initial.safetensors`` and ``weights.safetensors`` the network before and after,
     ``best.safetensors`` the best validated one and ``scores.json`` its scores, where there is validation;
+    ``last.safetensors`` the network of the last step where ``weights.safetensors`` is that of another;
     ``loaded.json`` which tensors of the network the weights it began with have filled; ``tensorboard/``.
     """
 
@@ -42,6 +43,7 @@ class RunPaths:
         self.initial = path / "initial.safetensors"
         self.weights = path / "weights.safetensors"
         self.best = path / "best.safetensors"
+        self.last = path / "last.safetensors"
         self.scores = path / "scores.json"
         self.loaded = path / "loaded.json"
 
@@ -236,6 +238,20 @@ class Run(Output):
     def scores(self) -> dict[str, Any]:
         """What was measured last on held-out pairs or validation images; empty where nothing was."""
         return dict(read_json(self._files.scores)["last"]) if self._files.scores.exists() else {}
+
+    @property
+    def comparison(self) -> dict[str, dict[str, Any]]:
+        """What pre-training measured of its encoder at the ``start``, of the ``best`` network and at the ``last`` step.
+
+        Each with its step and numbers by name, None for what could not be measured; empty where nothing was.
+        """
+        found = read_json(self._files.scores) if self._files.scores.exists() else {}
+        return {name: dict(found[name]) for name in ("start", "best", "last") if found.get(name) is not None}
+
+    @property
+    def stopped(self) -> str | None:
+        """Why a pre-training run stopped by itself; None where it did not."""
+        return read_json(self._files.scores).get("stopped") if self._files.scores.exists() else None
 
     @property
     def metrics(self) -> list[dict[str, float]]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from pri3d.data.pairs import PairDataset, collate
+from pri3d.data.pairs import PairDataset, angle_bins, collate, draw_pairs
 from pri3d.data.sampler import Draw
 from pri3d.errors import WeightsError
 from pri3d.geometry.matching import match_pixels
@@ -20,9 +20,7 @@ from pri3d.probing.pairs import (
     Correspondences,
     Held,
     Matching,
-    angle_bins,
     cell_distance,
-    draw_pairs,
     match_cells,
     matching_recall,
     measure_pairs,

@@ -24,6 +24,7 @@ from pri3d.processes import KilledError
 from pri3d.registry import OBJECTIVES
 from pri3d.runs import RunPaths
 from pri3d.training.checkpoints import Checkpoint
+from pri3d.training.guard import FrameMeter
 from pri3d.training.launch import Launch
 from pri3d.training.loop import make_fabric
 from pri3d.training.pretraining import PretrainModule
@@ -175,37 +176,40 @@ def test_a_write_cut_in_the_middle_leaves_the_good_checkpoint(
     assert not list(run.glob("*.tmp"))
 
 
-def test_the_best_weights_are_those_of_the_best_recall(
+def test_the_best_weights_are_those_of_the_highest_gain(
     rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scores are invented so that the second is best; the history goes on after a stop between them."""
-    invented = {1: 0.2, 2: 0.6, 3: None, 4: 0.5}
+    invented = {0: 0.4, 1: 0.2, 2: 0.6, 3: None, 4: 0.5}
     states: dict[int, dict[str, torch.Tensor]] = {}
 
     def measure(watch: Watch, fabric: Any, module: Any, batch: int) -> dict[str, float | None]:
         step = module.step
         states[step] = {key: value.clone() for key, value in module.unet.state_dict().items()}
-        return {"recall": invented[step], "rank": 1.0}
+        return {"encoder_recall": invented[step], "rank": 1.0}
 
     monkeypatch.setattr(Watch, "measure", measure)
+    monkeypatch.setattr(FrameMeter, "measure", lambda *_: {"depth_rmse": math.nan})
     run = run_broken(3, rooms_store, tmp_path, monkeypatch, steps=4, save_every=1, holdout=0.3, eval_every=1)
     scores = json.loads((run / "scores.json").read_text())
-    assert [(entry["step"], entry["recall"]) for entry in scores["history"]] == list(invented.items())
-    assert scores["best"] == scores["history"][1]
+    assert [(entry["step"], entry["encoder_recall"]) for entry in scores["history"]] == list(invented.items())
+    assert [entry["gain"] for entry in scores["history"]] == [0, -0.5, pytest.approx(0.5), None, pytest.approx(0.25)]
+    assert scores["start"] == scores["history"][0]
+    assert scores["best"] == scores["history"][2]
     assert scores["last"] == scores["history"][-1]
     assert read_provenance(run / "best.safetensors")["steps"] == 2
     best = read_state(run / "best.safetensors")
     assert best.keys() == states[2].keys()
     assert all(torch.equal(best[key], states[2][key]) for key in best)
-    assert column(run, "heldout/recall") == [0.2, 0.6, 0.5]
+    assert column(run, "heldout/encoder_recall") == [0.2, 0.6, 0.5]
 
 
 def test_no_measurement_possible_is_no_failure(
     rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Held-out pairs without a single match have no recall, before a stop and after it."""
-    options = {"distance": 1e-4, "steps": 3, "holdout": 0.3, "eval_every": 1}
-    run = run_broken(2, rooms_store, tmp_path, monkeypatch, **options)
+    options = {"distance": 1e-4, "steps": 2, "holdout": 0.3, "eval_every": 1}
+    run = run_broken(1, rooms_store, tmp_path, monkeypatch, **options)
     history = json.loads((run / "scores.json").read_text())["history"]
     assert [entry["recall"] for entry in history] == [None] * 3
 

@@ -17,9 +17,10 @@ from pri3d.data.mixture import Mixture, parse_mixture
 from pri3d.data.pairs import collate
 from pri3d.data.sampler import Draw
 from pri3d.labelled import open_labelled
-from pri3d.networks.encoders import build_encoder
+from pri3d.networks.encoders import build_encoder, join_maps
 from pri3d.networks.unet import UNet
 from pri3d.objectives.quality import PairQuality
+from pri3d.probing.pairs import matching_recall
 from pri3d.tasks import find_task
 from pri3d.training.launch import find_launch
 from pri3d.training.loop import make_fabric
@@ -78,7 +79,30 @@ def test_pairs_are_measured_as_by_hand(rooms_store: Path) -> None:
     assert len(pairs) % BATCH
     assert quality.result()["points"] > 100
     fabric = make_fabric("fp32", find_launch())
-    assert measure(fabric, module.unet, PairMeter(module), pairs, collate, BATCH) == quality.result()
+    found = measure(fabric, module.unet, PairMeter(module), pairs, collate, BATCH)
+    assert {name: found[name] for name in quality.result()} == quality.result()
+
+
+def test_the_encoders_maps_are_matched_as_by_probe(rooms_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, pairs = held_out(rooms_store)
+    encoder = module.unet.encoder.eval()
+    monkeypatch.setattr("pri3d.training.pretraining.ENCODER_POINTS", 1000)
+    found = measure(make_fabric("fp32", find_launch()), module.unet, PairMeter(module), pairs, collate, BATCH)
+
+    class Joined(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return join_maps(encoder(encoder.normalise(images)), encoder.strides, (24, 32))
+
+    angles = pairs.table.angle[pairs.rows]
+    recall = matching_recall(Joined().eval(), pairs, angles, distance=0.1)
+    assert found["encoder_recall"] == pytest.approx(recall.balanced, abs=1e-6)
+    known = {name: value for name, value in recall.by_angle.items() if value == value}
+    assert found["recall_by_angle"] == pytest.approx(known, abs=1e-6)
+    assert len(known) > 1
 
 
 @pytest.mark.slow

@@ -89,6 +89,7 @@ def test_measured_on_held_out_pairs_of_all_stores(both: list[Path], other_store:
 
 
 @pytest.mark.thorough
+@pytest.mark.slow
 def test_a_run_continues_exactly_and_only_with_the_same_mixture(
     both: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

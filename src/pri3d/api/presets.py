@@ -106,16 +106,17 @@ def shipped(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
 
 
-def read_presets(kind: str, folder: Path, preset: str) -> dict[str, Any]:
+def read_presets(kind: str, folder: Path, preset: str, alone: bool = True) -> dict[str, Any]:
     """Options of a shipped preset or a YAML file, nested, by their present names.
 
     ``preset`` may be several joined by commas: they are merged from left to right, the later one wins. A file inherits
     what it names as ``base``, if it does: presets, or files beside it. One that says ``partial: true`` changes some
-    options only, and is refused alone. ``kind`` is "pretrain" or the name of a task.
+    options only, and is refused alone. What one states as ``alone`` holds where the caller says ``alone``: that
+    nothing is given which it would go with. ``kind`` is "pretrain" or the name of a task.
 
     Raises ConfigError for an unknown preset or a file that cannot be read.
     """
-    values = _layers(kind, shipped(folder), preset)
+    values = _layers(kind, shipped(folder), preset, alone)
     if values.pop("partial", False):
         raise ConfigError(
             f"preset {preset!r} changes some options only: lay it over a whole one, as in paper,{preset}."
@@ -123,17 +124,19 @@ def read_presets(kind: str, folder: Path, preset: str) -> dict[str, Any]:
     return values
 
 
-def _layers(kind: str, known: Mapping[str, Path], preset: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+def _layers(
+    kind: str, known: Mapping[str, Path], preset: str, alone: bool, above: tuple[str, ...] = ()
+) -> dict[str, Any]:
     values: dict[str, Any] = {}
     partial = True
     for layer in preset.split(","):
-        read = _read(kind, known, layer.strip(), above)
+        read = _read(kind, known, layer.strip(), alone, above)
         partial = bool(read.pop("partial", False)) and partial
         values = overlay(values, read)
     return {**values, "partial": partial}
 
 
-def _read(kind: str, known: Mapping[str, Path], preset: str, above: tuple[str, ...]) -> dict[str, Any]:
+def _read(kind: str, known: Mapping[str, Path], preset: str, alone: bool, above: tuple[str, ...]) -> dict[str, Any]:
     """Options of a shipped preset, or of the YAML file of that path, over those of its base."""
     import yaml  # noqa: PLC0415 (this module stays light)
 
@@ -153,9 +156,13 @@ def _read(kind: str, known: Mapping[str, Path], preset: str, above: tuple[str, .
         raise ConfigError(f"{path}: not valid YAML ({error}).") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected 'name: value' lines.")
-    base = values.pop("base", None)
-    values = current({str(name): value for name, value in values.items()}, kind)
-    return values if base is None else overlay(_layers(kind, known, _beside(path, str(base)), (*above, preset)), values)
+    base, own = values.pop("base", None), values.pop("alone", None) or {}
+    if not isinstance(own, dict):
+        raise ConfigError(f"{path}: alone: expected its options, as in alone: {{encoder: resnet18}}.")
+    values = current({str(name): value for name, value in ({**own, **values} if alone else values).items()}, kind)
+    if base is None:
+        return values
+    return overlay(_layers(kind, known, _beside(path, str(base)), alone, (*above, preset)), values)
 
 
 def _beside(path: Path, base: str) -> str:

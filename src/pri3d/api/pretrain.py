@@ -144,6 +144,11 @@ class PretrainSettings(TrainSettings):
         """Whether MoCo is alone: it needs single images, and neither pairs nor the decoder."""
         return set(self.active) == {"moco"}
 
+    @property
+    def takes_best(self) -> bool:
+        """Whether the run leaves its best measured network, as far as one is measured, and not the last one."""
+        return self.validation.take == "best" or (self.validation.take == "auto" and self.weights != "scratch")
+
     def pass_size(self, world: int) -> int:
         """As stated. A pass of MoCo is that of all processes: keys are shuffled over them in groups of their own."""
         return max(1, min(self.micro_batch, self.batch // world)) if self.crops_alone else self.micro_batch
@@ -175,6 +180,17 @@ def active_objectives(objectives: Mapping[str, float], keep: float) -> dict[str,
 class PretrainOptions(PretrainSettings, CallOptions):
     """Options of :func:`pretrain`."""
 
+    preset: str = option(
+        "name of a preset, or the path of a YAML file of options; several joined by commas are merged from left to "
+        "right, later ones override. Where it is not given: quick; adapt where --weights is not scratch",
+        default="",
+    )
+
+    @property
+    def resolved_preset(self) -> str:
+        """The one that is named, or that of :func:`default_preset`."""
+        return self.preset or default_preset(self.given().get("weights"))
+
     data: AnyPath | Sequence[AnyPath] = option(
         "prepared dataset that `pri3d prepare` wrote, or a recording; of several each may have a weight, as in "
         "out/kitchen:1 out/rooms:0.5, by which every batch is divided among them",
@@ -182,12 +198,20 @@ class PretrainOptions(PretrainSettings, CallOptions):
     )
 
 
+def default_preset(weights: str | None) -> str:
+    """Preset of a call that names none, by its ``--weights``; None where none are given."""
+    return "quick" if weights in (None, "scratch") else "adapt"
+
+
 def resolve_pretraining(preset: str, given: Mapping[str, Any] | None = None) -> PretrainSettings:
     """Settings of a preset with what the user gives on top, nested and by their present or former names.
 
+    Without a preset it is that of :func:`default_preset`.
     Raises ConfigError naming every problem at once; an option of an objective or an encoder that is not in use is one.
     """
-    values, given = read_presets("pretrain", PRESETS, preset), current(given or {}, "pretrain")
+    given = current(given or {}, "pretrain")
+    preset = preset or default_preset(given.get("weights"))
+    values = read_presets("pretrain", PRESETS, preset, alone=not {"encoder", "weights"} & set(given))
     merged = overlay(values, given)
     objectives = merged.get("objectives", PretrainSettings().objectives)
     if not isinstance(objectives, Mapping):
@@ -211,8 +235,8 @@ def resolve_pretraining(preset: str, given: Mapping[str, Any] | None = None) -> 
 def pretrain(options: PretrainOptions) -> Run:
     """Pre-train an image backbone on prepared pairs: View, Geo, View+Geo (paper section 3), or a baseline of the paper.
 
-    Every option that is not given has the preset's value: `quick` (laptop), `paper`, a row of the paper's table 1
-    (view, geo, trivial, depth, moco, ...), or your own file.
+    Every option that is not given has the preset's value: `quick` (laptop), `adapt` (from weights that are good
+    already), `paper`, a row of the paper's table 1 (view, geo, trivial, depth, moco, ...), or your own file.
 
     Returns the run: its path, weights, metrics and scores. Raises ConfigError, DataError or WeightsError before any
     work, naming what to change.

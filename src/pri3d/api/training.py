@@ -170,4 +170,17 @@ class ScoringOptions(Options):
 class ValidationOptions(ScoringOptions):
     """Measuring while a run trains."""
 
-    pairs: int = option("held-out pairs to measure on, drawn with the seed", default=256, least=1)
+    pairs: int = option(
+        "held-out pairs to measure on, drawn with the seed, of all viewing angles alike", default=256, least=1
+    )
+    take: Literal["auto", "best", "last"] = option(
+        "network that the run leaves: the best measured one, the start among them, or that of the last step; auto is "
+        "best where the run does not begin from scratch and something is held out",
+        default="auto",
+    )
+    stop: float = option(
+        "fraction by which every measure must be worse than at the start, twice in a row, for a run that does not "
+        "begin from scratch to stop by itself; 0: it never does",
+        default=0.05,
+        least=0,
+    )

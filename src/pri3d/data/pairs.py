@@ -25,6 +25,11 @@ from pri3d.geometry.voxels import coarsen, crop, frustum_box, put_numbered
 from pri3d.store import PairTable, Store, remember
 from pri3d.types import PairBatch, View, Voxels
 
+#: Upper ends of the bins of angles between viewing directions, degrees.
+ANGLES = (15.0, 30.0, 60.0, 180.0)
+#: Their names; the lower end is included, of the last both.
+ANGLE_NAMES = tuple(f"{low:g}-{high:g}" for low, high in zip((0.0, *ANGLES[:-1]), ANGLES, strict=True))
+
 
 class PairItem(NamedTuple):
     """One pair before batching; fields as in types.PairBatch without the leading batch."""
@@ -63,6 +68,28 @@ def split_pairs(
         limit = np.array([border[name] for name in table.scene.tolist()])
         late_i, late_j = table.i >= limit, table.j >= limit
     return np.flatnonzero(~late_i & ~late_j), np.flatnonzero(late_i & late_j)
+
+
+def angle_bins(degrees: NDArray[np.float32]) -> dict[str, NDArray[np.bool_]]:
+    """Bin of ``ANGLE_NAMES`` -> which of the (P,) degrees lie in it."""
+    place = np.minimum(np.searchsorted(ANGLES, degrees, side="right"), len(ANGLES) - 1)
+    return {name: place == k for k, name in enumerate(ANGLE_NAMES)}
+
+
+def draw_pairs(angles: NDArray[np.float32], most: int, seed: int) -> NDArray[np.int64]:
+    """Draw at most ``most`` pairs, an equal share of each bin of the angle as far as it has them.
+
+    ``angles`` (P,) radians between the viewing directions -> ascending places in it.
+    """
+    if len(angles) <= most:
+        return np.arange(len(angles))
+    generator = np.random.default_rng(derive(seed))
+    bins = sorted((np.flatnonzero(inside) for inside in angle_bins(np.degrees(angles)).values()), key=len)
+    drawn: list[NDArray[np.int64]] = []
+    for k, places in enumerate(bins):  # the fewest first: what they lack goes to the others
+        share = (most - sum(map(len, drawn))) // (len(bins) - k)
+        drawn.append(generator.choice(places, min(share, len(places)), replace=False))
+    return np.sort(np.concatenate(drawn))
 
 
 class PairDataset(Dataset[PairItem]):

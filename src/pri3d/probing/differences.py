@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pri3d.data.pairs import ANGLE_NAMES, angle_bins
 from pri3d.intervals import Measures, bootstrap_half, resample_blocks
 from pri3d.networks.readout import DEGREES
-from pri3d.probing.pairs import ANGLE_NAMES, THRESHOLDS, angle_bins
+from pri3d.probing.pairs import THRESHOLDS
 
 Sums = NDArray[np.float64]
 #: measures of which less is better; of all others more is

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 
-from pri3d.data.pairs import PairItem, collate
-from pri3d.data.sampler import Draw, derive
+from pri3d.data.pairs import PairItem, angle_bins, collate
+from pri3d.data.sampler import Draw
 from pri3d.geometry.camera import project
 from pri3d.geometry.matching import cell_points, choose, match_pixels
 from pri3d.geometry.pose import compose, invert, transform
@@ -23,12 +23,9 @@ from pri3d.probing.networks import check_finite
 from pri3d.terminal import track
 from pri3d.types import PairBatch
 
-#: Upper ends of the viewing-angle bins, degrees.
-ANGLES = (15.0, 30.0, 60.0, 180.0)
 PIXELS = (5.0, 10.0, 20.0)  #: errors within which a match is right, pixels of an image 320 wide
 METRES = (0.02, 0.05, 0.10)
-#: Names of the bins, lower ends included (of the last both), and of the errors within which a match is right.
-ANGLE_NAMES = tuple(f"{low:g}-{high:g}" for low, high in zip((0.0, *ANGLES[:-1]), ANGLES, strict=True))
+#: Names of the errors within which a match is right.
 THRESHOLDS = (*(f"{end:g} px" for end in PIXELS), *(f"{100 * end:g} cm" for end in METRES))
 WIDTH = 320  #: of the image that errors in pixels are stated for
 _ROWS = 2048  # queries compared with all candidates at a time, which bounds the memory
@@ -146,28 +143,6 @@ def matching_recall(
     matching = Matching(*args, **options)
     measure_pairs(net, pairs, [matching])
     return matching.result(angles)
-
-
-def angle_bins(degrees: NDArray[np.float32]) -> dict[str, NDArray[np.bool_]]:
-    """Bin of ``ANGLE_NAMES`` -> which of the (P,) degrees lie in it."""
-    place = np.minimum(np.searchsorted(ANGLES, degrees, side="right"), len(ANGLES) - 1)
-    return {name: place == k for k, name in enumerate(ANGLE_NAMES)}
-
-
-def draw_pairs(angles: NDArray[np.float32], most: int, seed: int) -> NDArray[np.int64]:
-    """Draw at most ``most`` pairs, an equal share of each bin of the angle as far as it has them.
-
-    ``angles`` (P,) radians between the viewing directions -> ascending places in it.
-    """
-    if len(angles) <= most:
-        return np.arange(len(angles))
-    generator = np.random.default_rng(derive(seed))
-    bins = sorted((np.flatnonzero(inside) for inside in angle_bins(np.degrees(angles)).values()), key=len)
-    drawn: list[NDArray[np.int64]] = []
-    for k, places in enumerate(bins):  # the fewest first: what they lack goes to the others
-        share = (most - sum(map(len, drawn))) // (len(bins) - k)
-        drawn.append(generator.choice(places, min(share, len(places)), replace=False))
-    return np.sort(np.concatenate(drawn))
 
 
 class Correspondences:

@@ -20,7 +20,7 @@ from pri3d.api.results import Record
 from pri3d.data.crops import frame_table
 from pri3d.data.measured import choose_evenly, read_frames
 from pri3d.data.mixture import hashes_of
-from pri3d.data.pairs import PairDataset, split_pairs
+from pri3d.data.pairs import PairDataset, draw_pairs, split_pairs
 from pri3d.data.sampler import derive
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import usable
@@ -30,7 +30,7 @@ from pri3d.networks.load import FeatureNet
 from pri3d.probing.differences import Sample, Samples, compare, sample_correspondence, sample_matching
 from pri3d.probing.linear import Side, open_guards, probe_linear
 from pri3d.probing.networks import Dense, check_source, name_sources, open_dense
-from pri3d.probing.pairs import Correspondences, Held, Matching, Measure, draw_pairs, matching_recall, measure_pairs
+from pri3d.probing.pairs import Correspondences, Held, Matching, Measure, matching_recall, measure_pairs
 from pri3d.probing.retention import check_same, retention
 from pri3d.probing.tables import Scores, show, write_results
 from pri3d.store import Store

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
+from pri3d.data.pairs import ANGLE_NAMES
 from pri3d.files.atomic import write_atomic
 from pri3d.networks.readout import DepthScore, NormalScore, SegmentationScore
 from pri3d.probing.differences import Difference
-from pri3d.probing.pairs import ANGLE_NAMES, THRESHOLDS, Correspondence, Recall
+from pri3d.probing.pairs import THRESHOLDS, Correspondence, Recall
 from pri3d.probing.retention import Retention
 from pri3d.reporting.charts import Curves, recall_figure
 from pri3d.runs import leaves, write_json, write_text

@@ -88,23 +88,37 @@ def compared_training_figure(curves: Mapping[str, Rows]) -> bytes:
         return png(figure)
 
 
-def heldout_figure(history: Rows) -> bytes:
-    """Return a PNG of what pre-training measures on held-out pairs: recall, alignment, uniformity and rank.
+#: what pre-training measures on held-out frames -> title of its curve
+HELD_OUT = {
+    "recall": "Held-out recall",
+    "alignment": "Held-out alignment",
+    "uniformity": "Held-out uniformity",
+    "rank": "Held-out rank",
+    "encoder_recall": "Encoder: recall",
+    "depth_rmse": "Encoder: depth, m",
+    "normal_error": "Encoder: normals, °",
+    "cosine": "Encoder: cosine to start",
+}
 
-    ``history`` has rows with ``step`` and these names; a name that no row has is left out.
+
+def heldout_figure(history: Rows) -> bytes:
+    """Return a PNG of what pre-training measures on held-out frames: of the U-Net's features and of the encoder's maps.
+
+    ``history`` has rows with ``step`` and the names of ``HELD_OUT``; a name that no row has is left out.
     """
-    names = [
-        name for name in ("recall", "alignment", "uniformity", "rank") if np.isfinite(_column(history, name)).any()
-    ]
+    names = [name for name in HELD_OUT if np.isfinite(_column(history, name)).any()]
     with style():
-        figure = _wide(2.7)
-        panels = np.atleast_1d(figure.subplots(1, max(len(names), 1)))
+        rows = 1 + (len(names) > 4)
+        figure = _wide(2.7 * rows)
+        panels = figure.subplots(rows, max(1, -(-len(names) // rows)), squeeze=False).flatten()
+        for axes in panels[len(names) :]:
+            axes.set_axis_off()
         for axes, name in zip(panels, names, strict=False):
             axes.plot(_column(history, "step"), _column(history, name), color=INK, marker="o", markersize=4)
-            _title(axes, f"Held-out {name}", "")
+            _title(axes, HELD_OUT[name], "")
             axes.set_xlabel("step")
             axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-            if name == "recall":
+            if name in ("recall", "encoder_recall"):
                 axes.set_ylim(bottom=0)
                 axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         return png(figure)

@@ -122,12 +122,14 @@ def fit(
     stream = feed.sampler(settings.steps * settings.batch, done * settings.batch)
     share = Share(stream, micro, launch.rank, launch.world)
     loader = make_loader(feed.dataset, feed.collate, share, micro, options.workers, stay=True)
+    if watch is not None and watch.from_start and done == 0:
+        watch.look(fabric, module, 0, settings.micro_batch)  # before the clock of the steps begins
     recorder = Recorder(fabric, run, settings, done, options)
 
     fewer = f"Take fewer --workers than {options.workers}, or a machine with more memory; --resume continues."
     with on_stop(recorder.interrupt), closing(recorder), name_killed_loaders(fewer):
         batches = iter(loader)
-        while module.step < settings.steps:
+        while module.step < settings.steps and not (watch and watch.stopped):
             optimizer.zero_grad()
             for k in range(passes):
                 with recorder.waiting():
@@ -149,6 +151,7 @@ def fit(
             step, last = module.step, module.step == settings.steps
             measuring = watch is not None and (step % watch.every == 0 or last)
             notes = watch.look(fabric, module, step, settings.micro_batch) if watch and measuring else {}
+            last = last or bool(watch and watch.stopped)
             saving = last or (options.save_every > 0 and step % options.save_every == 0)
             recorder.end_step(step, optimizer.param_groups[0]["lr"], notes, saving or measuring)
             if saving or recorder.due or recorder.stop:
@@ -200,11 +203,23 @@ class Autocast(MixedPrecision):
         return data
 
 
-def make_fabric(precision: Precision, launch: Launch) -> Fabric:
-    """Fabric over the processes of the launch: one a device, DDP where there are several.
+def resolve_precision(precision: Precision) -> Precision:
+    """Arithmetic of the network on this machine: ``auto`` is bf16 where the hardware multiplies it, else fp32."""
+    if precision != "auto":
+        return precision
+    cuda = torch.cuda.is_available()
+    return "bf16" if (torch.cuda.is_bf16_supported(including_emulation=False) if cuda else cpu_has_bf16()) else "fp32"
 
-    ``auto`` is bf16 where the hardware multiplies it, else fp32.
-    """
+
+def describe_machine(precision: Precision) -> str:
+    """Device and arithmetic of a run, in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()} in {resolve_precision(precision)}"
+    return f"the CPU ({torch.get_num_threads()} threads) in {resolve_precision(precision)}"
+
+
+def make_fabric(precision: Precision, launch: Launch) -> Fabric:
+    """Fabric over the processes of the launch: one a device, DDP where there are several."""
     # The progress lines say what a user needs; Lightning's own are about products.
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\.fabric")
@@ -213,11 +228,7 @@ def make_fabric(precision: Precision, launch: Launch) -> Fabric:
     # Said, and not detected: inside a Slurm job Lightning takes everything for srun's.
     plugins: list[Any] = [ENVIRONMENTS[launch.starter]()]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    if precision == "auto":
-        native = (
-            torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else cpu_has_bf16()
-        )
-        precision = "bf16" if native else "fp32"
+    precision = resolve_precision(precision)
     if precision == "bf16":
         plugins.append(Autocast("bf16-mixed", device))
     elif precision == "fp16":

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,21 @@ from pri3d.api.pretrain import PretrainOptions, PretrainSettings, resolve_pretra
 from pri3d.data.mixture import Mixture, Named, parse_mixture
 from pri3d.data.pairs import collate
 from pri3d.errors import ConfigError, DataError, Problems
+from pri3d.files.atomic import replacing
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.load import WeightsSource
 from pri3d.networks.unet import UNet
-from pri3d.networks.weights import save_model
+from pri3d.networks.weights import read_provenance, save_model
 from pri3d.recordings import detect, find_reader, open_recording
 from pri3d.recordings._shared.text import clean_id
 from pri3d.runs import Run, RunPaths
 from pri3d.store import MANIFEST, finished_scenes, read_manifest
 from pri3d.terminal import Terminal
 from pri3d.training.checkpoints import open_run
+from pri3d.training.guard import FrameMeter, Guard, comparison
 from pri3d.training.launch import CallSetup, find_launch
-from pri3d.training.loop import fit, synchronised
+from pri3d.training.loop import describe_machine, fit, synchronised
 from pri3d.training.pretraining import PretrainData, PretrainModule
-from pri3d.training.watch import Watch
 
 PATIENCE = 3600.0  #: seconds that other processes wait for one more scene of the process that prepares
 _PAUSE = 1.0  # seconds between two looks
@@ -157,10 +159,10 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
     settings = dataclasses.replace(settings, unet=dataclasses.replace(settings.unet, channels=unet.channels))
     source.fill(unet.encoder)
     module = PretrainModule(settings, synchronised(unet, settings, options.launch))
-    layers = "-".join(Path(layer).stem for layer in call.preset.split(","))
+    layers = "-".join(Path(layer).stem for layer in call.resolved_preset.split(","))
     folder = RunPaths(Path(call.run) if call.run is not None else Path("runs") / f"{mixture.name}-{layers}")
     surfaces = [part.store.surfaces for part in mixture.parts]
-    provenance: dict[str, Any] = {"preset": call.preset, "data": str(mixture), "data_hash": mixture.hash}
+    provenance: dict[str, Any] = {"preset": call.resolved_preset, "data": str(mixture), "data_hash": mixture.hash}
     provenance["surface"] = ", ".join(f"{kind} {count}" for each in surfaces for kind, count in sorted(each.items()))
     # The order of the further images' names is that of the stream.
     names = b"" if data.folder is None else b"\0".join(data.folder.names.tolist())
@@ -169,28 +171,102 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
     done = open_run(folder, "pretrain", settings, provenance, call.resume, options.launch.rank)
     facts = _facts(settings, provenance)
     first = options.launch.rank == 0
+    say = Terminal(stderr=True, highlight=False, soft_wrap=True, quiet=not first).print
     if done == 0 and first:
         save_model(module.unet, folder.initial, {**facts, "steps": 0})
-    if done < settings.steps or not folder.weights.exists():
-        if settings.compute.channels_last:
-            module.to(memory_format=torch.channels_last)
-        watch = None
-        if (held := data.heldout()) is not None:
-            watch = Watch(folder, done, settings.validation.every, held, collate, facts, options.workers)
-        with folder.lock(options.launch.rank):
-            fit(module, data.feed(module.views), folder, done, options, watch)
-            if first:
-                save_model(module.unet, folder.weights, {**facts, "steps": settings.steps})
-    elif first:
-        Terminal(stderr=True, highlight=False, soft_wrap=True).print(folder.finished(done))
+    guard = None
+    if (held := data.heldout()) is not None:
+        frames = FrameMeter(module.unet.encoder, data.frames)
+        margin = 0.0 if settings.weights == "scratch" else settings.validation.stop
+        every, workers = settings.validation.every, options.workers
+        guard = Guard(folder, done, every, held, collate, facts, workers, frames, margin)
+    stopped = guard.stopped if guard else None
+    if folder.weights.exists() and (stopped or done == settings.steps):
+        say(
+            f"{folder.path}: stopped at step {done}: {stopped}; nothing was trained"
+            if stopped
+            else folder.finished(done)
+        )
+        return Run(folder.path)
+    for line in _introduce(settings, unet, data, held, done):
+        say(f"{folder.path.name}: {line}")
+    if settings.compute.channels_last:
+        module.to(memory_format=torch.channels_last)
+    with folder.lock(options.launch.rank):
+        fit(module, data.feed(module.views), folder, done, options, guard)
+        if first:
+            _leave_weights(module, folder, facts, guard)
+    if first:
+        _say_end(folder, call, settings, guard)
     return Run(folder.path)
+
+
+def _introduce(
+    settings: PretrainSettings, unet: UNet, data: PretrainData, held: Sized | None, done: int
+) -> Iterator[str]:
+    """Lines on what a run begins with."""
+    yield f"on {describe_machine(settings.precision)}"
+    millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (unet.encoder, unet)]
+    yield (
+        f"encoder {settings.encoder} from {settings.weights}, {millions[0]:.1f} million parameters, with its decoder "
+        f"{millions[1]:.1f}"
+    )
+    count = "crops" if settings.crops_alone else "pairs"
+    train, rest = (sum(map(len, rows)) for rows in zip(*((p.train, p.held) for p in data.portions), strict=True))
+    measured = f"; {len(held)} of them are measured every {settings.validation.every:,} steps" if held else ""
+    yield f"{train:,} {count} to train on, {rest:,} held out{measured}"
+    yield f"{settings.steps:,} steps of {settings.batch} {count}" + (f", {done:,} of them done" if done else "")
+    if held is None and settings.weights != "scratch":
+        reasons = {
+            "--holdout 0: nothing is held out to measure on": settings.holdout == 0,
+            "moco alone looks at no pairs to measure on": settings.crops_alone,
+            "--validation.every 0: nothing is measured": settings.validation.every == 0,
+            f"--holdout {settings.holdout:g}: no pair is held out to measure on": True,
+        }
+        why = next(text for text, holds in reasons.items() if holds)
+        yield f"{why}, so that nothing will say whether the weights become better or worse"
+
+
+def _leave_weights(module: PretrainModule, folder: RunPaths, facts: Mapping[str, Any], guard: Guard | None) -> None:
+    """Write the network that users take: the best measured one, where the settings ask for it, or the last one."""
+    record, taken = {**facts, "steps": module.step}, None
+    if guard is not None and module.settings.takes_best and guard.history:
+        best = guard.best(module.key)
+        taken = best["step"] if best.get(module.key) is not None and folder.best.exists() else None
+    if taken in (None, module.step):
+        save_model(module.unet, folder.weights, record)
+        return
+    save_model(module.unet, folder.last, record)
+    with replacing(folder.weights) as part:
+        shutil.copyfile(folder.best, part)
+
+
+def _say_end(folder: RunPaths, call: PretrainOptions, settings: PretrainSettings, guard: Guard | None) -> None:
+    """Print what the run has changed, where everything lies, and what can be done next."""
+    show = Terminal(stderr=True, highlight=False, soft_wrap=True).print
+    name, path = folder.path.name, folder.path
+    step = int(read_provenance(folder.weights)["steps"])
+    if guard is not None and guard.history:
+        show(comparison(guard.summary("gain")))
+        if guard.stopped:
+            show(f"{name}: stopped at step {guard.history[-1]['step']}: {guard.stopped}. Lower --lr.")
+        if step == 0:
+            show(f"{name}: nothing measured was better than the start, so weights.safetensors is the start, unchanged.")
+    held = f" --holdout {settings.holdout:g}" if settings.holdout else ""
+    data = " ".join(str(each) for each in paths_of(call.data))
+    show(f"{path}: weights.safetensors is the network of step {step}", end="")
+    show(f", last.safetensors that of step {guard.history[-1]['step']}" if folder.last.exists() and guard else "")
+    show(f"next: pri3d report {path}")
+    if len(paths_of(call.data)) == 1 and held:
+        show(f"      pri3d probe {data} --weights {path} --features encoder{held}")
+    show(f"      pri3d export {path} --to timm --out {name}.safetensors")
 
 
 def resolve_call(call: PretrainOptions) -> PretrainSettings:
     """Settings of a call: its preset with what was given. Raises ConfigError naming every problem."""
     names = {name for name, _ in PretrainSettings().items()} - {"own"}
     given = {name: value for name, value in call.given().items() if name in names}
-    return resolve_pretraining(call.preset, {**given, **{each.group: each.given() for each in call.options}})
+    return resolve_pretraining(call.resolved_preset, {**given, **{each.group: each.given() for each in call.options}})
 
 
 def paths_of(data: AnyPath | Sequence[AnyPath]) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from pri3d.api.pretrain import PretrainSettings
@@ -25,11 +27,23 @@ from pri3d.data.crops import (
     check_crops,
     collate_crops,
     crop_table,
+    frame_table,
 )
+from pri3d.data.measured import MeasuredFrames, choose_evenly, read_frames
 from pri3d.data.mixture import Mixture
-from pri3d.data.pairs import MixedPairs, PairDataset, check_pairs, check_unit, collate, split_pairs
+from pri3d.data.pairs import (
+    MixedPairs,
+    PairDataset,
+    angle_bins,
+    check_pairs,
+    check_unit,
+    collate,
+    draw_pairs,
+    split_pairs,
+)
 from pri3d.data.sampler import BalancedSampler, MixedSampler, StreamSampler, derive
 from pri3d.errors import ConfigError, DataError, Problems
+from pri3d.geometry.matching import choose, match_pixels
 from pri3d.geometry.resize import parse_size
 from pri3d.geometry.voxels import coarsen
 from pri3d.networks.encoders import join_maps
@@ -37,12 +51,15 @@ from pri3d.networks.tuning import fix_norms, limit
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import save_model
 from pri3d.objectives import VIEWS, Features, Setup, WeightedSum
-from pri3d.objectives.quality import PairPart, PairQuality
+from pri3d.objectives.quality import PairPart, PairQuality, cell_distance
 from pri3d.store import Store
 from pri3d.tasks import Meter
 from pri3d.training.loop import Feed, StepModule
 from pri3d.training.optim import ParameterGroup
 from pri3d.types import CropBatch, PairBatch
+
+ENCODER_POINTS = 128  #: matches a held-out pair that are looked for on the encoder's maps, which have many channels
+MOST_FRAMES = 64  #: frames that read-outs are fitted to, and as many to score them on
 
 
 class PretrainModule(StepModule):
@@ -118,7 +135,7 @@ class PretrainModule(StepModule):
         return Features(dense, maps, batch.views)
 
     def meter(self, dataset: Dataset[Any]) -> PairMeter:
-        """Quality of the features; the best network is the one of highest recall."""
+        """Quality of the features, and recall of the encoder's maps by viewing angle."""
         return PairMeter(self)
 
     @property
@@ -128,8 +145,8 @@ class PretrainModule(StepModule):
 
     @property
     def key(self) -> str:
-        """Recall."""
-        return "recall"
+        """The encoder's gain over the start, which :class:`pri3d.training.guard.Guard` adds."""
+        return "gain"
 
     def save(self, path: Path, record: Mapping[str, Any]) -> None:
         """Write the U-Net."""
@@ -162,34 +179,75 @@ class _Maps(nn.Module):
         return join_maps(maps, unet.encoder.strides, half), maps
 
 
+class MeterPart(NamedTuple):
+    """What :class:`PairMeter` keeps of a batch of B pairs."""
+
+    quality: PairPart  #: of the U-Net's features
+    counts: Tensor  #: (B, 2) float32: points, and points found on the encoder's maps
+    degrees: Tensor  #: (B,) float32 between the viewing directions
+
+
 class PairMeter(Meter):
-    """:class:`PairQuality` of the features of a pre-training network; a part is a batch's."""
+    """:class:`PairQuality` of the features of a pre-training network, and recall of its encoder's maps by angle."""
 
     def __init__(self, module: PretrainModule) -> None:
         super().__init__()
-        self.module, self.quality = module, PairQuality()
+        self.module = module
 
     def update(self, model: nn.Module, batch: PairBatch) -> None:
         """Add a batch of pairs."""
         batch = move_data_to_device(batch, next(model.parameters()).device)
-        matching = self.module.settings.matching
+        matching, encoder = self.module.settings.matching, self.module.unet.encoder
         features = self.module.features(batch)
-        self.quality.update(features, batch, distance=matching.distance, match=matching.match)
-        self.parts = self.quality.parts
+        quality = PairQuality()
+        quality.update(features, batch, distance=matching.distance, match=matching.match)
+        grid = (int(features.dense.shape[-2]), int(features.dense.shape[-1]))
+        with torch.autocast(features.dense.device.type, enabled=False):
+            maps = join_maps([x.float() for x in features.maps], encoder.strides, grid)
+            geometry = batch.depth, batch.intrinsics, batch.world_from_camera
+            matches = choose(
+                match_pixels(*geometry, grid, matching.distance, matching.match), ENCODER_POINTS, batch.seeds
+            )
+            pairs = zip(maps.view(len(batch.depth), -1, *maps.shape[1:]), matches.first, matches.second, strict=True)
+            gaps = torch.stack([cell_distance(two, first, second) for two, first, second in pairs])
+            found = (gaps * (quality.width / grid[1]) <= quality.pixels) & matches.valid
+            ahead = batch.world_from_camera[:, :, :3, 2].double()  # the viewing directions
+            cosine = F.cosine_similarity(ahead[:, 0], ahead[:, 1], dim=-1)
+        counts = torch.stack((matches.valid.sum(dim=1), found.sum(dim=1)), dim=1).float()
+        self.parts.append(MeterPart(quality.parts[0], counts, torch.rad2deg(cosine.clamp(-1, 1).arccos()).float()))
 
     def state(self) -> list[Any]:
         """Return the parts on the CPU."""
-        return [PairPart(*(tensor.cpu() for tensor in part)) for part in self.parts]
+        return [_move(part, torch.device("cpu")) for part in self.parts]
 
     def merge(self, states: Iterable[list[Any]]) -> None:
         """Take the parts of all processes, on the device of the network."""
         super().merge(states)
         device = next(self.module.parameters()).device
-        self.quality.parts = [PairPart(*(tensor.to(device) for tensor in part)) for part in self.parts]
+        self.parts = [_move(part, device) for part in self.parts]
 
     def result(self) -> dict[str, Any]:
-        """Recall, alignment, uniformity, rank and the number of points."""
-        return dict(self.quality.result())
+        """Of the U-Net's features recall, alignment, uniformity, rank and the number of points.
+
+        Of the encoder's maps ``encoder_recall``, the mean over the bins of the angle that hold points, and
+        ``recall_by_angle``, that of each such bin; NaN where none does.
+        """
+        quality = PairQuality()
+        quality.parts = [part.quality for part in self.parts]
+        by_angle: dict[str, float] = {}
+        if self.parts:
+            counts = torch.cat([part.counts for part in self.parts]).cpu().numpy()
+            degrees = torch.cat([part.degrees for part in self.parts]).cpu().numpy()
+            for name, inside in angle_bins(degrees).items():
+                points, found = counts[inside].sum(axis=0, dtype=np.float64).tolist()
+                if points:
+                    by_angle[name] = found / points
+        mean = sum(by_angle.values()) / len(by_angle) if by_angle else math.nan
+        return {**quality.result(), "encoder_recall": mean, "recall_by_angle": by_angle}
+
+
+def _move(part: MeterPart, device: torch.device) -> MeterPart:
+    return MeterPart(PairPart(*(x.to(device) for x in part.quality)), part.counts.to(device), part.degrees.to(device))
 
 
 class Portion(NamedTuple):
@@ -287,8 +345,9 @@ class PretrainData:
         )
 
     def heldout(self) -> PairDataset | MixedPairs | None:
-        """Held-out pairs to measure on, drawn with the seed; without augmentation. None where nothing is measured.
+        """Held-out pairs to measure on, of all viewing angles alike, drawn with the seed; without augmentation.
 
+        None where nothing is measured.
         Of several stores each has its share by weight of them, as far as it has so many.
         """
         held = any(len(portion.held) for portion in self.portions)
@@ -296,11 +355,29 @@ class PretrainData:
             return None
         parts = []
         for portion, seed in zip(self.portions, self._seeds(), strict=True):
-            rows, most = portion.held, max(1, self.settings.validation.pairs * portion.weight // sum(self.weights))
-            if len(rows) > most:
-                rows = np.sort(np.random.default_rng(derive(seed)).choice(rows, most, replace=False))
-            parts.append(self._pairs(portion.store, rows, ("first", "second"), seed, training=False))
+            most = max(1, self.settings.validation.pairs * portion.weight // sum(self.weights))
+            drawn = draw_pairs(portion.store.pairs().angle[portion.held], most, seed)
+            parts.append(self._pairs(portion.store, portion.held[drawn], ("first", "second"), seed, training=False))
         return MixedPairs(parts) if self.several else parts[0]
+
+    def frames(self) -> tuple[MeasuredFrames, MeasuredFrames]:
+        """Frames to fit read-outs to, and held-out ones to score them on: evenly spaced, without augmentation.
+
+        Of several stores each has its share by weight of them, as far as it has so many.
+        """
+        sides: list[list[MeasuredFrames]] = [[], []]
+        for portion in self.portions:
+            table = frame_table(portion.store)
+            most = max(1, MOST_FRAMES * portion.weight // sum(self.weights))
+            for side, rows in zip(sides, split_pairs(portion.store, self.settings.holdout, table), strict=True):
+                if len(rows):
+                    chosen = choose_evenly(rows, most)
+                    side.append(read_frames(portion.store, table, chosen, parse_size(self.settings.size), None))
+        joined = []
+        for side in sides:
+            columns = [torch.cat(column) for column in list(zip(*side, strict=True))[:4]] or [torch.empty(0)] * 4
+            joined.append(MeasuredFrames(columns[0], columns[1], columns[2], columns[3], 0))
+        return joined[0], joined[1]
 
     def _seeds(self) -> list[int]:
         """Of each store's random choices: the run's own, or of several stores unlike ones."""

@@ -23,7 +23,7 @@ from pri3d.terminal import Terminal
 from pri3d.training.launch import CallSetup
 
 #: Scores that the progress line shows.
-SHOWN = ("heldout/recall", "heldout/miou", "heldout/AP", "heldout/box_AP")
+SHOWN = ("heldout/gain", "heldout/recall", "heldout/miou", "heldout/AP", "heldout/box_AP")
 
 
 class Recorder:
@@ -61,6 +61,7 @@ class Recorder:
         self._passes: list[tuple[int, list[str], Tensor]] = []  # since the last log: step, frames, loss
         self._began = self._logged = time.perf_counter()
         self._waited = 0.0
+        self._told = False  # how long it takes
         self.begin_interval()
 
     def begin_interval(self) -> None:
@@ -121,6 +122,9 @@ class Recorder:
                 **notes,
             }
             self._logged, self._waited = now, 0.0
+            if not self._told and step - self.first >= 3 and values["minutes_left"] >= 1:
+                self.say(f"{self.run.path.name}: about {values['minutes_left']:.0f} minutes for the steps that remain")
+            self._told = self._told or step - self.first >= 3
             self._write(step, values)
         self._values = {}
 

@@ -83,6 +83,8 @@ class Watch:
         workers: processes that load data, for each process that measures.
     """
 
+    from_start = False  #: whether the network is measured before the first step, too
+
     def __init__(
         self,
         run: RunPaths,
@@ -98,6 +100,19 @@ class Watch:
         history = read_json(run.scores)["history"] if run.scores.exists() and done else []
         self.history: list[dict[str, Any]] = [entry for entry in history if entry["step"] <= done]
 
+    @property
+    def stopped(self) -> str | None:
+        """Why the run is to stop after what was measured last; None where it goes on."""
+        return None
+
+    def best(self, key: str) -> dict[str, Any]:
+        """What was measured of the best network: the first of the highest score."""
+        return max(self.history, key=lambda entry: -math.inf if entry.get(key) is None else float(entry[key]))
+
+    def summary(self, key: str) -> dict[str, Any]:
+        """What scores.json holds."""
+        return {"last": self.history[-1], "best": self.best(key), "history": self.history}
+
     def measure(self, fabric: Fabric, module: Watched, batch: int) -> dict[str, Any]:
         """Name -> number, None where it cannot be measured, or further detail."""
         meter = module.meter(self.dataset)
@@ -108,11 +123,9 @@ class Watch:
         """Measure after ``step``, keep the network where it is the best so far, and return the numbers to log."""
         values = self.measure(fabric, module, batch)
         self.history.append({"step": step, **values})
-        key = module.key
-        best = max(self.history, key=lambda entry: -1.0 if entry[key] is None else float(entry[key]))
         if fabric.is_global_zero:
             # The recorder stops a broken run, but only after this.
-            if best is self.history[-1] and has_finite_weights(module.measured):
+            if self.best(module.key) is self.history[-1] and has_finite_weights(module.measured):
                 module.save(self.run.best, {**self.record, "steps": step})
-            write_json(self.run.scores, {"last": self.history[-1], "best": best, "history": self.history})
+            write_json(self.run.scores, self.summary(module.key))
         return {f"heldout/{name}": float(value) for name, value in values.items() if isinstance(value, int | float)}
