@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import finish, start
 from small import column, run_broken, run_small, same
 
 import flat
@@ -17,7 +19,6 @@ from pri3d.api.pretrain import PretrainOptions
 from pri3d.data.mixture import Mixture, parse_mixture
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.load import WeightsSource
-from pri3d.networks.state_files import read_state
 from pri3d.networks.weights import read_provenance
 from pri3d.runs import Run
 from pri3d.training.guard import FrameMeter, improvements
@@ -210,12 +211,16 @@ def test_nothing_held_out_is_said(
 
 @pytest.mark.slow
 def test_two_processes_stop_at_one_step(rooms_store: Path, trained: Path, tmp_path: Path) -> None:
-    options = {**RUINOUS, "weights": str(trained), "encoder": "test_resnet", "objectives": {"view": 1.0}, "workers": 0}
+    """What the first process has measured decides in both, whatever the second one finds."""
     run = tmp_path / "run"
-    finish(start(rooms_store, run, world=2, **options))
-    assert Run(run).stopped
+    words = [__file__, str(rooms_store), str(run), str(trained)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    subprocess.run([sys.executable, *launcher, *words], env=environment, check=True, timeout=300)
+    assert "at steps 1 and 2" in str(Run(run).stopped)
     assert same(run / "weights.safetensors", run / "initial.safetensors")
-    assert read_state(run / "last.safetensors").keys() == read_state(run / "weights.safetensors").keys()
+    assert not same(run / "last.safetensors", run / "initial.safetensors")
     assert WeightsSource(str(run)).record["steps"] == 0
 
 
@@ -234,3 +239,11 @@ def test_the_preset_follows_the_start() -> None:
     assert facts(weights="imagenet", preset="quick") == ("quick", "resnet18", "imagenet", 0.002)
     assert facts(preset="adapt") == ("adapt", "tf_efficientnet_lite0", "imagenet", 0.0005)
     assert facts(preset="adapt", encoder="resnet18") == ("adapt", "resnet18", "imagenet", 0.0005)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    first = find_launch().rank == 0
+    with pytest.MonkeyPatch.context() as patch:
+        invent(patch, RUINED if first else dict.fromkeys(RUINED, (9.0, 0.1, 1.0)))
+        run_small(Path(sys.argv[1]), Path(sys.argv[2]), weights=sys.argv[3], **RUINOUS)
