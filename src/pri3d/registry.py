@@ -27,6 +27,8 @@ OBJECTIVES = {
     "moco": "pri3d.objectives.moco:MocoObjective",
     "keep": "pri3d.objectives.keep:KeepObjective",
     "distill": "pri3d.objectives.distill:DistillObjective",
+    "pyramid": "pri3d.objectives.pyramid:PyramidObjective",
+    "surface": "pri3d.objectives.surface:SurfaceObjective",
 }
 TASKS = {
     "semantic": "pri3d.tasks.semantic:SemanticTask",

@@ -9,14 +9,13 @@ import torch
 from torch import nn
 
 from pri3d.errors import DataError
-from pri3d.networks.encoders import enlarge
+from pri3d.networks.encoders import enlarge, sample_maps
 from pri3d.networks.readout import (
     ClassErrors,
     DepthErrors,
     NormalErrors,
     Readout,
     ReadoutTargets,
-    _take_features,
     fit_readout,
 )
 from pri3d.ridge import fit_ridge
@@ -38,8 +37,9 @@ def whole_map(maps: list[torch.Tensor], strides: tuple[int, ...] = (2, 4, 7)) ->
 @pytest.mark.parametrize("strides", [(2, 4, 7), (1, 16, 32)])
 def test_features_of_pixels_are_those_of_the_enlarged_maps(strides: tuple[int, ...]) -> None:
     maps = random_maps(2, strides=strides)
-    every = torch.arange(SIZE[0] * SIZE[1]).expand(2, -1)
-    found = _take_features(maps, strides, every, SIZE[1])
+    rows, columns = torch.meshgrid(torch.arange(SIZE[0]), torch.arange(SIZE[1]), indexing="ij")
+    centres = torch.stack((columns, rows), dim=-1).flatten(0, 1) + 0.5
+    found = sample_maps(maps, strides, centres.expand(2, -1, -1))
     wanted = whole_map(maps, strides).flatten(2).mT
     assert torch.allclose(found, wanted, atol=1e-3)
 

@@ -44,6 +44,14 @@ class TestDistillRelations(ObjectiveContract):
     options = {"targets": "relations", "points": 50, "momentum": 0.9, "free": 0.5}
 
 
+class TestPyramid(ObjectiveContract):
+    name = "pyramid"
+
+
+class TestSurface(ObjectiveContract):
+    name = "surface"
+
+
 class TestSemantic(TaskContract):
     name = "semantic"
     given = {"semantic": {"size": "64x48"}, "encoder": "resnet18"}

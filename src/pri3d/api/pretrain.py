@@ -117,7 +117,8 @@ class PretrainSettings(TrainSettings):
     size: str = option("size of the images, WIDTHxHEIGHT in pixels", default="320x240")
     interpolation: Interpolation = option("how images are resized", default="bilinear")
     objectives: dict[str, float] = option(
-        "objectives with their weights, as in '{view: 1, geometry: 1}'; also distill, trivial, depth, moco",
+        "objectives with their weights, as in '{view: 1, geometry: 1}'; also distill, pyramid, surface, trivial, "
+        "depth, moco",
         default_factory=lambda: {"view": 1.0, "geometry": 1.0},
     )
     keep: float = option(

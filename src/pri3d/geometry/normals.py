@@ -35,7 +35,7 @@ def surface_normals(depth: Tensor, intrinsics: Tensor, window: int = WINDOW) -> 
     kernel = torch.stack((torch.ones_like(offset), offset, offset.mT))[:, None]
     padded = F.pad(inverse[:, None], (reach,) * 4)
     total, across, down = F.conv2d(padded, kernel).unbind(1)
-    count, spread = window**2, float(offset.square().sum())
+    count, spread = window**2, window**2 * (window**2 - 1) / 12  # of ones and of squared offsets
     mean, du, dv = total / count, across / spread, down / spread
     whole = -F.max_pool2d(F.pad(-(depth > 0).to(depth.dtype)[:, None], (reach,) * 4), window, 1)[:, 0] > 0
     # Differences from the centre, so that float32 does not cancel

@@ -70,6 +70,26 @@ def join_maps(maps: Sequence[Tensor], strides: Sequence[int], half: tuple[int, i
     return torch.cat([enlarge(x, stride / 2, half) for x, stride in zip(unit, strides, strict=True)], dim=1)
 
 
+def sample_maps(maps: Sequence[Tensor], strides: Sequence[int], places: Tensor) -> Tensor:
+    """Features of single places, as :func:`enlarge` to the whole image gives them, without enlarging anything.
+
+    Args:
+        maps: (B, C, h, w) of each stride.
+        strides: of the maps.
+        places: (B, n, 2) u, v in pixels of the image, the first pixel's centre being 0.5, 0.5.
+
+    Returns:
+        (B, n, sum of C) float32, the maps behind each other.
+    """
+    parts = []
+    for x, stride in zip(maps, strides, strict=True):
+        # grid_sample's -1..1 are the outer edges of the map, which lie at multiples of the stride
+        grid = 2 * places.float() / (places.new_tensor([x.shape[-1], x.shape[-2]], dtype=torch.float32) * stride) - 1
+        at = F.grid_sample(x.float(), grid[:, None], padding_mode="border", align_corners=False)
+        parts.append(at[:, :, 0].mT)
+    return torch.cat(parts, dim=2)
+
+
 def enlarge(x: Tensor, scale: float, size: tuple[int, int]) -> Tensor:
     """Bilinear resampling (B, C, h, w) -> (B, C, *size), where a cell of ``x`` covers ``scale`` cells of the result.
 

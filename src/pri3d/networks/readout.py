@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from pri3d.errors import DataError
 from pri3d.labelled.spaces import IGNORED
-from pri3d.networks.encoders import enlarge
+from pri3d.networks.encoders import enlarge, sample_maps
 from pri3d.ridge import fit_ridge
 
 CELLS = 20_000  #: pixels that a read-out is fitted to, at most
@@ -111,7 +111,8 @@ def fit_readout(
             flat = target.to(order.device).reshape(count, -1, height * width)
             drawn = torch.where(_has_target(task, flat), order, -1.0).topk(min(each, height * width), dim=1)
             kept = drawn.values >= 0
-            x = _take_features(maps, strides, drawn.indices, width)
+            at = torch.stack((drawn.indices % width, drawn.indices.div(width, rounding_mode="floor")), dim=-1) + 0.5
+            x = sample_maps(maps, strides, at)
             y = flat.gather(2, drawn.indices[:, None].expand(-1, flat.shape[1], -1)).permute(0, 2, 1)[kept]
             y = F.one_hot(y[:, 0].long(), classes) if task == "segmentation" else y
             rows.setdefault(task, []).append((x[kept], y.float(), folds[:, None].expand_as(kept)[kept]))
@@ -141,18 +142,6 @@ def _has_target(task: str, flat: Tensor) -> Tensor:
     if task == "normals":
         return flat.square().sum(dim=1) > 0.5
     return flat[:, 0] != IGNORED if task == "segmentation" else flat[:, 0] > 0
-
-
-def _take_features(maps: Sequence[Tensor], strides: Sequence[int], pixels: Tensor, width: int) -> Tensor:
-    """Features of pixels (B, n) of images ``width`` wide, as :func:`enlarge` gives them -> (B, n, all channels)."""
-    u, v = pixels % width + 0.5, pixels.div(width, rounding_mode="floor") + 0.5
-    parts = []
-    for x, stride in zip(maps, strides, strict=True):
-        # grid_sample's -1..1 are the outer edges of the map, which lie at multiples of the stride
-        grid = torch.stack((2 * u / (stride * x.shape[-1]) - 1, 2 * v / (stride * x.shape[-2]) - 1), dim=-1)
-        at = F.grid_sample(x.float(), grid[:, None], padding_mode="border", align_corners=False)
-        parts.append(at[:, :, 0].mT)
-    return torch.cat(parts, dim=2)
 
 
 class DepthScore(NamedTuple):

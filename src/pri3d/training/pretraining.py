@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -296,7 +296,9 @@ class PretrainData:
                     share = self.settings.micro_batch * portion.weight // sum(self.weights)
                     check_pairs(portion.train, portion.store, max(1, share))
             with problems.collect():
-                if {"view", "distill"} & set(self.settings.active) and self.settings.matching.match != "relative":
+                if {"view", "distill", "pyramid"} & set(
+                    self.settings.active
+                ) and self.settings.matching.match != "relative":
                     check_unit(portion.store)
             with problems.collect():
                 if "geometry" in self.settings.own:
@@ -335,14 +337,12 @@ class PretrainData:
             self._pairs(portion.store, portion.train, views, derived, training=True)
             for portion, derived in zip(self.portions, self._seeds(), strict=True)
         ]
-        geometry = self.settings.own.get("geometry")
-        bounded = collate if geometry is None else partial(collate, most=geometry.max_voxels)
         if not self.several:
-            return Feed(parts[0], bounded, lambda total, start: StreamSampler(len(parts[0]), total, seed, start))
+            return Feed(parts[0], collate, lambda total, start: StreamSampler(len(parts[0]), total, seed, start))
         mixed = MixedPairs(parts)
         return Feed(
             mixed,
-            bounded,
+            collate,
             lambda total, start: BalancedSampler(mixed.sizes, self.weights, total, seed, start, batch),
         )
 
