@@ -34,13 +34,13 @@ class ProbeOptions(LabelMapField):
     )
     guard: Sequence[AnyPath] = option(
         "labelled images of another kind, whose classes are read off the encoders too: what is forgotten",
-        default=(),
+        default_factory=list,
     )
     guard_label_map: Sequence[str] = option(
-        "label map of --guard, one for each or one for all; each format's own if not given", default=()
+        "label map of --guard, one for each or one for all; each format's own if not given", default_factory=list
     )
     guard_dataset: Sequence[str] = option(
-        "format of --guard, one for each or one for all; auto-detected if not given", default=()
+        "format of --guard, one for each or one for all; auto-detected if not given", default_factory=list
     )
     size: str = option("size of the images, WIDTHxHEIGHT in pixels", default="160x120")
     pixels: float = option(
