@@ -333,19 +333,19 @@ def test_registration_that_is_right_reads_no_offset(large_room: MadeScene) -> No
 @pytest.mark.parametrize("late", [-0.02, 0.05, -1 / 30])
 def test_poses_of_another_time_are_named_and_mended(late: float) -> None:
     """By milliseconds, not by frames: 30 a second."""
-    scene = slow_room_scene(30, 0, 120, (80, 60), late=late)
-    judgement = judge(scene, 30, 40)
+    scene = slow_room_scene(30, 0, 120, (120, 90), late=late)
+    judgement = judge(scene)
     assert said(judgement) == ("time offset of the poses",)
     correction = parse_correction(judgement.correct)
     assert correction._replace(time=0.0) == Correction()
     assert correction.time == pytest.approx(-late, abs=0.005)
-    mended = judge(CorrectedScene(scene, correction), 30, 40)
+    mended = judge(CorrectedScene(scene, correction))
     assert mended.verdict == "ok"
 
 
 @pytest.mark.slow
 def test_poses_in_time_are_left_alone() -> None:
-    assert judge(slow_room_scene(30, 0, 120, (80, 60)), 30, 40).verdict == "ok"
+    assert judge(slow_room_scene(30, 0, 120, (120, 90))).verdict == "ok"
 
 
 @pytest.mark.thorough

@@ -13,10 +13,10 @@ from pri3d.files.kinds import count_kinds
 from pri3d.notation import parse_yaml
 from pri3d.recordings import Reader
 from pri3d.recordings._shared.cameras import Cameras
+from pri3d.recordings._shared.files import COLOR
 from pri3d.recordings._shared.scenes import FileScene, FrameFiles, check_scenes
 from pri3d.recordings._shared.text import absolute, clean_id
 
-_IMAGES = {".jpg", ".jpeg", ".png", ".webp"}
 PARTS = ("color", "depth", "pose")  #: what a scene must have
 
 
@@ -97,9 +97,9 @@ def is_scannet(folder: Path) -> bool:
 
 def frame_files(folder: Path) -> dict[str, FrameFiles]:
     """Frame name -> files, one frame a colour image. Names of digits are padded: sorted names are in time order."""
-    images = [p for p in (folder / "color").iterdir() if p.suffix.lower() in _IMAGES and not p.name.startswith(".")]
+    images = [p for p in (folder / "color").iterdir() if p.suffix.lower() in COLOR and not p.name.startswith(".")]
     if not images and (kinds := count_kinds(p for p in (folder / "color").iterdir() if p.is_file())):
-        raise DataError(f"{folder / 'color'}: holds {kinds}; colour is read from {', '.join(sorted(_IMAGES))}.")
+        raise DataError(f"{folder / 'color'}: holds {kinds}; colour is read from {', '.join(COLOR)}.")
     digits = max((len(p.stem) for p in images), default=0) if all(p.stem.isdecimal() for p in images) else 0
     files: dict[str, FrameFiles] = {}
     for image in images:

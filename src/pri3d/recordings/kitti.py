@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.pose import check_rigid, invert_array
 from pri3d.recordings._shared.cameras import Cameras, Intrinsics, from_matrix, registered
-from pri3d.recordings._shared.files import LARGEST, Origin, build_frame, read_color, read_depth
+from pri3d.recordings._shared.files import COLOR, LARGEST, Origin, build_frame, read_color, read_depth
 from pri3d.recordings._shared.scenes import LazyScene, PosedList, SceneReader, entries
 from pri3d.recordings._shared.text import absolute, clean_id, framed, numbers, read_rows, read_text
 from pri3d.types import Camera, Frame
@@ -101,9 +101,7 @@ class KittiReader(SceneReader):
             if sequence
             else (source / "image_02" / "data", source / "velodyne_points" / "data")
         )
-        files = {
-            path.stem: path for path in entries(images) if path.suffix in (".png", ".jpg") and path.stem.isdecimal()
-        }
+        files = {path.stem: path for path in entries(images) if path.suffix.lower() in COLOR and path.stem.isdecimal()}
         if not files:
             raise DataError(f"{images}: holds no image.")
         digits = max(map(len, files))

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from pri3d.errors import DataError
 from pri3d.geometry.pose import check_rigid, invert_array
 from pri3d.recordings._shared.cameras import Cameras, Intrinsics, from_matrix, same_camera
-from pri3d.recordings._shared.files import load_files
+from pri3d.recordings._shared.files import COLOR, DEPTH, load_files
 from pri3d.recordings._shared.scenes import PosedList, SceneReader
 from pri3d.recordings._shared.text import numbers, read_json, read_text
 
 _COLOR = ("color", "rgb", "image")
-_IMAGES = (".jpg", ".jpeg", ".png")
 _TRAJECTORIES = (
     "trajectory.log", "scene/trajectory.log", "trajectory.json", "camera_trajectory.json", "scene/trajectory.json",
 )  # fmt: skip
@@ -131,7 +130,7 @@ def _images(folder: Path) -> list[tuple[Path, Path]]:
 
 
 def _sorted_images(folder: Path) -> list[Path]:
-    files = [p for p in folder.iterdir() if p.suffix.lower() in _IMAGES and not p.name.startswith(".")]
+    files = [p for p in folder.iterdir() if p.suffix.lower() in (*COLOR, *DEPTH) and not p.name.startswith(".")]
     return sorted(files, key=lambda p: [word.zfill(40) if word.isdecimal() else word for word in _WORDS.split(p.name)])
 
 

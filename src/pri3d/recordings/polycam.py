@@ -11,13 +11,12 @@ from numpy.typing import NDArray
 from pri3d.errors import DataError
 from pri3d.geometry.pose import OPENGL_FLIP, check_rigid
 from pri3d.recordings._shared.cameras import Cameras, intrinsics, registered, same_camera
-from pri3d.recordings._shared.files import MILLIMETRES, Origin, build_frame, read_bytes, read_color, read_depth
+from pri3d.recordings._shared.files import COLOR, MILLIMETRES, Origin, build_frame, read_bytes, read_color, read_depth
 from pri3d.recordings._shared.scenes import PosedList, SceneReader, entries
 from pri3d.recordings._shared.text import frame_json, framed, numbers
 from pri3d.types import Frame
 
 _POSE = tuple(f"t_{row}{column}" for row in range(3) for column in range(4))
-_IMAGES = (".jpg", ".jpeg", ".png")
 
 
 class PolycamReader(SceneReader):
@@ -49,7 +48,7 @@ class PolycamReader(SceneReader):
             raise DataError(f"{keyframes}: has no folder depth. Polycam exports it of captures in LiDAR or room mode.")
         corrected = all((keyframes / f"corrected_{part}").is_dir() for part in ("images", "cameras"))
         kind = "corrected_" if corrected else ""
-        images = [path for path in entries(keyframes / f"{kind}images") if path.suffix.lower() in _IMAGES]
+        images = [path for path in entries(keyframes / f"{kind}images") if path.suffix.lower() in COLOR]
         if not images:
             raise DataError(f"{keyframes / f'{kind}images'}: holds no image.")
         digits = max(len(path.stem) for path in images)

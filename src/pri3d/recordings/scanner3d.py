@@ -17,7 +17,7 @@ from pri3d.recordings._shared.scenes import PosedList, SceneReader, entries
 from pri3d.recordings._shared.text import frame_json, framed, numbers
 from pri3d.types import Frame
 
-_IMAGE = re.compile(r"frame_([0-9]+)\.(jpg|jpeg|png)", re.IGNORECASE)
+_IMAGE = re.compile(r"frame_([0-9]+)\.(jpg|jpeg|png|webp)", re.IGNORECASE)
 
 
 class Scanner3DReader(SceneReader):

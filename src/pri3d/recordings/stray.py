@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.pose import check_rigid, pose_of_quaternion
 from pri3d.recordings._shared.cameras import Cameras, Intrinsics, intrinsics, registered, same_camera
-from pri3d.recordings._shared.files import LARGEST, MILLIMETRES, Origin, build_frame, in_metres, read_depth, read_levels
+from pri3d.recordings._shared.files import LARGEST, MILLIMETRES, Origin, build_frame, read_depth, read_levels
 from pri3d.recordings._shared.scenes import PosedList, SceneReader
 from pri3d.recordings._shared.text import framed, numbers, read_text
 from pri3d.types import Frame
@@ -128,9 +128,7 @@ class _StrayScene(NamedTuple):
             self.folder / "depth" / f"{stem}.png",
         )
         scale = MILLIMETRES if self.given is None else self.given.depth_scale
-        depth = (
-            in_metres(_read_npy(depth_path), scale) if depth_path.suffix == ".npy" else read_depth(depth_path, scale)
-        )
+        depth = read_depth(depth_path, scale)
         what = f"{self.odometry.path}: frame {name}"
         origin = Origin(f"{self.video.path}: frame {name}", str(depth_path), what)
         cameras = self.given
@@ -157,26 +155,6 @@ def _matrix(path: Path) -> Intrinsics:
     rows = [line.split(",") for line in read_text(path).splitlines() if line.strip()]
     values = numbers([word for row in rows for word in row], (9,), str(path))
     return intrinsics(values[[0, 4, 2, 5]], str(path))
-
-
-def _read_npy(path: Path) -> NDArray[np.uint16]:
-    """Read 16-bit depth (h, w) of numpy's file format. Raises FrameError where it is damaged or is none."""
-    try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read_header = (
-                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            )
-            shape, by_columns, dtype = read_header(file)
-            if dtype.kind != "u" or dtype.itemsize != 2 or len(shape) != 2 or not 0 < shape[0] * shape[1] <= LARGEST:
-                raise ValueError(f"{dtype} of shape {shape}")
-            data = file.read(2 * shape[0] * shape[1] + 1)
-            if len(data) != 2 * shape[0] * shape[1]:
-                raise ValueError(f"{len(data)} bytes of shape {shape}")
-            depth = np.frombuffer(data, dtype).reshape(shape, order="F" if by_columns else "C")
-            return depth.astype(np.uint16)
-    except Exception as error:  # numpy's parser of headers raises what it likes on damaged bytes
-        raise FrameError(f"{path}: is not readable depth of 16 bits ({error}).") from error
 
 
 class VideoFrames:

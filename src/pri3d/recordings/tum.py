@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation, Slerp
 from pri3d.errors import DataError, FrameError
 from pri3d.geometry.warping import Lens
 from pri3d.recordings._shared.cameras import Cameras, from_matrix, same_camera
-from pri3d.recordings._shared.files import load_files
+from pri3d.recordings._shared.files import COLOR, load_files
 from pri3d.recordings._shared.scenes import PosedList, SceneReader, has_images
 from pri3d.recordings._shared.text import absolute, inside, numbers, read_rows, read_text, read_words
 
@@ -22,6 +22,8 @@ _NEIGHBOURS = 4  # on either side in time: whom an image may be paired with
 _FARTHEST = 1e6  # metres; beyond it a pose is damaged text
 _DEPTH_WITHIN = 0.02  # seconds between a colour image and its depth
 _POSE_WITHIN = 0.1  # seconds to the poses before and after; motion capture gives a hundred a second
+_EPOCH = (5e8, 5e9)  # seconds since 1970 of recordings: from 1985 to 2128
+_W_FIRST = re.compile(r"q\w*w\b.*q\w*x\b")
 _HEAD = 10  # lines of a list that may be comments
 _LATEST = 1e11  # seconds; larger stamps are of another unit
 _KINECTS = re.compile(r"(?:^|[^a-z0-9])(?:freiburg|fr)([123])(?![0-9])")
@@ -69,7 +71,7 @@ class TumReader(SceneReader):
         (times, colors), (depth_times, depths) = _images(source, "rgb"), _images(source, "depth")
         pairs = associate(times, depth_times, _DEPTH_WITHIN)
         times = times[pairs[:, 0]]
-        rows = read_rows(truth, 8)
+        rows = _read_poses(truth)
         poses, known = interpolate(rows, times, _POSE_WITHIN)
         if not known.any():
             raise DataError(
@@ -93,6 +95,26 @@ class TumReader(SceneReader):
         )
 
 
+def in_seconds(times: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Seconds of stamps (N,) of seconds, or of milli-, micro- or nanoseconds since 1970, which their size tells."""
+    if not len(times):
+        return times
+    for unit in (1e3, 1e6, 1e9):
+        if (times > _EPOCH[0] * unit).all() and (times < _EPOCH[1] * unit).all():
+            return times / unit
+    return times
+
+
+def _read_poses(path: Path) -> NDArray[np.float64]:
+    """Rows (N, 8) of seconds, place, rotation x y z w; a heading that names qw before qx (EuRoC) says so."""
+    rows = read_rows(path, 8)
+    heading = " ".join(line for line in read_text(path).splitlines()[:_HEAD] if line.startswith("#")).lower()
+    if _W_FIRST.search(heading):
+        rows = rows[:, [0, 1, 2, 3, 5, 6, 7, 4]]
+    rows[:, 0] = in_seconds(rows[:, 0])
+    return rows
+
+
 def _pose_at(rows: NDArray[np.float64], time: float) -> NDArray[np.float64]:
     """Pose (4, 4) at a time. Raises FrameError where none is known around it."""
     poses, known = interpolate(rows, np.array([time]), _POSE_WITHIN)
@@ -111,9 +133,10 @@ def _images(folder: Path, part: str) -> tuple[NDArray[np.float64], list[Path]]:
         files = [inside(folder, words[1], listed) for words in rows]
         stamps = [words[0] for words in rows]
     else:
-        files = [p for p in (folder / part).iterdir() if p.suffix.lower() in (".png", ".jpg") and p.name[0] != "."]
+        files = [p for p in (folder / part).iterdir() if p.suffix.lower() in COLOR and p.name[0] != "."]
         stamps = [p.stem for p in files]
     times = numbers(stamps, (len(files),), f"{listed if listed.is_file() else folder / part}: the times")
+    times = in_seconds(times)
     if not ((times >= 0) & (times < _LATEST)).all():
         raise DataError(f"{listed if listed.is_file() else folder / part}: the times are not all seconds.")
     times, first = np.unique(times, return_index=True)

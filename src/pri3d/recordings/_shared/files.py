@@ -7,8 +7,9 @@ or 2 (high) a pixel.
 from __future__ import annotations
 
 import glob
+import re
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,15 @@ from pri3d.errors import FrameError
 from pri3d.geometry.pose import check_rigid
 from pri3d.geometry.warping import undistort_color, undistort_nearest
 from pri3d.recordings._shared.cameras import Cameras
+from pri3d.recordings._shared.text import framed, read_text
 from pri3d.types import Frame
 
+COLOR = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  #: endings of colour images, in either case
+DEPTH = (".png", ".tif", ".tiff", ".npy")  #: of depth
 LARGEST = 10**8  #: pixels of an image; a damaged header can claim any size
 MILLIMETRES = 0.001  #: metres per unit of depth
+_SEPARATORS = re.compile(r"[\s,;\[\]()]+")
+_FARTHEST_DEPTH = 65.5  # metres; the store holds millimetres of 16 bits
 _FARTHEST = 1e6  # metres; beyond it a pose is damaged text
 
 
@@ -140,7 +146,8 @@ def decode_image(
     except Exception as error:  # decoders raise what they like on damaged bytes
         kind = Path(what).suffix
         if kind in (".npy", ".npz", ".exr"):
-            raise FrameError(f"{what}: {kind} is no image; depth is read from 16-bit PNG.") from error
+            hint = "depth is read from 16-bit PNG, and from TIFF and .npy, as floats in metres too"
+            raise FrameError(f"{what}: {kind} is no image; {hint}. Convert it.") from error
         raise FrameError(f"{what}: damaged or truncated image ({error}).") from error
 
 
@@ -157,10 +164,20 @@ def eight_bits(color: NDArray[np.uint8] | NDArray[np.uint16], what: str) -> NDAr
 
 
 def read_depth(path: Path, scale: float) -> NDArray[np.float32]:
-    """Read 16-bit depth (H, W) in metres, ``scale`` metres per unit; 0 and 65535 are invalid and become 0.
+    """Read depth (H, W) in metres: whole numbers of 16 bits of ``scale`` metres per unit, or floats, which are metres.
 
-    Raises FrameError for a missing or damaged file and for one of 8 bits.
+    An image (PNG, TIFF) or an array of NumPy's file format; where there is no such file, the one of the same stem and
+    another of these endings. 0, 65535 and what is not finite are invalid and become 0. Raises FrameError for a missing
+    or damaged file and for one of 8 bits.
     """
+    if not path.is_file():
+        beside = sorted(path.parent.glob(f"{glob.escape(path.stem)}.*")) if path.parent.is_dir() else []
+        path = next((other for other in beside if other.suffix.lower() in DEPTH), path)
+    if path.suffix.lower() == ".npy":
+        values = _read_npy(path)
+        return metres(values) if values.dtype.kind == "f" else in_metres(values, scale)
+    if path.suffix.lower() in (".tif", ".tiff") and path.is_file() and (floats := _read_float_image(path)) is not None:
+        return metres(floats)
     raw = read_image(path)
     if raw.dtype != np.uint16:
         raise FrameError(f"{path}: depth must be a 16-bit image; this one has 8 bits, too few for metres.")
@@ -170,6 +187,50 @@ def read_depth(path: Path, scale: float) -> NDArray[np.float32]:
 def in_metres(raw: NDArray[np.uint8] | NDArray[np.uint16], scale: float) -> NDArray[np.float32]:
     """Depth (H, W) of ``scale`` metres per unit -> metres; 0 and 65535 are invalid and become 0."""
     return np.array(np.where(raw == 65535, 0, raw) * scale, dtype=np.float32)
+
+
+def metres(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Depth (H, W) of floats, which are metres; what is negative, not finite or beyond 65 m becomes 0."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.where((values > 0) & (values < _FARTHEST_DEPTH), values, 0).astype(np.float32)
+
+
+def _read_float_image(path: Path) -> NDArray[np.float32] | None:
+    """Values (H, W) of an image of floats, None where it holds something else or cannot be read."""
+    try:
+        with Image.open(path) as image:
+            if image.mode != "F" or image.width * image.height > LARGEST:
+                return None
+            return np.array(image, np.float32)
+    except Exception:  # decoders raise what they like; whoever reads it as another kind says what is wrong
+        return None
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    """Read an array (h, w) or (h, w, 1) of 16-bit whole numbers or of floats, of NumPy's file format, never pickled.
+
+    Raises FrameError where it is missing, damaged or holds something else.
+    """
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            shape, by_columns, dtype = read_header(file)
+            shape = shape[:2] if shape[2:] == (1,) else shape
+            fits = (dtype.kind == "u" and dtype.itemsize == 2) or (dtype.kind == "f" and dtype.itemsize in (2, 4, 8))
+            if not fits or len(shape) != 2 or not 0 < shape[0] * shape[1] <= LARGEST:
+                raise ValueError(f"{dtype} of shape {shape}")
+            data = file.read(dtype.itemsize * shape[0] * shape[1] + 1)
+            if len(data) != dtype.itemsize * shape[0] * shape[1]:
+                raise ValueError(f"{len(data)} bytes of shape {shape}")
+            array = np.frombuffer(data, dtype).reshape(shape, order="F" if by_columns else "C")
+            return array.astype(dtype.newbyteorder("="))
+    except FileNotFoundError as error:
+        raise FrameError(f"{path}: no such file.") from error
+    except Exception as error:  # numpy's parser of headers raises what it likes on damaged bytes
+        raise FrameError(f"{path}: is not readable depth, of 16 bits or of floats ({error}).") from error
 
 
 def percent(levels: NDArray[np.uint8], what: str) -> NDArray[np.uint8]:
@@ -209,13 +270,25 @@ def read_pose(path: Path) -> NDArray[np.float64]:
 
 
 def read_matrix(path: Path, shape: tuple[int, int]) -> NDArray[np.float64]:
-    """Read a matrix as whitespace-separated text. Raises FrameError for a missing file and for other contents."""
-    if not path.is_file():
-        raise FrameError(f"{path}: no such file.")
+    """Read a matrix as text: numbers between white space, commas, semicolons or brackets; '#' begins a comment.
+
+    A decimal comma is understood where nothing else can be meant. Poses may lack their last row (3 x 4), and intrinsics
+    may have one more row or column, or be fx fy cx cy. Raises FrameError for a missing file and for other contents.
+    """
+    text = "\n".join(line.split("#", 1)[0] for line in framed(lambda: read_text(path)).splitlines())
+    words = _SEPARATORS.sub(" ", text).split()
+    if len(words) == 2 * shape[0] * shape[1] and "." not in text:  # 0,5 0,25: with the comma between numbers too many
+        words = _SEPARATORS.sub(" ", text.replace(",", ".")).split()
     try:
-        numbers = np.array([float(word) for word in path.read_text(encoding="utf-8").split()])
+        numbers = np.array([float(word) for word in words])
     except ValueError as error:
         raise FrameError(f"{path}: is not a matrix of numbers ({error}).") from error
+    if shape == (4, 4) and numbers.size == 12:
+        numbers = np.append(numbers, (0, 0, 0, 1))
+    elif shape == (3, 3) and numbers.size in (12, 16):
+        numbers = numbers.reshape(-1, 4)[:3, :3].reshape(-1)
+    elif shape == (3, 3) and numbers.size == 4:
+        numbers = np.array((numbers[0], 0, numbers[2], 0, numbers[1], numbers[3], 0, 0, 1))
     if numbers.size != shape[0] * shape[1]:
         raise FrameError(f"{path}: holds {numbers.size} numbers, expected {shape[0]} x {shape[1]}.")
     if (np.abs(numbers) > _FARTHEST).any() and not np.isinf(numbers).any():

@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from itertools import takewhile
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from pri3d.errors import DataError, FrameError
 from pri3d.files.kinds import is_id
 from pri3d.notation import parse_json
 
-SUFFIXES = (".png", ".jpg", ".jpeg")  #: of images, in the order in which they are looked for
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")  #: of images, in the order in which they are looked for
 _MOST_DIGITS = 20  # to which numbers are padded; longer ones are damaged
 _LONGEST = 1024  # letters of a path
 _LONGEST_PART = 240  # bytes of one of its folders; file systems have 255, some of which endings of depth maps take
@@ -26,18 +26,25 @@ _LAST_NUMBER = re.compile(r"\d+(?!.*\d)", re.ASCII)
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 file. Raises DataError for a missing file and for one that is no text."""
+    """Read a file of UTF-8, or of UTF-16 with its mark, as Windows writes it.
+
+    Raises DataError for a missing file and for one that is no text.
+    """
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
     try:
-        return path.read_text(encoding="utf-8")
+        data = path.read_bytes()
+        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except ValueError as error:
         raise DataError(f"{path}: is not text ({error}).") from error
 
 
 def read_words(path: Path) -> list[list[str]]:
-    """Words of every line that is neither empty nor a '#' comment. Raises DataError as :func:`read_text`."""
-    lines = (line.split("#", 1)[0].split() for line in read_text(path).splitlines())
+    """Words, between white space or commas, of every line that is neither empty nor a '#' comment.
+
+    Raises DataError as :func:`read_text`.
+    """
+    lines = (line.split("#", 1)[0].replace(",", " ").split() for line in read_text(path).splitlines())
     return [words for words in lines if words]
 
 
@@ -87,7 +94,18 @@ def numbers(value: Any, shape: tuple[int, ...], what: str) -> NDArray[np.float64
 
 
 def inside(folder: Path, listed: str, what: Path) -> Path:
-    """Path of a file that the list ``what`` names. Raises DataError for one that lies outside of the folder."""
+    """Path of a file that the list ``what`` names. Raises DataError for one that lies outside of the folder.
+
+    Backslashes of Windows part folders too; of a path from the root of another machine the end that is in the folder
+    counts.
+    """
+    if "\\" in listed and not (folder / listed).is_file():
+        listed = listed.replace("\\", "/")
+    rooted = PurePosixPath(listed).is_absolute() or PureWindowsPath(listed).is_absolute()
+    if rooted and ".." not in PurePosixPath(listed).parts:
+        parts = PurePosixPath(listed).parts
+        ends = ("/".join(parts[-count:]) for count in (3, 2))
+        listed = next((end for end in ends if not end.startswith("/") and (folder / end).is_file()), listed)
     if Path(listed).is_absolute() or ".." in Path(listed).parts:
         raise DataError(f"{what}: names {listed[:80]}, which is not in {folder}.")
     return folder / listed
