@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,10 @@ def test_an_estimate_without_any_run(tiny: dict[str, Any], tmp_path: Path, capfd
 
 def test_the_array_job_calls_the_verb(tiny: dict[str, Any], tmp_path: Path) -> None:
     """Run with a mock sbatch that writes its words down and prints a number."""
-    script = reproduce("table1", out=tmp_path / "out dir", seeds="0,1", slurm=tmp_path / "submit.sh", jobs=3).path
+    asked: dict[str, Any] = {"devices": 4, "workers": 6, "cpus": 32, "memory": "128G"}
+    script = reproduce(
+        "table1", out=tmp_path / "out dir", seeds="0,1", slurm=tmp_path / "submit.sh", jobs=3, **asked
+    ).path
     fake = tmp_path / "bin" / "sbatch"
     fake.parent.mkdir()
     fake.write_text('#!/bin/bash\nprintf "%s\\n" "$@" "--" >> "$LOG"\necho "7;cluster"\n')
@@ -128,10 +132,13 @@ def test_the_array_job_calls_the_verb(tiny: dict[str, Any], tmp_path: Path) -> N
     assert "--array=0-3" in runs  # scratch and view, two seeds each
     assert "--dependency=afterok:7" in runs
     assert "--dependency=afterany:7" in table
-    asked = f"pri3d reproduce table1 --on rooms --scale small --out '{tmp_path}/out dir' --seeds 0,1 --only"
-    assert f"--wrap={asked} data" in data
-    assert f"--wrap={asked} $SLURM_ARRAY_TASK_ID" in runs
-    assert f"--wrap={asked} table" in table
+    assert {"--nodes=1", "--ntasks-per-node=1", "--gpus-per-node=4", "--cpus-per-task=32", "--mem=128G"} <= set(runs)
+    assert {"--cpus-per-task=32", "--mem=128G"} <= set(data)
+    words = f"pri3d reproduce table1 --on rooms --scale small --out '{tmp_path}/out dir' --seeds 0,1"
+    words += " --devices 4 --workers 6 --only"
+    assert f"--wrap={words} data" in data
+    assert f"--wrap={words} $SLURM_ARRAY_TASK_ID" in runs
+    assert f"--wrap={words} table" in table
 
 
 @pytest.mark.parametrize(
@@ -160,6 +167,49 @@ def test_data_that_were_not_named_are_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--scannet FOLDER"):
         reproduce("table5", on="nyuv2", out=tmp_path / "out", nyuv2=tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_for_a_labs_machine(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Table 1 at the paper's size, by the model of cost: nothing is run or written."""
+    folders = {name: tmp_path / name for name in ("scannet", "scannet_frames", "imagenet")}
+    options: dict[str, Any] = {
+        "on": "scannet",
+        "scale": "paper",
+        "out": tmp_path / "out",
+        "encoder": "resnet18",
+        **folders,
+    }
+    reproduce("table1", **options, dry_run=True, machine="8xa100", workers=8, jobs=8)
+    said = capfd.readouterr().out
+    assert "18 runs to do on 8 x A100 80 GB" in said
+    hours = {
+        int(found[1]): float(found[2]) for found in re.finditer(r"--jobs \d+ --devices (\d+): ([\d,]+) hours", said)
+    }
+    assert set(hours) == {1, 8}
+    assert 10 < hours[8] < 24 * 14  # days, not hours or months
+    assert "GB of a GPU at most" in said and "GB of prepared data" in said
+    assert "--workers 8" in said
+    assert "not measured on a GPU" in said
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="8xa100"):
+        reproduce("table1", **options, dry_run=True, machine="8xz80")
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_table_of_one(tiny: dict[str, Any], tmp_path: Path) -> None:
+    """Both runs by torchrun on gloo, as many GPUs would; data are shared, every score within 1e-4."""
+    tiny["pretrain"] = {**TINY["pretrain"], "batch": 4, "precision": "fp32"}
+    tiny["semantic"] = {**FINETUNE, "size": "64x48", "batch": 4, "precision": "fp32"}
+    scores: list[dict[str, float]] = []
+    for devices in (1, 2):
+        reproduce("table1", out=tmp_path, devices=devices, workers=0)
+        runs = {path.parent.name: read_json(path)["last"] for path in (tmp_path / "runs").glob("*/*/scores.json")}
+        scores.append({f"{run}/{name}": runs[run][name] for run in sorted(runs) for name in ("miou", "accuracy")})
+        (tmp_path / "runs").rename(tmp_path / f"runs{devices}")
+    log = (tmp_path / "runs2/pretrain-resnet18/view-seed0/log.txt").read_text()
+    assert "Starting with 2 processes" in log
+    assert (gap := max(abs(a - b) for a, b in zip(scores[0].values(), scores[1].values(), strict=True))) < 1e-4, gap
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 
 
 def test_a_table_without_scores_is_no_table(tiny: dict[str, Any], tmp_path: Path) -> None:

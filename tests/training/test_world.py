@@ -9,6 +9,7 @@ import pytest
 import torch
 from processes import finish, gap, start, wait_until
 
+from pri3d.networks.state_files import read_state
 from pri3d.runs import read_metrics
 
 #: One plain step downhill: what changes is the gradient.
@@ -25,6 +26,12 @@ def test_two_processes_make_the_step_of_one(rooms_store: Path, tmp_path: Path) -
     assert gap(alone / "initial.safetensors", shared / "initial.safetensors") == 0
     assert gap(alone / "initial.safetensors", alone / "weights.safetensors") > 1e-3
     assert gap(alone / "weights.safetensors", shared / "weights.safetensors") < 1e-6
+    statistics = [
+        {k: v for k, v in read_state(run / "weights.safetensors").items() if "running" in k} for run in (alone, shared)
+    ]
+    assert statistics[0]
+    for name, value in statistics[0].items():  # as if one process had made all passes
+        torch.testing.assert_close(statistics[1][name], value, rtol=1e-4, atol=1e-5)
     rows = [read_metrics(run / "metrics.csv")[0] for run in (alone, shared)]
     for name in ("loss", "view/loss", "geometry/loss", "view/matches", "grad_norm"):
         assert rows[0][name] == pytest.approx(rows[1][name], rel=1e-5)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pri3d.api.options import AnyPath, Options, implementation, option, verb
 from pri3d.api.results import Output
+from pri3d.api.training import Precision
 
 
 class ReproduceOptions(Options):
@@ -42,12 +43,28 @@ class ReproduceOptions(Options):
         least=0,
         below=1,
     )
-    jobs: int = option("runs at a time", default=1, least=1)
+    jobs: int = option("runs at a time; of several GPUs each has its own", default=1, least=1)
+    devices: int = option("processes of each run on each machine, one a GPU, as its batch allows", default=1, least=1)
+    nodes: int = option("machines of each run, under Slurm", default=1, least=1)
+    workers: int | None = option("processes that load data, for each training process", default=None, least=0)
+    micro_batch: int | None = option(
+        "pairs a forward pass of pre-training, where a GPU has too little memory for the preset's",
+        default=None,
+        least=1,
+    )
+    precision: Precision | None = option("arithmetic of the networks", default=None)
+    checkpoint_minutes: float | None = option("minutes between checkpoints", default=None, above=0)
     only: str | None = option(
         "part of the work: data, one group of runs by its number in --dry-run, or table", default=None
     )
     slurm: AnyPath | None = option(
         "write a script there that submits the work to Slurm as an array job, and do nothing", default=None
+    )
+    cpus: int | None = option("cores that the Slurm script asks for, for each run", default=None, least=1)
+    memory: str | None = option("memory that the Slurm script asks for, for each run, as in 64G", default=None)
+    machine: str | None = option(
+        "GPUs for which --dry-run reckons hours, memory and disk, as in 8xa100; without it this machine is tried",
+        default=None,
     )
     dry_run: bool = option("print the runs and what they will take, and do nothing", default=False)
 

@@ -7,8 +7,9 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
+from pri3d.api.pretrain import resolve_pretraining
 from pri3d.api.reproduce import ReproduceOptions
 from pri3d.errors import ConfigError, DataError, first_line
 from pri3d.files.atomic import write_atomic
@@ -28,22 +29,15 @@ from pri3d.reproduction.matrix import (
     find_study,
     groups,
 )
-from pri3d.reproduction.work import (
-    ExperimentPlan,
-    StudyFolder,
-    finished,
-    make_parts,
-    make_runs,
-    show_plan,
-    write_slurm_script,
-)
+from pri3d.reproduction.planning import ExperimentPlan, Machine, show_plan, write_slurm_script
+from pri3d.reproduction.work import RunHardware, StudyFolder, finished, make_parts, make_runs
 from pri3d.runs import RunPaths, read_json, write_text
 from pri3d.store import MANIFEST, read_manifest
 from pri3d.terminal import Terminal
 
 On = Literal["rooms", "scannet", "nyuv2"]
 T = TypeVar("T")
-_HOW = ("jobs", "only", "slurm", "dry_run")  # options that do not say what the work is
+_HOW = ("jobs", "only", "slurm", "cpus", "memory", "machine", "dry_run")  # options that do not say what the work is
 IMAGES = 5  #: rows of figure 4
 TITLES = {"scratch": "Scratch", "imagenet": "ImageNet"}
 NETWORKS = {"resnet50": "ResNet-50", "resnet18": "ResNet-18"}
@@ -71,10 +65,12 @@ def reproduce(options: ReproduceOptions) -> Path:
     if not all(0 < share <= 1 for share in shares):
         raise ConfigError(f"--fractions {options.fractions}: give fractions between 0 and 1.")
     matrix = build_matrix(found, place.study, chosen_seeds, shares, place.folders, options.encoder)
+    matrix = pass_through(matrix, options)
     place.check(matrix.parts)
     plan = ExperimentPlan(place, found, matrix)
+    hardware = RunHardware(options.devices, options.nodes, options.workers, options.checkpoint_minutes)
     if options.dry_run:
-        show_plan(plan, options.jobs)
+        show_plan(plan, options.jobs, hardware, None if options.machine is None else Machine.of(options.machine))
         return out
     if slurm is not None:
         words, given = [str(options.experiment)], options.given()
@@ -82,17 +78,29 @@ def reproduce(options: ReproduceOptions) -> Path:
             said = name in ("on", "scale", "out") or name in given
             if said and name not in ("experiment", *_HOW) and value is not None:
                 words += [f"--{name.replace('_', '-')}", str(value)]
-        return write_slurm_script(slurm, plan, words)
+        return write_slurm_script(slurm, plan, options, words)
     runs = _choose_runs(plan.matrix, options.only)
     say = Terminal(stderr=True, highlight=False, soft_wrap=True).print
     if options.only in (None, "data"):
         make_parts(plan.place, plan.matrix.parts, cores(), options.max_failed, say)
-    failed = make_runs(plan.place, runs, options.jobs, say)
+    failed = make_runs(plan.place, runs, options.jobs, say, hardware)
     result = write_result(plan) if options.only in (None, "table") else plan.place.root
     if failed:
         why = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise DataError(f"{len(failed)} of {len(runs)} runs have failed: {why}. The same command tries them again.")
     return result
+
+
+def pass_through(matrix: Matrix, options: ReproduceOptions) -> Matrix:
+    """Runs with what the user says of their arithmetic; a pass of MoCo is that of all processes and stays."""
+    runs = []
+    for run in matrix.runs:
+        more: dict[str, Any] = {} if options.precision is None else {"precision": options.precision}
+        if options.micro_batch is not None and run.verb == "pretrain":
+            alone = resolve_pretraining(str(run.options["preset"])).crops_alone
+            more |= {} if alone else {"micro_batch": options.micro_batch}
+        runs.append(run._replace(options={**run.options, **more}))
+    return matrix._replace(runs=tuple(runs))
 
 
 def _choose_runs(matrix: Matrix, only: str | None) -> list[PlannedRun]:

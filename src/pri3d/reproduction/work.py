@@ -1,21 +1,26 @@
-"""The runs of an experiment: what they will cost, and making them, each in a process of its own, here or by Slurm."""
+"""The runs of an experiment: their data, and making them, each in a process of its own or in several by torchrun."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from types import FrameType
+from typing import IO, Any, NamedTuple
 
 import torch
-from rich.table import Table
 
 from pri3d import registry
 from pri3d.api.finetune import FinetuneOptions, finetune, resolve_finetuning
@@ -26,38 +31,42 @@ from pri3d.api.pretrain import PretrainOptions, pretrain, resolve_pretraining
 from pri3d.api.rooms import rooms
 from pri3d.api.training import TrainSettings
 from pri3d.errors import ConfigError, DataError, FailedScenesError, Pri3DError
-from pri3d.files.atomic import write_atomic
 from pri3d.files.stamp import read_stamp, refuse_other_settings
 from pri3d.labelled import open_labelled
 from pri3d.machine import cores
-from pri3d.processes import KilledError, run_apart, run_in_processes
-from pri3d.reproduction.matrix import Experiment, Matrix, PlannedRun, Study, groups
-from pri3d.runs import RunPaths, leaves, read_metrics, write_json
-from pri3d.terminal import Terminal, track
+from pri3d.processes import KilledError, run_apart
+from pri3d.reproduction.matrix import PlannedRun, Study
+from pri3d.runs import RunPaths, leaves, write_json
 
 RECORD = "reproduce.json"  #: what a run was asked for; another request for the same folder is refused
 LOG = "log.txt"  #: what the run said
 _ELSEWHERE = "Choose another --out."
-_PASSES = 4  #: of a trial; the last but one is timed, for the last is followed by a validation
-_TRIAL_BATCH = 16  #: samples of such a pass; 2 for the paper's sizes without a GPU
-_ROOM, _ROOM_FRAMES = "room", 24  #: what a trial trains on
-_KIND_OPTIONS = ("preset", "encoder", "task")  # what tells kinds of runs apart
 _OF_CALL = ("part", "labels", "weights", "epochs")  # options of finetune that are no settings
-_TABLE_WIDTH = 140  #: characters of the table where it goes to a file
-_SLURM_SCRIPT = """#!/bin/bash
-# {title}: {runs} runs in {groups} groups, each a pre-training with the fine-tunings that begin with it, or a
-# fine-tuning alone. Run this file on the login node, in a folder that all nodes see. Options for every sbatch
-# (partition, account, time, memory) go into SBATCH_OPTIONS. Run it again after a failure: finished runs stay.
-set -eo pipefail
-mkdir -p {logs}
-options=(${{SBATCH_OPTIONS}})
-submit=(sbatch --parsable --output={logs}/%x-%j.txt "${{options[@]}}")
-data=$("${{submit[@]}}" --job-name=pri3d-data --wrap={data})
-runs=$("${{submit[@]}}" --job-name=pri3d-runs --gpus=1 --array=0-{last} \\
-    --dependency="afterok:${{data%%;*}}" --wrap={group})
-table=$("${{submit[@]}}" --job-name=pri3d-table --dependency="afterany:${{runs%%;*}}" --wrap={table})
-echo "data ${{data}}, runs ${{runs}}, table ${{table}}"
-"""
+
+
+class RunHardware(NamedTuple):
+    """What every run of an experiment is given of the machines; none of it changes what is trained but rounding."""
+
+    devices: int = 1  #: processes on each machine, one a GPU
+    nodes: int = 1  #: machines
+    workers: int | None = None  #: loader processes of each process; None leaves it to the verb
+    checkpoint_minutes: float | None = None  #: the same
+    gpus: tuple[str, ...] = ()  #: those that one run may use, as CUDA_VISIBLE_DEVICES has them; empty: all there are
+
+    def of_run(self, settings: TrainSettings) -> RunHardware:
+        """Return as many devices as the passes of a step of a run can be shared by, on all machines or on one."""
+        every = self.devices * self.nodes
+        if settings.batch % (settings.pass_size(every) * every) == 0:
+            return self
+        fitting = [n for n in range(1, self.devices + 1) if settings.batch % (settings.pass_size(n) * n) == 0]
+        return self._replace(devices=max(fitting, default=1), nodes=1)
+
+
+class PlacedRun(NamedTuple):
+    """A run and what it is made with."""
+
+    run: PlannedRun
+    hardware: RunHardware
 
 
 class StudyFolder(NamedTuple):
@@ -143,31 +152,42 @@ def finished(place: StudyFolder, runs: Sequence[PlannedRun]) -> set[str]:
 
 
 def make_runs(
-    place: StudyFolder, runs: Sequence[PlannedRun], workers: int, say: Callable[[str], None]
+    place: StudyFolder,
+    runs: Sequence[PlannedRun],
+    workers: int,
+    say: Callable[[str], None],
+    hardware: RunHardware = RunHardware(),  # noqa: B008 (frozen)
 ) -> dict[str, str]:
-    """Make the runs, ``workers`` at a time, a pre-training before what begins with it; return why some failed."""
+    """Make the runs, ``workers`` at a time, a pre-training before what begins with it; return why some failed.
+
+    Where there are several GPUs, every run has ``devices`` of them to itself. Raises ConfigError where there are too
+    few for that.
+    """
+    slots = share_gpus(visible_gpus(), workers, hardware.devices)
     todo = {run.name: run for run in runs if not is_finished(place, run)}
     count = len(todo)
     failed: dict[str, str] = {}
-    running: set[str] = set()
+    running: dict[str, tuple[str, ...]] = {}  # run -> its GPUs
 
-    def ready(free: int) -> list[PlannedRun]:
+    def ready(free: int) -> list[PlacedRun]:
         """Runs that wait for none; those whose beginning failed go to ``failed``."""
         for run in list(todo.values()):
             if run.after in failed:
                 failed[run.name] = f"{run.after} failed"
                 del todo[run.name]
         found = [run for run in todo.values() if run.after not in todo and run.after not in running][:free]
+        placed = []
         for run in found:
-            running.add(todo.pop(run.name).name)
-        return found
+            running[run.name] = slots.pop()
+            placed.append(PlacedRun(todo.pop(run.name), hardware._replace(gpus=running[run.name])))
+        return placed
 
     processes = max(1, min(workers, count))
     threads = max(1, cores() // processes)
     with closing(run_apart(partial(make_run, place), ready, processes, threads)) as outcomes:
         for outcome in outcomes:
-            name = outcome.item.name
-            running.remove(name)
+            name = outcome.item.run.name
+            slots.append(running.pop(name))
             if outcome.error is not None:
                 fix = " Give fewer --jobs." if isinstance(outcome.error, KilledError) else ""
                 failed[name] = f"{outcome.error}{fix} (see {place.folder(name) / LOG})"
@@ -175,18 +195,44 @@ def make_runs(
     return failed
 
 
-def make_run(place: StudyFolder, run: PlannedRun) -> str:
+def visible_gpus() -> list[str]:
+    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return named or [str(k) for k in range(torch.cuda.device_count())]
+
+
+def share_gpus(gpus: Sequence[str], jobs: int, devices: int) -> list[tuple[str, ...]]:
+    """GPUs of each of ``jobs`` runs at a time; empty where there is one GPU or none, which all use.
+
+    Runs of one device share GPUs where there are more runs than GPUs. Raises ConfigError where several are asked for
+    and are not there.
+    """
+    if len(gpus) < 2:
+        return [()] * jobs
+    if devices > 1 and jobs * devices > len(gpus):
+        text = f"--jobs {jobs} --devices {devices}: this machine has {len(gpus)} GPUs."
+        raise ConfigError(f"{text} Give fewer, so that every run has its own.")
+    return [tuple(gpus[(k * devices + d) % len(gpus)] for d in range(devices)) for k in range(jobs)]
+
+
+def make_run(place: StudyFolder, placed: PlacedRun) -> str:
     """Make one run, or continue it; say how long it took. What it says goes to its log.
 
     Raises Pri3DError with the reason, of whatever kind, where it fails.
     """
     began = time.perf_counter()
+    run, hardware = placed.run, placed.hardware.of_run(settings_of(place, placed.run))
+    if hardware.gpus:  # this process is the run's own, and has not looked at a GPU yet
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(hardware.gpus[: hardware.devices])
     folder = place.folder(run.name)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECORD, requested_options(run))
     with (folder / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         try:
-            call(place, run)
+            if hardware.devices * hardware.nodes > 1:
+                launch(place, run, hardware, log)
+            else:
+                call(place, run, hardware)
         except Pri3DError:
             traceback.print_exc()
             raise
@@ -196,10 +242,50 @@ def make_run(place: StudyFolder, run: PlannedRun) -> str:
     return f"{(time.perf_counter() - began) / 60:.1f} min"
 
 
-def call(place: StudyFolder, run: PlannedRun) -> None:
+def launch(place: StudyFolder, run: PlannedRun, hardware: RunHardware, log: IO[str]) -> None:
+    """Make a run with several processes, started by torchrun, on several machines by srun before it.
+
+    Raises Pri3DError with its last line where it fails, ConfigError for several machines without Slurm.
+    """
+    words = command(place, run, hardware)[1:]
+    words += ["--resume"] if RunPaths(place.folder(run.name)).config.exists() else []
+    start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={hardware.devices}"]
+    if hardware.nodes > 1:
+        if shutil.which("srun") is None:
+            raise ConfigError(f"--nodes {hardware.nodes}: several machines need Slurm, whose srun is not here.")
+        job = int(os.environ.get("SLURM_JOB_ID", "0"))
+        meeting = f"{os.environ.get('SLURMD_NODENAME') or socket.gethostname()}:{29500 + job % 1000}"
+        start = ["srun", f"--nodes={hardware.nodes}", "--ntasks-per-node=1", *start, f"--nnodes={hardware.nodes}"]
+        start += ["--rdzv-backend=c10d", f"--rdzv-endpoint={meeting}", f"--rdzv-id=pri3d-{job}"]
+    else:
+        start += ["--standalone"]
+    threads = max(1, torch.get_num_threads() // hardware.devices)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    log.flush()
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        process.terminate()
+
+    with subprocess.Popen(
+        [*start, "-m", "--", "pri3d", *words], stdout=log, stderr=subprocess.STDOUT, env=environment
+    ) as process:
+        before = signal.signal(signal.SIGTERM, end)
+        try:
+            code = process.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            process.terminate()
+    if code:
+        said = Path(log.name).read_text(encoding="utf-8").splitlines()
+        reasons = [line for line in said if re.match(r"(pri3d: )?[Ee]rror", line.strip())]
+        raise Pri3DError(f"ended with code {code}: {(reasons or said or ['nothing was said'])[-1].strip()}")
+
+
+def call(place: StudyFolder, run: PlannedRun, hardware: RunHardware = RunHardware()) -> None:  # noqa: B008 (frozen)
     """Call the run's verb, to continue where its folder holds a part of it. Raises as the verb does."""
     folder = place.folder(run.name)
     options: dict[str, Any] = {**in_groups(run), "run": folder, "resume": RunPaths(folder).config.exists()}
+    options |= _of_call(hardware)
     stores = [place.store(part) for part in run.parts]
     if run.verb == "pretrain":
         _name_images(place, options)
@@ -210,6 +296,15 @@ def call(place: StudyFolder, run: PlannedRun) -> None:
         options["val"] = stores[1] if len(stores) > 1 else None
         options["label_map"] = options.pop("labels", None)
         finetune(task, data, **gathered("tasks", FinetuneOptions, options))
+
+
+def _of_call(hardware: RunHardware) -> dict[str, Any]:
+    """Options of a verb that say how the machine is used."""
+    minutes = hardware.checkpoint_minutes
+    return {
+        **({} if hardware.workers is None else {"workers": hardware.workers}),
+        **({} if minutes is None else {"checkpoint": {"minutes": minutes}}),
+    }
 
 
 def in_groups(run: PlannedRun) -> dict[str, Any]:
@@ -239,10 +334,10 @@ def settings_of(place: StudyFolder, run: PlannedRun) -> TrainSettings:
     found = resolve_finetuning(task, preset, settings)
     if epochs is None:
         return found
-    return dataclasses.replace(found, steps=max(1, math.ceil(epochs * _images(place, run) / found.batch)))
+    return dataclasses.replace(found, steps=max(1, math.ceil(epochs * count_images(place, run) / found.batch)))
 
 
-def _images(place: StudyFolder, run: PlannedRun) -> int:
+def count_images(place: StudyFolder, run: PlannedRun) -> int:
     """Labelled images that a fine-tuning trains on: those of the folder where it is there, else what the study says."""
     part = run.parts[0]
     stated, fraction = place.study.settings["parts"][part], float(run.options["fraction"])
@@ -254,9 +349,9 @@ def _images(place: StudyFolder, run: PlannedRun) -> int:
         return round(fraction * int(count))
 
 
-def command(place: StudyFolder, run: PlannedRun) -> str:
-    """The run as a command to type, quoted for the shell."""
-    options = in_groups(run)
+def command(place: StudyFolder, run: PlannedRun, hardware: RunHardware = RunHardware()) -> list[str]:  # noqa: B008
+    """The run as the words of a command."""
+    options = {**in_groups(run), **_of_call(hardware)}
     words = ["pri3d", run.verb]
     words += [options.pop("task")] if run.verb == "finetune" else []
     words.append(str(place.store(run.parts[0])))
@@ -267,7 +362,7 @@ def command(place: StudyFolder, run: PlannedRun) -> str:
         options["label_map"] = options.pop("labels")
     for way, value in leaves(options):
         words += [f"--{'.'.join(way).replace('_', '-')}", str(value)]
-    return shlex.join([*words, "--run", str(place.folder(run.name))])
+    return [*words, "--run", str(place.folder(run.name))]
 
 
 def _name_images(place: StudyFolder, options: dict[str, Any]) -> None:
@@ -279,150 +374,3 @@ def _name_images(place: StudyFolder, options: dict[str, Any]) -> None:
 def requested_options(run: PlannedRun) -> dict[str, Any]:
     """What ``reproduce.json`` says of a run."""
     return {"verb": run.verb, "after": run.after, "parts": list(run.parts), **run.options}
-
-
-class RunCost(NamedTuple):
-    """What a run takes, alone on the machine."""
-
-    minutes: float
-    gigabytes: float  #: of the GPU where there is one, else of the machine
-    source: str  #: what says so
-
-    def words(self) -> tuple[str, str, str]:
-        """Cells of a table."""
-        return f"{self.minutes:,.1f}", f"{self.gigabytes:.1f}", self.source
-
-
-def estimate(place: StudyFolder, runs: Sequence[PlannedRun]) -> dict[str, RunCost]:
-    """Run name -> cost. Kinds of runs of which none has finished are tried in a temporary folder.
-
-    Raises ConfigError as the verbs do.
-    """
-    by_kind: dict[tuple[str, ...], list[PlannedRun]] = {}
-    for run in runs:
-        kind = (run.verb, *(str(run.options.get(key)) for key in _KIND_OPTIONS))
-        by_kind.setdefault(kind, []).append(run)
-    found: dict[tuple[str, ...], RunCost] = {}
-    for kind, some in by_kind.items():
-        done = [run for run in some if is_finished(place, run)]
-        if done:
-            paths = RunPaths(place.folder(done[0].name))
-            found[kind] = RunCost(paths.minutes(), _gigabytes(paths), "a run like it")
-    unknown = {kind: some[0] for kind, some in by_kind.items() if kind not in found}
-    if unknown:
-        settings = place.study.settings  # a trial is made on one rendered room, in the sizes of the study
-        trial_study = place.study._replace(settings={**settings, "parts": {_ROOM: {}}})
-        with TemporaryDirectory() as folder:
-            trial = StudyFolder(Path(folder), trial_study)
-            recording = trial.recording(_ROOM)
-            with (trial.root / LOG).open("w") as log, redirect_stdout(log), redirect_stderr(log):
-                size = settings["prepare"].get("size", "320x240")
-                rooms(recording, rooms=1, frames=_ROOM_FRAMES, size=size, processes=1)
-                prepare([recording], trial.store(_ROOM), processes=1, **settings["prepare"])
-            for kind, run in track(unknown.items(), "trying"):
-                found[kind] = _run_trial(trial, run, place)
-    return {run.name: found[kind] for kind, some in by_kind.items() for run in some}
-
-
-def _run_trial(place: StudyFolder, run: PlannedRun, full_place: StudyFolder) -> RunCost:
-    """Make a few passes in a process of its own, whose memory is the run's."""
-    full = settings_of(full_place, run)
-    most = _TRIAL_BATCH if torch.cuda.is_available() or place.study.size == "small" else 2
-    batch = min(full.micro_batch, most)
-    options: dict[str, Any] = {**run.options, "steps": _PASSES, "batch": batch, "micro_batch": batch}
-    if run.verb == "pretrain":
-        options |= {"weights": "scratch", "holdout": 0.0, "eval_every": 0}
-        if options.pop("images", None):
-            options["mix"] = "frames"
-    else:
-        options |= {"weights": "scratch", "fraction": 1.0, "eval_every": _PASSES, "labels": None}
-        options.pop("epochs", None)
-    tried = PlannedRun(f"trial/{run.name}", run.verb, options, (_ROOM,) if run.verb == "pretrain" else (_ROOM, _ROOM))
-    try:
-        for outcome in run_in_processes(partial(make_run, place), [tried], 1):
-            outcome.result()
-    except KilledError as error:
-        raise ConfigError(
-            f"{run.name}: its trial with {batch} samples was killed, as systems do when memory runs out. Ask for the "
-            "estimate on a machine with more."
-        ) from error
-    paths = RunPaths(place.folder(tried.name))
-    timed = read_metrics(paths.metrics)[-3:-1]
-    before, after = (row["step"] * batch / row["samples_per_s"] for row in timed)  # seconds since the start
-    minutes = (after - before) * full.steps * full.batch / batch / 60
-    return RunCost(minutes, _gigabytes(paths), f"{_PASSES} passes, tried now")
-
-
-def _gigabytes(paths: RunPaths) -> float:
-    return max(row["memory_mb"] for row in read_metrics(paths.metrics)) / 1000
-
-
-class ExperimentPlan(NamedTuple):
-    """An experiment, its runs and where they lie."""
-
-    place: StudyFolder
-    experiment: Experiment
-    matrix: Matrix
-
-
-def show_plan(plan: ExperimentPlan, jobs: int) -> None:
-    """Print every run with its group, its state and what it will take, the commands, and the whole.
-
-    Raises ConfigError where a folder holds a run of other options.
-    """
-    place, matrix = plan.place, plan.matrix
-    console = Terminal()
-    if not console.is_terminal:
-        console = Terminal(width=_TABLE_WIDTH)
-    table = Table(title=plan.experiment.title)
-    for column in ("group", "run", "state", "minutes", "GB", "from"):
-        table.add_column(column, justify="right" if column in ("group", "minutes", "GB") else "left", overflow="fold")
-    costs = estimate(place, matrix.runs)
-    todo = []
-    for number, runs in enumerate(groups(matrix)):
-        for run in runs:
-            finished, cost = is_finished(place, run), costs[run.name]
-            todo += [] if finished else [(run, cost)]
-            state = "finished" if finished else "begun" if place.folder(run.name).exists() else "to do"
-            table.add_row(str(number), run.name, state, *cost.words())
-    console.print(table)
-    for run, _ in todo:
-        console.print(command(place, run), soft_wrap=True, highlight=False)
-    for row, why in matrix.left_out.items():
-        console.print(f"left out: {row}: {why}", soft_wrap=True, highlight=False)
-    hours = sum(cost.minutes for _, cost in todo) / 60
-    gigabytes = max((cost.gigabytes for _, cost in todo), default=0.0)
-    at_once = min(jobs, len(todo)) or 1
-    console.print(
-        f"{len(todo)} runs to do: about {hours:.1f} hours one after the other, {hours / at_once:.1f} with "
-        f"--jobs {jobs}; {gigabytes * at_once:.1f} GB at most",
-        soft_wrap=True,
-        highlight=False,
-    )
-
-
-def write_slurm_script(path: Path, plan: ExperimentPlan, options: Sequence[str]) -> Path:
-    """Write a bash script that submits three jobs: data, an array with one task a group, the table.
-
-    ``options``: the words after ``pri3d reproduce`` that say what the work is. Raises ConfigError where it has no runs.
-    """
-    parts = groups(plan.matrix)
-    if not parts:
-        raise ConfigError(f"--slurm: {plan.experiment.name} has no runs; make it without.")
-    words = ["pri3d", "reproduce", *options]
-
-    def quoted(only: str) -> str:
-        # The number of the task is for the node's shell to put in.
-        return shlex.quote(f"{shlex.join(words)} --only {only}")
-
-    text = _SLURM_SCRIPT.format(
-        title=plan.experiment.title,
-        runs=len(plan.matrix.runs),
-        groups=len(parts),
-        last=len(parts) - 1,
-        logs=shlex.quote(str(plan.place.root / "slurm")),
-        data=quoted("data"),
-        group=quoted("$SLURM_ARRAY_TASK_ID"),
-        table=quoted("table"),
-    )
-    return write_atomic(path, text.encode())

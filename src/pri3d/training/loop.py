@@ -125,12 +125,15 @@ def fit(
     if watch is not None and watch.from_start and done == 0:
         watch.look(fabric, module, 0, settings.micro_batch)  # before the clock of the steps begins
     recorder = Recorder(fabric, run, settings, done, options)
+    shared = SharedStatistics(module) if launch.world > 1 else None
 
     fewer = f"Take fewer --workers than {options.workers}, or a machine with more memory; --resume continues."
     with on_stop(recorder.interrupt), closing(recorder), name_killed_loaders(fewer):
         batches = iter(loader)
         while module.step < settings.steps and not (watch and watch.stopped):
             optimizer.zero_grad()
+            if shared is not None:
+                shared.begin_step()
             for k in range(passes):
                 with recorder.waiting():
                     batch = fabric.to_device(next(batches))
@@ -141,12 +144,16 @@ def fit(
                     loss, log = model(batch)
                     fabric.backward(loss / passes)
                 recorder.add_pass(module.step + 1, batch.names, loss.detach(), log, passes)
+                if shared is not None:
+                    shared.add_pass((passes - k) * launch.world - launch.rank - 1)
             fabric.strategy.precision.unscale_gradients(optimizer)  # fp16's, whose norm could not be told otherwise
             recorder.add("grad_norm", norm_of([p.grad for p in module.parameters() if p.grad is not None]))
             fabric.strategy.optimizer_step(optimizer)
             schedule.step()
             module.step += 1
             module.after_step()
+            if shared is not None:
+                shared.end_step(fabric)
 
             step, last = module.step, module.step == settings.steps
             measuring = watch is not None and (step % watch.every == 0 or last)
@@ -184,6 +191,74 @@ def synchronised(network: N, settings: TrainSettings, launch: Launch) -> N:
         return network
     converted: N = convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     return converted
+
+
+class SharedStatistics:
+    """Running statistics of batch norms as one process would have them that makes all passes of a step by itself.
+
+    A norm moves its statistics r to (1 - m) r + m s with the statistics s of each pass. So after the P passes of a step
+    they are (1 - m)^P r + sum over passes p of (1 - m)^(P - 1 - p) m s_p, a sum that the processes share: each adds up
+    its own passes, and one exchange a step gives every process the whole. A norm that is called several times a pass
+    counts each. Synchronised norms have seen all processes and are left alone, frozen ones do not move.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.norms = [
+            norm
+            for norm in module.modules()
+            if isinstance(norm, nn.modules.batchnorm._BatchNorm)
+            and not isinstance(norm, nn.SyncBatchNorm)
+            and norm.running_mean is not None
+        ]
+        self._of: Tensor | None = None  # the norm that each number of the joined statistics belongs to
+
+    def _buffers(self) -> list[Tensor]:
+        return [b for norm in self.norms for b in (norm.running_mean, norm.running_var) if b is not None]
+
+    @torch.no_grad()
+    def _read(self) -> tuple[Tensor, Tensor]:
+        """All statistics joined, and how often each norm was called."""
+        calls = torch.stack([norm.num_batches_tracked for norm in self.norms if norm.num_batches_tracked is not None])
+        return torch.cat(self._buffers()), calls.float()
+
+    def begin_step(self) -> None:
+        """Remember where the statistics stand."""
+        if not self.norms:
+            return
+        self._old = self._before = self._read()
+        if self._of is None:
+            sizes = torch.tensor([2 * norm.num_features for norm in self.norms])
+            self._of = torch.arange(len(sizes)).repeat_interleave(sizes).to(self._old[0].device)
+        self._sum = torch.zeros_like(self._old[0])
+
+    @torch.no_grad()
+    def add_pass(self, later: int) -> None:
+        """Count a pass of this process; ``later`` passes of the step, of all processes, come after it."""
+        if not self.norms:
+            return
+        after, calls = self._read()
+        kept = self._kept() ** (calls - self._before[1])  # of what was there before the pass
+        self._sum += (kept**later)[self._of] * (after - kept[self._of] * self._before[0])
+        self._before = after, calls
+
+    @torch.no_grad()
+    def end_step(self, fabric: Fabric) -> None:
+        """Exchange the sums, and give every process the statistics of all passes."""
+        if not self.norms:
+            return
+        old, calls = self._old
+        both = fabric.all_reduce(torch.cat((self._sum, self._before[1] - calls)), reduce_op="sum")
+        total, counts = both.split([len(old), len(calls)])  # type: ignore[union-attr]
+        new = (self._kept() ** counts)[self._of] * old + total
+        buffers = self._buffers()
+        torch._foreach_copy_(buffers, list(new.split([len(buffer) for buffer in buffers])))
+        for norm, count in zip(self.norms, (calls + counts).long().unbind(), strict=True):
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.copy_(count)
+
+    def _kept(self) -> Tensor:
+        """1 - m of each norm."""
+        return torch.tensor([1 - (norm.momentum or 0.0) for norm in self.norms]).to(self._old[0].device)
 
 
 class Autocast(MixedPrecision):
