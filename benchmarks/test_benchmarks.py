@@ -108,6 +108,14 @@ def test_share_waited_weighs_steps_by_their_time() -> None:
     assert loading.share_waited(rows, skip=1) == pytest.approx((0.5 * 1 + 0.1 * 3) / 4)
 
 
+def test_scans_are_compared(capfd: pytest.CaptureFixture[str]) -> None:
+    """A store of eight scans that are two rooms, and its pairs."""
+    loading.compare_scans((2, 8), pairs=80, count=3, rounds=1, **{**TINY.store, "voxel": 0.08})
+    said = capfd.readouterr().out
+    assert "8 scans:" in said
+    assert "MB of its own" in said
+
+
 def test_loading_runs(tmp_path: Path, tiny_store: Path) -> None:
     flags = {"size": "64x48", "batch": 2, "micro_batch": 2, "contrast": {"points": 64}}
     flags |= {"matching": {"distance": 0.1}, "geometry": {"voxel": 0.32}}

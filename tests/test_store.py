@@ -103,6 +103,13 @@ def test_round_trip(root: Path) -> None:
     np.testing.assert_array_equal(surface.cells, CELLS.cells)
     np.testing.assert_array_equal(surface.color, CELLS.color)
     assert surface.size == 0.02
+    for _ in ("as it is written", "compressed, as older versions wrote it"):
+        mapped = scene.surface_map()
+        np.testing.assert_array_equal(mapped.cells, CELLS.cells)
+        np.testing.assert_array_equal(mapped.color, CELLS.color)
+        file = scene.path / "surface.npz"
+        with np.load(file) as arrays:
+            np.savez_compressed(file, **arrays)
     table = store.pairs()
     assert table.scene.tolist() == ["a", "a", "b", "b"]
     assert table.angle.tolist() == [0.75, 1.5, 0.75, 1.5]

@@ -88,10 +88,11 @@ def read_table(table: PairTable) -> None:
 
 
 def read_surface(root: Path) -> None:
-    found = SceneStore(root / "scenes" / "a").surface()
-    assert found.cells.shape[1:] == (3,)
-    assert 0 < found.size < np.inf
-    assert found.color is None or found.color.shape == found.cells.shape
+    scene = SceneStore(root / "scenes" / "a")
+    for found in (scene.surface(), scene.surface_map()):
+        assert found.cells.shape[1:] == (3,)
+        assert 0 < found.size < np.inf
+        assert found.color is None or found.color.shape == found.cells.shape
 
 
 def read_manifest(root: Path) -> None:

@@ -6,7 +6,8 @@
     OUT/scenes/ID/frames.npz        names, poses, intrinsics, validity and reasons of rejection
     OUT/scenes/ID/frames.zip        color/*.jpg, depth/*.png (16-bit mm), label/*.png, instance/*.png; not compressed
     OUT/scenes/ID/pairs.npz         this scene's pairs
-    OUT/scenes/ID/surface.npz       cells of the voxelised surface, sorted, and their colour where there is one
+    OUT/scenes/ID/surface.npz       cells of the voxelised surface, sorted, and their colour where there is one; not
+                                    compressed, so that training reads the part that a camera sees
 
 The settings stand once, in the manifest: all scenes of a store are made with the same.
 Everything is written to a temporary name (:func:`pri3d.files.atomic.temporary`) and renamed: a killed run leaves
@@ -158,8 +159,18 @@ class SceneStore:
 
     def surface(self) -> Voxels:
         """Occupied cells of the whole scene, possibly none; read anew by each call. Raises DataError."""
+        return self._surface(mapped=False)
+
+    def surface_map(self) -> Voxels:
+        """As :meth:`surface`, mapped into memory: of a large scene only what is looked at is read, and nothing is kept.
+
+        Its content is not verified; stores that were written compressed are read whole. Raises DataError.
+        """
+        return self._surface(mapped=True)
+
+    def _surface(self, mapped: bool) -> Voxels:
         path = self.path / "surface.npz"
-        data = read_arrays(path, _SURFACE, _again(path), optional=("color",))
+        data = read_arrays(path, _SURFACE, _again(path), optional=("color",), mapped=mapped)
         size = float(data["size"])
         if not 0 < size < np.inf:
             raise DataError(f"{path}: damaged: cells of {size} m. {_again(path)}")
@@ -305,7 +316,7 @@ class SceneWriter:
         np.savez(self.path / "frames.npz", **table)
         np.savez_compressed(self.path / "pairs.npz", **pairs._asdict())
         cells: dict[str, Any] = {name: value for name, value in surface._asdict().items() if value is not None}
-        np.savez_compressed(self.path / "surface.npz", **cells)
+        np.savez(self.path / "surface.npz", **cells)  # not compressed: training maps it and reads parts
         files = [self.path / name for name in _SCENE_FILES]
         digest = hashlib.sha256()
         for file in files:

@@ -230,3 +230,24 @@ def test_a_loader_process_gives_the_same_batches(rooms_store: Path) -> None:
         for name, a, b in zip(here._fields, here, there, strict=True):
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, name
         assert (len(here.voxel_cells) == 0) == (voxel == 0)
+
+
+def test_chunks_are_cropped_to_a_bound(rooms_store: Path) -> None:
+    """Nothing changes where they fit; else the largest lose what is farthest from their cameras."""
+    dataset = pairs(rooms_store, voxel=0.08)
+    items = [dataset[Draw(0, k)] for k in range(3)]
+    sizes = [len(chunk.cells) for item in items for chunk in item.chunks]
+    whole = collate(items)
+    assert torch.equal(collate(items, most=sum(sizes)).voxel_cells, whole.voxel_cells)
+    most = 6 * min(sizes) + 3 * (max(sizes) - min(sizes))
+    with pytest.warns(UserWarning, match="nearest to their cameras"):
+        cut = collate(items, most=most)
+    counts = torch.bincount(cut.voxel_cells[:, 0].long(), minlength=6).tolist()
+    limit = max(counts)
+    assert counts == [min(size, limit) for size in sizes]
+    assert most - 6 < sum(counts) <= most
+    number = sizes.index(max(sizes))
+    before, after = (batch.voxel_cells[batch.voxel_cells[:, 0] == number, 1:] for batch in (whole, cut))
+    eye = whole.world_from_camera.flatten(0, 1)[number, :3, 3]
+    near, every = (((cells + 0.5) * whole.voxel_size - eye).norm(dim=1) for cells in (after, before))
+    assert near.max() <= every.sort().values[limit - 1] + 1e-5

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from pri3d.errors import ConfigError
+from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.matching import Matches, cell_pixels, cell_points, choose, match_pixels, match_voxels, voxel_keys
 from pri3d.geometry.pose import transform
 from pri3d.geometry.voxels import coarsen, crop, frustum_box
@@ -250,6 +250,13 @@ def test_crop_and_coarsen_equal_brute_force(seed: int, factor: int) -> None:
     coarse = coarsen(voxels, 0.02 * factor)
     assert {tuple(c) for c in coarse.cells.tolist()} == {tuple(np.floor(c / factor).astype(int)) for c in cells}
     assert (np.diff(voxel_keys(torch.from_numpy(np.pad(coarse.cells, ((0, 0), (1, 0))))).numpy()) > 0).all()
+
+
+def test_cells_out_of_order_are_no_surface() -> None:
+    """A mapped file is not verified: a damaged one must not give a chunk of somewhere else."""
+    cells = np.array([(0, 0, 0), (9, 0, 0), (1, 0, 0), (2, 0, 0)], np.int32)
+    with pytest.raises(DataError, match="not in their order"):
+        crop(Voxels(cells, 1.0), np.zeros(3), np.full(3, 2.5))
 
 
 def test_coarsen_refuses_other_sizes() -> None:

@@ -116,3 +116,27 @@ def test_errors_name_the_cause():
         build_resunet3d("50")
     with pytest.raises(ConfigError, match="even number"):
         ResUNet3d(blocks=(1, 1, 1), planes=(8, 8, 8))
+
+
+def test_recomputed_features_have_the_same_gradients_in_less_memory() -> None:
+    rng = torch.Generator().manual_seed(0)
+    cells = torch.unique(torch.randint(0, 12, (600, 3), generator=rng), dim=0)
+    coords = torch.nn.functional.pad(cells, (1, 0))
+    kept, gradients = [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        net = build_resunet3d("14A", recompute=recompute)
+        saved: list[int] = []
+
+        def keep(x: torch.Tensor, saved: list[int] = saved) -> torch.Tensor:
+            saved.append(x.numel())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            result = net(coords, torch.ones(len(coords), 1))
+        kept.append(sum(saved))
+        result.square().mean().backward()
+        gradients.append([p.grad for p in net.parameters()])
+    for plain, again in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, again)
+    assert kept[1] < kept[0] / 2

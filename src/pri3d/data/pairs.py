@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -128,7 +129,7 @@ class PairDataset(Dataset[PairItem]):
         self.rows, self.size, self.seed, self.recipe = rows, size, seed, recipe
         self.voxel, self.chunks, self.interpolation = voxel, chunks, interpolation
         self.views, self.crop, self.clean = views, crop, clean
-        self._surfaces: dict[str, Voxels] = {}  # of the last used scenes, in the wanted size
+        self._surfaces: dict[str, Voxels] = {}  # of the last used scenes, where they are coarser than the stored ones
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -179,7 +180,14 @@ class PairDataset(Dataset[PairItem]):
     def _surface(self, scene_id: str) -> Voxels:
         if not self.voxel:
             return Voxels(np.empty((0, 3), np.int32), 1.0)
-        return remember(self._surfaces, scene_id, lambda: coarsen(self.store.scene(scene_id).surface(), self.voxel))
+        if scene_id in self._surfaces:
+            found = self._surfaces[scene_id]
+        else:
+            mapped = self.store.scene(scene_id).surface_map()
+            found = coarsen(mapped, self.voxel)
+            if found is mapped:  # not kept: of a thousand scenes a pair seldom finds its own in a cache
+                return mapped
+        return remember(self._surfaces, scene_id, lambda: found)
 
 
 class MixedPairs(Dataset[PairItem]):
@@ -200,9 +208,15 @@ class MixedPairs(Dataset[PairItem]):
         return item._replace(name=f"{part.store.path.name}/{item.name}")
 
 
-def collate(items: list[PairItem]) -> PairBatch:
-    """Stack pairs; the ragged chunks become one list of rows that begin with the chunk's number."""
+def collate(items: list[PairItem], most: int | None = None) -> PairBatch:
+    """Stack pairs; the ragged chunks become one list of rows that begin with the chunk's number.
+
+    Of more than ``most`` voxels the largest chunks are cropped to a common size, to what is nearest to their cameras.
+    """
     chunks = [chunk for item in items for chunk in item.chunks]
+    if most is not None and sum(len(chunk.cells) for chunk in chunks) > most:
+        eyes = [pose[:3, 3].numpy() for item in items for pose in item.world_from_camera[: len(item.chunks)]]
+        chunks = crop_to(chunks, eyes, most)
     ends = list(accumulate(len(chunk.cells) for chunk in chunks))
     cells, colors = _empty((ends[-1], 4), torch.int32), _empty((ends[-1], 3), torch.uint8)
     for number, (chunk, end) in enumerate(zip(chunks, ends, strict=True)):
@@ -223,6 +237,34 @@ def collate(items: list[PairItem]) -> PairBatch:
         crops=_shares([item.crops for item in items]),
         clean=_shares([item.clean for item in items]),
     )
+
+
+def crop_to(chunks: Sequence[Voxels], eyes: Sequence[NDArray[np.float32]], most: int) -> list[Voxels]:
+    """Chunks of ``most`` voxels in all; ``eyes`` are their cameras' centres (3,) m. Small ones stay as they are.
+
+    Of every larger one as many are kept, those nearest to the eye, in their order.
+    """
+    warnings.warn(
+        f"chunks of a pass hold more than {most:,} voxels and are cropped to what is nearest to their cameras; lower "
+        "--micro-batch, or raise --geometry.max-voxels where the memory allows it",
+        stacklevel=2,
+    )
+    sizes = sorted(len(chunk.cells) for chunk in chunks)
+    left, limit = most, 0
+    for place, size in enumerate(sizes):  # what the smaller ones leave is shared by the larger ones
+        limit = left // (len(sizes) - place)
+        if size > limit:
+            break
+        left -= size
+    kept = []
+    for chunk, eye in zip(chunks, eyes, strict=True):
+        if len(chunk.cells) <= limit:
+            kept.append(chunk)
+            continue
+        away = np.square((chunk.cells + 0.5) * chunk.size - eye).sum(axis=1)
+        rows = np.sort(np.argpartition(away, limit)[:limit])
+        kept.append(Voxels(chunk.cells[rows], chunk.size, None if chunk.color is None else chunk.color[rows]))
+    return kept
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

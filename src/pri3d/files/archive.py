@@ -104,9 +104,12 @@ def encode(pixels: NDArray[np.uint8] | NDArray[np.uint16], form: str) -> bytes:
 
 
 def read_arrays(
-    path: Path, columns: Mapping[str, Column], remedy: str, optional: Sequence[str] = ()
+    path: Path, columns: Mapping[str, Column], remedy: str, optional: Sequence[str] = (), mapped: bool = False
 ) -> dict[str, NDArray[Any]]:
     """Arrays of an .npz file: those of ``columns``, of which ``optional`` ones may be missing.
+
+    With ``mapped`` entries that are not compressed are mapped into memory, read-only: what is not looked at is not
+    read, and no checksum is verified; the headers are, all the same.
 
     ``remedy`` ends the message of every error. Raises DataError where the file is missing or damaged, lacks one, or
     one has other values or another shape than its column's, or columns differ in their rows.
@@ -116,7 +119,7 @@ def read_arrays(
         with zipfile.ZipFile(path) as archive:
             found = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             wanted = [name for name in columns if name in found or name not in optional]
-            arrays = {name: _array(archive, found[name], length) for name in wanted}
+            arrays = {name: _array(archive, found[name], length, path if mapped else None) for name in wanted}
         rows = set()
         for name, array in arrays.items():
             kind, shape = columns[name]
@@ -131,10 +134,11 @@ def read_arrays(
     return arrays
 
 
-def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, length: int) -> NDArray[Any]:
-    """Array of an .npy entry. Raises ValueError where it is not exactly what its headers say.
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, length: int, path: Path | None) -> NDArray[Any]:
+    """Array of an .npy entry, mapped where ``path`` is that of the archive. Raises ValueError.
 
-    ``length`` is the archive's in bytes. Both headers are compared before anything is inflated.
+    It does so where the entry is not exactly what its headers say; ``length`` is the archive's in bytes. Both headers
+    are compared before anything is inflated.
     """
     most = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _DEFLATED}.get(info.compress_type, 0)
     if not (0 <= info.compress_size <= length and 0 <= info.file_size <= most * info.compress_size):
@@ -146,6 +150,15 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, length: int) -> NDAr
         count, rest = math.prod(shape), info.file_size - stream.tell()
         if dtype.hasobject or not dtype.isnative or min(shape, default=0) < 0 or count * dtype.itemsize != rest:
             raise ValueError(f"{dtype} of shape {shape} in {rest} bytes")
+        if path is not None and count and info.compress_type == zipfile.ZIP_STORED and not fortran:
+            with path.open("rb") as file:
+                file.seek(info.header_offset)
+                header = file.read(_LOCAL_HEADER)
+            names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
+            start = info.header_offset + _LOCAL_HEADER + names + stream.tell()
+            if len(header) < _LOCAL_HEADER or start + rest > length:
+                raise ValueError(f"{info.filename} reaches beyond the end of the file")
+            return np.asarray(np.memmap(path, dtype, "r", start, shape))
         array = np.frombuffer(stream.read(), dtype, count)
     if dtype.kind == "U" and array.view(np.uint32).max(initial=0) > _LAST_CODE_POINT:
         raise ValueError("text that is none")

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from pri3d.errors import ConfigError
+from pri3d.errors import ConfigError, DataError
 from pri3d.types import Voxels
 
 
@@ -34,33 +34,38 @@ def crop(
 ) -> Voxels:
     """Voxels whose cells touch the world box [lower, upper] (3,) m; the order stays.
 
-    The cells are counted from the cell ``origin`` (3,), where one is given.
+    The cells are sorted: of a large set only those between the box's sides along x are looked at. They are counted from
+    the cell ``origin`` (3,), where one is given. Raises DataError where they are found to be not sorted.
     """
     low = np.floor(lower / voxels.size).astype(np.int64)
     high = np.floor(upper / voxels.size).astype(np.int64)
     start = np.zeros(3, np.int64) if origin is None else origin
-    rows, cells = _inside(voxels.cells, low, high, start)
+    rows, cells, sorted_cells = _inside(voxels.cells, low, high, start)
+    if not sorted_cells:
+        raise DataError("the cells of a surface are not in their order: its file is damaged. Prepare the scene anew.")
     return Voxels(cells, voxels.size, None if voxels.color is None else voxels.color.take(rows, axis=0))
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _inside(
     cells: NDArray[np.int32], low: NDArray[np.int64], high: NDArray[np.int64], origin: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """Rows of the sorted cells (V, 3) in [low, high], and those cells counted from ``origin``."""
+) -> tuple[NDArray[np.int64], NDArray[np.int32], bool]:
+    """Rows of the sorted cells (V, 3) in [low, high], those cells from ``origin`` on, and whether they are sorted."""
     start, end = _first(cells, low[0]), _first(cells, high[0] + 1)
     rows = np.empty(end - start, np.int64)
     kept = np.empty((end - start, 3), np.int32)
     count = 0
     for row in range(start, end):
-        y, z = cells[row, 1], cells[row, 2]
+        x, y, z = cells[row, 0], cells[row, 1], cells[row, 2]
+        if not low[0] <= x <= high[0]:
+            return rows[:0], kept[:0], False
         if low[1] <= y <= high[1] and low[2] <= z <= high[2]:
             rows[count] = row
-            kept[count, 0] = cells[row, 0] - origin[0]
+            kept[count, 0] = x - origin[0]
             kept[count, 1] = y - origin[1]
             kept[count, 2] = z - origin[2]
             count += 1
-    return rows[:count], kept[:count]
+    return rows[:count], kept[:count], True
 
 
 @njit(cache=True, nogil=True, error_model="numpy")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from pri3d.errors import ConfigError, DataError
 from pri3d.networks.sparse import Down, Geometry, SubmConv, Up
@@ -48,8 +49,9 @@ class Norm(nn.BatchNorm1d):
 class ResUNet3d(nn.Module):
     """Occupied voxels with features -> one feature per voxel, in the caller's row order.
 
-    ``blocks`` and ``planes`` have one entry per stage: half of them go down a level each, half come back up. Raises
-    ConfigError where they do not pair up.
+    ``blocks`` and ``planes`` have one entry per stage: half of them go down a level each, half come back up. With
+    ``recompute`` a stage keeps what goes in alone, and the backward pass computes its features again (activation
+    checkpointing): the same gradients with less memory. Raises ConfigError where blocks and planes do not pair up.
     """
 
     def __init__(
@@ -60,8 +62,10 @@ class ResUNet3d(nn.Module):
         planes: Sequence[int] = SIZES["34C"].planes,
         stem_channels: int = 32,
         stem_kernel: int = 5,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
+        self.recompute = recompute
         if len(blocks) != len(planes) or len(blocks) % 2:
             raise ConfigError(
                 f"blocks {tuple(blocks)} and planes {tuple(planes)} need the same, even number of entries"
@@ -99,12 +103,19 @@ class ResUNet3d(nn.Module):
         x = F.relu(self.stem_norm(self.stem(feats.index_select(0, geometry.order), geometry, 0)))
         skips = [x]
         for level, stage in enumerate(self.encoder):
-            x = stage(x, geometry, level, level + 1)
+            x = self._pass(stage, x, geometry, level, level + 1)
             skips.append(x)
         for i, stage in enumerate(self.decoder):
             level = self.depth - i
-            x = stage(x, geometry, level, level - 1, skips[level - 1])
+            x = self._pass(stage, x, geometry, level, level - 1, skips[level - 1])
         return self.head(x).index_select(0, geometry.inverse)  # type: ignore[no-any-return]
+
+    def _pass(self, stage: nn.Module, *given: Any) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            recomputed: Tensor = checkpoint(stage, *given, use_reentrant=False)
+            return recomputed
+        whole: Tensor = stage(*given)
+        return whole
 
 
 class Stage(nn.Module):
@@ -147,11 +158,13 @@ class ResidualBlock3d(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
-def build_resunet3d(size: str = "34C", in_channels: int = 1, out_channels: int = 96) -> ResUNet3d:
+def build_resunet3d(
+    size: str = "34C", in_channels: int = 1, out_channels: int = 96, recompute: bool = False
+) -> ResUNet3d:
     """Build a network by size; 1 input channel is occupancy (paper), 3 are RGB 0..1.
 
     Raises ConfigError for an unknown size.
     """
     if size not in SIZES:
         raise ConfigError(f"unknown 3D network size {size!r}. Choices: {', '.join(SIZES)}.")
-    return ResUNet3d(in_channels, out_channels, *SIZES[size])
+    return ResUNet3d(in_channels, out_channels, *SIZES[size], recompute=recompute)

@@ -27,6 +27,15 @@ class GeometryOptions(Options):
         "what the 3D network sees: occupancy (a one per voxel, the paper) or color (RGB, the released code)",
         default="occupancy",
     )
+    max_voxels: int = option(
+        "voxels of a forward pass at most; larger chunks lose those farthest from their camera, with a warning. 34C "
+        "keeps 7.4 kB of each in fp32",
+        default=4_000_000,
+        least=1,
+    )
+    recompute: bool = option(
+        "compute features of the 3D network again in the backward pass instead of keeping them all", default=False
+    )
     projection: int = option("dimensions of the common space of pixels and voxels", default=64, least=1)
 
 
@@ -40,7 +49,9 @@ class GeometryObjective(PointContrast):
         self.chunks, self.voxel_input = options.chunks, options.voxel_input
         self.views = VIEWS[: options.chunks]
         width = 96  # of the 3D features, as in the released code
-        self.net3d = build_resunet3d(options.net3d, 1 if options.voxel_input == "occupancy" else 3, width)
+        self.net3d = build_resunet3d(
+            options.net3d, 1 if options.voxel_input == "occupancy" else 3, width, options.recompute
+        )
         self.project_pixels = nn.Linear(setup.channels, options.projection)
         self.project_voxels = nn.Linear(width, options.projection)
 

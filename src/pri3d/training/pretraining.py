@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -337,12 +337,14 @@ class PretrainData:
             self._pairs(portion.store, portion.train, views, derived, training=True)
             for portion, derived in zip(self.portions, self._seeds(), strict=True)
         ]
+        geometry = self.settings.own.get("geometry")
+        bounded = collate if geometry is None else partial(collate, most=geometry.max_voxels)
         if not self.several:
-            return Feed(parts[0], collate, lambda total, start: StreamSampler(len(parts[0]), total, seed, start))
+            return Feed(parts[0], bounded, lambda total, start: StreamSampler(len(parts[0]), total, seed, start))
         mixed = MixedPairs(parts)
         return Feed(
             mixed,
-            collate,
+            bounded,
             lambda total, start: BalancedSampler(mixed.sizes, self.weights, total, seed, start, batch),
         )
 
