@@ -220,7 +220,7 @@ def test_flat_names_of_version_01_mean_the_same(tmp_path: Path) -> None:
     read = dict(leaves(RunPaths(tmp_path).read_config()["settings"]))
     assert {way: read[way] for way in quick if way in read} == {way: quick[way] for way in quick if way in read}
     later = {("geometry", "projection"), *(("backbone", name) for name in ("norm", "head_lr", "delay"))}
-    later |= {("validation", "take"), ("validation", "stop")}
+    later |= {("validation", "take"), ("validation", "stop"), ("geometry", "max_voxels"), ("geometry", "recompute")}
     assert set(quick) - set(read) == later  # they could not be set then
     old = {"network": "pspnet", "size": "64x48", "decoder": "slim", "channels": 16, "head_lr": 10.0, "norm": "frozen"}
     new = {
