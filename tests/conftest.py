@@ -8,6 +8,7 @@ several processes, compilers and whole workflows, for CI.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import shutil
 import sys
@@ -37,6 +38,9 @@ TIERS = {"slow", "thorough"}  #: kept out of the quick tier
 COST = "CPU seconds"
 
 torch.set_num_threads(1)
+# Of a megabyte on, memory is given back as soon as it is free: glibc's own bound grows with what is freed, to 32 MB.
+with suppress(AttributeError):  # another C library than GNU's
+    ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
 limit_spinning()  # of processes that tests start
 # Seeded, so that a run repeats; a busy machine is no failure.
 settings.register_profile("pri3d", deadline=None, derandomize=True, database=None)
@@ -163,6 +167,7 @@ def rooms_store(built_once: Callable[[str, Callable[[Path], object]], Path]) -> 
 def give_memory_back() -> Generator[None]:
     """Return what a module's networks took to the system, where the C library keeps it otherwise."""
     yield
+    gc.collect()
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library than GNU's
             ctypes.CDLL(None).malloc_trim(0)
