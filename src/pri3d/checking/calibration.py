@@ -53,7 +53,7 @@ _CENTRE = Bounds(0.12, 0.015, 0.025, 0.03)
 BOUNDS: dict[Parameter, Bounds] = {"depth": _FACTOR, "focal": _FACTOR, "right": _CENTRE, "down": _CENTRE}
 
 
-class Estimate(NamedTuple):
+class ParameterEstimate(NamedTuple):
     """The best value of a parameter, as the error of the one stated, with its interval over the pairs."""
 
     value: float
@@ -70,14 +70,16 @@ def vary(hypothesis: Hypothesis, what: Parameter, by: float) -> Hypothesis:
     return hypothesis._replace(**{what: getattr(hypothesis, what) + by})
 
 
-def estimate_parameter(stack: Stack, pairs: NDArray[np.int64], hypothesis: Hypothesis, what: Parameter) -> Estimate:
+def estimate_parameter(
+    stack: Stack, pairs: NDArray[np.int64], hypothesis: Hypothesis, what: Parameter
+) -> ParameterEstimate:
     """Estimate a parameter from the agreement of pairs (P, 2) of frame indices beyond ``hypothesis``."""
     directed = both_directions(pairs)
     steps = np.linspace(-BOUNDS[what].reach, BOUNDS[what].reach, _STEPS)
     return _estimate(steps, [agreement_under(stack, directed, vary(hypothesis, what, float(step))) for step in steps])
 
 
-def _estimate(steps: NDArray[np.float64], found: list[NDArray[np.float64]]) -> Estimate:
+def _estimate(steps: NDArray[np.float64], found: list[NDArray[np.float64]]) -> ParameterEstimate:
     """Estimate of a parameter from the agreement of directed pairs (2 P,) at each of its steps, the middle one 0."""
     values = np.array(found)
     number = values.shape[1] // 2
@@ -85,12 +87,12 @@ def _estimate(steps: NDArray[np.float64], found: list[NDArray[np.float64]]) -> E
     curves = curves[:, np.isfinite(curves).all(axis=0)]
     number = curves.shape[1]
     if number == 0:
-        return Estimate(0.0, -np.inf, np.inf, False, 0.0)
+        return ParameterEstimate(0.0, -np.inf, np.inf, False, 0.0)
     draws = np.random.default_rng(0).multinomial(number, np.full(number, 1 / number), size=_RESAMPLED) / number
     value = float(_peaks(steps, curves.mean(axis=1)[None])[0])
     low, high = np.percentile(_peaks(steps, draws @ curves.T), _INTERVAL)
     best, plain = curves[np.abs(steps - value).argmin()], curves[len(steps) // 2]
-    return Estimate(value, float(low), float(high), is_better(plain, best, _GAIN), float(best.mean()))
+    return ParameterEstimate(value, float(low), float(high), is_better(plain, best, _GAIN), float(best.mean()))
 
 
 def move_poses(shots: Shots, stack: Stack, seconds: float) -> tuple[Stack, float]:
