@@ -152,7 +152,10 @@ def _metavar(hint: Any) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit code 0, 1 for an error that says what to do, 2 for a wrong flag, 130 after CTRL-C."""
     words = list(sys.argv[1:] if argv is None else argv)
-    _open_closed_streams()
+    # Open what the shell has closed (`>&-`): else the next file that is opened gets the number of the output.
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:  # the lowest number that is free is its own
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, closefd=False))
     try:
         if not words or words[0] in ("-h", "--help"):
             width = max(map(len, VERBS))
@@ -186,13 +189,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"interrupted; {how.get(words[0], 'the same command continues')}", file=sys.stderr)
         return 130
     return 0
-
-
-def _open_closed_streams() -> None:
-    """Open what the shell has closed (``>&-``): else the next file that is opened gets the number of the output."""
-    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
-        if getattr(sys, name) is None:  # the lowest number that is free is its own
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, closefd=False))
 
 
 def parse(verb: Verb, words: Sequence[str]) -> dict[str, Any]:

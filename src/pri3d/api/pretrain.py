@@ -145,11 +145,6 @@ class PretrainSettings(TrainSettings):
         """Whether MoCo is alone: it needs single images, and neither pairs nor the decoder."""
         return set(self.active) == {"moco"}
 
-    @property
-    def takes_best(self) -> bool:
-        """Whether the run leaves its best measured network, as far as one is measured, and not the last one."""
-        return self.validation.take == "best" or (self.validation.take == "auto" and self.weights != "scratch")
-
     def pass_size(self, world: int) -> int:
         """As stated. A pass of MoCo is that of all processes: keys are shuffled over them in groups of their own."""
         return max(1, min(self.micro_batch, self.batch // world)) if self.crops_alone else self.micro_batch

@@ -123,19 +123,15 @@ def _take(lock: Path, subject: Path, mine: Holder) -> None:
             holder = _read(claims[-1])
         else:
             if holder is not None:
-                raise ConfigError(_refusal(lock, subject, holder))
+                job = f", Slurm job {holder.job}" if holder.job else ""
+                away = "" if holder.host == host_name() else f" If {holder.host} no longer runs it, delete {lock}."
+                raise ConfigError(
+                    f"{subject}: process {holder.pid} on {holder.host}{job} has been writing there since "
+                    f"{holder.since}. Let it end, or stop it, then run the same command again.{away}"
+                )
             _remove_unwritten(lock)
         time.sleep(0.05)
     raise ConfigError(f"{subject}: cannot be locked, for other processes try the same. Let them end, or delete {lock}.")
-
-
-def _refusal(lock: Path, subject: Path, holder: Holder) -> str:
-    job = f", Slurm job {holder.job}" if holder.job else ""
-    away = "" if holder.host == host_name() else f" If {holder.host} no longer runs it, delete {lock}."
-    return (
-        f"{subject}: process {holder.pid} on {holder.host}{job} has been writing there since {holder.since}. "
-        f"Let it end, or stop it, then run the same command again.{away}"
-    )
 
 
 def _create(path: Path, mine: Holder) -> bool:

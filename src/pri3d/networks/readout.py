@@ -109,7 +109,11 @@ def fit_readout(
         begun += count
         for task, target in found.items():
             flat = target.to(order.device).reshape(count, -1, height * width)
-            drawn = torch.where(_has_target(task, flat), order, -1.0).topk(min(each, height * width), dim=1)
+            if task == "normals":
+                targeted = flat.square().sum(dim=1) > 0.5  # pixels that have a target (B, pixels)
+            else:
+                targeted = flat[:, 0] != IGNORED if task == "segmentation" else flat[:, 0] > 0
+            drawn = torch.where(targeted, order, -1.0).topk(min(each, height * width), dim=1)
             kept = drawn.values >= 0
             at = torch.stack((drawn.indices % width, drawn.indices.div(width, rounding_mode="floor")), dim=-1) + 0.5
             x = sample_maps(maps, strides, at)
@@ -135,13 +139,6 @@ def fit_readout(
         bias.float(),
         {task: ridge.penalty for task, (ridge, _) in fitted.items()},
     )
-
-
-def _has_target(task: str, flat: Tensor) -> Tensor:
-    """Targets (B, K, pixels) -> which pixels have one (B, pixels)."""
-    if task == "normals":
-        return flat.square().sum(dim=1) > 0.5
-    return flat[:, 0] != IGNORED if task == "segmentation" else flat[:, 0] > 0
 
 
 class DepthScore(NamedTuple):

@@ -41,11 +41,8 @@ def find_start(encoder: str) -> str | None:
         from torchvision.models import get_model_weights  # noqa: PLC0415 (loads for a second)
 
         return _find_in_hub(str(get_model_weights(encoder)["IMAGENET1K_V1"].url))
-    return _find_of_timm(encoder) if encoder not in SIZES and find_spec("timm") else None
-
-
-def _find_of_timm(encoder: str) -> str | None:
-    """As :func:`find_start`, of an encoder whose weights timm fetches."""
+    if encoder in SIZES or not find_spec("timm"):
+        return None
     import timm  # noqa: PLC0415 (ResNets do without it)
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415 (timm has it)
 

@@ -191,27 +191,21 @@ def _announce(jobs: list[SceneJob], workers: int, cluster: str | None, dry_run: 
         said = estimate(jobs, worth=0).text(processes) if dry_run else estimate(jobs).text(processes)
         say = Terminal(stderr=True, highlight=False, soft_wrap=True).print
         say(said)
-        if jobs[0].settings.surface and (line := _name_fused(jobs)):
-            say(line)
+        if jobs[0].settings.surface:
+            with ThreadPoolExecutor(_READERS) as pool:
+                meshes = pool.map(lambda job: open_scene(job).mesh(), jobs)
+                fused = [job.scene for job, mesh in zip(jobs, meshes, strict=True) if mesh is None]
+            if len(fused) == len(jobs):
+                say("surface: no scene has a mesh; it is fused from the depth images")
+            elif fused:
+                more = f" and {len(fused) - _NAMED} more" if len(fused) > _NAMED else ""
+                say(
+                    f"surface: {len(fused)} of {len(jobs)} scenes have no mesh, theirs is fused from the depth images: "
+                    f"{', '.join(fused[:_NAMED])}{more}"
+                )
     elif dry_run:
         Terminal(stderr=True).print("to prepare: nothing, every scene is there")
     return dry_run
-
-
-def _name_fused(jobs: list[SceneJob]) -> str:
-    """Line on the scenes that have no mesh, so that their surface is fused from the depth; empty where all have one."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        meshes = pool.map(lambda job: open_scene(job).mesh(), jobs)
-        fused = [job.scene for job, mesh in zip(jobs, meshes, strict=True) if mesh is None]
-    if not fused:
-        return ""
-    if len(fused) == len(jobs):
-        return "surface: no scene has a mesh; it is fused from the depth images"
-    more = f" and {len(fused) - _NAMED} more" if len(fused) > _NAMED else ""
-    return (
-        f"surface: {len(fused)} of {len(jobs)} scenes have no mesh, theirs is fused from the depth images: "
-        f"{', '.join(fused[:_NAMED])}{more}"
-    )
 
 
 def _run(jobs: list[SceneJob], workers: int, cluster: str | None) -> dict[str, str]:

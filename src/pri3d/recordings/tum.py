@@ -71,7 +71,11 @@ class TumReader(SceneReader):
         (times, colors), (depth_times, depths) = _images(source, "rgb"), _images(source, "depth")
         pairs = associate(times, depth_times, _DEPTH_WITHIN)
         times = times[pairs[:, 0]]
-        rows = _read_poses(truth)
+        rows = read_rows(truth, 8)  # seconds, place, rotation x y z w
+        heading = " ".join(line for line in read_text(truth).splitlines()[:_HEAD] if line.startswith("#")).lower()
+        if _W_FIRST.search(heading):  # qw before qx (EuRoC)
+            rows = rows[:, [0, 1, 2, 3, 5, 6, 7, 4]]
+        rows[:, 0] = in_seconds(rows[:, 0])
         poses, known = interpolate(rows, times, _POSE_WITHIN)
         if not known.any():
             raise DataError(
@@ -103,16 +107,6 @@ def in_seconds(times: NDArray[np.float64]) -> NDArray[np.float64]:
         if (times > _EPOCH[0] * unit).all() and (times < _EPOCH[1] * unit).all():
             return times / unit
     return times
-
-
-def _read_poses(path: Path) -> NDArray[np.float64]:
-    """Rows (N, 8) of seconds, place, rotation x y z w; a heading that names qw before qx (EuRoC) says so."""
-    rows = read_rows(path, 8)
-    heading = " ".join(line for line in read_text(path).splitlines()[:_HEAD] if line.startswith("#")).lower()
-    if _W_FIRST.search(heading):
-        rows = rows[:, [0, 1, 2, 3, 5, 6, 7, 4]]
-    rows[:, 0] = in_seconds(rows[:, 0])
-    return rows
 
 
 def _pose_at(rows: NDArray[np.float64], time: float) -> NDArray[np.float64]:

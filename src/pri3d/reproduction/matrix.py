@@ -190,29 +190,21 @@ def _chain(
         **({"part": start["part"]} if "part" in start and task == "semantic" else {}),
         **settings[task],
     }
-    shorter = _fraction_length(study, task, str(options["preset"]), network, fraction)
-    options |= {} if shorter is None or "steps" in settings[task] else shorter
+    # A run of the paper's size on a fraction of the labels makes as many epochs as on all of them. Small sizes, and all
+    # labels where the length is stated in steps, are left to the preset.
+    if (epochs := settings.get("epochs")) and "steps" not in settings[task]:
+        stated_epochs = epochs.get(network or ("unet" if task == "semantic" else ""))
+        if stated_epochs is not None:
+            options["epochs"] = stated_epochs
+        elif fraction < 1:
+            steps = resolve_finetuning(task, str(options["preset"])).steps
+            options["steps"] = max(1, round(fraction * steps))
     parts = (row["start"], network, f"fraction{fraction:g}" if fraction < 1 else None, f"seed{seed}")
     name = f"{task}-{data}-{encoder}/{'-'.join(filter(None, parts))}"
     stores = tuple(part for part in (data, f"{data}-val") if part in settings["parts"])
     after = pretraining.name if pretraining else None
     finetuning = PlannedRun(name, "finetune", options, stores, after)
     return [pretraining, finetuning] if pretraining else [finetuning]
-
-
-def _fraction_length(
-    study: Study, task: str, preset: str, network: str | None, fraction: float
-) -> dict[str, float] | None:
-    """How long a run of the paper's size on a fraction of the labels trains: as many epochs as on all of them.
-
-    None leaves it to the preset: of small sizes, and of all labels where the length is stated in steps.
-    """
-    epochs = study.settings.get("epochs")
-    if not epochs:
-        return None
-    if (stated_epochs := epochs.get(network or ("unet" if task == "semantic" else ""))) is not None:
-        return {"epochs": stated_epochs}
-    return {"steps": max(1, round(fraction * resolve_finetuning(task, preset).steps))} if fraction < 1 else None
 
 
 @cache

@@ -182,8 +182,13 @@ def table_markdown(place: StudyFolder, experiment: Experiment, matrix: Matrix, e
     remarks = [reading.text() for reading in compare_rows(experiment, entries)]
     for why in dict.fromkeys(matrix.left_out.values()):
         remarks.append(f"Not run: {'; '.join(row for row, of in matrix.left_out.items() if of == why)} ({why}).")
-    remarks += describe_data(place, matrix) + describe_size(place, experiment, fractions)
-    notes = place.study.settings.get("notes", {})
+    remarks += describe_data(place, matrix)
+    settings = place.study.settings
+    if experiment.task == "semantic" and settings["semantic"].get("part") == "encoder":
+        remarks.append("Fine-tuning takes the pre-trained encoder alone, where the paper's takes the decoder too.")
+    if min(fractions) < 1 and not settings.get("epochs"):
+        remarks.append("Runs on a fraction of the labels make as many steps as those on all, not as many epochs.")
+    notes = settings.get("notes", {})
     remarks += [notes[start] for start in dict.fromkeys(cell.start for cell in matrix.cells) if start in notes]
     parts = [
         f"# {experiment.title}, on {place.study.on}",
@@ -214,16 +219,6 @@ def describe_data(place: StudyFolder, matrix: Matrix) -> list[str]:
                 f"The surface of {len(fused)} of {len(scenes)} scans of {part} was fused from depth, for they have no "
                 f"mesh, where the paper's is ScanNet's reconstruction: {some}."
             )
-    return remarks
-
-
-def describe_size(place: StudyFolder, experiment: Experiment, fractions: Sequence[float]) -> list[str]:
-    """What a study of a small size does otherwise than the paper, beside its settings."""
-    remarks, settings = [], place.study.settings
-    if experiment.task == "semantic" and settings["semantic"].get("part") == "encoder":
-        remarks.append("Fine-tuning takes the pre-trained encoder alone, where the paper's takes the decoder too.")
-    if min(fractions) < 1 and not settings.get("epochs"):
-        remarks.append("Runs on a fraction of the labels make as many steps as those on all, not as many epochs.")
     return remarks
 
 

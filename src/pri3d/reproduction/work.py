@@ -163,7 +163,9 @@ def make_runs(
     Where there are several GPUs, every run has ``devices`` of them to itself. Raises ConfigError where there are too
     few for that.
     """
-    slots = share_gpus(visible_gpus(), workers, hardware.devices)
+    gpus = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    gpus = gpus or [str(k) for k in range(torch.cuda.device_count())]
+    slots = share_gpus(gpus, workers, hardware.devices)
     todo = {run.name: run for run in runs if not is_finished(place, run)}
     count = len(todo)
     failed: dict[str, str] = {}
@@ -193,12 +195,6 @@ def make_runs(
                 failed[name] = f"{outcome.error}{fix} (see {place.folder(name) / LOG})"
             say(f"[{count - len(todo) - len(running)}/{count}] {name}: {failed.get(name) or outcome.result()}")
     return failed
-
-
-def visible_gpus() -> list[str]:
-    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES has them."""
-    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return named or [str(k) for k in range(torch.cuda.device_count())]
 
 
 def share_gpus(gpus: Sequence[str], jobs: int, devices: int) -> list[tuple[str, ...]]:

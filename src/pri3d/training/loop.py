@@ -286,13 +286,6 @@ def resolve_precision(precision: Precision) -> Precision:
     return "bf16" if (torch.cuda.is_bf16_supported(including_emulation=False) if cuda else cpu_has_bf16()) else "fp32"
 
 
-def describe_machine(precision: Precision) -> str:
-    """Device and arithmetic of a run, in words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()} in {resolve_precision(precision)}"
-    return f"the CPU ({torch.get_num_threads()} threads) in {resolve_precision(precision)}"
-
-
 def make_fabric(precision: Precision, launch: Launch) -> Fabric:
     """Fabric over the processes of the launch: one a device, DDP where there are several."""
     # The progress lines say what a user needs; Lightning's own are about products.

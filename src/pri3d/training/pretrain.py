@@ -34,7 +34,7 @@ from pri3d.terminal import Terminal
 from pri3d.training.checkpoints import open_run
 from pri3d.training.guard import FrameMeter, Guard, comparison
 from pri3d.training.launch import CallSetup, find_launch
-from pri3d.training.loop import describe_machine, fit, synchronised
+from pri3d.training.loop import fit, resolve_precision, synchronised
 from pri3d.training.pretraining import PretrainData, PretrainModule
 
 PATIENCE = 3600.0  #: seconds that other processes wait for one more scene of the process that prepares
@@ -205,7 +205,9 @@ def _introduce(
     settings: PretrainSettings, unet: UNet, data: PretrainData, held: Sized | None, done: int
 ) -> Iterator[str]:
     """Lines on what a run begins with."""
-    yield f"on {describe_machine(settings.precision)}"
+    cpu = f"the CPU ({torch.get_num_threads()} threads)"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
+    yield f"on {device} in {resolve_precision(settings.precision)}"
     millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (unet.encoder, unet)]
     yield (
         f"encoder {settings.encoder} from {settings.weights}, {millions[0]:.1f} million parameters, with its decoder "
@@ -230,7 +232,9 @@ def _introduce(
 def _leave_weights(module: PretrainModule, folder: RunPaths, facts: Mapping[str, Any], guard: Guard | None) -> None:
     """Write the network that users take: the best measured one, where the settings ask for it, or the last one."""
     record, taken = {**facts, "steps": module.step}, None
-    if guard is not None and module.settings.takes_best and guard.history:
+    settings, take = module.settings, module.settings.validation.take
+    takes_best = take == "best" or (take == "auto" and settings.weights != "scratch")
+    if guard is not None and takes_best and guard.history:
         best = guard.best(module.key)
         taken = best["step"] if best.get(module.key) is not None and folder.best.exists() else None
     if taken in (None, module.step):
