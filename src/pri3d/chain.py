@@ -71,7 +71,19 @@ def demo(options: DemoOptions) -> Path:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / MARK).touch()
-    stores = _data(out, options.seed, workers, say)
+    stores = {}
+    for name, (first, count, frames) in PARTS.items():
+        say(f"rendering and preparing {count} rooms for {name}")
+        recording, stores[name] = out / "recordings" / name, out / "prepared" / name
+        pairs, seed = name == "pretrain", options.seed
+        rooms(
+            recording, rooms=count, frames=frames, size=SIZE, labels=not pairs, seed=seed, first=first,
+            processes=workers,
+        )  # fmt: skip
+        prepare(
+            [recording], stores[name], size=SIZE, distance=DISTANCE, voxel=VOXEL, pairs=pairs, surface=pairs,
+            processes=workers,
+        )  # fmt: skip
     deadline = began + options.max_minutes * 60 - REPORT_SECONDS
     steps, run, runs = _train(out, stores, deadline, options.seed, workers, say)
     exported = export(run, to="torchvision", out=out / "pri3d_resnet18.safetensors")
@@ -124,36 +136,6 @@ def _train(
         say(f"fine-tuning from the pre-trained weights, {steps.finetune_steps} steps")
         jobs = {"scratch": scratch, "pri3d": _finetune(pool, out, stores, "pri3d", str(run), steps.finetune_steps)}
         return steps, run, {name: [job.result() for job in started] for name, started in jobs.items()}
-
-
-def _data(out: Path, seed: int, workers: int, say: Callable[[str], None]) -> dict[str, Path]:
-    """Render and prepare the three parts: name -> prepared dataset."""
-    stores = {}
-    for name, (first, count, frames) in PARTS.items():
-        say(f"rendering and preparing {count} rooms for {name}")
-        recording, stores[name] = out / "recordings" / name, out / "prepared" / name
-        rooms(
-            recording,
-            rooms=count,
-            frames=frames,
-            size=SIZE,
-            labels=name != "pretrain",
-            seed=seed,
-            first=first,
-            processes=workers,
-        )
-        pairs = name == "pretrain"
-        prepare(
-            [recording],
-            stores[name],
-            size=SIZE,
-            distance=DISTANCE,
-            voxel=VOXEL,
-            pairs=pairs,
-            surface=pairs,
-            processes=workers,
-        )
-    return stores
 
 
 def _pretrain(store: Path, run: Path, steps: int, seed: int) -> Run:

@@ -36,7 +36,15 @@ def parse_json(text: str | bytes) -> Any:
     try:
         value = json.loads(text)
         if _DIGITS.search(text) if isinstance(text, str) else _DIGITS_OF_BYTES.search(text):
-            _check_json(value)
+            waiting = [value]  # JSON has no aliases, so that its size is that of the text
+            while waiting:
+                one = waiting.pop()
+                if isinstance(one, dict):
+                    waiting.extend(one.values())
+                elif isinstance(one, list):
+                    waiting.extend(one)
+                elif isinstance(one, int) and not -_LARGEST <= one < _LARGEST:
+                    raise ValueError("a whole number in it has more than 64 bits")
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     return value
@@ -58,16 +66,3 @@ def _check(value: Any, sizes: dict[int, int], depth: int = 0) -> int:
         raise ValueError(f"its aliases stand for more than {_MOST:,} values")
     sizes[id(value)] = size
     return size
-
-
-def _check_json(value: Any) -> None:
-    """Refuse numbers that no field of ours holds; JSON has no aliases, so that its size is that of the text."""
-    waiting = [value]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict):
-            waiting.extend(one.values())
-        elif isinstance(one, list):
-            waiting.extend(one)
-        elif isinstance(one, int) and not -_LARGEST <= one < _LARGEST:
-            raise ValueError("a whole number in it has more than 64 bits")

@@ -63,7 +63,20 @@ def fit_ridge(x: Tensor, y: Tensor, folds: Tensor) -> Ridge:
     deviation = (sum(gaps, torch.zeros_like(mean)) / len(x)).sqrt()
     factor = torch.where(deviation > _CONSTANT * mean.abs(), 1 / deviation, 0.0)
     shift = y.double().mean(dim=0)  # so that sums of large values do not cancel
-    parts = [_sum_rows(x[folds == fold], y[folds == fold], mean, factor, shift) for fold in sorted(set(folds.tolist()))]
+    parts = []
+    for fold in sorted(set(folds.tolist())):
+        count, sum_x, sum_y, xx, xy, yy = (mean.new_zeros(size) for size in (
+            (), channels, values, (channels, channels), (channels, values), ()))  # fmt: skip
+        own = folds == fold
+        for part, value in zip(torch.split(x[own], _ROWS), torch.split(y[own], _ROWS), strict=True):
+            z, v = (part.double() - mean) * factor, value.double() - shift
+            count += len(z)
+            sum_x += z.sum(dim=0)
+            sum_y += v.sum(dim=0)
+            xx.addmm_(z.mT, z)
+            xy.addmm_(z.mT, v)
+            yy += v.square().sum()
+        parts.append(_Moments(count, sum_x, sum_y, xx, xy, yy))
     total = _Moments(*(sum(sums[1:], sums[0]) for sums in zip(*parts, strict=True)))
     errors = total.rows.new_zeros(len(PENALTIES))
     for held in parts if len(parts) > 1 else ():
@@ -77,21 +90,6 @@ def fit_ridge(x: Tensor, y: Tensor, folds: Tensor) -> Ridge:
     weight, offset = _solve(total, (penalty,))[0]
     weight = weight * factor[:, None]
     return Ridge(weight, offset + shift - mean @ weight, penalty)
-
-
-def _sum_rows(x: Tensor, y: Tensor, mean: Tensor, factor: Tensor, shift: Tensor) -> _Moments:
-    channels, values = x.shape[1], y.shape[1]
-    count, sum_x, sum_y, xx, xy, yy = (mean.new_zeros(size) for size in (
-        (), channels, values, (channels, channels), (channels, values), ()))  # fmt: skip
-    for part, value in zip(torch.split(x, _ROWS), torch.split(y, _ROWS), strict=True):
-        z, v = (part.double() - mean) * factor, value.double() - shift
-        count += len(z)
-        sum_x += z.sum(dim=0)
-        sum_y += v.sum(dim=0)
-        xx.addmm_(z.mT, z)
-        xy.addmm_(z.mT, v)
-        yy += v.square().sum()
-    return _Moments(count, sum_x, sum_y, xx, xy, yy)
 
 
 def _solve(sums: _Moments, penalties: tuple[float, ...]) -> list[tuple[Tensor, Tensor]]:

@@ -292,14 +292,3 @@ def check_pairs(rows: NDArray[np.int64], store: Store, batch: int) -> None:
             f"{store.path}: {len(rows)} training pairs for batches of {batch}. Prepare more frames (a smaller "
             "--frame-step), accept less overlap (--min-overlap), or lower --batch or --holdout."
         )
-
-
-def check_unit(store: Store) -> None:
-    """Refuse scenes whose unit is not known for distances in metres. Raises ConfigError naming them and the option."""
-    unknown = [scene for scene, record in store.manifest["scenes"].items() if record.get("scale") is not None]
-    if unknown:
-        raise ConfigError(
-            f"{store.path}: the unit of {len(unknown)} scenes is not known ({', '.join(unknown[:3])}), so that a "
-            "distance in metres means nothing. Match relative to the depth: --matching.match relative "
-            "--matching.distance 0.02."
-        )

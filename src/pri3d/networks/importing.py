@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -136,7 +135,17 @@ def import_weights(options: ImportOptions) -> Path:
     record = {"version": __version__, "imported_from": file.name, "imported_hash": digest}
     with usable(str(out)):
         if any(WRAPPERS.sub("", key) == "decoder.conv0.weight" for key in state):
-            report = _import_unet(file, name, out, record)
+            parts = read_published(file)
+            last = parts.unet["decoder.conv0.weight"]
+            if last.ndim != 4 or not last.numel():  # looked up before anything of that size is made
+                shape = tuple(last.shape)
+                raise WeightsError(
+                    f"{file}: decoder.conv0.weight has the shape {shape}, no convolution's: fetch it again"
+                )
+            unet = UNet(build_encoder(name), "paper", int(last.shape[0]))
+            report = fill_unet(unet, parts, file)
+            report = report._replace(unexpected=[*report.unexpected, *(f"3D network.{k}" for k in parts.net3d)])
+            save_model(unet, out, {**record, "part": "all"})
         else:
             report, net = _fill(name, plain, file)
             save_state(net.state_dict(), out, {**record, "encoder": name, "part": "encoder"})
@@ -270,16 +279,3 @@ def left_out(
     memory = {value.untyped_storage().data_ptr() for value in renamed.values()}
     doubtful = [key for key, value in state.items() if value.untyped_storage().data_ptr() not in memory]
     return [key for key in doubtful if rule({k: v for k, v in state.items() if k != key}).keys() == renamed.keys()]
-
-
-def _import_unet(file: Path, name: str, out: Path, record: Mapping[str, Any]) -> WeightsReport:
-    """Write the U-Net of a published checkpoint."""
-    parts = read_published(file)
-    last = parts.unet["decoder.conv0.weight"]
-    if last.ndim != 4 or not last.numel():  # looked up before anything of that size is made
-        shape = tuple(last.shape)
-        raise WeightsError(f"{file}: decoder.conv0.weight has the shape {shape}, no convolution's: fetch it again")
-    unet = UNet(build_encoder(name), "paper", int(last.shape[0]))
-    report = fill_unet(unet, parts, file)
-    save_model(unet, out, {**record, "part": "all"})
-    return report._replace(unexpected=[*report.unexpected, *(f"3D network.{k}" for k in parts.net3d)])

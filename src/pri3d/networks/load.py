@@ -205,7 +205,15 @@ class WeightsSource:
         if self.path is None:
             return self._fill_from_library(encoder)
         if self.record:
-            self._refuse_another(encoder)
+            made_for, options = self.record.get("encoder"), self.record.get("encoder_options", {})
+            options = options if isinstance(options, Mapping) else {}
+            if made_for not in (None, encoder.name):
+                raise WeightsError(
+                    f"{self.path} holds a {made_for}, the run asks for {encoder.name}: pass --encoder {made_for}"
+                )
+            if made_for is not None and options != encoder.built_with:
+                flags = " ".join(f"{flag_as_typed(key, encoder.name)} {value}" for key, value in options.items())
+                raise WeightsError(f"{self.path} holds a {made_for} that was built with {options}: pass {flags}")
         elif unet is not None:
             from pri3d.networks.published import WRAPPERS, load_published  # noqa: PLC0415 (loads without 3D)
 
@@ -236,18 +244,6 @@ class WeightsSource:
         except (OSError, RuntimeError) as error:
             raise WeightsError(f"the weights of timm's {name} cannot be fetched: {first_line(error)}") from error
         return load_weights(encoder, state)
-
-    def _refuse_another(self, encoder: Encoder) -> None:
-        """Refuse an encoder that is not the one of the file's record. Raises WeightsError."""
-        made_for, options = self.record.get("encoder"), self.record.get("encoder_options", {})
-        options = options if isinstance(options, Mapping) else {}
-        if made_for not in (None, encoder.name):
-            raise WeightsError(
-                f"{self.path} holds a {made_for}, the run asks for {encoder.name}: pass --encoder {made_for}"
-            )
-        if made_for is not None and options != encoder.built_with:
-            flags = " ".join(f"{flag_as_typed(key, encoder.name)} {value}" for key, value in options.items())
-            raise WeightsError(f"{self.path} holds a {made_for} that was built with {options}: pass {flags}")
 
     def unet(self) -> UNet:
         """Build the U-Net of a pre-training run, on the CPU in eval mode. Raises WeightsError where it is another."""

@@ -119,12 +119,29 @@ def show(results: Results, pixels: float) -> None:
 
 def build_sheets(results: Results, pixels: float) -> list[Sheet]:
     """Tables of what was measured, in the order of the tasks, and of how networks differ."""
+    matched = []
+    for name, scores in results.items():
+        if not (best := scores.correspondence):
+            continue
+        halves = scores.intervals or {}
+        parts = [("all", "recall", best.recall, best.pairs)]
+        parts += [
+            (f"{angle}°", f"by_angle / {angle}", values, best.pairs_by_angle[angle])
+            for angle, values in best.by_angle.items()
+            if best.pairs_by_angle[angle]
+        ]
+        for title, way, values, pairs in parts:
+            cells = [
+                _with_interval(value, halves.get(f"correspondence / {way} / {end}", math.nan))
+                for end, value in values.items()
+            ]
+            matched.append([name, title, *cells, str(pairs)])
     sheets = [
         _tabulate(results, f"Recall of true points within {pixels:g} px, by angle between the views",
                   [*((f"matching / by_angle / {name}", f"{name}°") for name in ANGLE_NAMES),
                    ("matching / balanced", "bins"), ("matching / mean", "all"), ("matching / pairs", "pairs")]),
         Sheet("Recall of the best matches of a pair (probe3d)", ["network", "angle", *THRESHOLDS, "pairs"],
-              _correspondence_rows(results)),
+              matched),
         _tabulate(results, "Linear probe: depth",
                   [("depth / rmse", "RMSE, m"), ("depth / delta1", "δ < 1.25"), ("depth / delta2", "δ < 1.25²"),
                    ("depth / delta3", "δ < 1.25³")]),
@@ -170,25 +187,6 @@ def _tabulate(results: Results, title: str, columns: Sequence[tuple[str, str]]) 
             cells = [(values.get(key, math.nan), halves.get(key, math.nan)) for key, _ in columns]
             rows.append([name, *(_with_interval(value, half) for value, half in cells)])
     return Sheet(title, ["network", *(title for _, title in columns)], rows)
-
-
-def _correspondence_rows(results: Results) -> list[list[str]]:
-    rows = []
-    for name, scores in results.items():
-        if not (found := scores.correspondence):
-            continue
-        halves = scores.intervals or {}
-        parts = [("all", "recall", found.recall, found.pairs)]
-        for angle, values in found.by_angle.items():
-            if found.pairs_by_angle[angle]:
-                parts.append((f"{angle}°", f"by_angle / {angle}", values, found.pairs_by_angle[angle]))
-        for title, way, values, pairs in parts:
-            cells = [
-                _with_interval(value, halves.get(f"correspondence / {way} / {end}", math.nan))
-                for end, value in values.items()
-            ]
-            rows.append([name, title, *cells, str(pairs)])
-    return rows
 
 
 def _with_interval(value: float, half: float) -> str:

@@ -186,7 +186,11 @@ def model_cost(
             flops, numbers, parameters, kind = one.flops * 4, one.numbers, 2 * one.parameters, "moco"
         else:
             one = _count_unet(settings.encoder, settings.unet.decoder, settings.unet.channels, size)
-            views = _views(settings)
+            shown: set[str] = set()  # images of a pair that the network sees
+            for name in settings.active:
+                own = registry.load("objectives", registry.OBJECTIVES, name).views
+                shown |= set(VIEWS[: settings.own["geometry"].chunks] if name == "geometry" else own)
+            views = max(1, len(shown))
             flops, numbers, parameters, kind = 3 * views * one.flops, views * one.numbers, one.parameters, "pairs"
             if "geometry" in settings.own:
                 geo: Any = settings.own["geometry"]
@@ -209,16 +213,6 @@ def model_cost(
     memory = 12 * parameters + micro * (numbers * gpu.bytes + voxels * kept3d * gpu.bytes / 4)
     disk = (8 + 3 * 4) * parameters / 1e9  # a checkpoint with its momentum; weights first, last and best
     return ModelledCost(settings.steps, seconds / 3600, memory / 1e9 + _OVERHEAD, disk, loading > step, devices)
-
-
-def _views(settings: PretrainSettings) -> int:
-    """Images of a pair that are shown to the network."""
-    wanted: set[str] = set()
-    for name in settings.active:
-        geo: Any = settings.own.get("geometry")
-        own = registry.load("objectives", registry.OBJECTIVES, name).views
-        wanted |= set(VIEWS[: geo.chunks] if name == "geometry" else own)
-    return max(1, len(wanted))
 
 
 def _count_finetuning(place: StudyFolder, run: PlannedRun, settings: Any) -> tuple[float, float, int, float]:

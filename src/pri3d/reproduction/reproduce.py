@@ -65,7 +65,15 @@ def reproduce(options: ReproduceOptions) -> Path:
     if not all(0 < share <= 1 for share in shares):
         raise ConfigError(f"--fractions {options.fractions}: give fractions between 0 and 1.")
     matrix = build_matrix(found, place.study, chosen_seeds, shares, place.folders, options.encoder)
-    matrix = pass_through(matrix, options)
+    runs = []
+    for run in matrix.runs:  # with what the user says of their arithmetic
+        more: dict[str, Any] = {} if options.precision is None else {"precision": options.precision}
+        if options.micro_batch is not None and run.verb == "pretrain":
+            # A pass of MoCo is that of all processes and stays.
+            alone = resolve_pretraining(str(run.options["preset"])).crops_alone
+            more |= {} if alone else {"micro_batch": options.micro_batch}
+        runs.append(run._replace(options={**run.options, **more}))
+    matrix = matrix._replace(runs=tuple(runs))
     place.check(matrix.parts)
     plan = ExperimentPlan(place, found, matrix)
     hardware = RunHardware(options.devices, options.nodes, options.workers, options.checkpoint_minutes)
@@ -89,18 +97,6 @@ def reproduce(options: ReproduceOptions) -> Path:
         why = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
         raise DataError(f"{len(failed)} of {len(runs)} runs have failed: {why}. The same command tries them again.")
     return result
-
-
-def pass_through(matrix: Matrix, options: ReproduceOptions) -> Matrix:
-    """Runs with what the user says of their arithmetic; a pass of MoCo is that of all processes and stays."""
-    runs = []
-    for run in matrix.runs:
-        more: dict[str, Any] = {} if options.precision is None else {"precision": options.precision}
-        if options.micro_batch is not None and run.verb == "pretrain":
-            alone = resolve_pretraining(str(run.options["preset"])).crops_alone
-            more |= {} if alone else {"micro_batch": options.micro_batch}
-        runs.append(run._replace(options={**run.options, **more}))
-    return matrix._replace(runs=tuple(runs))
 
 
 def _choose_runs(matrix: Matrix, only: str | None) -> list[PlannedRun]:

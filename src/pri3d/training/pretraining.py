@@ -36,7 +36,6 @@ from pri3d.data.pairs import (
     PairDataset,
     angle_bins,
     check_pairs,
-    check_unit,
     collate,
     draw_pairs,
     split_pairs,
@@ -299,7 +298,14 @@ class PretrainData:
                 if {"view", "distill", "pyramid"} & set(
                     self.settings.active
                 ) and self.settings.matching.match != "relative":
-                    check_unit(portion.store)
+                    records = portion.store.manifest["scenes"]
+                    unknown = [scene for scene, record in records.items() if record.get("scale") is not None]
+                    if unknown:
+                        raise ConfigError(
+                            f"{portion.store.path}: the unit of {len(unknown)} scenes is not known "
+                            f"({', '.join(unknown[:3])}), so that a distance in metres means nothing. Match relative "
+                            "to the depth: --matching.match relative --matching.distance 0.02."
+                        )
             with problems.collect():
                 if "geometry" in self.settings.own:
                     voxel = self.settings.own["geometry"].voxel
