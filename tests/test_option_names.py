@@ -25,7 +25,7 @@ def test_no_page_names_an_option_that_no_command_has() -> None:
         "--signal",
         "--test-only",
     }
-    benchmarks = {"--fresh", "--encoders", "--scenes", "--rounds", "--sample", "--kept", "--books"}
+    benchmarks = {"--fresh", "--encoders", "--scenes", "--rounds", "--sample", "--kept", "--books", "--scans"}
     foreign = {
         "--help",
         "--version",
@@ -57,7 +57,7 @@ def test_messages_name_flags_that_exist() -> None:
     known = {flag_as_typed(each.name) for verb in VERBS.values() for each in flags_of(verb, []) if not each.positional}
     known |= {name.replace("--", "--no-", 1) for name in known} | {"--help", "--version"}
     slurm = {"--gres", "--gpus-per-task", "--ntasks", "--ntasks-per-node", "--test-only"}
-    foreign = {"work.py", "html.py"}  # a script for sbatch; a style sheet
+    foreign = {"planning.py", "work.py", "html.py"}  # a script for sbatch; torchrun's; a style sheet
     wrong = {
         f"{path.name}:{node.lineno}: {name}"
         for path in (ROOT / "src").rglob("*.py")

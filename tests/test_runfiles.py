@@ -15,7 +15,9 @@ from pri3d.runs import MetricsFile, RunPaths, leaves, read_json, read_metrics, w
 def test_names_of_a_run(tmp_path):
     paths = RunPaths(tmp_path)
     names = {name: path.name for name, path in vars(paths).items() if name != "path"}
-    assert sorted(names) == ["best", "checkpoint", "config", "initial", "loaded", "metrics", "scores", "weights"]
+    assert sorted(names) == [
+        "best", "checkpoint", "config", "initial", "last", "loaded", "metrics", "scores", "weights",
+    ]  # fmt: skip
     assert len(set(names.values())) == len(names)
 
 

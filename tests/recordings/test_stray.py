@@ -185,9 +185,8 @@ class TestColumns(StrayContract):
     @pytest.mark.parametrize(
         "values",
         [
-            np.ones((HEIGHT, WIDTH), np.float32),
             np.ones((HEIGHT, WIDTH), np.int16),
-            np.ones((HEIGHT, WIDTH, 1), np.uint16),
+            np.ones((HEIGHT, WIDTH, 3), np.uint16),
             np.array([{"a": 1}], dtype=object),
         ],
     )
@@ -195,6 +194,16 @@ class TestColumns(StrayContract):
         np.save(sample.depth, values, allow_pickle=True)
         with pytest.raises(FrameError, match=r"000000\.npy: is not readable depth"):
             self.open(sample.root).scenes()[0].frame(0)
+
+    @pytest.mark.parametrize(
+        ("values", "metres"),
+        [(np.ones((HEIGHT, WIDTH), np.float32), 1.0), (np.full((HEIGHT, WIDTH, 1), 500, np.uint16), 0.5)],
+    )
+    def test_floats_are_metres_and_an_axis_of_one_is_none(
+        self, sample: Sample, values: np.ndarray, metres: float
+    ) -> None:
+        np.save(sample.depth, values)
+        assert np.allclose(self.open(sample.root).scenes()[0].frame(0).depth, metres)
 
     def test_a_header_of_gigabytes(self, sample: Sample) -> None:
         head = b"{'descr': '<u2', 'fortran_order': False, 'shape': (9999, 10000), }".ljust(117) + b"\n"

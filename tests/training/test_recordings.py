@@ -164,10 +164,11 @@ def lose_poses(scene: Path) -> None:
         pose.write_text("nan " * 16)
 
 
-def test_faults_are_told_with_what_to_do(recording: Path, tmp_path: Path) -> None:
+def test_faults_are_told_with_what_to_do(recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lose_poses(recording / "room-0000")
-    with pytest.raises(DataError, match=r"has faults:[^$]*tracking was lost[^$]*Run `pri3d prepare .*my rooms OUT`"):
+    with pytest.raises(DataError, match=r"has faults: frames unusable[^$]*Run `pri3d prepare .*my rooms OUT`"):
         run_small(recording, tmp_path / "run")
+    assert "tracking was lost" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
     assert not cache_folder(recording).exists()
 

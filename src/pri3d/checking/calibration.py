@@ -70,15 +70,6 @@ def vary(hypothesis: Hypothesis, what: Parameter, by: float) -> Hypothesis:
     return hypothesis._replace(**{what: getattr(hypothesis, what) + by})
 
 
-def estimate_parameter(
-    stack: Stack, pairs: NDArray[np.int64], hypothesis: Hypothesis, what: Parameter
-) -> ParameterEstimate:
-    """Estimate a parameter from the agreement of pairs (P, 2) of frame indices beyond ``hypothesis``."""
-    directed = both_directions(pairs)
-    steps = np.linspace(-BOUNDS[what].reach, BOUNDS[what].reach, _STEPS)
-    return _estimate(steps, [agreement_under(stack, directed, vary(hypothesis, what, float(step))) for step in steps])
-
-
 def _estimate(steps: NDArray[np.float64], found: list[NDArray[np.float64]]) -> ParameterEstimate:
     """Estimate of a parameter from the agreement of directed pairs (2 P,) at each of its steps, the middle one 0."""
     values = np.array(found)
@@ -148,7 +139,11 @@ def check_calibration(
         advice = f"State fx = {fx:.1f} in cameras.yaml, see below."
         found = Finding("focal length", "fault", f"x {focal:.3f} is right", "focal length", advice)
         return [found], advised_yaml(*_moved(shots, vary(Hypothesis(), "focal", float(np.log(focal))))), None
-    estimates = {what: estimate_parameter(stack, pairs, hypothesis, what) for what in BOUNDS}
+    directed, estimates = both_directions(pairs), {}
+    for what, bounds in BOUNDS.items():
+        steps = np.linspace(-bounds.reach, bounds.reach, _STEPS)
+        curves = [agreement_under(stack, directed, vary(hypothesis, what, float(step))) for step in steps]
+        estimates[what] = _estimate(steps, curves)
     stated = {**dict.fromkeys(BOUNDS, 0.0), "depth": 0.0 if scaled else float(np.log(factor))}
     off = [
         what
