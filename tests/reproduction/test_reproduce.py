@@ -197,7 +197,11 @@ def test_a_plan_for_a_labs_machine(tmp_path: Path, capfd: pytest.CaptureFixture[
 
 @pytest.mark.slow
 def test_two_processes_give_the_table_of_one(tiny: dict[str, Any], tmp_path: Path) -> None:
-    """Both runs by torchrun on gloo, as many GPUs would; data are shared, every score within 1e-4."""
+    """Both runs by torchrun on gloo, as many GPUs would; data are shared.
+
+    Without pre-training every score agrees within 1e-4. After it some pixels that two classes claim alike fall to the
+    other one: gradients are summed in another order.
+    """
     # Descent by the gradient: AdamW's first steps are as long where the gradient is but rounding.
     plain = {"batch": 4, "precision": "fp32", "optimizer": "sgd", "schedule": "constant", "lr": 0.01}
     tiny["pretrain"] = {**TINY["pretrain"], **plain}
@@ -210,8 +214,10 @@ def test_two_processes_give_the_table_of_one(tiny: dict[str, Any], tmp_path: Pat
         (tmp_path / "runs").rename(tmp_path / f"runs{devices}")
     log = (tmp_path / "runs2/pretrain-resnet18/view-seed0/log.txt").read_text()
     assert "Starting with 2 processes" in log
-    assert (gap := max(abs(a - b) for a, b in zip(scores[0].values(), scores[1].values(), strict=True))) < 1e-4, gap
-    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    alone, shared = scores
+    assert alone.keys() == shared.keys()
+    for name, score in alone.items():
+        assert shared[name] == pytest.approx(score, abs=1e-4 if "scratch" in name else 0.01), name
 
 
 def test_a_table_without_scores_is_no_table(tiny: dict[str, Any], tmp_path: Path) -> None:

@@ -217,14 +217,15 @@ def make_run(place: StudyFolder, placed: PlacedRun) -> str:
     Raises Pri3DError with the reason, of whatever kind, where it fails.
     """
     began = time.perf_counter()
-    run, hardware = placed.run, placed.hardware.of_run(settings_of(place, placed.run))
-    if hardware.gpus:  # this process is the run's own, and has not looked at a GPU yet
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(hardware.gpus[: hardware.devices])
+    run = placed.run
     folder = place.folder(run.name)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / RECORD, requested_options(run))
     with (folder / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         try:
+            hardware = placed.hardware.of_run(settings_of(place, run))
+            if hardware.gpus:  # this process is the run's own, and has not looked at a GPU yet
+                os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(hardware.gpus[: hardware.devices])
             if hardware.devices * hardware.nodes > 1:
                 launch(place, run, hardware, log)
             else:
