@@ -172,18 +172,18 @@ def private_memory() -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1e3
 
 
-def compare_scans(counts: Sequence[int], pairs: int = 840_000, count: int = 100, rounds: int = 4, **made: Any) -> None:
+def compare_scans(counts: Sequence[int], pairs: int = 840_000, drawn: int = 100, rounds: int = 4, **made: Any) -> None:
     """Print a line for each number of scans, and the memory of a loader process of the largest store."""
     torch.set_num_threads(1)
     flags = {"weights": "scratch", "geometry": {"voxel": made.get("voxel", 0.02)}, "size": made.get("size", SIZE)}
     with tempfile.TemporaryDirectory() as name:
         small = make_store(Path(name), **{"voxel": 0.02, **made})
         stores = {scans: link_scans(small, Path(name) / str(scans), scans, pairs) for scans in counts}
-        load_scans(stores, count, rounds, flags)
+        load_scans(stores, drawn, rounds, flags)
         feed = PretrainData(Mixture(parse_mixture(stores[max(counts)])), resolve_pretraining("paper", flags))
         data = feed.feed(("first", "second"))
         sampler = iter(data.sampler(10**6, 0))
-        draws = [next(sampler) for _ in range(2 * count)]
+        draws = [next(sampler) for _ in range(2 * drawn)]
         child = os.fork()
         if child == 0:  # as a loader process begins
             before = private_memory()

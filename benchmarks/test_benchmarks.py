@@ -110,7 +110,7 @@ def test_share_waited_weighs_steps_by_their_time() -> None:
 
 def test_scans_are_compared(capfd: pytest.CaptureFixture[str]) -> None:
     """A store of eight scans that are two rooms, and its pairs."""
-    loading.compare_scans((2, 8), pairs=80, count=3, rounds=1, **{**TINY.store, "voxel": 0.08})
+    loading.compare_scans((2, 8), pairs=80, drawn=3, rounds=1, **{**TINY.store, "voxel": 0.08})
     said = capfd.readouterr().out
     assert "8 scans:" in said
     assert "MB of its own" in said
