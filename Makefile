@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Some machines set it; then every process compiles the libraries that it imports, which takes longer than most tests.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo check test lint quick unit slow mutants bench bench-check site clean
+.PHONY: demo check test lint quick unit slow mutants bench bench-check site wheel wheel-check clean
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -57,5 +57,13 @@ bench-check: $(STAMP)
 site: $(STAMP)
 	$(BIN)/mkdocs build --strict
 
+# Wheel and sdist in dist/; wheel-check looks what is in them, installs the wheel outside the tree and uses it there.
+wheel: $(STAMP)
+	rm -rf dist
+	$(BIN)/uv build --no-build-isolation --python $(BIN)/python --out-dir dist
+
+wheel-check: wheel
+	PRI3D_DIST=$(CURDIR)/dist PRI3D_TEST_SECONDS=inf $(BIN)/python -m pytest tests/test_wheel.py
+
 clean:
-	rm -rf $(VENV) demo site build src/*.egg-info
+	rm -rf $(VENV) demo site build dist src/*.egg-info

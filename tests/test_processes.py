@@ -164,3 +164,17 @@ def test_an_error_ends_what_runs_and_drops_what_waits(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert time.monotonic() - began < 60 and is_gone(pid)
     assert not paths[1].exists() and all(future.done() for future in futures)
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_is_told_what_it_lacks(tmp_path: Path) -> None:
+    """Each new process imports the script; the verb that it would call again says what is to be done."""
+    call = "pri3d.rooms('rooms', rooms=2, frames=2, size='32x24', processes=2)"
+    (tmp_path / "script.py").write_text(f"import pri3d\n{call}\n")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "rooms: called while a new process imports the script" in done.stderr
+    assert "ended by an error that is printed above" in done.stderr.splitlines()[-1]
+    (tmp_path / "script.py").write_text(f"import pri3d\nif __name__ == '__main__':\n    {call}\n")
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -42,7 +42,9 @@ class Outcome(NamedTuple, Generic[T, R]):
             return CancelledError()
         error = self.future.exception()
         if isinstance(error, BrokenProcessPool):
-            killed = KilledError("a process was killed, as systems do when memory runs out.")
+            killed = KilledError(
+                "a process was killed, as systems do when memory runs out, or ended by an error that is printed above."
+            )
             killed.__cause__ = error
             return killed
         return error

@@ -8,6 +8,7 @@ import difflib
 import functools
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -300,6 +301,13 @@ def verb(
         @functools.wraps(work)
         def call(*args: P.args, **values: P.kwargs) -> R:
             given = options(*args, **values)
+            # A pool's new process imports the script of its parent, which must not run the verb once more.
+            beginning = sys.modules.get("multiprocessing.process")
+            if beginning is not None and getattr(beginning.current_process(), "_inheriting", False):
+                raise ConfigError(
+                    f"{work.__name__}: called while a new process imports the script. Put the script's calls below "
+                    'if __name__ == "__main__": or give processes=1.'
+                )
             if not kind.told_together and (problems := given.problems()):
                 raise ConfigError("; ".join(problems) + ".")
             return work(given)
