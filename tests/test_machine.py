@@ -7,9 +7,11 @@ import platform
 from pathlib import Path
 
 import pytest
+import torch
 
 from pri3d import machine
-from pri3d.machine import cores, cpu_has_bf16, limit_spinning, peak_memory
+from pri3d.machine import cores, cpu_has_bf16, limit_spinning, peak_memory, prefers_bf16
+from pri3d.networks.encoders import build_encoder
 
 
 def test_cores_are_those_this_process_may_use() -> None:
@@ -50,6 +52,28 @@ def test_bf16_is_looked_up(
     monkeypatch.setattr(platform, "machine", lambda: processor)
     monkeypatch.setattr(machine, "Path", lambda _: info)
     assert cpu_has_bf16() is has
+
+
+@pytest.mark.parametrize(
+    ("flags", "encoder", "bf16"),
+    [
+        ("flags : avx512_bf16", "resnet18", True),
+        ("flags : avx512_bf16", "tf_efficientnet_lite0", False),  # slower there: its sums are short
+        ("flags : avx512_bf16 amx_bf16", "tf_efficientnet_lite0", True),
+        ("flags : avx512f", "resnet18", False),
+    ],
+)
+def test_bf16_is_chosen_where_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, encoder: str, bf16: bool
+) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text(flags)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(machine, "Path", lambda _: info)
+    with torch.device("meta"):
+        network = build_encoder(encoder)
+    assert prefers_bf16(network) is bf16
 
 
 def test_the_environment_has_the_last_word_on_spinning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,6 +194,23 @@ def test_nothing_is_matched_to_what_is_not_measured() -> None:
     assert not match_cells(features, alone, 6)[2].any()
 
 
+@pytest.mark.parametrize("step", [2, 3])
+def test_some_cells_ask_as_all_would(batch: PairBatch, step: int) -> None:
+    """Fewer queries have the matches that they have among all, and the same fraction is kept."""
+    torch.manual_seed(0)
+    features, measured = torch.randn(2, 8, *GRID), torch.rand(2, GRID[0] * GRID[1]) > 0.3
+    every = len(measured[0])
+    all_first, all_second, all_valid = match_cells(features, measured, every)
+    wanted = dict(zip(all_first[all_valid].tolist(), all_second[all_valid].tolist(), strict=True))
+    first, second, valid = match_cells(features, measured, every, step)
+    found = dict(zip(first[valid].tolist(), second[valid].tolist(), strict=True))
+    asked = {cell for cell in wanted if all(k % step == step // 2 for k in divmod(cell, GRID[1]))}
+    assert found == {cell: wanted[cell] for cell in asked}
+    measure = Correspondences(300, queries=-(-every // step**2))
+    measure.update(features, batch)
+    assert measure.result(np.zeros(1, np.float32)).matches == 300 // step**2
+
+
 def test_a_pair_without_depth_does_not_count(batch: PairBatch) -> None:
     measure = Correspondences(50)
     features = torch.randn(2, 8, *GRID)

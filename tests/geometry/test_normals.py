@@ -42,3 +42,14 @@ def test_holes_and_edges_have_no_normal() -> None:
     assert not has[:, 43:47].any()
     assert has[20, 42]
     assert has[20, 47]
+
+
+def test_chosen_pixels_have_the_normals_of_all() -> None:
+    torch.manual_seed(0)
+    depth = torch.cat((plane((0.3, 0.2, 0.93), 2.0), plane((0.0, -0.4, 0.92), 1.0)))
+    depth[torch.rand_like(depth) < 0.02] = 0
+    cameras = CAMERA.expand(2, -1) * torch.tensor([[1.0], [1.3]])
+    pixels = torch.randint(0, depth[0].numel(), (2, 200))
+    every = surface_normals(depth, cameras).flatten(2).gather(2, pixels[:, None].expand(-1, 3, -1))
+    torch.testing.assert_close(surface_normals(depth, cameras, pixels=pixels), every)
+    assert 0 < (every.norm(dim=1) > 0.5).float().mean() < 1

@@ -42,7 +42,7 @@ class EmbedOptions(Options):
     )
     frame_step: int = option("take every so many images or frames", default=1, least=1)
     precision: Literal["auto", "fp32", "bf16"] = option(
-        "auto, fp32 or bf16; auto is bf16 where the hardware multiplies it", default="auto"
+        "auto, fp32 or bf16; auto is bf16 where the machine is faster in it", default="auto"
     )
     workers: int | None = option(
         "threads that load images; one a core and at most 8 where it is not given", default=None, least=1

@@ -19,7 +19,7 @@ from pri3d.evaluation.media import open_media, refuse_failed
 from pri3d.evaluation.parts import Parts
 from pri3d.files.lock import lock_file
 from pri3d.geometry.resize import parse_size
-from pri3d.machine import cores, cpu_has_bf16
+from pri3d.machine import cores, prefers_bf16
 from pri3d.networks.load import FeatureNet, load
 from pri3d.terminal import Terminal
 
@@ -94,10 +94,7 @@ class Backbone:
         self.net = load(model, "all" if level == "features" else "encoder")
         self.number = 0 if level == "features" else _number(self.net, level)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.bf16 = precision == "bf16"
-        if precision == "auto":  # where the hardware multiplies it
-            cuda = torch.cuda.is_available()
-            self.bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if cuda else cpu_has_bf16()
+        self.bf16 = precision == "bf16" or (precision == "auto" and prefers_bf16(self.net))
         # SHA-256 of the tensors by name: the same whatever file they came from.
         digest = hashlib.sha256()
         for name, value in sorted(self.net.net.state_dict().items()):

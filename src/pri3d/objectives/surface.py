@@ -59,7 +59,6 @@ class SurfaceObjective(Objective):
         """Predict points of both frames. Logs depth, the mean absolute error of the logarithm, and normals, degrees."""
         with torch.autocast(batch.depth.device.type, enabled=False):
             depth = batch.depth.flatten(0, 1)
-            normals = surface_normals(depth, batch.intrinsics.flatten(0, 1))
             height, width = depth.shape[-2:]
             centres = cell_pixels(((height + 1) // 2, (width + 1) // 2), depth)
             column, row = centres.floor().long().unbind(-1)
@@ -69,7 +68,7 @@ class SurfaceObjective(Objective):
             chosen = choose(Matches(every, every, target > 0), self.points, batch.seeds.repeat_interleave(2))
             cells, valid = chosen.first, chosen.valid
             target = torch.where(valid, target.gather(1, cells), 1.0)
-            normal = normals.flatten(2)[:, :, pixels].gather(2, cells[:, None].expand(-1, 3, -1)).mT
+            normal = surface_normals(depth, batch.intrinsics.flatten(0, 1), pixels=pixels[cells]).mT
             views = [batch.views.index(view) for view in VIEWS[:2]]
             maps = [x.float().view(len(batch.depth), -1, *x.shape[1:])[:, views].flatten(0, 1) for x in features.maps]
             rows = self.norm(sample_maps(maps, self.strides, centres[cells]).flatten(0, 1))

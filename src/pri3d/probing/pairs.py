@@ -28,6 +28,7 @@ METRES = (0.02, 0.05, 0.10)
 #: Names of the errors within which a match is right.
 THRESHOLDS = (*(f"{end:g} px" for end in PIXELS), *(f"{100 * end:g} cm" for end in METRES))
 WIDTH = 320  #: of the image that errors in pixels are stated for
+QUERIES = 1200  #: cells of the first view that look for a match, at most: every second of half of 160x120, both ways
 _ROWS = 2048  # queries compared with all candidates at a time, which bounds the memory
 
 
@@ -153,17 +154,21 @@ class Correspondences:
     way, not mutual, whether it can be seen there or not. The ``count`` matches of the best ratio test (1 minus the
     cosine distance of the nearest over that of the second nearest) count. A match is right where the point of the
     first cell, moved into the second view, is close enough to the second's point in space, or to its pixel.
+
+    Where the first view has more than ``queries`` cells, every second (third, ...) of each row and column looks for a
+    match, and a quarter (a ninth, ...) of ``count`` counts: the same fraction, at that fraction of the cost.
     """  # noqa: D205 (the reference is one sentence)
 
-    def __init__(self, count: int = 1000) -> None:
-        self.count = count
+    def __init__(self, count: int = 1000, queries: int = QUERIES) -> None:
+        self.count, self.queries = count, queries
         self.rights: list[Tensor] = []  # a pair: right matches for each of PIXELS and METRES, matches
 
     def update(self, features: Tensor, batch: PairBatch) -> None:
         """Add one pair: features (2, C, h, w) and the batch of that pair."""
         grid = (int(features.shape[-2]), int(features.shape[-1]))
         points, z = cell_points(batch.depth[0], batch.intrinsics[0], grid)
-        first, second, valid = match_cells(features, z > 0, self.count)
+        step = math.ceil(math.sqrt(grid[0] * grid[1] / self.queries))
+        first, second, valid = match_cells(features, z > 0, max(1, self.count // step**2), step)
         poses = batch.world_from_camera
         there = transform(compose(invert(poses[:, 1]), poses[:, 0]), points[:1])[0, first]
         seen = points[1, second]
@@ -199,21 +204,24 @@ class Correspondences:
         )
 
 
-def match_cells(features: Tensor, measured: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def match_cells(features: Tensor, measured: Tensor, count: int, step: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """Match the cells of two views by cosine and keep the ``count`` of the best ratio test.
 
-    features (2, C, h, w), measured (2, h*w) bool: which cells take part -> flat cells of the first and of the second
-    view (n,) and which count (n,) bool, n = min(count, h*w). None counts where the second view has less than two.
+    features (2, C, h, w), measured (2, h*w) bool: which cells take part; of the first view only each ``step``-th of
+    both directions -> flat cells of the first and of the second view (n,) and which count (n,) bool, n = min(count,
+    cells of the first). None counts where the second view has less than two.
     """
     rows = F.normalize(features.float().flatten(2), dim=1)
+    cells = torch.arange(rows.shape[2], device=rows.device).view(features.shape[2:])
+    queries = cells[step // 2 :: step, step // 2 :: step].flatten()
     nearest, weight = [], []
-    for part in torch.split(rows[0].mT, _ROWS):
+    for part in torch.split(rows[0][:, queries].mT, _ROWS):
         similar = (part @ rows[1]).masked_fill_(~measured[1], -2.0)
         best, place = similar.max(dim=1)
         second = similar.scatter_(1, place[:, None], -2.0).amax(dim=1)
         # cosine distances, bounded from below as rounding leaves equal features
         weight.append(1 - (1 - best).clamp(min=1e-9) / (1 - second).clamp(min=1e-9))
         nearest.append(place)
-    score = torch.where(measured[0] & (measured[1].sum() > 1), torch.cat(weight), -torch.inf)
+    score = torch.where(measured[0, queries] & (measured[1].sum() > 1), torch.cat(weight), -torch.inf)
     kept, first = score.topk(min(count, len(score)))
-    return first, torch.cat(nearest)[first], kept > -torch.inf
+    return queries[first], torch.cat(nearest)[first], kept > -torch.inf

@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from pri3d.api.training import Precision, TrainSettings
 from pri3d.data.loading import make_loader, name_killed_loaders
 from pri3d.data.sampler import Share, StreamSampler, derive
-from pri3d.machine import cpu_has_bf16
+from pri3d.machine import prefers_bf16
 from pri3d.runs import RunPaths
 from pri3d.tasks import Meter
 from pri3d.training import optim
@@ -109,7 +109,7 @@ def fit(
     settings, launch = module.settings, options.launch
     micro = settings.pass_size(launch.world)
     passes = settings.batch // micro // launch.world  # of this process in one step
-    fabric = make_fabric(settings.precision, launch)
+    fabric = make_fabric(resolve_precision(settings.precision, module.measured), launch)
     fabric.launch()  # with --devices the other processes start here, each from the top of the program
     if settings.compute.compile:
         module.network.compile()
@@ -278,12 +278,9 @@ class Autocast(MixedPrecision):
         return data
 
 
-def resolve_precision(precision: Precision) -> Precision:
-    """Arithmetic of the network on this machine: ``auto`` is bf16 where the hardware multiplies it, else fp32."""
-    if precision != "auto":
-        return precision
-    cuda = torch.cuda.is_available()
-    return "bf16" if (torch.cuda.is_bf16_supported(including_emulation=False) if cuda else cpu_has_bf16()) else "fp32"
+def resolve_precision(precision: Precision, network: nn.Module) -> Precision:
+    """Arithmetic of a network on this machine: ``auto`` is bf16 where it is faster, else fp32."""
+    return precision if precision != "auto" else "bf16" if prefers_bf16(network) else "fp32"
 
 
 def make_fabric(precision: Precision, launch: Launch) -> Fabric:
@@ -296,7 +293,6 @@ def make_fabric(precision: Precision, launch: Launch) -> Fabric:
     # Said, and not detected: inside a Slurm job Lightning takes everything for srun's.
     plugins: list[Any] = [ENVIRONMENTS[launch.starter]()]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    precision = resolve_precision(precision)
     if precision == "bf16":
         plugins.append(Autocast("bf16-mixed", device))
     elif precision == "fp16":

@@ -207,7 +207,7 @@ def _introduce(
     """Lines on what a run begins with."""
     cpu = f"the CPU ({torch.get_num_threads()} threads)"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
-    yield f"on {device} in {resolve_precision(settings.precision)}"
+    yield f"on {device} in {resolve_precision(settings.precision, unet)}"
     millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (unet.encoder, unet)]
     yield (
         f"encoder {settings.encoder} from {settings.weights}, {millions[0]:.1f} million parameters, with its decoder "
