@@ -15,8 +15,8 @@ from pri3d.data.measured import MeasuredFrames, read_frames
 from pri3d.data.pairs import split_pairs
 from pri3d.errors import WeightsError
 from pri3d.labelled.prepared import PreparedImages
+from pri3d.networks.load import Dense
 from pri3d.probing.linear import Side, probe_linear
-from pri3d.probing.networks import Dense
 from pri3d.store import Store
 
 

@@ -202,8 +202,8 @@ def test_results_of_probe_are_tables_and_a_curve(make, tmp_path):
     }
     write_json(tmp_path / "probe.json", {"data": "x", "networks": networks})
     page = make(tmp_path / "probe.json")
-    assert "after against before, the same pairs and frames" in page.texts
-    assert all(text in page.texts for text in ("matching / mean", "0.0625", "0.03125 to –", "better"))
+    assert "Of the same pairs and frames" in " ".join(page.texts)
+    assert all(text in page.texts for text in ("recall, all", "0.0625", "0.03125 to –", "better"))
     assert "Intervals" not in page.texts
     (tmp_path / "probe.json").write_text(json.dumps({"networks": [1]}))
     with pytest.raises(DataError, match=r"probe\.json"):

@@ -90,3 +90,25 @@ def test_a_pair_without_matches_starts_in_the_middle():
     found = Data(similarity_widget(pair(0), {"after": torch.randn(2, 4, 6, 8)}, "")).stated
     assert found["start"] == 3 * 8 + 4
     assert found["matches"] == []
+
+
+def test_the_page_opens_on_a_point_of_median_improvement():
+    """Errors by loops over places; the better network's features are the place in the world, the other's are random."""
+    torch.manual_seed(0)
+    grid, size = (6, 8), (16, 12)
+    shown, first = pair(21), torch.randn(2, 5, *grid)
+    second = first[:1].expand(2, -1, -1, -1).clone()
+    networks = {"before": first, "after": second}
+    errors = {}
+    for name, features in networks.items():
+        packed, errors[name] = pack(features, grid), []
+        for x, y, u, v in shown.points:
+            similar = packed.cosines(0, int(y / 2), int(x / 2))[1]
+            row, column = np.unravel_index(similar.argmax(), grid)
+            errors[name].append(np.hypot(2 * column + 1 - u, 2 * row + 1 - v))
+        assert packed.errors(shown.points / (*size, *size)) * size[0] == pytest.approx(errors[name])
+    found = Data(html := similarity_widget(shown, networks, "Caption."))
+    gains = np.subtract(errors["before"], errors["after"])
+    x, y = shown.points[np.argsort(gains)[10], :2]
+    assert found.stated["start"] == int(y / 2) * 8 + int(x / 2)
+    assert f"before {np.median(errors['before']):.1f}, after {np.median(errors['after']):.1f}" in html

@@ -23,9 +23,10 @@ class DemoOptions(Options):
 def demo(options: DemoOptions) -> Output:
     """Run the whole workflow on rendered rooms: no data, no GPU, no download.
 
-    Renders rooms, prepares them, pre-trains View+Geo, fine-tunes a segmentation network from scratch and from the
-    pre-trained weights with two seeds each on rooms that pre-training did not see, exports the encoder, and writes
-    OUT/results.json and OUT/report.html. Started again in the same folder it starts over.
+    Renders rooms, prepares them, continues an ImageNet encoder on them, measures what it finds again in rooms that it
+    has not seen, fine-tunes a segmentation network from scratch, from ImageNet and from the continued weights with two
+    seeds each, exports the encoder, and writes OUT/results.json and OUT/report.html. Started again in the same folder
+    it starts over.
 
     Returns the report.
     """

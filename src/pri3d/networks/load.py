@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pri3d.api.options import flag_as_typed
 from pri3d.errors import ConfigError, WeightsError, first_line
-from pri3d.networks.encoders import Encoder, build_encoder
+from pri3d.networks.encoders import Encoder, build_encoder, enlarge, join_maps
 from pri3d.networks.naming import from_efficientnet
 from pri3d.networks.starts import packaged_file
 from pri3d.networks.state_files import HUB_FILE, MODEL_FILE, read_state
@@ -33,6 +33,7 @@ from pri3d.networks.weights import (
 from pri3d.registry import ENCODERS
 
 Part = Literal["encoder", "all"]
+Kind = Literal["unet", "encoder"]
 Level = int | Literal["fused"] | None
 
 #: smallest stride of the maps that are fused: finer ones would make the result large and say little more
@@ -130,6 +131,37 @@ class FeatureNet(nn.Module):
         maps = self(images)
         last: Tensor = maps[-1] if isinstance(maps, list) else maps
         return last.mean((2, 3))
+
+
+class Dense(nn.Module):
+    """RGB 0..1 (B, 3, H, W) -> one feature a cell of half the image, whatever the network.
+
+    A U-Net's map is taken as it is, of an encoder all maps by :func:`pri3d.networks.encoders.join_maps`.
+    """
+
+    def __init__(self, net: FeatureNet) -> None:
+        super().__init__()
+        self.net = net
+        self.strides = net.strides
+
+    @property
+    def about(self) -> str:
+        """Which features: the U-Net's or the encoder's, and their channels."""
+        kind = "encoder" if isinstance(self.net.net, Encoder) else "U-Net"
+        return f"{kind} {self.net.encoder.name}, {'+'.join(map(str, self.net.channels))} channels"
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """RGB 0..1 (B, 3, H, W) -> maps (B, C, h, w) at their own strides, float32: of a U-Net one."""
+        found = self.net(images)
+        return [x.float() for x in (found if isinstance(found, list) else [found])]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """RGB 0..1 (B, 3, H, W) -> features (B, C, ceil(H / 2), ceil(W / 2)) float32."""
+        half = ((images.shape[-2] + 1) // 2, (images.shape[-1] + 1) // 2)
+        maps = self.maps(images)
+        if len(maps) == 1:
+            return enlarge(maps[0], self.strides[0] / 2, half)
+        return join_maps(maps, self.strides, half)
 
 
 def load(source: str | Path, part: Part | None = None, level: Level = None) -> FeatureNet:
@@ -245,12 +277,6 @@ class WeightsSource:
             raise WeightsError(f"the weights of timm's {name} cannot be fetched: {first_line(error)}") from error
         return load_weights(encoder, state)
 
-    def unet(self) -> UNet:
-        """Build the U-Net of a pre-training run, on the CPU in eval mode. Raises WeightsError where it is another."""
-        if self.path is None:
-            raise WeightsError(f"{self.text} is no U-Net: give a run folder or a weights file")
-        return load_model(self.path)[0]
-
     def features(
         self, part: Part | None = None, level: Level = None, encoder: str | None = None, seed: int = 0
     ) -> FeatureNet:
@@ -268,11 +294,20 @@ class WeightsSource:
             network = self.record.get("network", "unet")
             if network != "unet":
                 raise WeightsError(f"{self.path} holds a {network}, no U-Net: load its encoder with part='encoder'")
-            return FeatureNet(self.unet(), self.record, level).eval()
+            return FeatureNet(load_model(self.path)[0], self.record, level).eval()
         built = build_stated_encoder(self.path, self.record, self.state)
         prefix = None if holds_encoder_alone(self.state) else "encoder."
         load_weights(built, self.path, prefix=prefix, minimum=1.0)
         return FeatureNet(built, self.record, level).eval()
+
+    def dense(self, features: Kind = "unet", encoder: str | None = None, seed: int = 0) -> Dense:
+        """Open a network frozen, with one feature a cell of half the image; the other arguments as :meth:`features`.
+
+        ``features`` is ``unet``, the U-Net's where the source holds one, else the encoder's; or ``encoder``, the
+        encoder's always.
+        """
+        part: Part = "all" if features == "unet" and self.holds_unet else "encoder"
+        return Dense(self.features(part, encoder=encoder, seed=seed)).eval().requires_grad_(False)
 
     def _start(self, encoder: str | None, seed: int) -> Encoder:
         """Encoder with first weights, as pre-training builds it; the global generator is left as it was."""

@@ -247,13 +247,15 @@ def save_state(state: Mapping[str, Tensor], path: Path, provenance: Mapping[str,
         part.chmod(mode)  # the library makes it readable by its owner alone
 
 
-def save_model(unet: UNet, path: Path, provenance: Mapping[str, Any]) -> None:
+def save_model(unet: UNet, path: Path, provenance: Mapping[str, Any], decoder: bool = True) -> None:
     """Write a U-Net so that :func:`load_model` rebuilds it; encoder, decoder, channels and version are filled in.
 
-    Low-rank adapters are merged into the weights, so the file is a plain network's.
+    Low-rank adapters are merged into the weights, so the file is a plain network's. ``decoder=False`` leaves the
+    decoder out, which nothing has trained: the file then is that of an encoder.
     """
     built = {**stated_of(unet.encoder), "decoder": unet.decoder_name, "channels": unet.channels}
-    save_state(merged_state(unet), path, {"version": __version__, **provenance, **built})
+    state = {key: x for key, x in merged_state(unet).items() if decoder or not key.startswith("decoder.")}
+    save_state(state, path, {"version": __version__, **provenance, **built})
 
 
 def mix_states(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
@@ -283,8 +285,11 @@ def load_model(path: Path) -> tuple[UNet, dict[str, Any]]:
         raise WeightsError(f"{path} does not say its {', '.join(absent)}: it is no model of a pri3d run")
     # A fine-tuned network's classifier is the task's; its backbone loads like any other.
     state = {key: value for key, value in read_state(path).items() if not key.startswith("classifier.")}
-    if holds_encoder_alone(state):
-        raise WeightsError(f"{path} holds an encoder alone, not a whole model: pass it as --weights")
+    if not any(key.startswith("decoder.") for key in state):
+        raise WeightsError(
+            f"{path} holds an encoder alone, not a whole U-Net: its objectives trained no decoder, or it is an export "
+            "of the encoder. Take its encoder: --part encoder, or pass it as --weights"
+        )
     encoder, channels = build_stated_encoder(path, record, state), record["channels"]
     # Looked up before anything of that size is made: a damaged header may claim any number.
     if not isinstance(channels, int) or channels not in {

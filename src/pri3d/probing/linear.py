@@ -14,6 +14,7 @@ from pri3d.api.options import AnyPath
 from pri3d.data.measured import MeasuredFrames, choose_evenly, read_images
 from pri3d.errors import ConfigError, DataError
 from pri3d.labelled import LabelledImages, Split, open_labelled
+from pri3d.networks.load import Dense
 from pri3d.networks.readout import (
     FOLDS,
     ClassErrors,
@@ -26,7 +27,7 @@ from pri3d.networks.readout import (
     fit_readout,
 )
 from pri3d.probing.differences import Sample, measure_classes, measure_depth, measure_normals
-from pri3d.probing.networks import Dense, check_finite
+from pri3d.probing.networks import check_finite
 from pri3d.terminal import track
 
 BATCH = 8  #: images at a time

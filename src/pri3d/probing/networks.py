@@ -3,50 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pri3d.errors import ConfigError, DataError, WeightsError
-from pri3d.networks.encoders import Encoder, enlarge, join_maps
-from pri3d.networks.load import HUB_NAME, STARTS, FeatureNet, Part, WeightsSource
+from pri3d.networks.load import HUB_NAME, STARTS, Dense, Kind, WeightsSource
 from pri3d.runs import RunPaths
 
-Kind = Literal["unet", "encoder"]
-
 _FILES = (".safetensors", ".pth", ".pt", ".pkl", ".tar", ".bin", ".ckpt")
-
-
-class Dense(nn.Module):
-    """RGB 0..1 (B, 3, H, W) -> one feature a cell of half the image, whatever the network.
-
-    A U-Net's map is taken as it is, of an encoder all maps by :func:`pri3d.networks.encoders.join_maps`.
-    """
-
-    def __init__(self, net: FeatureNet) -> None:
-        super().__init__()
-        self.net = net
-        self.strides = net.strides
-
-    @property
-    def about(self) -> str:
-        """Which features: the U-Net's or the encoder's, and their channels."""
-        kind = "encoder" if isinstance(self.net.net, Encoder) else "U-Net"
-        return f"{kind} {self.net.encoder.name}, {'+'.join(map(str, self.net.channels))} channels"
-
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """RGB 0..1 (B, 3, H, W) -> maps (B, C, h, w) at their own strides, float32: of a U-Net one."""
-        found = self.net(images)
-        return [x.float() for x in (found if isinstance(found, list) else [found])]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """RGB 0..1 (B, 3, H, W) -> features (B, C, ceil(H / 2), ceil(W / 2)) float32."""
-        half = ((images.shape[-2] + 1) // 2, (images.shape[-1] + 1) // 2)
-        maps = self.maps(images)
-        if len(maps) == 1:
-            return enlarge(maps[0], self.strides[0] / 2, half)
-        return join_maps(maps, self.strides, half)
 
 
 def name_sources(weights: list[Path]) -> dict[str, Path]:
@@ -93,10 +58,7 @@ def open_dense(source: Path, features: Kind = "unet", encoder: str = "resnet18",
         ConfigError, WeightsError: there is no such network, or its weights do not fit.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    opened = WeightsSource(source)
-    part: Part | None = "all" if features == "unet" and opened.holds_unet else "encoder"
-    net = opened.features(part, encoder=encoder, seed=seed)
-    return Dense(net).eval().requires_grad_(False).to(device)
+    return WeightsSource(source).dense(features, encoder, seed).to(device)
 
 
 def check_finite(features: Tensor, name: str) -> None:

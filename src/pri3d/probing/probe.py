@@ -26,10 +26,10 @@ from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import usable
 from pri3d.geometry.resize import parse_size
 from pri3d.labelled.prepared import PreparedImages
-from pri3d.networks.load import FeatureNet
+from pri3d.networks.load import Dense, FeatureNet
 from pri3d.probing.differences import Sample, Samples, compare, sample_correspondence, sample_matching
 from pri3d.probing.linear import Side, open_guards, probe_linear
-from pri3d.probing.networks import Dense, check_source, name_sources, open_dense
+from pri3d.probing.networks import check_source, name_sources, open_dense
 from pri3d.probing.pairs import Correspondences, Held, Matching, Measure, matching_recall, measure_pairs
 from pri3d.probing.retention import check_same, retention
 from pri3d.probing.tables import Scores, show, write_results

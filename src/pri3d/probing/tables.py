@@ -18,22 +18,9 @@ from pri3d.probing.differences import Difference
 from pri3d.probing.pairs import THRESHOLDS, Correspondence, Recall
 from pri3d.probing.retention import Retention
 from pri3d.reporting.charts import Curves, recall_figure
+from pri3d.reporting.sections import PROBE_MEASURES
 from pri3d.runs import leaves, write_json, write_text
 from pri3d.terminal import Terminal
-
-#: measures that are printed of a difference, and what they are called; the files hold all
-_HEADLINES = (
-    *((f"matching / by_angle / {name}", f"recall, {name}°") for name in ANGLE_NAMES),
-    ("matching / balanced", "recall, bins"),
-    ("matching / mean", "recall, all"),
-    ("correspondence / recall / 10 px", "best matches, 10 px"),
-    ("correspondence / recall / 5 cm", "best matches, 5 cm"),
-    ("depth / rmse", "depth, RMSE, m"),
-    ("depth / delta1", "depth, δ < 1.25"),
-    ("normals / mean", "normals, mean °"),
-    ("normals / below_11", "normals, < 11.25°"),
-    ("segmentation / miou", "segmentation, mIoU"),
-)
 
 
 class Scores(NamedTuple):
@@ -167,7 +154,7 @@ def build_sheets(results: Results, pixels: float) -> list[Sheet]:
         for other, found in (scores.differences or {}).items():
             rows = []
             guards = [key for key in found if key.startswith("guard / ") and "miou" in key]
-            for key, title in (*_HEADLINES, *((key, f"{key.split(' / ')[1]}, mIoU") for key in guards)):
+            for key, title in (*PROBE_MEASURES, *((key, f"{key.split(' / ')[1]}, mIoU") for key in guards)):
                 if key in found:
                     gap, low, high, verdict = found[key]
                     ends = "not known: too few frames" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"

@@ -130,21 +130,25 @@ def validation_figure(
     """Return a PNG of fine-tuning runs by method: a validation score and the training loss over the steps.
 
     ``histories`` have rows with ``step`` and ``key`` (0..1, called ``name``), ``losses`` rows with ``step`` and
-    ``loss``; one list a seed. Thin lines are seeds, the thick one is their mean.
+    ``loss``; one list a seed. Thin lines are seeds, the thick one is their mean. Runs that were validated once, at
+    their end, have no curve of the score.
     """
+    curves = {(f"Validation {name}", "on held-out images"): (histories, key), ("Training loss", ""): (losses, "loss")}
+    if all(len(history) < 2 for seeds in histories.values() for history in seeds):
+        del curves[next(iter(curves))]
     with style():
         figure = _wide(3.4)
-        panels = figure.subplots(1, 2)
-        for axes, runs, column in zip(panels, (histories, losses), (key, "loss"), strict=True):
+        panels = figure.subplots(1, len(curves), squeeze=False)[0]
+        for axes, (title, (runs, column)) in zip(panels, curves.items(), strict=True):
             for method, color in series_colors(runs).items():
                 _seeds(axes, runs[method], column, color, series_label(method))
             axes.set_xlabel("fine-tuning step")
             axes.set_ylim(bottom=0)
             axes.set_xlim(left=0)
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        _title(panels[0], f"Validation {name}", "on held-out images")
-        _title(panels[1], "Training loss", "")
+            _title(axes, *title)
+            if column == key:
+                axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         handles = panels[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=min(len(handles[0]), 5))
         return png(figure)

@@ -118,8 +118,8 @@ def network_files(runs: Sequence[RunFolder]) -> dict[str, Path] | Missing:
 
 @torch.no_grad()
 def feature_maps(images: Tensor, files: Mapping[str, Path]) -> dict[str, Tensor]:
-    """Maps (K, C, h, w) of images (K, 3, H, W) by the network in each file, by the same names."""
-    return {name: WeightsSource(file).unet()(images).float() for name, file in files.items()}
+    """Maps (K, C, h, w) of images (K, 3, H, W), half their size, by the network in each file, by the same names."""
+    return {name: WeightsSource(file).dense()(images) for name, file in files.items()}
 
 
 def spread_rows(count: int, most: int) -> list[int]:

@@ -67,7 +67,7 @@ def make_report(options: ReportOptions) -> Path:
 def build_page(sources: Sources, data: Path | None = None, title: str = "", lead: str = "") -> Page:
     """The page of all that ``sources`` hold, not yet written; ``data`` as of :func:`make_report`.
 
-    ``title`` names the page (default: its runs), ``lead`` is a sentence about them that stands before all sections.
+    ``title`` names the page (default: its runs), ``lead`` is what to take away, which the page begins with.
     """
     names = [run.name for run in (*sources.pretrained, *sources.finetuned)] or [path.name for path in sources.probes]
     several = f"Comparison of {', '.join(names) if len(names) <= 4 else f'{len(names)} runs'}"
@@ -75,8 +75,11 @@ def build_page(sources: Sources, data: Path | None = None, title: str = "", lead
     said = ", ".join(f"{len(of)} {name}{'s' if len(of) > 1 else ''}" for name, of in counts.items() if of)
     about = "Pri3D: image backbones pre-trained on the geometry of RGB-D recordings, without labels."
     page = Page(
-        title or (f"Run {names[0]}" if len(names) == 1 else several), " ".join(filter(None, (f"{said}. {about}", lead)))
+        title or (f"Run {names[0]}" if len(names) == 1 else several), " ".join(filter(None, (lead, f"{said}. {about}")))
     )
+    for path in sources.probes:
+        page.heading("What the features know" if len(sources.probes) == 1 else f"Probe: {path.name}")
+        add_probe(page, path)
     for task, groups in sources.groups().items():
         _add_task(page, task, groups, data)
     if sources.pretrained:
@@ -94,9 +97,6 @@ def build_page(sources: Sources, data: Path | None = None, title: str = "", lead
             add_data(page, found.folder, sources.pretrained[0])
             page.heading("Features")
             add_features(page, found.folder, sources.pretrained)
-    for path in sources.probes:
-        page.heading("What the features know" if len(sources.probes) == 1 else f"Probe: {path.name}")
-        add_probe(page, path)
     if sources.pretrained or sources.finetuned:
         _add_provenance(page, [*sources.finetuned, *sources.pretrained], data)
     return page

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 
+from pri3d.data.pairs import ANGLE_NAMES
 from pri3d.errors import DataError
 from pri3d.intervals import interval_text, mean_interval
 from pri3d.labelled import LabelledImages
@@ -38,6 +39,19 @@ from pri3d.tasks import find_task
 BASELINE = "scratch"  #: the method that others are compared with, where it is there
 MOST_PICTURES = 4  #: methods whose predictions are drawn
 _FRAMES = 5
+#: measures of `pri3d probe` that are shown of two networks, and what they are called; the files hold all
+PROBE_MEASURES = (
+    *((f"matching / by_angle / {name}", f"recall, {name}°") for name in ANGLE_NAMES),
+    ("matching / balanced", "recall, bins"),
+    ("matching / mean", "recall, all"),
+    ("correspondence / recall / 10 px", "best matches, 10 px"),
+    ("correspondence / recall / 5 cm", "best matches, 5 cm"),
+    ("depth / rmse", "depth, RMSE, m"),
+    ("depth / delta1", "depth, δ < 1.25"),
+    ("normals / mean", "normals, mean °"),
+    ("normals / below_11", "normals, < 11.25°"),
+    ("segmentation / miou", "segmentation, mIoU"),
+)
 
 Scores = Mapping[str, Sequence[RunScores]]
 MOST_NETWORKS = 6  #: whose features a page shows
@@ -113,8 +127,8 @@ def add_validation(page: Page, task: str, runs: Runs) -> None:
             words.key,
             words.main,
         ),
-        "Fine-tuning. Thin: seeds; thick: their mean.",
-        f"Curves of validation {words.main} and training loss by method.",
+        f"Fine-tuning: training loss, and {words.main} where it was measured more than once. Thin: seeds; thick: mean.",
+        f"Curves of training loss, and of validation {words.main}, by method.",
     )
     classes = list(dict.fromkeys(name for of in scores.values() for score in of for name in score.classes))
     if not classes:
@@ -342,11 +356,19 @@ def _mean(rows: list[dict[str, float]], key: str) -> float:
 
 
 def add_probe(page: Page, path: Path) -> None:
-    """Tables of each thing that was measured, and recall by angle. Raises DataError for a file of something else."""
+    """How networks differ, recall by angle, and tables of what was measured.
+
+    Raises DataError for a file of something else.
+    """
     found = read_json(path)
     networks = found.get("networks") if isinstance(found, dict) else None
     if not isinstance(networks, dict) or not all(isinstance(scores, dict) for scores in networks.values()):
         raise DataError(f"{path}: not the results of pri3d probe. Give its .json file, or a run's folder.")
+    for name, scores in networks.items():
+        differences = scores.get("differences")
+        for other, found_of in differences.items() if isinstance(differences, dict) else ():
+            if isinstance(found_of, dict):
+                _add_difference(page, (other, networks.get(other, {})), (name, scores), found_of)
     curves = {}
     for name, scores in networks.items():  # bin of degrees -> recall, where that was measured
         matching = scores.get("matching")
@@ -371,17 +393,26 @@ def add_probe(page: Page, path: Path) -> None:
         if columns:
             page.heading(part.capitalize(), 3)
             page.table(["", *columns], [(name, *(_number(row.get(c)) for c in columns)) for name, row in rows.items()])
-    for name, scores in networks.items():
-        differences = scores.get("differences")
-        for other, found_of in differences.items() if isinstance(differences, dict) else ():
-            page.heading(f"{name} against {other}, the same pairs and frames", 3)
-            shown = []
-            for key, of in found_of.items() if isinstance(found_of, dict) else ():
-                if isinstance(of, dict) and not key.startswith("correspondence / by_angle"):  # many; the file has them
-                    ends = f"{_number(of.get('low'))} to {_number(of.get('high'))}"
-                    shown.append((key.replace("_", " "), _number(of.get("difference")), ends, str(of.get("verdict"))))
-            page.table(["", "difference", "95 % interval", ""], shown)
     page.facts(f"What was probed: {path.name}", {key: value for key, value in found.items() if key != "networks"})
+
+
+def _add_difference(
+    page: Page, before: tuple[str, Mapping[str, Any]], after: tuple[str, Mapping[str, Any]], found: Mapping[str, Any]
+) -> None:
+    """Table of what two networks have, how they differ, and whether that is more than chance."""
+    values = [{" / ".join(way): value for way, value in leaves(dict(scores))} for _, scores in (before, after)]
+    rows = []
+    for key, title in PROBE_MEASURES:
+        of = found.get(key)
+        if isinstance(of, dict):
+            ends = f"{_number(of.get('low'))} to {_number(of.get('high'))}"
+            rows.append(
+                (title, *(_number(each.get(key)) for each in values), _number(of.get("difference")), ends,
+                 str(of.get("verdict")))
+            )  # fmt: skip
+    if rows:
+        header = ["", before[0], after[0], "difference", "95 % interval", ""]
+        page.table(header, rows, "Of the same pairs and frames. The interval is a bootstrap's over blocks of frames.")
 
 
 def _numbers(scores: Mapping[str, Any]) -> dict[str, float | None]:

@@ -134,7 +134,7 @@ def _show_pretraining(run: RunFolder, data: Path | None, scene: str | None, fram
     found = there(pairs_of(run, data, scene))
     store, paths = Store(found.folder), RunPaths(run.path)
     files = {"before": paths.initial, "after": paths.weights}
-    networks = {name: WeightsSource(file).unet() for name, file in files.items() if file.is_file()}
+    networks = {name: WeightsSource(file).dense() for name, file in files.items() if file.is_file()}
     shown = _show_scene(store, scene, frames, pairs, f"Run {run.name}", run.settings, networks)
     shown.notes.extend(
         f"{run.name} has no {file.name}: no features {name}." for name, file in files.items() if name not in networks

@@ -25,7 +25,7 @@ from pri3d.files.atomic import replacing
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.load import WeightsSource
 from pri3d.networks.unet import UNet
-from pri3d.networks.weights import read_provenance, save_model
+from pri3d.networks.weights import read_provenance
 from pri3d.recordings import detect, find_reader, open_recording
 from pri3d.recordings._shared.text import clean_id
 from pri3d.runs import Run, RunPaths
@@ -173,7 +173,7 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
     first = options.launch.rank == 0
     say = Terminal(stderr=True, highlight=False, soft_wrap=True, quiet=not first).print
     if done == 0 and first:
-        save_model(module.unet, folder.initial, {**facts, "steps": 0})
+        module.save(folder.initial, {**facts, "steps": 0})
     guard = None
     if (held := data.heldout()) is not None:
         frames = FrameMeter(module.unet.encoder, data.frames)
@@ -238,9 +238,9 @@ def _leave_weights(module: PretrainModule, folder: RunPaths, facts: Mapping[str,
         best = guard.best(module.key)
         taken = best["step"] if best.get(module.key) is not None and folder.best.exists() else None
     if taken in (None, module.step):
-        save_model(module.unet, folder.weights, record)
+        module.save(folder.weights, record)
         return
-    save_model(module.unet, folder.last, record)
+    module.save(folder.last, record)
     with replacing(folder.weights) as part:
         shutil.copyfile(folder.best, part)
 

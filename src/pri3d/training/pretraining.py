@@ -148,8 +148,8 @@ class PretrainModule(StepModule):
         return "gain"
 
     def save(self, path: Path, record: Mapping[str, Any]) -> None:
-        """Write the U-Net."""
-        save_model(self.unet, path, record)
+        """Write the U-Net; its encoder alone where no objective trains the decoder."""
+        save_model(self.unet, path, record, decoder=self.objective.decodes)
 
     def after_step(self) -> None:
         """Tell the objectives."""
