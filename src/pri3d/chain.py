@@ -53,7 +53,6 @@ PARTS = {
 }
 DISTANCE = 0.04  #: metres; a pixel of so small an image is that wide a few metres away
 VOXEL = 0.16  #: metres, of the surface that the report shows
-OVERLAP = 0.05  #: of pairs at least: wide views are what neighbours do not teach
 PAIRS, FRAMES = 200, 64  #: that the probe measures at most
 SEEDS = (0, 1)
 STARTS = ("scratch", "imagenet", "pri3d")
@@ -113,7 +112,6 @@ def demo(options: DemoOptions) -> Path:
         "rooms": {name: {"rooms": part.rooms, "frames": part.frames} for name, part in PARTS.items()},
         "size": SIZE,
         "distance": DISTANCE,
-        "min_overlap": OVERLAP,
         "finetune_seeds": list(SEEDS),
         "learning_rate": LEARNING_RATE,
         "seed": options.seed,
@@ -142,7 +140,7 @@ def _make(out: Path, name: str, seed: int, workers: int, say: Callable[[str], No
         processes=workers,
     )  # fmt: skip
     prepare(
-        [recording], store, size=SIZE, distance=DISTANCE, voxel=VOXEL, min_overlap=OVERLAP, pairs=part.pairs,
+        [recording], store, size=SIZE, distance=DISTANCE, voxel=VOXEL, pairs=part.pairs,
         surface=part.pairs, processes=workers,
     )  # fmt: skip
     return store

@@ -119,6 +119,17 @@ def test_holdout_shares_no_frame(rooms_store: Path) -> None:
         split_pairs(store, 1.5)
 
 
+@pytest.mark.parametrize("holdout", [0.0, 0.4])
+def test_pairs_that_overlap_little_are_left_out(rooms_store: Path, holdout: float) -> None:
+    store = Store(rooms_store)
+    table = store.pairs()
+    least = float(np.median(table.overlap))
+    every, enough = split_pairs(store, holdout), split_pairs(store, holdout, min_overlap=least)
+    for rows, some in zip(every, enough, strict=True):
+        assert some.tolist() == [row for row in rows if table.overlap[row] >= np.float32(least)]
+    assert 0 < len(enough[0]) < len(every[0])
+
+
 def test_too_few_pairs_are_refused(rooms_store: Path) -> None:
     with pytest.raises(DataError, match="training pairs"):
         check_pairs(np.arange(3), Store(rooms_store), 8)

@@ -7,7 +7,15 @@ import pytest
 import yaml
 
 from pri3d.errors import DataError
-from pri3d.reporting.sources import Missing, differing_settings, find_sources, labelled_of, pairs_of
+from pri3d.reporting.sources import (
+    Missing,
+    RunFolder,
+    differing_settings,
+    find_sources,
+    labelled_of,
+    pairs_of,
+    used_settings,
+)
 
 
 def write_run(path: Path, verb: str = "finetune", init: str = "scratch", **settings: object) -> Path:
@@ -122,3 +130,10 @@ class TestData:
             assert "--data" in missing.reason
         with pytest.raises(DataError, match="no such folder"):
             pairs_of(found.pretrained[0], tmp_path / "none")
+
+
+@pytest.mark.parametrize(("objectives", "decoder"), [({"view": 1.0, "distill": 1.0}, True), ({"pyramid": 1.0}, False)])
+def test_settings_that_nothing_used_are_not_listed(objectives: dict[str, float], decoder: bool) -> None:
+    settings = {"objectives": objectives, "unet": {"decoder": "slim"}, "contrast": {"points": 3}, "lr": 0.1}
+    used = used_settings(RunFolder(Path("run"), "run", "pretrain", settings, {}))
+    assert used == (settings if decoder else {"objectives": objectives, "lr": 0.1})

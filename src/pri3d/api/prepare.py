@@ -33,7 +33,12 @@ class PrepareOptions(RecordingFields):
         "frames' fractions, as the authors' code has it",
         default="paper",
     )
-    min_overlap: float = option("pairs that overlap by less are left out", default=0.3, least=0.001, most=1)
+    min_overlap: float = option(
+        "pairs that overlap by less are left out; training may ask for more, as the paper's 0.3",
+        default=0.05,
+        least=0.001,
+        most=1,
+    )
     distance: float = option(
         "metres within which two points correspond; relative to each point's depth with match relative",
         default=0.02,

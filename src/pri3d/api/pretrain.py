@@ -129,6 +129,9 @@ class PretrainSettings(TrainSettings):
     holdout: float = option(
         "fraction of the scenes (or of each scene's last frames) that is kept out of training", default=0.0
     )
+    min_overlap: float = option(
+        "pairs that overlap by less are left out (paper, section 4: 0.3)", default=0.3, least=0, most=1
+    )
     backbone: EncoderOptions = option("the encoder", default=EncoderOptions())
     unet: UNetOptions = option("decoder and passes", default=UNetOptions())
     matching: MatchingOptions = option("which pixels show the same point", default=MatchingOptions())

@@ -48,19 +48,20 @@ class PairItem(NamedTuple):
 
 
 def split_pairs(
-    store: Store, holdout: float, table: PairTable | None = None
+    store: Store, holdout: float, table: PairTable | None = None, min_overlap: float = 0.0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the pair table, or another ``table``, for training and for validation, from disjoint frames.
 
     With ten scenes or more the last ``holdout`` share of scenes is held out; with fewer, the last share of each
-    scene's frames in time. Pairs across the border are in neither. ``holdout`` = 0 trains on everything.
-    Raises ConfigError outside 0..0.9.
+    scene's frames in time. Pairs across the border are in neither. ``holdout`` = 0 trains on everything. Pairs that
+    overlap by less than ``min_overlap`` are left out. Raises ConfigError outside 0..0.9.
     """
     if not 0 <= holdout <= 0.9:
         raise ConfigError(f"holdout = {holdout}: give a fraction of the frames between 0 and 0.9.")
     table = table or store.pairs()
+    enough = table.overlap >= np.float32(min_overlap)
     if holdout == 0:
-        return np.arange(len(table.i)), np.empty(0, np.int64)
+        return np.flatnonzero(enough), np.empty(0, np.int64)
     if len(store.scenes) >= 10:
         kept = store.scenes[: len(store.scenes) - max(1, round(holdout * len(store.scenes)))]
         late_i = late_j = ~np.isin(table.scene, kept)
@@ -68,7 +69,7 @@ def split_pairs(
         border = {name: (1 - holdout) * len(store.scene(name).frames.names) for name in store.scenes}
         limit = np.array([border[name] for name in table.scene.tolist()])
         late_i, late_j = table.i >= limit, table.j >= limit
-    return np.flatnonzero(~late_i & ~late_j), np.flatnonzero(late_i & late_j)
+    return np.flatnonzero(enough & ~late_i & ~late_j), np.flatnonzero(enough & late_i & late_j)
 
 
 def angle_bins(degrees: NDArray[np.float32]) -> dict[str, NDArray[np.bool_]]:
@@ -285,10 +286,11 @@ def _shares(images: list[Tensor]) -> Tensor:
     return result
 
 
-def check_pairs(rows: NDArray[np.int64], store: Store, batch: int) -> None:
+def check_pairs(rows: NDArray[np.int64], store: Store, batch: int, min_overlap: float) -> None:
     """Refuse a store without enough training pairs. Raises DataError naming the store and what to change."""
     if len(rows) < batch:
         raise DataError(
-            f"{store.path}: {len(rows)} training pairs for batches of {batch}. Prepare more frames (a smaller "
-            "--frame-step), accept less overlap (--min-overlap), or lower --batch or --holdout."
+            f"{store.path}: {len(rows)} training pairs that overlap by {min_overlap:g} for batches of {batch}. Prepare "
+            "more frames (a smaller --frame-step), accept less overlap (--min-overlap of prepare and pretrain), or "
+            "lower --batch or --holdout."
         )

@@ -31,6 +31,7 @@ Report = Callable[[str, int, int], None]  #: told a step's name, how much of it 
 
 
 _JUDGED = 8  # frames of a scene from which on its result is judged
+_SEEN = 0.2  # overlap of pairs that are judged by: less is found between wrong poses, too
 _NEIGHBOURS = 0.15  # fraction of neighbouring frames that overlap, below which something is wrong
 _SEVERAL = 20  # frames that see a surface several times
 _NEW, _ELSEWHERE = 1.5, 20.0  # surface over what all frames show together: of their own depth, and of a mesh
@@ -288,9 +289,10 @@ def find_doubts(frames: SceneFrames, pairs: PairTable | None, surface: Voxels, f
     if count < _JUDGED:
         return found
     if pairs is not None:
-        if len(pairs.i) < count:
-            found.append(f"{len(pairs.i):,} pairs of {count:,} frames")
-        paired = set(zip(pairs.i.tolist(), pairs.j.tolist(), strict=True))
+        near = pairs.overlap >= _SEEN
+        if near.sum() < count:
+            found.append(f"{near.sum():,} pairs of {count:,} frames that overlap by {_SEEN:.0%}")
+        paired = set(zip(pairs.i[near].tolist(), pairs.j[near].tolist(), strict=True))
         rows = frames.rows.tolist()
         neighbours = sum(pair in paired for pair in pairwise(rows)) / (count - 1)
         if neighbours < _NEIGHBOURS:

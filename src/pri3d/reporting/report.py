@@ -37,6 +37,7 @@ from pri3d.reporting.sources import (
     pairs_of,
     read_score,
     there,
+    used_settings,
 )
 from pri3d.runs import RunPaths
 from pri3d.store import Store
@@ -165,7 +166,7 @@ def _add_provenance(page: Page, runs: Sequence[RunFolder], data: Path | None) ->
                 row.append(said if len(said) <= 32 else f"{said[:12]}…")
             page.table(["run", *differing], rows)
     for run in runs:
-        facts: dict[str, Any] = {"settings": run.settings, "provenance": run.provenance}
+        facts: dict[str, Any] = {"settings": used_settings(run), "provenance": run.provenance}
         weights = RunPaths(run.path).weights
         if weights.is_file():
             facts["weights"] = read_provenance(weights)

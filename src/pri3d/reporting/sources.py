@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from pri3d import registry
 from pri3d.data.mixture import hashes_of
 from pri3d.errors import ConfigError, DataError
 from pri3d.labelled import LabelledImages, open_labelled
@@ -113,6 +114,14 @@ def flat_settings(run: RunFolder) -> dict[str, Any]:
     grouped = {name: value for name, value in run.settings.items() if name != "objectives"}
     whole = {"objectives": run.settings["objectives"]} if "objectives" in run.settings else {}
     return {**whole, **{".".join(way): value for way, value in leaves(grouped)}}
+
+
+def used_settings(run: RunFolder) -> dict[str, Any]:
+    """Settings of a run without the decoder's and its contrast's where none of its objectives looks at the decoder."""
+    names = run.settings.get("objectives", {})
+    known = [name for name in names if name in registry.names("objectives", registry.OBJECTIVES)]
+    unused = known and not any(registry.load("objectives", registry.OBJECTIVES, name).decodes for name in known)
+    return {name: value for name, value in run.settings.items() if not (unused and name in ("unet", "contrast"))}
 
 
 def read_run(path: Path, name: str) -> RunFolder:

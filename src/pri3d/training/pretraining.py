@@ -271,7 +271,8 @@ class PretrainData:
         self.images: Path | None = settings.own["moco"].images if "moco" in settings.own else None
         table = crop_table if settings.crops_alone else Store.pairs
         self.portions = [
-            Portion(*part, *split_pairs(part.store, settings.holdout, table(part.store))) for part in mixture.parts
+            Portion(*part, *split_pairs(part.store, settings.holdout, table(part.store), settings.min_overlap))
+            for part in mixture.parts
         ]
         self.weights = [portion.weight for portion in self.portions]
         self.several = len(self.portions) > 1
@@ -293,7 +294,7 @@ class PretrainData:
                 # Of crops from one store as many images as a batch has are asked for below.
                 if self.several or not self.settings.crops_alone:
                     share = self.settings.micro_batch * portion.weight // sum(self.weights)
-                    check_pairs(portion.train, portion.store, max(1, share))
+                    check_pairs(portion.train, portion.store, max(1, share), self.settings.min_overlap)
             with problems.collect():
                 if {"view", "distill", "pyramid"} & set(
                     self.settings.active
