@@ -37,7 +37,7 @@ def prefers_bf16(network: nn.Module) -> bool:
     from torch import nn  # noqa: PLC0415
 
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     units = _bf16_units()
     if "amx_bf16" in units:
         return True

@@ -422,4 +422,6 @@ def _numbers(scores: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
