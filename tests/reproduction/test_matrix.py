@@ -95,6 +95,19 @@ def test_rows_that_cannot_be_had_are_left_out() -> None:
     }
 
 
+def test_a_study_adds_rows_of_its_own() -> None:
+    """From ImageNet, every row of the paper but those that mix its images in, and adapt with its own learning rate."""
+    found = matrix("table1", "rooms", "imagenet")
+    assert [cell.start for cell in found.cells] == [
+        "scratch", "imagenet", "moco", "trivial", "depth", "view", "geo", "view+geo", "adapt",
+    ]  # fmt: skip
+    trained = {run.name: run.options for run in found.runs if run.verb == "pretrain"}
+    assert {options["init"] for options in trained.values()} == {"imagenet"}
+    rates = {name.partition("/")[2].removesuffix("-seed0"): options["lr"] for name, options in trained.items()}
+    assert (rates["adapt"], rates["view+geo"]) == (0.0005, 0.001)
+    assert "adapt" not in {cell.start for cell in matrix("table1").cells}
+
+
 def test_an_experiment_without_any_row_is_refused() -> None:
     study = find_study("rooms", "small")
     starts = [str(row["start"]) for row in find_experiment("figure4").rows.values()]

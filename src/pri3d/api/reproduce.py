@@ -17,8 +17,10 @@ class ReproduceOptions(Options):
         "rooms (rendered; no data needed), scannet, or nyuv2 (pre-training on ScanNet, fine-tuning on NYUv2)",
         default="rooms",
     )
-    scale: Literal["small", "paper"] = option(
-        "small (for a laptop: small network, images and numbers of steps) or paper (the paper's settings)",
+    scale: Literal["small", "imagenet", "paper"] = option(
+        "small (for a laptop: small network, images and numbers of steps, random weights at first), imagenet (the same "
+        "from the ImageNet weights of EfficientNet-Lite0, with a row of the preset adapt; rooms alone) or paper (the "
+        "paper's settings)",
         default="small",
     )
     out: AnyPath = option("folder for data, runs and results; several experiments may use one", default="reproduction")
@@ -29,7 +31,7 @@ class ReproduceOptions(Options):
         "fractions of the labels, joined by commas, as in 0.2,1; default is the paper's", default=None
     )
     encoder: Literal["resnet18", "resnet50"] | None = option(
-        "instead of the study's: resnet18 in small, resnet50 in paper", default=None
+        "instead of the study's: resnet18 in small, tf_efficientnet_lite0 in imagenet, resnet50 in paper", default=None
     )
     scannet: AnyPath | None = option("folder of ScanNet's raw scans (.sens), for pre-training", default=None)
     scannet_frames: AnyPath | None = option("folder of scannet_frames_25k, for fine-tuning", default=None)

@@ -119,13 +119,17 @@ def build_matrix(
         fitting = [on for on, sizes in stated("studies").items() if experiment.data in sizes["small"]["parts"]]
         raise ConfigError(f"{experiment.name}: has no data in --on {study.on}. Choices: {', '.join(fitting)}.")
     left_out = {}
-    for name, row in experiment.rows.items():
+    further = (
+        {name: {"start": start} for name, start in study.settings.get("rows", {}).items()} if experiment.rows else {}
+    )
+    every = {**experiment.rows, **further}
+    for name, row in every.items():
         needed = stated("experiments")["starts"][row["start"]].get("needs")
         if row["start"] in study.settings.get("without", ()):
-            left_out[name] = f"--on {study.on} --scale {study.size} goes without ImageNet weights and images"
+            left_out[name] = f"--on {study.on} --scale {study.size} goes without the weights or images that it needs"
         elif needed and needed not in folders:
             left_out[name] = f"needs --{needed} FOLDER"
-    rows = {name: row for name, row in experiment.rows.items() if name not in left_out}
+    rows = {name: row for name, row in every.items() if name not in left_out}
     if experiment.rows and not rows:
         reasons = "; ".join(dict.fromkeys(left_out.values()))
         raise ConfigError(f"{experiment.name}: none of its rows can be run: {reasons}.")
@@ -174,6 +178,7 @@ def _chain(
     if "preset" in start:
         preset = ",".join(filter(None, (start["preset"], settings.get("layer"))))
         asked = {"preset": preset, "encoder": encoder, "seed": seed, **settings["pretrain"]}
+        asked |= start.get("pretrain", {})
         asked |= {"images": start["needs"]} if "needs" in start else {}
         name = f"pretrain-{encoder}/{row['start']}-seed{seed}"
         pretraining = PlannedRun(name, "pretrain", asked, ("pretrain",))

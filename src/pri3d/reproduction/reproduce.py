@@ -260,8 +260,11 @@ def table_figure(experiment: Experiment, entries: Sequence[TableEntry]) -> bytes
 
 
 def _in_order(experiment: Experiment, entries: Sequence[TableEntry]) -> list[str]:
-    """Rows in the paper's order, those that are ours alone in front."""
-    return [*dict.fromkeys(e.row for e in entries if e.row not in experiment.rows), *experiment.rows]
+    """Rows in the paper's order; those that are ours alone in front, or behind where they are run last."""
+    run = list(dict.fromkeys(entry.row for entry in entries))
+    papers = max((k for k, row in enumerate(run) if row in experiment.rows), default=len(run))
+    ours = {row: k > papers for k, row in enumerate(run) if row not in experiment.rows}
+    return [*(row for row in ours if not ours[row]), *experiment.rows, *(row for row in ours if ours[row])]
 
 
 def _describe_runs(place: StudyFolder, experiment: Experiment, matrix: Matrix, entries: Sequence[TableEntry]) -> str:
