@@ -3,7 +3,7 @@
     python examples/continue_weights.py STORE [--start imagenet|dinov3] [--out FOLDER]
     python examples/continue_weights.py --tiny
 
-Needs: a prepared dataset (`pri3d prepare RECORDING STORE --min-overlap 0.05`); without one, rendered rooms are made.
+Needs: a prepared dataset (`pri3d prepare RECORDING STORE`); without one, rendered rooms are made.
 For `imagenet`: `pip install "pri3d[imagenet]"`. For `dinov3`: a network connection, since timm downloads the weights,
 which are under Meta's DINOv3 License.
 
