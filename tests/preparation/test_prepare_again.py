@@ -48,7 +48,7 @@ def test_more_recordings_can_be_added(recording: Path, out: Path, tmp_path: Path
 
 def test_other_settings_are_refused(recording: Path, out: Path) -> None:
     prepare([recording], out, **FLAGS)
-    wanted = r"out: was made with other settings: min_overlap was 0\.3, now 0\.5\. Choose another OUT"
+    wanted = r"out: was made with other settings: min_overlap was 0\.05, now 0\.5\. Choose another OUT"
     with pytest.raises(ConfigError, match=wanted):
         prepare([recording], out, **FLAGS, min_overlap=0.5)
 

@@ -48,7 +48,8 @@ def test_what_comes_out(recording: Path, out: Path) -> None:
     table = store.pairs()
     assert len(table.i) == sum(s["pairs"] for s in store.manifest["scenes"].values()) > 2
     assert (table.i < table.j).all()
-    assert (table.overlap >= 0.3).all()
+    assert (table.overlap >= 0.05).all()
+    assert (table.overlap < 0.3).any()
     k = int(np.argmax(table.baseline))
     poses = store.scene(str(table.scene[k])).frames.world_from_camera
     distance = np.linalg.norm(poses[table.i[k], :3, 3] - poses[table.j[k], :3, 3])

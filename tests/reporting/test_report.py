@@ -167,7 +167,7 @@ def test_a_page_of_another_title_says_it_first(runs, read_page, monkeypatch: pyt
     sources = find_sources(runs.finetune["scratch"])
     page = read_page(build_page(sources, runs.val, "Two runs", "They are small.").render())
     assert page.texts[:1] == ["Two runs"]
-    assert any(text.endswith("without labels. They are small.") for text in page.texts)
+    assert any(text.startswith("They are small. 2 fine-tuning runs.") for text in page.texts)
 
 
 def test_the_overview_is_a_wide_picture(runs, tmp_path):

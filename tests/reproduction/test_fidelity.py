@@ -45,6 +45,7 @@ SILENT_PRETRAINING = {
     "interpolation": "the released code takes the nearest pixel, which aliases",
     "keep": "0, no term of the paper",
     "holdout": "0: training takes all pairs",
+    "min_overlap": "the paper's 0.3, which its pairs were chosen by",
     "validation": "nothing is measured without held-out pairs",
     "backbone": "encoder and heads learn alike",
     "contrast": "unit length, temperature 0.4, 1024 points: the released code's",

@@ -221,6 +221,7 @@ def test_flat_names_of_version_01_mean_the_same(tmp_path: Path) -> None:
     assert {way: read[way] for way in quick if way in read} == {way: quick[way] for way in quick if way in read}
     later = {("geometry", "projection"), *(("backbone", name) for name in ("norm", "head_lr", "delay"))}
     later |= {("validation", "take"), ("validation", "stop"), ("geometry", "max_voxels"), ("geometry", "recompute")}
+    later |= {("min_overlap",)}
     assert set(quick) - set(read) == later  # they could not be set then
     old = {"network": "pspnet", "size": "64x48", "decoder": "slim", "channels": 16, "head_lr": 10.0, "norm": "frozen"}
     new = {

@@ -286,11 +286,12 @@ def _shares(images: list[Tensor]) -> Tensor:
     return result
 
 
-def check_pairs(rows: NDArray[np.int64], store: Store, batch: int, min_overlap: float) -> None:
+def check_pairs(rows: NDArray[np.int64], store: Store, batch: int, min_overlap: float = 0.0) -> None:
     """Refuse a store without enough training pairs. Raises DataError naming the store and what to change."""
     if len(rows) < batch:
+        least = f" that overlap by {min_overlap:g}" if min_overlap else ""
         raise DataError(
-            f"{store.path}: {len(rows)} training pairs that overlap by {min_overlap:g} for batches of {batch}. Prepare "
-            "more frames (a smaller --frame-step), accept less overlap (--min-overlap of prepare and pretrain), or "
-            "lower --batch or --holdout."
+            f"{store.path}: {len(rows)} training pairs for batches of {batch}{least and ', counting those' + least}. "
+            "Prepare more frames (a smaller --frame-step), accept less overlap (--min-overlap of prepare and "
+            "pretrain), or lower --batch or --holdout."
         )
