@@ -9,6 +9,7 @@ ARG EXTRAS=imagenet,video
 
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
 
+# hadolint ignore=DL3013 (the newest that fits pyproject.toml)
 RUN pip install torch torchvision --index-url ${TORCH_INDEX}
 
 COPY pyproject.toml README.md LICENSE /src/

@@ -14,13 +14,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import consumers, damage, embed, gpu, loading, plain, presets, real, rivals, scale, startup
+from benchmarks import consumers, damage, embed, gpu, loading, plain, presets, real, rivals, scale, similarity, startup
 from benchmarks.timing import Stopwatch, precision
 from benchmarks.tries import RAW, Ended, content_of, judge
 
 from pri3d.api.options import VERBS
 from pri3d.api.presets import overlay, shipped
-from pri3d.api.pretrain import PRESETS, resolve_pretraining
+from pri3d.api.pretrain import PRESETS, pretrain, resolve_pretraining
 from pri3d.errors import DataError
 from pri3d.networks.resunet3d import ResUNet3d
 from pri3d.networks.state_files import read_state
@@ -246,6 +246,21 @@ def test_consumers_see_files_of_other_names(tmp_path: Path, monkeypatch: pytest.
         assert max(row.relative) < 1e-5
         assert row.broken.startswith("refused") or row.broken == "other features"
     assert rows[0].training.startswith("loss ")
+
+
+def test_the_picture_of_readme_is_drawn(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(similarity, "DEGREES", (0.0, 180.0))
+    monkeypatch.setattr(similarity, "INSIDE", 0.5)
+    options = {"steps": 1, "batch": 2, "micro_batch": 2, "workers": 0, "holdout": 0, "objectives": {"view": 1}}
+    run = pretrain(tiny_store, run=tmp_path / "run", size="64x48", **options)
+    small = ["--pairs", "3", "--points", "20", "--size", "64", "48"]
+    similarity.main([str(tiny_store), str(run), str(tmp_path / "x.png"), *small])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-5].startswith("3 pairs, ")
+    assert lines[-1].startswith("point shown: rank ")
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_is_lost_is_told_from_what_is_whole(tmp_path: Path) -> None:

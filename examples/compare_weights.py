@@ -48,7 +48,12 @@ scores = pri3d.probe(
     **few,
 )
 
-# %% The numbers by name
+# %% The numbers by name, and what was shown of the difference to another network
 for name, score in scores.items():
-    print(f"{name}: {', '.join(score)}")
+    recall, depth, normals = score.matching.balanced, score.depth.rmse, score.normals.mean
+    print(f"{name}: recall {recall:.3f}, depth {depth:.3f} m, normals {normals:.1f}°")
+    for other, measures in (score.differences or {}).items():
+        for verdict in ("better", "worse"):
+            shown = [measure for measure, difference in measures.items() if difference.verdict == verdict]
+            print(f"    {verdict} than {other} in: {', '.join(shown) or 'nothing that was shown'}")
 print(f"all numbers: {out / 'probe.json'}; tables: {out / 'probe.md'}")

@@ -15,7 +15,11 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 #: script and its arguments -> what is in its output, and files that it leaves
 RUNS = {
-    "compare_weights": ([], r"imagenet: .*matching", ["compared/probe.json", "compared/probe.md"]),
+    "compare_weights": (
+        [],
+        r"imagenet: recall 0\.\d+, depth .*\n +better than scratch in: ",
+        ["compared/probe.json", "compared/probe.md"],
+    ),
     "continue_weights": (["--start", "dinov3"], r"cosine: 1\.000 -> ", ["continued/dinov3.safetensors"]),
     "own_objective": ([], r"'spread/loss': .*\n.*'target': 0\.5", ["objective/run/weights.safetensors"]),
     "phone_recording": ([], r"check: ok(.*\n)*.*normals, degrees: ", ["phone/report.html", "phone/check/sheet.png"]),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import email
+import email.policy
 import os
 import shutil
 import subprocess
@@ -71,12 +72,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(dist: tuple[Path, Path]) -
 def test_its_metadata_is_the_projects(dist: tuple[Path, Path]) -> None:
     archive = zipfile.ZipFile(dist[0])
     (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-    stated = email.message_from_bytes(archive.read(name))
+    stated = email.message_from_bytes(archive.read(name), policy=email.policy.default)
     assert (stated["Name"], stated["Version"]) == ("pri3d", pri3d.__version__)
     assert stated["License-Expression"] == "Apache-2.0"
     assert set(stated.get_all("Provides-Extra", [])) == set(PROJECT["optional-dependencies"])
     assert "Typing :: Typed" in stated.get_all("Classifier", [])
-    assert stated.get_payload() == (ROOT / "README.md").read_text()
+    assert stated.get_payload(decode=True).decode() == (ROOT / "README.md").read_text()
     assert "licenses/LICENSE" in " ".join(archive.namelist())
 
 

@@ -67,8 +67,12 @@ def test_a_fault_exits_1_names_it_and_the_advice_mends_it(
     assert "--correct inverse" in error
     with Image.open(tmp_path / "out" / "sheet.png") as sheet:
         assert sheet.width == 6 * 246 + 6  # as stated, and as advised
+    (recording / "room-0000" / "depth" / "000005.png").unlink()
     assert main([*words, "--correct", "inverse"]) == 0
     assert json.loads((tmp_path / "out" / "verdict.json").read_text())["correct"] == "inverse"
+    lost = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ok frames (11 of 12 sampled")]
+    assert len(lost) == 1
+    assert "000005" in lost[0] and lost[0].endswith(". prepare leaves them out.")
 
 
 @pytest.mark.slow

@@ -133,12 +133,12 @@ def _advice(verdict: dict[str, Any], folder: Path) -> list[str]:
 def _show(verdict: dict[str, Any], judgement: Judgement, folder: Path, scenes: int) -> None:
     console = Terminal()
     console.print(f"{verdict['recording']}: scene {judgement.scene}", soft_wrap=True)
-    for worst in ("fault", "warning", "unknown"):
-        for finding in (found for found in judgement.findings if found.verdict == worst):
+    passed = [finding for finding in judgement.findings if finding.verdict == "ok" and not finding.advice]
+    for worst in ("fault", "warning", "unknown", "ok"):
+        for finding in (found for found in judgement.findings if found.verdict == worst and found not in passed):
             name = f"{finding.check}: {finding.fault}" if finding.fault else finding.check
             words = ". ".join(part for part in (f"{name} ({finding.figure})", finding.advice) if part)
             console.print(Text(worst, _COLORS[worst]), words, soft_wrap=True)
-    passed = [finding for finding in judgement.findings if finding.verdict == "ok"]
     if passed:  # of these the figure that most rests on
         names = [f"{f.check} ({f.figure})" if f.check == "poses and depth" else f.check for f in passed]
         console.print(Text("ok", _COLORS["ok"]), f"{', '.join(names)}; all figures in verdict.json", soft_wrap=True)
