@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,15 @@ def run_folder(tmp_path: Path) -> Path:
         torch.manual_seed(seed)
         save_model(build_unet("resnet18", "slim", 8), path, {})
     return paths.path
+
+
+def test_what_to_do_is_said_where_no_interval_is_known(
+    small: Probe, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = small([run_folder], tasks="matching", max_pairs=1)["run after"]
+    assert few.differences
+    assert all(math.isnan(one.low) for one in few.differences["run before"].values())
+    assert "too few frames for an interval. Hold out more, with --holdout" in capsys.readouterr().err
 
 
 def test_a_run_is_shown_before_and_after_in_every_task(small: Probe, run_folder: Path, tmp_path: Path) -> None:

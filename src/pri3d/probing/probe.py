@@ -6,6 +6,7 @@ retention compares a network with the one it began as.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -100,10 +101,14 @@ def probe(options: ProbeOptions) -> Record:
         for name, scores in results.items()
     }
     show(results, options.pixels)
+    say = Terminal(stderr=True, highlight=False, soft_wrap=True).print
+    found = [one for others in differences.values() for by_measure in others.values() for one in by_measure.values()]
+    if found and all(math.isnan(one.low) for one in found):
+        fix = "Hold out more, with --holdout of pretrain and of probe, or probe another place with --portion all."
+        say(f"{store.path}: too few frames for an interval. {fix}")
     # Say that metres are no metres where the unit of a scene is not known.
     unknown = [scene for scene, record in store.manifest["scenes"].items() if record.get("scale") is not None]
     if unknown:
-        say = Terminal(stderr=True, highlight=False, soft_wrap=True).print
         say(f"{store.path}: the unit of {len(unknown)} scenes is not known; what is called m is that unit.")
     settings: dict[str, Any] = {"tasks": chosen, "split": options.portion, "distance": frozen.distance}
     settings |= {name: getattr(options, name) for name in ("holdout", "features", "size", "pixels", "seed")}
