@@ -31,9 +31,7 @@ if store is None:
     count, frames = (2, 8) if given.tiny else (8, 40)
     pri3d.rooms(out / "rooms", rooms=count, frames=frames, size=size, labels=False, first=900, processes=1)
     distance = 0.1 if given.tiny else 0.04
-    store = pri3d.prepare(
-        [out / "rooms"], out / "prepared", size=size, distance=distance, min_overlap=0.05, surface=False, processes=1
-    )
+    store = pri3d.prepare([out / "rooms"], out / "prepared", size=size, distance=distance, surface=False, processes=1)
 
 # %% All of them on the same pairs and pixels; `encoder` compares the encoders, whatever is on them
 few = {"max_pairs": 8, "max_frames": 8} if given.tiny else {}

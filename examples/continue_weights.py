@@ -31,9 +31,7 @@ store, small = given.store, {}
 if store is None:
     count, frames, size, distance = (2, 8, "64x48", 0.1) if given.tiny else (24, 40, "160x120", 0.04)
     pri3d.rooms(out / "rooms", rooms=count, frames=frames, size=size, labels=False, processes=1 if given.tiny else 0)
-    store = pri3d.prepare(
-        [out / "rooms"], out / "prepared", size=size, distance=distance, min_overlap=0.05, surface=False, processes=1
-    )
+    store = pri3d.prepare([out / "rooms"], out / "prepared", size=size, distance=distance, surface=False, processes=1)
     small = {"size": size, "matching": MatchingOptions(distance=distance)}
 if given.tiny:
     small |= {"steps": 2, "batch": 2, "micro_batch": 2, "workers": 0, "holdout": 0.4}

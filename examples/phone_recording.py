@@ -58,10 +58,10 @@ recording = given.recording or write_stand_in(out / "recording")
 found = pri3d.check(recording, out=out / "check", max_frames=12 if given.tiny else 40)
 print(f"check: {found['verdict']}; pictures in {out / 'check'}")
 
-# %% Frames and pairs. Pairs that overlap little are from far apart, and teach the most
+# %% Frames and pairs; those that overlap little are from far apart, and teach the most
 size = "64x48" if given.tiny else "160x120"
 distance = 0.1 if given.tiny else 0.02
-pri3d.prepare([recording], out / "prepared", size=size, min_overlap=0.05, distance=distance, processes=1)
+pri3d.prepare([recording], out / "prepared", size=size, distance=distance, processes=1)
 pairs = Store(out / "prepared").pairs()
 print(f"{len(pairs.i)} pairs, up to {np.degrees(pairs.angle).max():.0f} degrees apart")
 
