@@ -106,7 +106,7 @@ def judge(
     share = len(lost) / max(1, len(chosen))
     figure = f"{len(chosen) - len(lost)} of {len(chosen)} sampled frames are usable"
     if lost:
-        figure += f"; the first of the others: {lost[0].removesuffix('.')}"
+        figure += f"; the first of the others: {str(lost[0]).removesuffix('.')}"
     findings = [Finding("frames", "ok", figure, advice="prepare leaves them out." if lost else "")]
     if share > 0.6:
         findings = [Finding("frames", "fault", figure, "frames unusable", "Fix what the reason names.")]
