@@ -235,36 +235,37 @@ def moco_notes(results: Sequence[Result]) -> list[str]:
 
 
 NOTES = """
-Means of five steps at either end, all from the runs' `metrics.csv`; "fell" is *yes* where the drop is more than twice
-the standard error of the two means' difference. Chance is the loss of a network that cannot tell points (or images)
-apart. The learning rate rises over the first tenth and ends at 0, so 50 steps are a whole small training.
+Values are means of the first and the last five steps, all from the runs' `metrics.csv`; "fell" is *yes* if the decrease
+is more than twice the standard error of the difference of the two means. Chance is the loss of a network that cannot
+distinguish points (or images). The learning rate rises over the first tenth and ends at 0, so 50 steps are a complete
+small training.
 
-No ImageNet weights were fetched: under `small` every row starts from scratch. Two rows need weights all the same:
+No ImageNet weights were downloaded: with `small` every row starts from scratch. Two rows need weights nevertheless:
 MoCoV2-supIN→SN starts from the encoder of the View run instead of the supervised ImageNet one, and Unsupervised Pri3D
 from this page's own MoCo run, written as a checkpoint in MoCo v2's layout (`module.encoder_q.*`, `module.encoder_k.*`,
-the queue). A perfect depth prediction scores log 0.5 = -0.69. The image folder holds other rendered rooms. Other work
-ran on the machine at the same time, so the clock's seconds are too many.
+the queue). A perfect depth prediction scores log 0.5 = -0.69. The image folder holds other rendered rooms. The machine
+had other load, so wall-clock seconds are overestimated.
 """
 
 MOCO_NOTES = """
-The MoCo rows have settings of their own. With those of `small` 50 steps show nothing: 400 keys come into a queue of
-2048, the rest stays noise, and the loss rises as the noise goes. With a queue that fills at once and a fast key encoder
-it rises too, towards chance. The likely reason: queries and newest keys drift away from the older keys in the queue
-together, which tells the age of a key and nothing about its image, and as the learning rate ends, so does the drift.
+The MoCo rows have their own settings. With those of `small` 50 steps show nothing: 400 keys enter a queue of 2048, the
+rest stays noise, and the loss rises as the noise is replaced. With a queue that fills at once and a fast key encoder it
+also rises, towards chance. The likely reason: queries and newest keys drift together away from the older keys in the
+queue, so similarity reflects the age of a key and not its image, and the drift ends with the learning rate.
 
 MOCO_TABLE
 
-Hence a queue that is full after 4 steps, and the paper's momentum of 0.999, with which the keys hardly move;
-temperature, batch and learning rate were chosen among about ten combinations for a loss that falls. Still, 50 steps on
-some 200 frames are far from enough for instance discrimination, and from scratch the loss leaves chance by little:
-these rows show that the three variants run and their losses go down, not that they learn images.
+Hence a queue that is full after 4 steps, and the paper's momentum of 0.999, with which the keys change little;
+temperature, batch and learning rate were chosen among about ten combinations so that the loss falls. Still, 50 steps on
+about 200 frames are far too few for instance discrimination, and from scratch the loss stays near chance: these rows
+show that the three variants run and their losses decrease, not that they learn useful features.
 """
 
 
 def page(results: Sequence[Result], controls: Sequence[Result], commands: Sequence[str], steps: int) -> str:
     """The whole of docs/results/presets.md."""
     lines = [
-        "# Every pre-training of the paper, in small",
+        "# Every pre-training of the paper, small scale",
         "",
         "`OMP_NUM_THREADS=1 python -m benchmarks.presets` makes this page: each preset of the paper's table 1, the",
         f"unsupervised one and the released code's, laid under `small`, for {steps} steps on rendered rooms.",
@@ -274,7 +275,7 @@ def page(results: Sequence[Result], controls: Sequence[Result], commands: Sequen
         *commands,
         "```",
         "",
-        "and the colour images of `others` copied into `images`. Then:",
+        "The colour images of `others` are copied into `images`. Then:",
         "",
         *main_table(results),
         NOTES,

@@ -1,7 +1,7 @@
-"""The parts of the documentation that are made from the program: tables of options, the tree of the source.
+"""The parts of the documentation that are generated from the program: options, commands, the tree of the source.
 
-``python tests/generated.py`` writes them into the pages, between ``<!-- options: KIND -->`` or ``<!-- tree -->`` and
-its end; tests compare them.
+``python tests/generated.py`` writes them into the pages, between ``<!-- options: COMMAND -->``, ``<!-- commands -->``,
+``<!-- tree -->`` and their end; tests compare them.
 """
 
 from __future__ import annotations
@@ -13,16 +13,36 @@ from pathlib import Path
 from typing import Any
 
 from pri3d.api.finetune import FinetuneOptions, FinetuneSettings, resolve_finetuning
-from pri3d.api.options import Options, fields_of, flag_as_typed, groups_of
+from pri3d.api.options import VERBS, Options, fields_of, flag_as_typed, groups_of
 from pri3d.api.plugins import options_class
 from pri3d.api.presets import read_presets
 from pri3d.api.pretrain import PRESETS, PretrainOptions, PretrainSettings, resolve_pretraining
 from pri3d.api.training import CallOptions, TrainSettings
+from pri3d.cli import flags_of
 from pri3d.registry import OBJECTIVES, TASKS
 
 DOCS = Path(__file__).parents[1] / "docs"
 ARCHITECTURE = DOCS / "architecture.md"
-PAGES = {"pretrain": DOCS / "pretraining.md", "finetune": DOCS / "finetuning.md"}
+COMMANDS = DOCS / "commands.md"
+#: command -> the page with the table of its options; those of the others are in COMMANDS
+PAGES = {
+    verb: DOCS / page
+    for verb, page in {
+        "check": "check.md",
+        "prepare": "prepare.md",
+        "pretrain": "pretraining.md",
+        "probe": "probe.md",
+        "finetune": "finetuning.md",
+        "evaluate": "evaluation.md",
+        "predict": "evaluation.md",
+        "report": "report.md",
+        "coco": "labelled-data.md",
+        "export": "weights.md",
+        "embed": "weights.md",
+        "view": "view.md",
+        "reproduce": "reproduce.md",
+    }.items()
+}
 SETTINGS: dict[str, type[TrainSettings]] = {"pretrain": PretrainSettings, "finetune": FinetuneSettings}
 OPTIONS: dict[str, type[CallOptions]] = {"pretrain": PretrainOptions, "finetune": FinetuneOptions}
 #: column -> settings of a preset in it
@@ -60,8 +80,30 @@ def owners(kind: str) -> dict[str, type[Options]]:
     return {name: group for name, group in found.items() if group is not None}
 
 
+def commands() -> str:
+    """Every command: what it does, an example, its arguments, and its options or the page that has them."""
+    parts = []
+    for name, verb in VERBS.items():
+        flags = [*flags_of(verb, [])]
+        parts += [f"## pri3d {name}", f"{verb.about}.", f"```bash\n{verb.example}\n```"]
+        arguments = [flag for flag in flags if flag.positional]
+        if arguments:
+            rows = [["argument", "meaning"], *([f"`{_shown(flag.name)}`", _text(flag.about)] for flag in arguments)]
+            parts.append(_lines(rows))
+        page = PAGES.get(name)
+        parts.append(f"Options: [{_title(page)}]({page.name})." if page else tables(name))
+    return "\n\n".join(parts)
+
+
 def tables(kind: str) -> str:
-    """Every table of a verb, the flat options first, then one for each group."""
+    """Every table of a command, the flat options first, then one for each group."""
+    if kind not in SETTINGS:
+        rows = [["option", "default", "meaning"]]
+        for flag in flags_of(VERBS[kind], []):
+            if not flag.positional:
+                default = "-" if flag.default in (None, "", ()) or flag.default == [] else _cell(flag.default)
+                rows.append([f"`{flag_as_typed(flag.name)}`", default, _text(flag.about)])
+        return _lines(rows) if len(rows) > 1 else "No options."
     settings, options = SETTINGS[kind], OPTIONS[kind]
     columns = {name: make() for name, make in COLUMNS[kind].items()}
     presets = {name: each.stated() for name, each in columns.items()}
@@ -95,14 +137,29 @@ def _first_line(kind: type[Options]) -> str:
 
 def _table(fields: Sequence[Any], prefix: str, presets: Mapping[str, Mapping[str, Any]] | None) -> str:
     names = list(presets) if presets is not None else ["default"]
-    rows = [["option", *names, "meaning"], ["---"] * (len(names) + 2)]
+    rows = [["option", *names, "meaning"]]
     for field in fields:
         values = [p.get(field.name, "-") for p in presets.values()] if presets is not None else [_default(field)]
         cells = [value if value in ("-", "none") and presets is None else _cell(value) for value in values]
-        rows.append([f"`{flag_as_typed(prefix + field.name)}`", *cells, field.metadata["about"].replace("|", "\\|")])
-    return "\n".join(
-        f"| {' | '.join(row)} |".replace("| --- | --- |", "|---|---|").replace(" --- ", "---") for row in rows
-    )
+        rows.append([f"`{flag_as_typed(prefix + field.name)}`", *cells, _text(field.metadata["about"])])
+    return _lines(rows)
+
+
+def _lines(rows: Sequence[Sequence[str]]) -> str:
+    head, *others = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *others])
+
+
+def _text(about: str) -> str:
+    return about.replace("|", "\\|")
+
+
+def _shown(name: str) -> str:
+    return name.upper().replace("_", "-")
+
+
+def _title(page: Path) -> str:
+    return page.read_text().partition("\n")[0].removeprefix("# ")
 
 
 def _default(field: Any) -> Any:
@@ -122,16 +179,17 @@ def _cell(value: Any) -> str:
 
 def parts_of(text: str) -> Iterator[re.Match[str]]:
     """The generated parts of a page."""
-    return re.finditer(r"(<!-- (options: \w+|tree) -->\n\n)(.*?)(\n\n<!-- end -->)", text, flags=re.DOTALL)
+    return re.finditer(r"(<!-- (options: \w+|tree|commands) -->\n\n)(.*?)(\n\n<!-- end -->)", text, flags=re.DOTALL)
 
 
 def made(what: str) -> str:
     """What belongs into such a part."""
-    return tree() if what == "tree" else tables(what.removeprefix("options: "))
+    whole = {"tree": tree, "commands": commands}
+    return whole[what]() if what in whole else tables(what.removeprefix("options: "))
 
 
 if __name__ == "__main__":
-    for page in (*PAGES.values(), ARCHITECTURE):
+    for page in (*dict.fromkeys(PAGES.values()), ARCHITECTURE, COMMANDS):
         text = page.read_text()
         for part in parts_of(text):
             text = text.replace(part[0], part[1] + made(part[2]) + part[4])

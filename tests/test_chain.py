@@ -41,7 +41,7 @@ def test_demo_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert f"{matching['after']:.1%}" in lead
     assert lead.index("found again") < lead.index("mean IoU")
     assert "do not show whether that is more than chance" in lead  # one seed has no interval
-    assert text.index("What the features know") < text.index(">Pre-training<")
+    assert text.index("Probes of the features") < text.index(">Pre-training<")
     assert text.count("data:image/png") >= 5
     assert "http://" not in text
     assert "https://" not in text

@@ -48,13 +48,23 @@ def test_every_verb_has_help_and_a_parsable_example(
         assert "Literal" not in str(each.type)[:20] or f"{{{','.join(map(str, choices))}}}" in text
 
 
+def test_the_list_of_commands_fits_the_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(verb.about in " ".join(text.split()) for verb in VERBS.values())
+
+
 def test_help_shows_switches_groups_and_values_of_the_preset(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick = help_of(["pretrain"], capsys, monkeypatch)
     assert "  --resume  " in quick
     assert "--compute.channels-last, --compute.no-channels-last" in quick
-    assert "optim: The optimizer beside its learning rate:" in quick
+    assert "optim: The optimizer, except for its learning rate:" in quick
     assert quick.index("\nflags:") < quick.index("\ncheckpoint: ") < quick.index("\nmoco: ")
     assert "optimizer steps (default: 300)" in quick
     paper = help_of(["pretrain", "x", "--preset", "paper", "--optim.momentum", "0.5"], capsys, monkeypatch)
@@ -151,7 +161,10 @@ def test_unknown_verb_lists_the_choices(capsys: pytest.CaptureFixture[str]) -> N
         ("finetune semantic x --bn-momentum 0.1", "unknown flag --bn-momentum. It is --backbone.bn-momentum now."),
         ("finetune semantic x --size 8x8", "unknown flag --size. It is --semantic.size now."),
         ("check x --frames 10", "unknown flag --frames. It is --max-frames now."),
-        ("probe x --weights scratch --steps 9", "unknown flag --steps. Linear probes are solved exactly, without"),
+        (
+            "probe x --weights scratch --steps 9",
+            "unknown flag --steps. Linear probes are solved in closed form, without",
+        ),
         ("reproduce table1 --size paper", "unknown flag --size. It is --scale now."),
         ("finetune semantic x --instance.rois 4", "unknown flag --instance.rois."),
         ("prepare x", "missing: OUT"),

@@ -39,23 +39,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 KINDS = {"pretrain": shipped(PRESETS), **{task: shipped(presets_of_task(task)) for task in TASKS}}
 TABLES = {kind: ROOT / "docs" / ("pretraining.md" if kind == "pretrain" else "finetuning.md") for kind in KINDS}
 #: verb -> the page that describes each of its options
-PAGE_OF = {
-    verb: ROOT / "docs" / page
-    for verb, page in {
-        "check": "check.md",
-        "pretrain": "pretraining.md",
-        "probe": "probe.md",
-        "finetune": "finetuning.md",
-        "evaluate": "evaluation.md",
-        "predict": "evaluation.md",
-        "report": "report.md",
-        "coco": "labelled-data.md",
-        "export": "weights.md",
-        "embed": "weights.md",
-        "view": "view.md",
-        "reproduce": "reproduce.md",
-    }.items()
-}
+PAGE_OF = generated.PAGES
 PACKAGE = "mylab"  #: what the pages call a package of somebody else's
 OTHER_COMMANDS = {"make", "python", "pip", "git", "source", "sbatch", "bash"}
 LAUNCHERS = {"srun", "torchrun"}  #: start a command of ours in several processes
@@ -313,8 +297,7 @@ def test_tables_of_options_are_the_presets(kind: str, name: str) -> None:
 @pytest.mark.parametrize("verb", generated.PAGES)
 def test_tables_of_options_are_the_fields(verb: str) -> None:
     text = generated.PAGES[verb].read_text()
-    (part,) = generated.parts_of(text)
-    assert part[2] == f"options: {verb}"
+    (part,) = (part for part in generated.parts_of(text) if part[2] == f"options: {verb}")
     assert part[3] == generated.tables(verb), "run python tests/generated.py"
     rows = {row["option"].strip("`"): row["meaning"] for row in table(part[3], "option")}
     flags = {flag_as_typed(each.name): each.about for each in flags_of(VERBS[verb], []) if not each.positional}
@@ -325,6 +308,23 @@ def test_tables_of_options_are_the_fields(verb: str) -> None:
 def test_the_tree_is_the_source() -> None:
     (part,) = generated.parts_of(generated.ARCHITECTURE.read_text())
     assert part[3] == generated.tree(), "run python tests/generated.py"
+
+
+@pytest.mark.thorough
+def test_the_page_of_commands_is_the_program() -> None:
+    (part,) = generated.parts_of(generated.COMMANDS.read_text())
+    assert part[3] == generated.commands(), "run python tests/generated.py"
+
+
+def test_no_table_of_options_is_kept_by_hand() -> None:
+    """A table with a column of defaults and meanings is generated; one of choices of a few options may be written."""
+    kept = {}
+    for page in PAGES[1:]:
+        text = page.read_text()
+        for part in generated.parts_of(text):
+            text = text.replace(part[0], "")
+        kept[page.name] = re.findall(r"^\| option \|.*\b(?:default|quick)\b.*$", text, flags=re.MULTILINE)
+    assert {name: rows for name, rows in kept.items() if rows} == {}
 
 
 def test_the_table_of_presets_is_the_files() -> None:

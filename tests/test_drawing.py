@@ -22,15 +22,40 @@ MANY = ["wall", "floor", "ceiling", *(f"object {k}" for k in range(252))]
 NAMES = ["wall", "floor", "chair"]
 
 
-def nearest_two(colors: NDArray[np.uint8], seen: NDArray[np.float64]) -> float:
-    """Smallest CIELAB distance between two of the colours; ``seen`` (3, 3) acts on linear RGB."""
+def to_lab(colors: NDArray[np.uint8], seen: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Colours (K, 3) in CIELAB; ``seen`` (3, 3) acts on linear RGB."""
     share = colors / 255.0
     linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
     linear = np.clip(linear @ seen.T, 0, 1)
     xyz = linear @ np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]).T
     f = xyz / [0.9505, 1, 1.089]
     f = np.where(f > 0.008856, np.cbrt(f), 7.787 * f + 16 / 116)
-    lab = np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+    return np.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+
+
+def ciede2000(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Colour differences (...) of CIELAB colours (..., 3), as Sharma, Wu and Dalal 2005 write them down."""
+    (l1, a1, b1), (l2, a2, b2) = np.moveaxis(first, -1, 0), np.moveaxis(second, -1, 0)
+    mean = (np.hypot(a1, b1) + np.hypot(a2, b2)) / 2
+    stretch = 1.5 - 0.5 * np.sqrt(mean**7 / (mean**7 + 25.0**7))
+    c1, c2 = np.hypot(stretch * a1, b1), np.hypot(stretch * a2, b2)
+    h1, h2 = np.degrees(np.arctan2(b1, stretch * a1)) % 360, np.degrees(np.arctan2(b2, stretch * a2)) % 360
+    turn = np.where(c1 * c2 == 0, 0, (h2 - h1 + 180) % 360 - 180)
+    hue = np.where(c1 * c2 == 0, h1 + h2, (h1 + turn / 2) % 360)
+    lightness, chroma = (l1 + l2) / 2, (c1 + c2) / 2
+    parts = ((1, 0), (-0.17, -30), (0.24, 0), (0.32, 6), (-0.20, -63))
+    t = sum(w * np.cos(np.radians(hue * max(k, 1) * (k > 0) + s)) for k, (w, s) in enumerate(parts))
+    bend = np.sin(np.radians(60 * np.exp(-(((hue - 275) / 25) ** 2))))
+    light = (l2 - l1) / (1 + 0.015 * (lightness - 50) ** 2 / np.sqrt(20 + (lightness - 50) ** 2))
+    colour = (c2 - c1) / (1 + 0.045 * chroma)
+    tint = 2 * np.sqrt(c1 * c2) * np.sin(np.radians(turn / 2)) / (1 + 0.015 * chroma * t)
+    rotation = -2 * np.sqrt(chroma**7 / (chroma**7 + 25.0**7)) * bend
+    return np.sqrt(light**2 + colour**2 + tint**2 + rotation * colour * tint)
+
+
+def nearest_two(colors: NDArray[np.uint8], seen: NDArray[np.float64]) -> float:
+    """Smallest CIELAB distance between two of the colours."""
+    lab = to_lab(colors, seen)
     gap = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 1000 * np.eye(len(lab))
     return float(gap.min())
 
@@ -41,6 +66,32 @@ def test_everybody_tells_the_first_colours_apart(seen: NDArray[np.float64]) -> N
     assert nearest_two(palette(MANY[:13]), seen) > 20
     assert nearest_two(palette(MANY[:20]), seen) > 15
     assert nearest_two(palette(MANY[:40]), seen) > 10
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425),
+        ((50, 2.5, 0), (73, 25, -18), 27.1492),
+        ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644),
+        ((2.0776, 0.0795, -1.135), (0.9033, -0.0636, -0.5514), 0.9082),
+    ],
+)
+def test_the_colour_difference_is_the_published_one(
+    first: tuple[float, ...], second: tuple[float, ...], expected: float
+) -> None:
+    """Pairs 1, 17, 25 and 34 of the test data of Sharma, Wu and Dalal."""
+    assert ciede2000(np.array(first, float), np.array(second, float)) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("classes", "solid", "overlay"), [(13, 15, 12), (20, 12, 10), (40, 7, 5.5)])
+def test_classes_differ_in_maps_and_overlays(classes: int, solid: float, overlay: float) -> None:
+    """By CIEDE2000, where 2 is just visible; an overlay mixes half of a class's colour with the image, here grey."""
+    colors = palette(MANY[:classes])
+    for seen, least in ((colors, solid), (colors // 2 + 64, overlay)):
+        lab = to_lab(seen, np.eye(3))
+        gap = ciede2000(lab[:, None], lab[None]) + 1000 * np.eye(classes)
+        assert gap.min() > least
 
 
 def test_colours_are_distinct_and_none_is_black() -> None:

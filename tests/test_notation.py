@@ -20,7 +20,7 @@ LAUGHS = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 9)}]\n" for k in range(1, 12)
 )
 YAMLS = {
-    "aliases": (LAUGHS, "its aliases stand for more than 1,000,000 values"),
+    "aliases": (LAUGHS, "its aliases expand to more than 1,000,000 values"),
     "itself": ("a: &a [*a]", "nested too deep, or holds itself"),
     "a mapping of itself": ("&a {b: *a}", "nested too deep, or holds itself"),
     "deep": ("[" * 1000 + "]" * 1000, "nested too deep"),

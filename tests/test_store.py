@@ -279,7 +279,7 @@ def test_two_processes_that_make_one_scene_do_not_meet(tmp_path: Path, monkeypat
             patch.setattr("os.getpid", lambda: 2**22 + 1)
             write_scene(tmp_path, "a")
         before = files(tmp_path / "scenes" / "a")
-        with pytest.raises(DataError, match=r"scenes/a: appeared while it was being made"):
+        with pytest.raises(DataError, match=r"scenes/a: was created by another process during this command"):
             writer.finish(PairTable.empty(), CELLS, {})
     assert [p.name for p in (tmp_path / "scenes").iterdir()] == ["a"]
     assert files(tmp_path / "scenes" / "a") == before

@@ -280,7 +280,7 @@ def test_pairs_of_unknown_scenes(root: Path) -> None:
     table = pairs("a")
     try:
         write_pairs(root, table._replace(scene=np.array(["a", "b"])))
-        with pytest.raises(DataError, match=r"pairs\.npz: damaged: it names scenes that the store has not"):
+        with pytest.raises(DataError, match=r"pairs\.npz: damaged: it names scenes that do not exist"):
             Store(root).pairs()
     finally:
         write_pairs(root, table)

@@ -50,8 +50,8 @@ def test_any_error_of_the_system_is_one_line(
     assert main([verb, str(tmp_path / "in"), str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err.strip().splitlines()
     assert said == [
-        f"error: [Errno 5] Input/output error: '{tmp_path / 'x'}'. See whether the file or folder is there "
-        "and yours, and the same command continues"
+        f"error: [Errno 5] Input/output error: '{tmp_path / 'x'}'. Check that the file or folder "
+        "exists and that you have permission; the same command continues"
     ]
 
 

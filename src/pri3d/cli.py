@@ -1,4 +1,4 @@
-"""The command line: each command is the verb of the same name, its flags are the fields of the verb's options.
+"""The command line: each command is the function of the same name, its flags are the fields of that function's options.
 
 The only file that knows jsonargparse. Nothing here imports PyTorch: ``--help`` and a misspelt flag answer at once.
 """
@@ -48,7 +48,7 @@ RENAMED_FLAGS = {
     "view": {"frames": "max_frames", "pairs": "max_pairs"},
 }
 #: Flags that are no more -> what to do instead, by command.
-REMOVED_FLAGS = {"probe": {"steps": "Linear probes are solved exactly, without training: leave it out."}}
+REMOVED_FLAGS = {"probe": {"steps": "Linear probes are solved in closed form, without training: leave it out."}}
 
 
 class Flag(NamedTuple):
@@ -162,7 +162,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             verbs = [VERBS[name] for name in sorted(VERBS)]
             print("usage: pri3d COMMAND ...    (pri3d COMMAND --help for its flags)\n")
             print("Turns posed RGB-D recordings into better image backbones (Pri3D, ICCV 2021).\n")
-            print("commands:", *(f"  {verb.name.ljust(width)}  {verb.about}" for verb in verbs), sep="\n")
+            print("commands:")
+            for verb in verbs:
+                lines = textwrap.wrap(verb.about, _width() - width - 4, break_on_hyphens=False)
+                print(f"  {verb.name.ljust(width)}  " + f"\n{' ' * (width + 4)}".join(lines))
             print("\nexamples:", *(f"  {verb.example}" for verb in verbs), sep="\n")
             return 0
         if words[0] == "--version":
@@ -178,11 +181,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 130 if error.__class__.__name__ == "InterruptedRunError" else 1
     except OSError as error:  # of a disk, a network, a place that cannot be written: no fault of the program
-        fix = "The disk is full; make room" if is_full(error) else "See whether the file or folder is there and yours"
+        fix = (
+            "The disk is full; free some space"
+            if is_full(error)
+            else "Check that the file or folder exists and that you have permission"
+        )
         if isinstance(error, BrokenPipeError):  # `| head`; what Python still holds for it must not fail on the way out
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            fix = "What read the output has ended"
-        print(f"error: {printable(str(error))}. {fix}, and the same command continues", file=sys.stderr)
+            fix = "The program that read the output has ended"
+        print(f"error: {printable(str(error))}. {fix}; the same command continues", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         how = {"pretrain": "--resume continues", "finetune": "--resume continues", "demo": "it starts over next time"}

@@ -1,4 +1,4 @@
-"""The few kinds of error a user can meet; each message names the file or flag, the value and the fix."""
+"""The error classes that users see; each message names the file or flag, the value and the fix."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class SeveralProblemsError(ConfigError):
     def __init__(self, errors: list[Pri3DError]) -> None:
         self.errors = errors
         lines = "".join(f"\n  - {error}" for error in errors)
-        super().__init__(f"{len(errors)} things are in the way:{lines}")
+        super().__init__(f"{len(errors)} problems found:{lines}")
 
 
 #: what steers a terminal or turns the direction of text, and what no encoding has: undecodable bytes of a name

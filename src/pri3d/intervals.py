@@ -1,4 +1,4 @@
-"""How far a score may be off: over seeds by Student's t, over frames that are alike by resampling blocks of them."""
+"""Confidence intervals: over seeds by Student's t, over correlated frames by a block bootstrap."""
 
 from __future__ import annotations
 

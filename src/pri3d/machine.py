@@ -1,4 +1,4 @@
-"""What the machine offers this process."""
+"""Cores, memory and number formats that this process can use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML and JSON of files that anybody may have written: whatever they hold, reading them ends.
+"""YAML and JSON of untrusted files: reading them always ends.
 
 A few hundred bytes can state a list of thousands of millions of entries by aliases, one that holds itself, or a number
 of a million digits; whoever walks through such a value, prints it or compares it does not come back.
@@ -63,6 +63,6 @@ def _check(value: Any, sizes: dict[int, int], depth: int = 0) -> int:
     parts: Iterable[Any] = (*value.keys(), *value.values()) if isinstance(value, dict) else value
     size = 1 + sum(_check(part, sizes, depth + 1) for part in parts)
     if size > _MOST:
-        raise ValueError(f"its aliases stand for more than {_MOST:,} values")
+        raise ValueError(f"its aliases expand to more than {_MOST:,} values")
     sizes[id(value)] = size
     return size

@@ -1,4 +1,4 @@
-"""Items of work in processes beside this one: who runs them, what is said of one that fails, and how they end.
+"""Work items in child processes: how they run, fail and end.
 
 A process of a pool begins anew (spawn), so that neither threads nor the GPU of its parent come along, and ends with
 its parent, however that ends: a killed command leaves no process behind that goes on writing. CTRL-C and an error
@@ -26,7 +26,7 @@ R = TypeVar("R")
 
 
 class KilledError(Pri3DError):
-    """A process was killed, as systems do when memory runs out."""
+    """A process was killed, probably because memory ran out."""
 
 
 class Outcome(NamedTuple, Generic[T, R]):
@@ -43,7 +43,7 @@ class Outcome(NamedTuple, Generic[T, R]):
         error = self.future.exception()
         if isinstance(error, BrokenProcessPool):
             killed = KilledError(
-                "a process was killed, as systems do when memory runs out, or ended by an error that is printed above."
+                "a process was killed, probably because memory ran out, or ended by an error that is printed above."
             )
             killed.__cause__ = error
             return killed

@@ -1,4 +1,4 @@
-"""Ridge regression in closed form, with its penalty chosen by cross-validation out of the sums of the folds."""
+"""Ridge regression in closed form, with its penalty selected by cross-validation from the sums of the folds."""
 
 from __future__ import annotations
 

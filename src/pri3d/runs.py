@@ -1,4 +1,4 @@
-"""A training run's folder: the names of its files, how it is begun or refused, its config, metrics and scores."""
+"""A training run's folder: its file names, checks at the start, config, metrics and scores."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class RunPaths:
         if self.config.exists():
             if not resume:
                 raise ConfigError(
-                    f"{self.path}: holds a run already. Continue it with --resume, or choose another --run."
+                    f"{self.path}: already holds a run. Continue it with --resume, or choose another --run."
                 )
             return
         of_a_run = (self.checkpoint, *self.all_older(), self.initial, self.weights, self.best)
         if remains := [path.name for path in of_a_run if path.exists()]:
             raise ConfigError(
-                f"{self.path}: holds {', '.join(remains)} of a run, but not the {self.config.name} that says which run "
-                "that is. Put it back and continue with --resume, or choose another --run."
+                f"{self.path}: holds {', '.join(remains)} of a run, but not its {self.config.name}. Restore it and "
+                f"continue with --resume, or choose another --run."
             )
 
     def open(self, verb: str, settings: Mapping[str, Any], provenance: Mapping[str, Any], resume: bool) -> None:
@@ -89,8 +89,8 @@ class RunPaths:
         fix = "Resume with those of config.yaml, or choose another --run."
         if any(line.startswith("steps was ") for line in differ):
             fix += (
-                " The learning rate follows the steps from the first to the last, so that a run keeps its number: to "
-                f"train further, begin another from its weights: --weights {self.path} --run NEW --steps N."
+                " The learning rate follows the steps from the first to the last, so a run keeps its number of steps: "
+                f"to train further, begin another run from its weights: --weights {self.path} --run NEW --steps N."
             )
         refuse_differences(self.path, differ, fix)
 
@@ -119,7 +119,7 @@ class RunPaths:
                 raise TypeError("its settings have no names")
         except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{self.config}: not the settings of a run ({error}). Restore it, or make the run anew."
+                f"{self.config}: not the settings of a run ({error}). Restore it, or run the training again."
             ) from error
         provenance = stated.get("provenance", {})
         kind = "pretrain" if stated.get("verb") == "pretrain" else str(provenance.get("task", ""))

@@ -1,4 +1,4 @@
-"""The prepared folder: the only place that knows its layout.
+"""The prepared dataset: the only place that knows its layout.
 
     OUT/dataset.json                manifest: state, settings, versions, class names, and every scene.json
     OUT/pairs.npz                   overlapping pairs of all scenes, in the order of the scenes
@@ -120,7 +120,7 @@ class SceneStore:
         width, height = (int(value) for value in data.pop("size"))
         known = data["world_from_camera"][data["valid"]], data["intrinsics"][data["valid"]]
         if not (0 < width * height <= _LARGEST and width > 0 and all(np.isfinite(x).all() for x in known)):
-            raise DataError(f"{path}: damaged: images of {width}x{height}, or poses that are none. {_again(path)}")
+            raise DataError(f"{path}: damaged: images of {width}x{height}, or invalid poses. {_again(path)}")
         return FrameTable(**data, size=(width, height))
 
     def view(self, row: int) -> View:
@@ -208,7 +208,7 @@ class Store(Output):
         super().__init__(path)
         self.manifest = read_manifest(self.path)
         if self.manifest["state"] != "finished":
-            raise DataError(f"{self.path}: its preparation has not finished. Run the same `pri3d prepare` again.")
+            raise DataError(f"{self.path}: its preparation was not finished. Run the same `pri3d prepare` again.")
         for file in (scene_folder(self.path, scene) / name for scene in self.scenes for name in _SCENE_FILES):
             if not file.is_file():
                 raise DataError(f"{file}: missing from the prepared dataset. {_again(file)}")
@@ -253,7 +253,7 @@ class Store(Output):
     def pairs(self) -> PairTable:
         """All overlapping pairs. Raises DataError where it was prepared without pairs or pairs.npz is damaged."""
         if not self.manifest["settings"]["pairs"]:
-            raise DataError(f"{self.path}: was prepared with --pairs false. Prepare it again with pairs, elsewhere.")
+            raise DataError(f"{self.path}: was prepared with --pairs false. Prepare it with pairs, in another folder.")
         return _read_pairs(self.path / "pairs.npz", self.manifest["scenes"])
 
 
@@ -420,15 +420,15 @@ def _read_pairs(path: Path, scenes: Container[str] | None = None) -> PairTable:
     named = {str(table.scene[k]) for k in (0, *changes) if len(table.scene)}
     finite = all(np.isfinite(column).all() for column in (table.overlap, table.baseline, table.angle))
     if not finite or min(table.i.min(initial=0), table.j.min(initial=0)) < 0:
-        raise DataError(f"{path}: damaged: its numbers are none of pairs. {_again(path)}")
+        raise DataError(f"{path}: damaged: it does not contain valid pairs. {_again(path)}")
     if scenes is not None and not all(name in scenes for name in named):
-        raise DataError(f"{path}: damaged: it names scenes that the store has not. {_again(path)}")
+        raise DataError(f"{path}: damaged: it names scenes that do not exist. {_again(path)}")
     return table
 
 
 def _again(path: Path) -> str:
     folder = path.parent if path.suffix else path
-    return f"Delete {folder} and run the same `pri3d prepare` again: it makes only what is missing."
+    return f"Delete {folder} and run the same `pri3d prepare` again: it prepares only what is missing."
 
 
 def _read_json(path: Path) -> dict[str, Any]:

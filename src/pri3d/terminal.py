@@ -1,4 +1,4 @@
-"""What is shown on the terminal: names out of files and folders cannot steer it."""
+"""Terminal output and progress: names from files and folders cannot control the terminal."""
 
 from __future__ import annotations
 

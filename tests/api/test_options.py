@@ -334,7 +334,7 @@ def test_options_of_an_encoder_reach_every_network(rooms_store: Path, tmp_path: 
     assert (stated["encoder"], stated["oneconv"]) == ("oneconv", {"width": 6})
     assert load_task(tuned.path).model.encoder.built_with == {"width": 6}
     assert pri3d.load(tuned).channels == (6, 3)
-    with pytest.raises(ConfigError, match=r"--oneconv\.width 5: the weights are of a network with it 6"):
+    with pytest.raises(ConfigError, match=r"--oneconv\.width 5: the weights belong to a network with 6"):
         pri3d.finetune("semantic", rooms_store, run=tmp_path / "other", options=[ConvOptions(width=5)], **more)
     with pytest.raises(ConfigError, match=r"made with other settings: oneconv\.width was 6, now 7"):
         pri3d.pretrain(rooms_store, run=run.path, resume=True, options=[ConvOptions(width=7)], **SLIM, **GROUPS)

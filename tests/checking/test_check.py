@@ -106,7 +106,7 @@ def test_flags_out_of_range_and_unknown_scenes_are_refused(disk: Path, tmp_path:
         pri3d.check(disk, max_frames=1)
     with pytest.raises(ConfigError, match="room-0000, room-0001"):
         pri3d.check(disk, scene="room-7", out=tmp_path / "out", **FEW)
-    with pytest.raises(ConfigError, match="lies in the recording"):
+    with pytest.raises(ConfigError, match="is inside the recording"):
         pri3d.check(disk, out=disk / "room-0000" / "check", **FEW)
 
 

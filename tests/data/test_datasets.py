@@ -191,7 +191,7 @@ def test_a_store_without_labels_and_one_without_names_say_what_to_do(tmp_path: P
         with pytest.raises(DataError, match=f"{name}: has no labels. Prepare a recording"):
             PreparedImages(store, "all")
     store = small_store(tmp_path / "nameless", {"a": [False, True]}, None)
-    with pytest.raises(DataError, match=r"nameless: its classes have no names: put classes\.txt beside the scenes"):
+    with pytest.raises(DataError, match=r"nameless: its classes have no names: add a classes\.txt beside the scenes"):
         PreparedImages(store, "all")
 
 

@@ -61,13 +61,13 @@ class TestWriting:
 
     @pytest.mark.parametrize("word", ["a:", "a:0", "a:0.0", "a:-1", "a:nan", "a:1e3", "a:x", ":2", "a:1e9999999999"])
     def test_a_weight_that_is_none_is_refused(self, word: str) -> None:
-        with pytest.raises(ConfigError, match=r"is no weight. Write PATH:WEIGHT with a number above 0"):
+        with pytest.raises(ConfigError, match=r"is not a weight. Write PATH:WEIGHT with a number above 0"):
             parse_mixture([Path(word), Path("b")])
 
     def test_the_same_store_twice_is_refused(self, stores: list[Path]) -> None:
         link = stores[0].parent / "link"
         link.symlink_to(stores[0])
-        with pytest.raises(ConfigError, match=r"link: the same folder twice. Name it once"):
+        with pytest.raises(ConfigError, match=r"link: the same folder twice. Give it once"):
             Mixture(parse_mixture([stores[0], stores[1], link]))
 
     def test_nothing_is_refused(self) -> None:

@@ -75,7 +75,7 @@ def test_a_full_disk_loses_nothing_that_is_done(weights, source, tmp_path, monke
         assert main(words) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "make room, and the same command continues" in capsys.readouterr().err
+    assert "free some space; the same command continues" in capsys.readouterr().err
     assert len(list((tmp_path / "a.npz.parts").glob("[0-9]*.npz"))) == 2
     assert main(words) == 0
     assert (tmp_path / "a.npz").read_bytes() == whole.read_bytes()
@@ -127,7 +127,7 @@ def test_parts_of_other_settings_are_refused(weights, source, tmp_path, monkeypa
 @pytest.mark.parametrize("name", ["a.npz", "a.npy", "a.parquet"])
 def test_a_file_of_somebody_elses_is_kept(weights, source, tmp_path, name, content) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConfigError, match="not from this command"):
+    with pytest.raises(ConfigError, match="not written by this command"):
         embed(str(weights), source, tmp_path / name, **FLAGS)
     assert (tmp_path / name).read_bytes() == content
     embed(str(weights), source, tmp_path / name, overwrite=True, **FLAGS)

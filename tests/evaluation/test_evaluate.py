@@ -348,7 +348,7 @@ class TestWhatIsScored:
     @pytest.mark.parametrize("text", ["", "[]", "provenance: {}\nsettings: {}", "provenance: 3", "a: [", "\x00"])
     def test_a_damaged_config(self, run: Path, text: str) -> None:
         (run / "config.yaml").write_text(text)
-        with pytest.raises(DataError, match=r"config\.yaml: (does not say|not the settings of a run)"):
+        with pytest.raises(DataError, match=r"config\.yaml: (does not state|not the settings of a run)"):
             evaluate(run)
 
     @pytest.mark.parametrize("flag", ["which", "resolution", "protocol", "split"])

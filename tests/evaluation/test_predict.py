@@ -206,7 +206,7 @@ class TestFolder:
             (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
             (tmp_path / "in" / name).write_bytes(b"x")
         predict(semantic, tmp_path / "in", tmp_path / "in" / "out")
-        assert "left out: 1 .mov, 1 .mp4. A video" in capsys.readouterr().err
+        assert "skipped: 1 .mov, 1 .mp4. Give a video" in capsys.readouterr().err
 
     def test_nothing_to_predict(self, semantic: Path, tmp_path: Path) -> None:
         (tmp_path / "in").mkdir()

@@ -155,7 +155,7 @@ def test_a_whole_store_is_scored_where_nobody_has_seen_it(small: Probe, run_fold
     assert small([run_folder], portion="all", holdout=0.0, tasks="retention")["run after"].retention
     save_model(build_unet("resnet18", "slim", 8), path, {"data_hash": Store(rooms_store).hash, "holdout": 0.4})
     small([path], tasks="matching")
-    with pytest.raises(ConfigError, match="--split all would score frames it has seen"):
+    with pytest.raises(ConfigError, match="--portion all would evaluate training frames"):
         small([path], portion="all")
 
 
@@ -240,7 +240,7 @@ def test_guards_that_cannot_be(small: Probe, run_folder: Path, tmp_path: Path) -
     with pytest.raises(DataError, match="road"):
         small([run_folder], guard=[road])
     lonely = write_images(tmp_path / "lonely", "val", 1)
-    with pytest.raises(DataError, match="cannot both be learnt from and be scored"):
+    with pytest.raises(DataError, match="cannot be used for both training and evaluation"):
         small([run_folder], guard=[lonely])
     with pytest.raises(ConfigError, match="one for each of the 1 --guard"):
         small([run_folder], guard=[road], guard_label_map=["camvid", "nyu13"])

@@ -67,7 +67,7 @@ class TestDetectron2:
         del content["matching_heuristics"]
         torch.save(content, tmp_path / "net.pth")
         shutil.copy(exported.with_suffix(".yaml"), tmp_path)
-        with pytest.raises(WeightsError, match=r"leave 100 of 100 tensors random: backbone.bottom_up.stem"):
+        with pytest.raises(WeightsError, match=r"keep random values in 100 of 100 tensors: backbone.bottom_up.stem"):
             _rules.detectron2_maps(tmp_path / "net.pth", tmp_path / "net.yaml", IMAGES)
 
     def test_a_file_of_whole_names_needs_no_heuristics(self, exported, tmp_path):
@@ -152,7 +152,7 @@ class TestOpenMmlab:
         content = torch.load(path, weights_only=True)
         content["state_dict"] = {f"backbone.{key}": value for key, value in content["state_dict"].items()}
         torch.save(content, path)
-        with pytest.raises(WeightsError, match=r"leave 100 of 120 tensors random: conv1\.weight"):
+        with pytest.raises(WeightsError, match=r"keep random values in 100 of 120 tensors: conv1\.weight"):
             _rules.mmengine_state(path, wanted)
 
     def test_the_configuration_of_mmdetection(self, runs, tmp_path):

@@ -49,7 +49,7 @@ def test_torchvision_takes_the_export(run, capsys):
     torch.testing.assert_close(net.eval()(images), unet.encoder(images)[-1].mean((2, 3)))
     names = ["encoder_torchvision.safetensors", "encoder_torchvision.safetensors.md", "weights.safetensors"]
     assert sorted(p.name for p in run.iterdir()) == names
-    assert "largest difference to the run's features 0.0e+00 (bound " in capsys.readouterr().out
+    assert "largest difference from the run's features 0.0e+00 (bound " in capsys.readouterr().out
 
 
 def test_an_exported_encoder_starts_the_next_run(run):
@@ -77,8 +77,8 @@ def test_a_mix_with_the_start(run, tmp_path, part):
             torch.testing.assert_close(value, 0.3 * first[key] + 0.7 * last[key])
     assert read_provenance(path)["mix"] == 0.7
     card = (tmp_path / "mixed.safetensors.md").read_text()
-    assert "| share of the run in the mix with its initial weights | 0.7 |" in card
-    with pytest.raises(ConfigError, match=r"--mix 0\.5: .*initial\.safetensors is not there"):
+    assert "| fraction of the run in the mix with its initial weights | 0.7 |" in card
+    with pytest.raises(ConfigError, match=r"--mix 0\.5: .*initial\.safetensors does not exist"):
         export(start, mix=0.5)
 
 
@@ -180,7 +180,7 @@ def test_a_file_that_differs_is_not_left_behind(run, monkeypatch, to, value, cap
 def test_what_a_library_raises_is_said(run, monkeypatch):
     form = registry.load("exports", FORMATS, "timm")
     monkeypatch.setattr(form, "features", lambda *_: {}["maps"])
-    with pytest.raises(WeightsError, match=r"timm cannot hold resnet18.*Use another --to"):
+    with pytest.raises(WeightsError, match=r"timm does not support resnet18.*Use another --to"):
         export(run, "timm")
     assert [p.name for p in run.iterdir()] == ["weights.safetensors"]
 
@@ -240,7 +240,7 @@ class TestCard:
         for line in (
             "| preset | view |",
             "| steps | 5 |",
-            "began with random weights",
+            "random initial weights",
             "difference of a feature was 0.0",
         ):
             assert line in text
@@ -251,7 +251,7 @@ class TestCard:
         save_semantic(model, folder / "weights.safetensors", ["a", "b"], {"init": str(run), "steps": 77})
         text = export(folder, "timm").with_name("encoder_timm.safetensors.md").read_text()
         assert text.index("fine-tuned: semantic") < text.index("| steps | 77 |") < text.index("| pre-trained |")
-        assert "began with random weights" in text
+        assert "random initial weights" in text
 
     def test_runs_that_name_each_other_end(self, run):
         record = {**read_provenance(run), "init": str(run)}

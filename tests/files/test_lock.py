@@ -76,7 +76,9 @@ def held_by(folder: Path, **other: object) -> Path:
 def test_the_second_of_two_processes_is_refused_and_told_who_holds(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with holder(out) as process:
-        wanted = rf"^{out}: process {process.pid} on {host_name()} has been writing there since 20.*Let it end, or stop"
+        wanted = (
+            rf"^{out}: process {process.pid} on {host_name()} has been writing there since 20.*Wait for it, or stop"
+        )
         with pytest.raises(ConfigError, match=wanted), lock_folder(out):
             pytest.fail("both hold it")
         assert json.loads((out / LOCK).read_text())["pid"] == process.pid  # still theirs

@@ -114,7 +114,7 @@ class TestCityscapes(LabelledSetContract):
         assert CityscapesImages.states_split(images.path)
         assert open_labelled(images.path, "val").names == ["frankfurt_000000_000294", "lindau_000000_000019"]
         assert len(open_labelled(images.path, "all").names) == 5
-        with pytest.raises(DataError, match=r"labels of its test split to itself\. Use val"):
+        with pytest.raises(DataError, match=r"does not publish the labels of its test split\. Use val"):
             open_labelled(images.path, "test")
 
     def test_lost_and_damaged_maps_are_named(self, images: LabelledImages) -> None:
@@ -123,7 +123,7 @@ class TestCityscapes(LabelledSetContract):
             for what in ("labelIds", "instanceIds")
         )
         save(objects, np.full((12, 20), 34_001, np.uint16))
-        with pytest.raises(DataError, match=rf"{objects}: holds ids \[34\], which are no class"):
+        with pytest.raises(DataError, match=rf"{objects}: holds ids \[34\], which have no class"):
             images.instances(0)
         save(objects, np.zeros((20, 12), np.uint16))
         with pytest.raises(DataError, match=f"{objects}: is 12x20, its image .* is 20x12"):

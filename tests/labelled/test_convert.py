@@ -232,7 +232,7 @@ class TestVerb:
         images = open_labelled(mat, "val")
         images.names = ["../../0001", "0002"]
         monkeypatch.setattr("pri3d.labelled.convert.open_labelled", lambda *_: images)
-        with pytest.raises(DataError, match="leads out of the folder"):
+        with pytest.raises(DataError, match="points outside of the output folder"):
             coco(mat, tmp_path / "out" / "nyu.json", min_area=1)
 
 

@@ -106,7 +106,7 @@ def test_what_fits_none_or_several_is_refused(tmp_path: Path, fakes: None) -> No
     with pytest.raises(DataError, match=r"not a known set of labelled images.*Found nothing"):
         open_labelled(tmp_path, "train")
     (tmp_path / "fake").touch()
-    with pytest.raises(ConfigError, match=r"fits several formats \(one, two, none\)\. Choose one with --dataset"):
+    with pytest.raises(ConfigError, match=r"matches several formats \(one, two, none\)\. Choose one with --dataset"):
         open_labelled(tmp_path, "train")
     with pytest.raises(ConfigError, match=r"unknown split 'validation'.*train, val, test, all"):
         open_labelled(tmp_path, "validation")  # type: ignore[arg-type]
@@ -167,7 +167,7 @@ def test_the_image_without_a_map_is_named(tmp_path: Path) -> None:
     images = Some(tmp_path, "train")
     images.require_objects()
     assert len(images.instances(1).classes) == 1
-    with pytest.raises(DataError, match="0 has no instance map, as others have"):
+    with pytest.raises(DataError, match="0 has no instance map, but other images have one"):
         images.instances(0)
     images.things = ()
     with pytest.raises(DataError, match="none of its classes is countable"):

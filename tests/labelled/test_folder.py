@@ -214,7 +214,7 @@ def test_image_of_two_splits_is_refused(plain: Path) -> None:
     (plain / "train.txt").write_text("00\n01\n")
     (plain / "val.txt").write_text("01\n")
     for split in ("train", "val", "all"):
-        with pytest.raises(DataError, match=r"images/01\.jpg stands in train and in val"):
+        with pytest.raises(DataError, match=r"images/01\.jpg is in train and in val"):
             names(plain, split)  # type: ignore[arg-type]
 
 
@@ -256,7 +256,7 @@ def test_empty_and_missing_folders_are_refused(tmp_path: Path) -> None:
         open_labelled(tmp_path, "train", "folder")
     (tmp_path / "file").write_text("")
     assert not FolderImages.detect(tmp_path / "file")
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         FolderImages(tmp_path / "file", "train")
 
 
@@ -266,7 +266,7 @@ def test_damage_is_named_where_it_is(plain: Path) -> None:
     with pytest.raises(DataError, match=rf"{mask}: is 9x8, its image .*00\.jpg is 10x8"):
         images.label(0)
     save(mask, np.full((8, 10), 77, np.uint8))
-    with pytest.raises(DataError, match=rf"{mask}: holds ids \[77\], which are no class"):
+    with pytest.raises(DataError, match=rf"{mask}: holds ids \[77\], which have no class"):
         images.label(0)
     save(mask, draw(0)[0])
     with pytest.raises(DataError, match=rf"{mask}: its pixels are colours"):
@@ -296,7 +296,9 @@ def test_without_classes_it_says_which_ids_there_are(plain: Path) -> None:
     save(plain / "masks" / "03.png", np.full((8, 10), 5, np.uint8))
     said = set()
     for split in ("train", "val"):
-        with pytest.raises(ConfigError, match=r"some of the masks hold 0, 1, 2, 5, 255\. Write classes\.txt") as caught:
+        with pytest.raises(
+            ConfigError, match=r"ids in the masks are, for example, 0, 1, 2, 5, 255\. Write classes\.txt"
+        ) as caught:
             FolderImages(plain, split)  # type: ignore[arg-type]
         said.add(str(caught.value))
     assert len(said) == 1  # so that it is shown once
@@ -305,7 +307,7 @@ def test_without_classes_it_says_which_ids_there_are(plain: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"a\nb\na\n", b"caf\xe9", b"a\n\nb\n", b"\na\n"])
 def test_bad_class_names_are_refused(plain: Path, content: bytes) -> None:
     (plain / "classes.txt").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"classes\.txt: .*Write one class name a line"):
+    with pytest.raises(ConfigError, match=r"classes\.txt: .*Write one class name per line"):
         FolderImages(plain, "train")
 
 

@@ -176,7 +176,7 @@ def test_masks_of_another_size_are_refused(tmp_path: Path) -> None:
             continue
         with pytest.raises(DataError, match=f"{mask}: is {shape[1]}x{shape[0]}, its image {color} is 24x16") as info:
             read_ids(mask, like=color)
-        assert ("turn it too" in str(info.value)) == (shape == (24, 16))
+        assert ("rotate it, too" in str(info.value)) == (shape == (24, 16))
     Image.fromarray(noise(16, 24)).save(color, exif=turned(6))
     assert read_ids(mask, like=color).shape == (24, 16)
     with pytest.raises(DataError, match="the mask: is 3x2"):

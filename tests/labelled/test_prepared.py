@@ -79,7 +79,7 @@ class TestPrepared(LabelledSetContract):
         with pytest.raises(DataError, match=r"1 group\(s\) of images cannot be split"):
             PreparedImages(rescans, "train")
         only = renamed(images.path, tmp_path / "train", ("scene0000_00", "scene0000_01"))
-        with pytest.raises(DataError, match="It states its splits itself: give another set for val"):
+        with pytest.raises(DataError, match="It has its own splits: give another dataset for val"):
             open_labelled(only, "val")
 
     def test_objects_are_asked_for(self, images: LabelledImages, monkeypatch: pytest.MonkeyPatch) -> None:

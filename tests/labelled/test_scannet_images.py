@@ -279,7 +279,7 @@ class TestRefused:
 
     def test_without_instance_images(self, frames: Path) -> None:
         (frames / TRAIN[0] / "instance" / "000000.png").unlink()
-        with pytest.raises(DataError, match=f"{TRAIN[0]}/000000 has no instance map, as others have"):
+        with pytest.raises(DataError, match=f"{TRAIN[0]}/000000 has no instance map, but other images have one"):
             ScanNetImages(frames, "train").instances(0)
         for folder in frames.glob("*/instance"):
             shutil.rmtree(folder)

@@ -75,7 +75,7 @@ def test_table_is_what_is_stated(owners: dict[int, int], others: list[int], rest
         if number in owners or rest or number in [*ignored, 255]:
             assert space.apply(np.array([[number]]), "it") == wanted
         else:
-            with pytest.raises(DataError, match=rf"it: holds ids \[{number}\], which are no class"):
+            with pytest.raises(DataError, match=rf"it: holds ids \[{number}\], which have no class"):
                 space.apply(np.array([[number]]), "it")
 
 
@@ -108,18 +108,18 @@ def test_the_number_255_can_be_a_class_of_a_black_and_white_mask() -> None:
         ({"classes": {"a": 1, "b": [2, 1]}}, "id 1 is a and b"),
         ({"classes": {"a": [1, 1]}}, "id 1 is a and a"),
         ({"classes": {"a": 1}, "ignored": [1]}, "id 1 is a and ignored"),
-        ({"classes": {"a": "one"}}, "a: 'one' is no id"),
-        ({"classes": {"a": True}}, "a: True is no id"),
-        ({"classes": {"a": -1}}, "a: -1 is no id"),
-        ({"classes": {"a": 65536}}, "a: 65536 is no id"),
-        ({"classes": {"a": 1.5}}, r"a: 1\.5 is no id"),
-        ({"classes": {"a": None}}, "a: None is no id"),
-        ({"classes": {"a": 1}, "ignored": "other"}, "ignored: 'other' is no id"),
-        ({"classes": {"a": 1}, "things": ["b"]}, "things names b, which is no class"),
+        ({"classes": {"a": "one"}}, "a: 'one' is not an id"),
+        ({"classes": {"a": True}}, "a: True is not an id"),
+        ({"classes": {"a": -1}}, "a: -1 is not an id"),
+        ({"classes": {"a": 65536}}, "a: 65536 is not an id"),
+        ({"classes": {"a": 1.5}}, r"a: 1\.5 is not an id"),
+        ({"classes": {"a": None}}, "a: None is not an id"),
+        ({"classes": {"a": 1}, "ignored": "other"}, "ignored: 'other' is not an id"),
+        ({"classes": {"a": 1}, "things": ["b"]}, "things names b, which is not a class"),
         ({"classes": {"a": 1}, "things": 3}, "things is 3, expected a list"),
         ({"classes": {"a": 1}, "things": "a"}, "things is 'a', expected a list"),
-        ({"classes": {False: 1}}, "class name False is no text: put quotes"),
-        ({"classes": {1: 1, "1": 2}}, "class name 1 is no text"),
+        ({"classes": {False: 1}}, "class name False is not a text: put quotes"),
+        ({"classes": {1: 1, "1": 2}}, "class name 1 is not a text"),
         ({"classes": {str(k): k for k in range(255)}}, "255 classes, at most 254"),
     ],
 )
@@ -140,5 +140,5 @@ def test_files_and_names(tmp_path: Path) -> None:
     file.write_bytes(b"classes: {caf\xe9: 1}")
     with pytest.raises(ConfigError, match=f"--label-map {file}"):
         load_space(str(file))
-    with pytest.raises(ConfigError, match=r"unknown label space 'cityscapes'\. Did you mean 'cityscapes19'"):
+    with pytest.raises(ConfigError, match=r"unknown label map 'cityscapes'\. Did you mean 'cityscapes19'"):
         load_space("cityscapes")

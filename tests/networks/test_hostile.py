@@ -89,7 +89,7 @@ def test_no_way_in_runs_what_a_file_says(tmp_path, ways, number, form):
         path.write_bytes(pickle.dumps(content, protocol=2))
     for name, way in ways.items():
         unopened = name in ("load_model", "load all") and form != "named safetensors"  # it asks for the record first
-        with pytest.raises(WeightsError, match="does not say" if unopened else r"runs no code|damaged") as error:
+        with pytest.raises(WeightsError, match="does not state" if unopened else r"runs no code|damaged") as error:
             way(path)
         assert str(path) in str(error.value), name
     assert not marker.exists()
@@ -133,7 +133,7 @@ def test_an_archive_that_unpacks_to_more_than_its_size(tmp_path, ways):
     bomb = packed(tmp_path / "x.pth", zipfile.ZIP_DEFLATED, repeat=50_000_000)
     assert bomb.stat().st_size < 100_000
     for name, way in ways.items():
-        message = "does not say" if name in ("load_model", "load all") else r"x.pth is damaged .* is compressed"
+        message = "does not state" if name in ("load_model", "load all") else r"x.pth is damaged .* is compressed"
         with pytest.raises(WeightsError, match=message):
             way(bomb)
     stored = packed(tmp_path / "y.pth", zipfile.ZIP_STORED)

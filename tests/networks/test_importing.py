@@ -75,7 +75,7 @@ def test_a_detectors_file_gives_its_backbone_and_a_warning(tmp_path, resnet, cap
     assert holds(out, resnet)
     printed = capsys.readouterr().out
     assert re.search(r"model_final.pth: resnet18, 100 matched, 0 missing, 2 unexpected.*100.0%", printed)
-    assert "not taken: fpn_lateral2 (1), roi_heads (1)" in printed
+    assert "not used: fpn_lateral2 (1), roi_heads (1)" in printed
     assert "BGR" in printed
     assert f"pri3d.load('{out}')" in printed
 
@@ -107,7 +107,7 @@ def test_a_published_checkpoint_becomes_a_whole_model(tmp_path, capsys):
         assert torch.equal(load(out)(images), unet(images))
     record = read_provenance(out)
     assert (record["decoder"], record["channels"], record["part"]) == ("paper", 32, "all")
-    assert "not taken: w2d (1)" in capsys.readouterr().out
+    assert "not used: w2d (1)" in capsys.readouterr().out
 
 
 def test_a_decoder_that_claims_a_thousand_million_channels(tmp_path, resnet):
@@ -144,7 +144,7 @@ def test_every_resnet_is_told_by_its_shapes(tmp_path, name):
 def test_other_resnets_are_not_taken_for_smaller_ones(tmp_path, name):
     with torch.device("meta"):
         state = torchvision.models.get_model(name).state_dict()
-    with pytest.raises(ConfigError, match=r"no network that is known.*--encoder.*resnet101"):
+    with pytest.raises(ConfigError, match=r"cannot be identified by its tensors.*--encoder.*resnet101"):
         guess_encoder(state, tmp_path)
 
 

@@ -177,7 +177,7 @@ def test_what_cannot_be_loaded_says_why(run, tmp_path):
     with pytest.raises(ConfigError, match="Choices: encoder, all"):
         load(run, part="decoder")
     torch.save(build_encoder("resnet18").state_dict(), tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match=r"x.pth does not say its encoder.*pri3d import"):
+    with pytest.raises(WeightsError, match=r"x.pth does not state its encoder.*pri3d import"):
         load(tmp_path / "x.pth")
     state = load_file(run / "weights.safetensors")
     del state["encoder.layer4.1.conv2.weight"]

@@ -144,14 +144,14 @@ def test_the_network_is_taken_and_its_average_named(tmp_path, resnet, capsys):
     average = {"n_averaged": torch.tensor(1), **under("module.", {k: v + 1 for k, v in resnet.items()})}
     torch.save({"model": resnet, "model_ema": average}, tmp_path / "x.pth")
     assert holds(import_weights(tmp_path / "x.pth", tmp_path / "y.safetensors"), resnet)
-    assert "not taken: moving averages of the same network (model_ema)" in capsys.readouterr().out
+    assert "not used: moving averages of the same network (model_ema)" in capsys.readouterr().out
 
 
 def test_averages_in_one_dictionary_are_counted_together(tmp_path, resnet, capsys):
     averages = {f"ema_backbone_{key.replace('.', '_')}": value + 1 for key, value in resnet.items()}
     torch.save({"state_dict": under("backbone.", resnet) | averages}, tmp_path / "x.pth")
     assert holds(import_weights(tmp_path / "x.pth", tmp_path / "y.safetensors"), resnet)
-    assert "not taken: ema_* (102)" in capsys.readouterr().out
+    assert "not used: ema_* (102)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("rename", [hf_vit, tv_vit])
@@ -195,7 +195,7 @@ def test_dinov3_with_biases_becomes_the_network_that_has_them(tmp_path, capsys):
     assert torch.equal(block.v_bias, state["blocks.5.attn.qkv.bias"][768:])
     printed = capsys.readouterr().out
     assert "q_bias" not in printed  # timm's own words
-    assert "not taken: blocks.N.attn.qkv.bias_mask (12), mask_token (1), rope_embed (1)" in printed
+    assert "not used: blocks.N.attn.qkv.bias_mask (12), mask_token (1), rope_embed (1)" in printed
     # Where the network without them is asked for, they are said to be lost.
     import_weights(tmp_path / "x.pth", tmp_path / "z.safetensors", encoder="vit_small_patch16_dinov3")
     assert "blocks.N.attn.qkv.bias (12), blocks.N.attn.qkv.bias_mask (12)" in capsys.readouterr().out
@@ -230,8 +230,8 @@ def test_a_naming_that_is_not_read_is_named(tmp_path, name, whose):
     ("key", "value", "message"),
     [
         ("bn1.running_var", -torch.ones(64), "bn1.running_var holds negative variances"),
-        ("bn1.weight", torch.full((64,), torch.nan), "bn1.weight holds numbers that are not finite"),
-        ("conv1.weight", torch.ones(64, 3, 7, 7, dtype=torch.int8), "conv1.weight are int8, packed numbers"),
+        ("bn1.weight", torch.full((64,), torch.nan), "bn1.weight contains numbers that are not finite"),
+        ("conv1.weight", torch.ones(64, 3, 7, 7, dtype=torch.int8), "conv1.weight are int8, quantised numbers"),
     ],
 )
 def test_values_that_cannot_be_right_are_refused(resnet, key, value, message):
@@ -312,7 +312,7 @@ class Unknown:
 def test_folders_of_a_hub_are_imported_and_the_refusal_says_how(tmp_path, resnet, config: Any):
     save_file(resnet, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(WeightsError, match=rf"`pri3d import {tmp_path} NEW\.safetensors` makes one"):
+    with pytest.raises(WeightsError, match=rf"`pri3d import {tmp_path} NEW\.safetensors` converts"):
         load(tmp_path)
     assert holds(import_weights(tmp_path, tmp_path / "y.safetensors"), resnet)
 

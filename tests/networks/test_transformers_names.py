@@ -141,7 +141,7 @@ def test_every_tensor_lands_and_features_are_those_of_timm(
     net = load(import_weights(path, tmp_path / "y.safetensors", encoder=name))
     said = capsys.readouterr().out
     assert "0 missing" in said
-    left = re.findall(r"([\w.]+?)(?:\.weight|\.bias)? \(\d+\)", said.partition("not taken: ")[2].partition("\n")[0])
+    left = re.findall(r"([\w.]+?)(?:\.weight|\.bias)? \(\d+\)", said.partition("not used: ")[2].partition("\n")[0])
     assert set(left) <= {"embeddings", "head", *TOP}, said  # of the embeddings DINOv2's token of what is masked
     whole = timm.create_model(name, **whole_options(net.encoder)).eval()
     whole.load_state_dict(state)

@@ -258,7 +258,7 @@ def test_files_without_tensors_and_missing_files(tmp_path):
 
 def test_a_foreign_file_is_no_model(tmp_path, resnet):
     save_file({k: v.contiguous() for k, v in resnet.items()}, tmp_path / "x.safetensors")
-    with pytest.raises(WeightsError, match="does not say its encoder"):
+    with pytest.raises(WeightsError, match="does not state its encoder"):
         load_model(tmp_path / "x.safetensors")
     assert read_provenance(tmp_path / "x.safetensors") == {}
 
@@ -275,7 +275,7 @@ def lying(record, path):
     [
         ({"encoder": "resnet50"}, "does not fit the network"),
         ({"encoder": "resnet19"}, "unknown encoder 'resnet19'"),
-        ({"encoder": ["resnet18"]}, "does not say its encoder"),
+        ({"encoder": ["resnet18"]}, "does not state its encoder"),
         ({"decoder": "paper"}, "does not fit the network"),
         ({"decoder": {}}, "unknown decoder"),
         ({"channels": 10**12}, "no decoder of 1000000000000 channels"),

@@ -140,7 +140,7 @@ def test_a_lost_scheduler_says_that_finished_scenes_stay(
     with scheduler(tmp_path) as (place, pid):
         start(place, preload=True, VICTIM=str(pid))
         begin = time.monotonic()
-        with pytest.raises(DataError, match=r"lost the connection to the scheduler\. Finished scenes stay"):
+        with pytest.raises(DataError, match=r"lost the connection to the scheduler\. Finished scenes are kept"):
             prepare([recording], out, **ON_CLUSTER, cluster=f"dask:{place}")
         assert time.monotonic() - begin < 60
     prepare([recording], out, **FLAGS)
@@ -248,10 +248,10 @@ def test_an_attempt_may_be_overtaken(finished: bool, out: Path, monkeypatch: pyt
     def late(job: SceneJob) -> None:
         if finished:
             write_record(out)
-        raise DataError("appeared while it was being made")
+        raise DataError("was created by another process")
 
     monkeypatch.setattr(executors_module, "prepare_scene", late)
-    with nullcontext() if finished else pytest.raises(DataError, match="appeared"):
+    with nullcontext() if finished else pytest.raises(DataError, match="was created"):
         attempt(SceneJob(out, None, None, "room", out, None))  # type: ignore[arg-type]
 
 
@@ -266,8 +266,8 @@ def test_workers_have_to_see_the_store(tmp_path: Path) -> None:
     [
         ("sge", 0, "choose slurm, or dask:"),
         ("dask:", 0, "choose slurm, or dask:"),
-        ("slurm", 0, "state with --processes"),
-        ("slurm", 3, "no sbatch here"),
+        ("slurm", 0, "number of jobs with --processes"),
+        ("slurm", 3, "sbatch was not found"),
         ("dask:tcp://127.0.0.1:1", 2, "Leave out --processes"),
     ],
 )
@@ -279,7 +279,7 @@ def test_wrong_flags(cluster: str, workers: int, message: str, recording: Path, 
 
 def test_no_scheduler_there(recording: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors_module, "_CONNECT", 1)
-    with pytest.raises(ConfigError, match=r"no scheduler answers there .*Is it running\?"):
+    with pytest.raises(ConfigError, match=r"no scheduler answers .*Is it running\?"):
         prepare([recording], out, **ON_CLUSTER, cluster="dask:tcp://127.0.0.1:1")
 
 

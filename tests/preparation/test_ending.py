@@ -40,6 +40,18 @@ def test_so_many_rows_are_printed_and_no_more(
         assert "15,000.0" in said  # MB
 
 
+def test_a_table_fits_80_columns(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are folded, numbers are whole; why scenes failed is told by the error at the end."""
+    monkeypatch.setenv("COLUMNS", "80")
+    name, large = "house_" * 15, {**RECORD, "frames": 12345, "voxels": 123456789, "bytes": 987_654_321_000}
+    print_summary(Path("out"), {"scenes": {name: large}, "failed": {f"lost_{name}": "no frame " * 20}})
+    lines = capfd.readouterr().err.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert {"12,345", "123,456,789", "987,654.3"} <= set(" ".join(lines).replace("│", " ").split())
+    first = [line.replace("┃", "│").split("│")[1].strip() for line in lines if line.count("│") == 8]
+    assert name in "".join(first)
+
+
 def test_still_pairs_and_a_scene_that_is_mostly_rejected_are_said(capfd: pytest.CaptureFixture[str]) -> None:
     still = {**RECORD, "still_pairs": 7, "first_rejected": ""}
     lost = {**RECORD, "frames": 4, "rejected": 6, "first_rejected": "pose/3.txt: [no] such file."}

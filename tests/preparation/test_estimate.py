@@ -47,7 +47,7 @@ def test_what_is_said() -> None:
     assert said.startswith(
         "to prepare: 1,201 scenes, about 79,266 frames, up to 2,576,145 pairs, about 6 GB, 1.2e+02 min"
     )
-    assert "of 2 processes. Measured on 3 frames of 3, as if every pair were worth" in said
+    assert "of 2 processes. Measured on 3 frames of 3, as if every pair were" in said
     assert "frames counted in 50 scenes. 1 could not be read, the first: scene0001_00: cut off" in said
     assert "minutes of one worker; divide by their number" in found.text(0)
     exact = combine(2, picked(6, 6), [], [])
@@ -134,4 +134,4 @@ def test_dry_run_says_it_and_writes_nothing(recording: Path, out: Path, capfd: p
     prepare([recording], out, **FLAGS)
     assert "to prepare: 2 scenes, 12 frames, up to 30 pairs.\n" in capfd.readouterr().err
     prepare([recording], out, **FLAGS, dry_run=True)
-    assert "nothing, every scene is there" in capfd.readouterr().err
+    assert "nothing, every scene is prepared" in capfd.readouterr().err

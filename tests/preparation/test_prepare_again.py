@@ -137,7 +137,7 @@ def test_a_run_at_the_same_time_is_noticed(recording: Path, out: Path, monkeypat
         return finish(self, *args)
 
     monkeypatch.setattr(SceneWriter, "finish", raced)
-    with pytest.raises(DataError, match="room-0001: appeared while it was being made; another run"):
+    with pytest.raises(DataError, match=r"room-0001: was created by another process during this command\. Wait"):
         prepare([recording], out, **FLAGS)
     assert sorted(p.name for p in (out / "scenes").iterdir()) == ["room-0000", "room-0001"]
     store = Store(out)

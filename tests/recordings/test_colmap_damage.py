@@ -83,7 +83,7 @@ class TestDamaged:
         sample = write_colmap(tmp_path / "w")
         path = sample.pose.with_stem(file)
         path.write_bytes(struct.pack("<Q", count) + path.read_bytes()[8:])
-        with pytest.raises(DataError, match=f"{file}.bin: is cut off or damaged"):
+        with pytest.raises(DataError, match=f"{file}.bin: is truncated or damaged"):
             len(open_recording(sample.root).scenes()[0].names)
 
     def test_model_numbers(self, tmp_path: Path) -> None:

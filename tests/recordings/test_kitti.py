@@ -243,7 +243,7 @@ def test_sizes_of_scans(tmp_path: Path) -> None:
             read_scan(path)
     with path.open("wb") as file:
         file.truncate(16 * 10**7 + 16)
-    with pytest.raises(FrameError, match="no scan"):
+    with pytest.raises(FrameError, match="not a scan"):
         read_scan(path)
 
 

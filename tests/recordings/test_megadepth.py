@@ -88,11 +88,11 @@ class TestBeside(MegaDepth):
             with pytest.raises(FrameError, match=r"8_o\.h5"):
                 self.scene(sample).frame(0)
         save_h5(sample.depth, image, name="deepness")
-        with pytest.raises(FrameError, match="no data set depth"):
+        with pytest.raises(FrameError, match="no dataset named depth"):
             self.scene(sample).frame(0)
         with h5py.File(sample.depth, "w") as file:
             file.create_group("depth")
-        with pytest.raises(FrameError, match="no data set depth"):
+        with pytest.raises(FrameError, match="no dataset named depth"):
             self.scene(sample).frame(0)
 
     def test_depth_in_other_files_is_not_followed(self, sample: Sample, tmp_path: Path) -> None:

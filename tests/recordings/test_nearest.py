@@ -96,5 +96,5 @@ def test_of_several_layouts_those_that_can_be_read_are_offered(tmp_path: Path) -
     SAMPLES["open3d"](tmp_path / "o")
     shutil.copy(tmp_path / "o" / "trajectory.log", root)
     shutil.copy(tmp_path / "o" / "camera_intrinsic.json", root)
-    with pytest.raises(ConfigError, match=r"fits several formats \(tum, open3d\)"):
+    with pytest.raises(ConfigError, match=r"matches several formats \(tum, open3d\)"):
         find_reader(root)

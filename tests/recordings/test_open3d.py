@@ -116,7 +116,7 @@ class TestLog(ImageContract):
         (write_open3d(tmp_path / "r" / "b").pose).write_text("0 0 1\n1")
         first, second = open_recording(tmp_path / "r").scenes()
         assert len(first.names) == FRAMES
-        with pytest.raises(DataError, match="cut off"):
+        with pytest.raises(DataError, match="truncated"):
             len(second.names)
 
 

@@ -235,7 +235,7 @@ def test_unknown_folder_says_what_was_looked_for(tmp_path: Path) -> None:
         open_recording(tmp_path)
     (tmp_path / "year" / "month").mkdir(parents=True)
     write_sevenscenes(tmp_path / "year" / "month" / "kitchen")
-    with pytest.raises(DataError, match=r"month is one \(sevenscenes\): did you mean that"):
+    with pytest.raises(DataError, match=r"month is a recording \(sevenscenes\): did you mean that"):
         open_recording(tmp_path / "year")
 
 

@@ -74,7 +74,7 @@ class TestFiles:
         (tmp_path / "b.r3d").write_bytes(b"no zip file")
         good, bad = open_recording(tmp_path).scenes()
         check_frame(good.frame(0))
-        with pytest.raises(DataError, match=r"b\.r3d: metadata cannot be read.*copied whole"):
+        with pytest.raises(DataError, match=r"b\.r3d: metadata cannot be read.*copied completely"):
             _ = bad.names
 
     def test_a_file_that_is_replaced(self, tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ class TestParts:
             ("jpg", None, "holds no rgbd/0.jpg"),
             ("depth", None, "holds no rgbd/0.depth"),
             ("jpg", b"", "rgbd/0.jpg: damaged"),
-            ("depth", b"", "rgbd/0.depth: .*cut off"),
+            ("depth", b"", "rgbd/0.depth: .*truncated"),
             ("depth", lzfse_writer.compress(bytes(100)), "rgbd/0.depth: holds 100 bytes"),
             ("conf", lzfse_writer.compress(bytes([3]) * (WIDTH * HEIGHT)), "rgbd/0.conf: holds the confidence 3"),
             ("jpg", bytes(10**6), "rgbd/0.jpg: has more than"),

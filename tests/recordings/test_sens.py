@@ -193,8 +193,8 @@ class TestRefusal:
             ({"units": float("nan")}, "nan units"),
             ({"frames": 0}, "0 frames"),
             ({"frames": 1 << 63}, f"{1 << 63} frames and has room for 1 to"),
-            ({"color_matrix": np.eye(4)}, "colour camera: is no intrinsic matrix"),
-            ({"depth_matrix": np.full((4, 4), np.nan)}, "depth camera: is no intrinsic matrix"),
+            ({"color_matrix": np.eye(4)}, "colour camera: is not an intrinsic matrix"),
+            ({"depth_matrix": np.full((4, 4), np.nan)}, "depth camera: is not an intrinsic matrix"),
             ({"depth_extrinsic": 2 * np.eye(4)}, "extrinsic of the depth camera"),
         ],
     )
@@ -242,15 +242,15 @@ class TestRefusal:
         scene = open_recording(path.parent).scenes()[0]
         assert len(scene.names) == 4
         scene.frame(1)
-        with pytest.raises(FrameError, match="frame 2 is cut off"):
+        with pytest.raises(FrameError, match="frame 2 is truncated"):
             scene.frame(2)
-        with pytest.raises(FrameError, match=r"frame 3 is cut off.*copied whole"):
+        with pytest.raises(FrameError, match=r"frame 3 is truncated.*copied completely"):
             scene.frame(3)
 
     def test_a_file_that_shrinks_meanwhile(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_sens(path, tiny(2), TINY)
         monkeypatch.setattr(os, "pread", lambda _fd, _size, _at: b"")
-        with pytest.raises(FrameError, match="become shorter"):
+        with pytest.raises(FrameError, match="became shorter"):
             frame(path)
 
     @pytest.mark.parametrize("part", ["color_bytes", "depth_bytes"])

@@ -82,7 +82,7 @@ def test_poses_that_come_more_often_than_frames_are_used(tmp_path: Path) -> None
 
 def test_a_format_without_times_cannot_be_moved(tmp_path: Path) -> None:
     (scene,) = open_recording(SAMPLES["folder"](tmp_path).root, correct="time=0.01").scenes()
-    with pytest.raises(FrameError, match="no time is stated"):
+    with pytest.raises(FrameError, match="has no time stamp"):
         scene.frame(0)
 
 

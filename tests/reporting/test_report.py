@@ -71,7 +71,7 @@ def test_a_fine_tuning_run_has_scores_and_predictions(make, runs):
     page = make(runs.finetune["pri3d"][1])
     assert not notes(page)
     assert "31.0" in page.texts
-    assert "What they predict" in page.texts
+    assert "Predictions" in page.texts
     assert set(headings(page)) == {"Settings and origin"}  # nothing of pre-training
     assert not any("± " in text for text in page.texts)
 
@@ -111,7 +111,12 @@ def test_what_is_not_there_is_said(make, runs, tmp_path):
     (tmp_path / "fine" / "scores.json").unlink()
     page = make(tmp_path / "pre", tmp_path / "fine")
     said = " ".join(notes(page))
-    for part in ("no metrics.csv", "Without scores", "Segmentations are left out", "Pair, surface and features"):
+    for part in (
+        "no metrics.csv",
+        "since they have no scores",
+        "Segmentations are not shown",
+        "Pair, surface and features",
+    ):
         assert part in said
     assert said.count("--data") == 2
     assert not [load for load in page.loads if load.startswith("data:image")]
@@ -130,7 +135,7 @@ def test_a_run_whose_labels_were_all_ignored_counts_as_one_without_scores(make, 
     unknown = {"step": 1, "miou": None, "accuracy": None, "iou": {"wall": None}}
     write_json(tmp_path / "blind" / "scores.json", {"last": unknown, "best": unknown, "history": [unknown]})
     page = make(*runs.finetune["scratch"], tmp_path / "blind", data=runs.val)
-    assert "Without scores, and left out: blind." in page.texts
+    assert "Not shown, since they have no scores: blind." in page.texts
     assert not any(re.search(r"\bnan\b", text) for text in page.texts)
 
 
@@ -165,7 +170,9 @@ def test_what_weakens_the_scores_is_said(make, runs, tmp_path, fact, words):
 def test_a_page_of_another_title_says_it_first(runs, read_page, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(style, "DPI", 40)
     sources = find_sources(runs.finetune["scratch"])
-    page = read_page(build_page(sources, runs.val, "Two runs", "They are small.").render())
+    told: list[str] = []
+    page = read_page(build_page(sources, runs.val, "Two runs", "They are small.", told.append).render())
+    assert told == ["drawing scores and predictions of semantic runs"]  # shown while they are drawn
     assert page.texts[:1] == ["Two runs"]
     assert any(text.startswith("They are small. 2 fine-tuning runs.") for text in page.texts)
 

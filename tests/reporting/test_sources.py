@@ -118,8 +118,8 @@ class TestData:
 
     def test_other_data_are_remarked(self, runs):
         found = find_sources([runs.pretrain, runs.finetune["pri3d"][0]])
-        assert "was not trained on" in pairs_of(found.pretrained[0], runs.val).remark
-        assert "not scored on" in labelled_of(found.finetuned[0], runs.store).remark
+        assert "was trained on another version" in pairs_of(found.pretrained[0], runs.val).remark
+        assert "evaluated on other images" in labelled_of(found.finetuned[0], runs.store).remark
 
     def test_what_is_nowhere_is_said(self, tmp_path, runs):
         shutil.copytree(runs.pretrain, tmp_path / "pre")

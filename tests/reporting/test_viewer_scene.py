@@ -139,14 +139,14 @@ def test_pretraining_shows_features_before_and_after(runs, tmp_path):
     assert (before != after).mean() > 0.5
     assert [list(pair.matches) for pair in shown.pairs] == [[MEASURED, "before", "after"]] * 2
     assert all(name.startswith("room-0001/") for name in (f.name for f in shown.frames))
-    assert shown.notes == ["run was not trained on store as it is now."]
+    assert shown.notes == ["run was trained on another version of store."]
 
 
 @pytest.mark.thorough
 def test_the_hash_says_whether_it_is_the_store(runs, tmp_path):
     run = stated(runs.pretrain, tmp_path / "run", "pretrain", data=str(runs.store), data_hash=Store(runs.store).hash)
     assert show(run, None, None, 1, 0).notes == []
-    assert "not trained on val" in show(run, runs.val, None, 1, 0).notes[0]
+    assert "was trained on another version of val" in show(run, runs.val, None, 1, 0).notes[0]
 
 
 def test_an_unfinished_pretraining_shows_what_is_there(runs, tmp_path):
@@ -259,14 +259,14 @@ def broken(runs, tmp_path: Path, what: str) -> tuple[Path, Path | None, str | No
         ("nothing", "absent: no such folder"),
         ("neither", "neither a prepared dataset .* nor a run"),
         ("moved", "gone, which run was trained on, is not found.*--data"),
-        ("untold", "does not say what it was trained on.*--data"),
-        ("untold images", "does not say what it was trained on.*--data"),
+        ("untold", "does not state its training data.*--data"),
+        ("untold images", "does not state its training data.*--data"),
         ("moved images", "gone, which run was trained on, is not found.*--data"),
         ("no store", "no prepared dataset with pairs in .*--data"),
         ("scene of a run", "no scene 'room-0000'"),
         ("damaged", "config.yaml: not the settings of a run"),
         ("list", "config.yaml: not the settings of a run"),
-        ("verb", "no run of pri3d pretrain or finetune"),
+        ("verb", "not from a run of pri3d pretrain or finetune"),
     ],
 )
 def test_what_cannot_be_shown_is_named(runs, tmp_path, what, message):

@@ -24,7 +24,7 @@ def matrix(name: str, on: str = "rooms", size: str = "small", seeds: tuple[int, 
 def test_settings_of_every_run_resolve(name: str, on: str, size: str, tmp_path: Path) -> None:
     folders = {"scannet_frames": tmp_path, "nyuv2": tmp_path}  # empty: the study says how many images there are
     if find_experiment(name).data not in find_study(on, size).settings["parts"]:
-        with pytest.raises(ConfigError, match="has no data"):
+        with pytest.raises(ConfigError, match="not available"):
             matrix(name, on, size)
         return
     found = matrix(name, on, size, folders=("imagenet",))

@@ -62,8 +62,8 @@ def test_tables_on_real_layouts(folders: dict[str, Path], tmp_path: Path, name: 
     options: dict[str, Any] = {"on": on, "out": tmp_path / "out", "max_failed": 0.5, **folders}
     page = reproduce(name, **options).path
     text = page.read_text()
-    assert "1 of 3 scans of pretrain failed and are left out: scene0119_00 (" in text
-    assert "The surface of 1 of 2 scans of pretrain was fused from depth, for they have no mesh" in text
+    assert "1 of 3 scans of pretrain failed and are skipped: scene0119_00 (" in text
+    assert "The surface of 1 of 2 scans of pretrain was fused from depth, since they have no mesh" in text
     record = Store(tmp_path / "out/prepared/pretrain").manifest["scenes"]
     assert {scene: of["surface"] for scene, of in record.items()} == {"scene0191_00": "mesh", "scene0191_01": "depth"}
     with safe_open(tmp_path / "out/runs/pretrain-resnet18/view-seed0/weights.safetensors", "pt") as file:

@@ -145,7 +145,7 @@ def test_the_array_job_calls_the_verb(tiny: dict[str, Any], tmp_path: Path) -> N
     ("options", "message"),
     [
         ({"experiment": "table9"}, "table1"),
-        ({"experiment": "table5"}, "has no data"),
+        ({"experiment": "table5"}, "not available"),
         ({"experiment": "table1", "only": "2"}, "from 0 to 1"),
         ({"experiment": "table1", "only": "all"}, "data, table"),
         ({"experiment": "table1", "seeds": "0,x"}, "joined by commas"),

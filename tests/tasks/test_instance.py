@@ -271,11 +271,11 @@ def test_what_does_not_fit_is_refused(task, tmp_path):
     state, record = read_state(path), read_provenance(path)
     settings, own = record["settings"], record["settings"]["instance"]
     save_state(state, path, {key: value for key, value in record.items() if key != "settings"})
-    with pytest.raises(WeightsError, match="does not say how"):
+    with pytest.raises(WeightsError, match="does not state how"):
         load_task(path)
     for change in ({"depth": 3}, {"long_side": 10**12}, {"rois": 10**12}, {"rois": "x"}):
         save_state(state, path, {**record, "settings": {**settings, "instance": {**own, **change}}})
-        with pytest.raises(WeightsError, match="does not say how"):
+        with pytest.raises(WeightsError, match="does not state how"):
             load_task(path)
     save_state(state, path, {**record, "settings": {**settings, "instance": {**own, "detector": "full"}}})
     with pytest.raises(WeightsError, match="does not fit the network"):
@@ -304,7 +304,7 @@ def test_a_file_of_version_01_states_sizes_and_gives_the_same_network(images, ta
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
     for change in ({"fpn": 10**12}, {"depth": 3}, {"short_sides": 3}):
         save_state(state, path, {**record, "sizes": {**sizes._asdict(), **change}})
-        with pytest.raises(WeightsError, match="does not say how"):
+        with pytest.raises(WeightsError, match="does not state how"):
             load_task(path)
 
 

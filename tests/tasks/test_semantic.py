@@ -329,7 +329,7 @@ class TestFiles:
         assert torch.equal(encoder.layer4[1].conv2.weight, model.encoder.layer4[1].conv2.weight)
 
     def test_a_task_without_settings_cannot_be_built_again(self, tmp_path):
-        with pytest.raises(TypeError, match="SemanticTask was made without settings"):
+        with pytest.raises(TypeError, match="SemanticTask was created without settings"):
             SemanticTask(NAMES).save(build("unet"), tmp_path / "w.safetensors", {})
 
     @pytest.mark.thorough
@@ -371,17 +371,17 @@ class TestFiles:
         ("change", "message"),
         [
             ({"semantic": {"decoder": "paper"}}, "does not fit the network its header names"),
-            ({"semantic": {"decoder": "other"}}, "does not say how its network is built"),
-            ({"semantic": 3}, "does not say how its network is built"),
+            ({"semantic": {"decoder": "other"}}, "does not state how its network is built"),
+            ({"semantic": 3}, "does not state how its network is built"),
             ({"semantic": {"channels": 10**12}}, "does not fit the network its header names"),
             ({"semantic": {"channels": 10**30}}, "a whole number in it has more than 64 bits"),
-            ({"semantic": {"channels": "8"}}, "does not say how its network is built"),
+            ({"semantic": {"channels": "8"}}, "does not state how its network is built"),
             ({"network": "pspnet"}, "does not fit the network its header names"),
             ({"encoder": "resnet50"}, "does not fit the network its header names"),
             ({"encoder": "nothing"}, "does not fit the network its header names"),
-            ({"steps": 0}, "does not say how its network is built"),
-            ({"other": 1}, "does not say how its network is built"),
-            ({"lr": "x"}, "does not say how its network is built"),
+            ({"steps": 0}, "does not state how its network is built"),
+            ({"other": 1}, "does not state how its network is built"),
+            ({"lr": "x"}, "does not state how its network is built"),
         ],
     )
     def test_another_network_is_refused(self, tmp_path, change, message):
@@ -397,11 +397,11 @@ class TestFiles:
         ("change", "message"),
         [
             ({"class_names": ["wall"]}, "does not fit the network its header names"),
-            ({"class_names": None}, "does not say how its network is built"),
+            ({"class_names": None}, "does not state how its network is built"),
             ({"channels": 10**12}, "does not fit the network its header names"),
             ({"decoder": "paper"}, "does not fit the network its header names"),
-            ({"size": "small"}, "does not say how its network is built"),
-            ({"encoder": None, "channels": None}, "does not say how its network is built \\('encoder'\\)"),
+            ({"size": "small"}, "does not state how its network is built"),
+            ({"encoder": None, "channels": None}, "does not state how its network is built \\('encoder'\\)"),
         ],
     )
     def test_a_damaged_record_of_version_01_is_refused(self, tmp_path, change, message):

@@ -306,7 +306,7 @@ def test_the_encoder_waits_for_the_heads(rooms_store: Path, tmp_path: Path, monk
 
 
 def test_a_delay_without_heads_is_refused(rooms_store: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--backbone\.delay 1: nothing but the encoder is trained"):
+    with pytest.raises(ConfigError, match=r"--backbone\.delay 1: only the encoder is trained"):
         run_small(rooms_store, tmp_path / "run", objectives={"distill": 1.0}, backbone={"delay": 1})
 
 

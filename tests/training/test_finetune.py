@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -38,8 +39,27 @@ def run_small(store: Path, run: Path, **options: object) -> Path:
 
 
 @pytest.mark.slow
-def test_run_leaves_scores_and_a_network_that_loads(rooms_store: Path, tmp_path: Path) -> None:
+def test_run_leaves_scores_and_a_network_that_loads(
+    rooms_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = run_small(rooms_store, tmp_path / "run", eval_every=2)
+    said = capsys.readouterr().err
+    begins = (
+        r"run: on the CPU \(\d+ threads\) in fp32",
+        r"run: encoder resnet18 from scratch, 11\.\d million parameters",
+    )
+    counts = (
+        r"run: \d+ images to train on, \d+ to validate on every 2 steps",
+        r"run: 4 steps of 4 images, \d+\.\d passes",
+    )
+    step = (r"step 2/4  loss \d+\.\d+.*samples/s  data wait \d+%  .* GB  .* min left",)
+    ends = (
+        r"run: validation mIoU: first 0\.\d+ \(step 2\), best",
+        r"best\.safetensors",
+        rf"next: pri3d evaluate {run}",
+    )
+    for line in (*begins, *counts, *step, *ends):
+        assert re.search(line, said), line
     scores = json.loads((run / "scores.json").read_text())
     assert [entry["step"] for entry in scores["history"]] == [2, 4]
     assert scores["last"] == scores["history"][-1]
@@ -233,7 +253,7 @@ def test_several_values_are_compared(rooms_store: Path, tmp_path: Path, capsys: 
             assert row["minutes"][place] > 0
     shown = capsys.readouterr().out
     assert "mean of 2 seeds" in shown and "±" in shown
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="already holds a run"):
         run_small(rooms_store, tmp_path / "runs", **options)
     before = (root / "comparison.json").read_text()
     assert run_small(rooms_store, tmp_path / "runs", resume=True, **options) == root
@@ -256,7 +276,7 @@ def test_a_comparison_is_checked_before_its_first_run(rooms_store: Path, tmp_pat
 def test_nothing_starts_where_one_run_could_not(rooms_store: Path, tmp_path: Path) -> None:
     """An occupied folder, weights that do not fit: found before the first run."""
     run_small(rooms_store, tmp_path / "runs" / "seed1", steps=1)
-    with pytest.raises(ConfigError, match="seed1: holds a run already"):
+    with pytest.raises(ConfigError, match="seed1: already holds a run"):
         run_small(rooms_store, tmp_path / "runs", seed="0,1", steps=1)
     save_state({"conv1.weight": torch.zeros(3)}, tmp_path / "junk.safetensors", {})
     with pytest.raises(WeightsError, match=r"junk\.safetensors"):

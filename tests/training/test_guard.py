@@ -76,9 +76,9 @@ def test_a_ruinous_learning_rate_leaves_the_start(
     scores = json.loads((run / "scores.json").read_text())
     steps = [entry["step"] for entry in scores["history"]]
     assert steps == [0, 1, 2]
-    assert "worse than at the start by more than 5%" in scores["stopped"]
+    assert "worse than initially by more than 5%" in scores["stopped"]
     assert f"stopped at step {steps[-1]}: every measure" in shown
-    assert "weights.safetensors is the start, unchanged" in shown
+    assert "weights.safetensors holds the initial weights, unchanged" in shown
     table = [line for line in shown.splitlines() if line.lstrip().startswith(("start ", "best ", "last "))]
     assert [line.split()[:2] for line in table] == [["start", "0"], ["best", "0"], ["last", str(steps[-1])]]
     assert max(map(len, table)) <= 80

@@ -91,14 +91,14 @@ def test_everything_in_the_way_is_told_at_once(
         "no scene has a surface, which geometry needs. Prepare with --surface",
         "unknown encoder 'resnet19'. Did you mean resnet18",
         "--size",
-        "--moco.mix half: name the folder of further images with --moco.images",
+        "--moco.mix half: give the folder of further images with --moco.images",
         "--workers -1: give at least 0",
         "--checkpoint.every -1: give at least 0",
         "--checkpoint.keep 0: give at least 1",
         "--wandb: Weights & Biases is not installed; run pip install wandb",
     ):
         assert part in text
-    assert text.startswith("6 things are in the way:")
+    assert text.startswith("6 problems found:")
 
 
 def test_settings_and_store_are_told_together(tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_imagenet_weights_that_cannot_be_fetched_say_how_to_give_a_file(
     monkeypatch.setattr(torch.hub, "urlopen", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
     text = refusal(rooms_store, tmp_path / "run", WeightsError, encoder="resnet18", weights="imagenet")
-    assert "the ImageNet weights of 'resnet18' cannot be fetched" in text
-    assert "give the file with --weights PATH, or start with --weights scratch" in text
+    assert "the ImageNet weights of 'resnet18' cannot be downloaded" in text
+    assert "give the file with --weights PATH, or use --weights scratch" in text
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,9 @@ def test_processes_share_whole_passes(world: int, micro: int, fits: bool) -> Non
     if fits:
         options.check(settings(batch=8, micro_batch=micro))
     else:
-        with pytest.raises(ConfigError, match=f"--batch 8 is no multiple of --micro-batch {micro} x {world} processes"):
+        with pytest.raises(
+            ConfigError, match=f"--batch 8 is not a multiple of --micro-batch {micro} x {world} processes"
+        ):
             options.check(settings(batch=8, micro_batch=micro))
 
 
@@ -188,8 +190,8 @@ MOCO: dict[str, Any] = {"objectives": {"moco": 1.0}, "crop": 32, "moco_queue": 6
 @pytest.mark.parametrize(
     ("given", "word"),
     [
-        ({**MOCO, "mix": "combine"}, "--moco.mix combine: name the folder"),
-        ({**MOCO, "mix": "alternate"}, "--moco.mix alternate: name the folder"),
+        ({**MOCO, "mix": "combine"}, "--moco.mix combine: give the folder"),
+        ({**MOCO, "mix": "alternate"}, "--moco.mix alternate: give the folder"),
         ({"mix": "alternate"}, "--moco.mix: not used by the objectives view"),
     ],
 )
@@ -202,7 +204,7 @@ def test_a_mixture_needs_images(rooms_store: Path, given: dict[str, Any], word: 
 def test_images_that_nothing_would_learn_from_are_refused(
     rooms_store: Path, images: Path, given: dict[str, Any]
 ) -> None:
-    with pytest.raises(ConfigError, match="only moco by itself learns from further images"):
+    with pytest.raises(ConfigError, match="further images are only used by moco alone"):
         plan(rooms_store, images=images, **given).check()
 
 

@@ -76,7 +76,7 @@ def test_a_recording_is_prepared_once_and_trained_on(
     assert same(first / "weights.safetensors", second / "weights.safetensors")
     assert same(first / "weights.safetensors", stored / "weights.safetensors")
     assert yaml.safe_load((first / "config.yaml").read_text())["provenance"]["data"] == str(out)
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="already holds a run"):
         run_small(recording, tmp_path / "first")
     assert run_small(recording, tmp_path / "first", resume=True) == first
 
@@ -145,14 +145,14 @@ def test_neither_store_nor_recording_names_both(tmp_path: Path, capsys: pytest.C
 def test_a_recording_of_two_formats_says_how_to_go_on(recording: Path, tmp_path: Path) -> None:
     for part in ("color.png", "depth.png", "pose.txt"):
         (recording / f"frame-000000.{part}").touch()
-    with pytest.raises(ConfigError, match=r"several formats of recordings \(rooms, sevenscenes\).*--reader rooms, and"):
+    with pytest.raises(ConfigError, match=r"several recording formats \(rooms, sevenscenes\).*--reader rooms, and"):
         run_small(recording, tmp_path / "run")
 
 
 def test_wrong_settings_are_told_before_anything_is_prepared(recording: Path, cache: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "config.yaml").touch()
-    with pytest.raises(ConfigError, match=r"2 things[^$]*--steps 0[^$]*holds a run already"):
+    with pytest.raises(ConfigError, match=r"2 problems found[^$]*--steps 0[^$]*already holds a run"):
         run_small(recording, tmp_path / "taken", steps=0)
     with pytest.raises(ConfigError, match="unknown option --stepps, did you mean --steps"):
         pri3d.pretrain(recording, run=tmp_path / "run", stepps=3)  # type: ignore[call-arg]
@@ -166,7 +166,7 @@ def lose_poses(scene: Path) -> None:
 
 def test_faults_are_told_with_what_to_do(recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lose_poses(recording / "room-0000")
-    with pytest.raises(DataError, match=r"has faults: frames unusable[^$]*Run `pri3d prepare .*my rooms OUT`"):
+    with pytest.raises(DataError, match=r"has errors: frames unusable[^$]*Run `pri3d prepare .*my rooms OUT`"):
         run_small(recording, tmp_path / "run")
     assert "tracking was lost" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()

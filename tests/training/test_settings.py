@@ -137,7 +137,7 @@ def test_impossible_numbers_are_refused(given: dict[str, object], word: str) -> 
         ({"objectives": {"view": 1.0, "depth": -1.0}}, "at least one with a positive weight"),
         ({"objectives": {"view": 1.0, "depth": math.nan}}, "at least one with a positive weight"),
         ({"objectives": {"view": 1.0, "keep": 1.0}}, "the weight of keep is --keep"),
-        ({"objectives": {"moco": 1.0, "view": 0.0}, "keep": 0.5}, "--keep 0.5: moco alone looks at no pairs"),
+        ({"objectives": {"moco": 1.0, "view": 0.0}, "keep": 0.5}, "--keep 0.5: moco alone uses no pairs"),
         ({"objectives": {"moco": 1.0}, "moco_queue": 7}, "--moco.queue 7: a step makes 8 keys"),
         ({"tune": "last-0"}, "full, frozen, last-K"),
         ({"steps": 5, "backbone": {"delay": 5}}, "--backbone.delay 5: of 5 steps none would train the encoder"),
@@ -151,12 +151,12 @@ def test_numbers_that_would_fail_later_are_refused_now(given: dict[str, object],
 def test_unknown_preset_lists_the_choices(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="paper, quick"):
         pretraining("papr")
-    with pytest.raises(ConfigError, match="lay it over a whole one, as in paper,small"):
+    with pytest.raises(ConfigError, match="merge it with a complete preset, as in paper,small"):
         pretraining("small")
-    with pytest.raises(ConfigError, match="lay it over a whole one, as in paper,small"):
+    with pytest.raises(ConfigError, match="merge it with a complete preset, as in paper,small"):
         finetuning("semantic", "small")
     preset_file(tmp_path / "mine.yaml", base="small", steps=5)
-    with pytest.raises(ConfigError, match="changes some options only"):
+    with pytest.raises(ConfigError, match="changes only some options"):
         pretraining(str(tmp_path / "mine.yaml"))
     with pytest.raises(ConfigError, match="cannot be read"):
         pretraining(str(tmp_path / "none.yaml"))

@@ -81,7 +81,7 @@ def test_a_run_at_the_same_time_is_noticed_and_keeps_its_room(tmp_path: Path, mo
         return render_room(*args)
 
     monkeypatch.setattr(write, "render_room", raced)
-    with pytest.raises(DataError, match="room-0000: appeared while it was being made"):
+    with pytest.raises(DataError, match="room-0000: was created by another process during this command"):
         rooms(out, rooms=1, processes=1, **SMALL)
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*")) == ["room-0000", "room-0000/theirs", "rooms.json"]
 

@@ -11,18 +11,20 @@ class CocoOptions(LabelledFields):
     """Options of :func:`coco`."""
 
     data: AnyPath = option("labelled images", kw_only=False)
-    out: AnyPath = option("the json file to write; what is there is replaced", kw_only=False)
+    out: AnyPath = option("json file to write; an existing one is replaced", kw_only=False)
     min_area: int = option(
-        "masks of fewer pixels are left out; 1000 is the paper's protocol for ScanNet and NYUv2", default=1000, least=0
+        "objects with fewer pixels are left out; 1000 is the paper's protocol for ScanNet and NYUv2",
+        default=1000,
+        least=0,
     )
     fraction: float = option(
-        "fraction of the images; the same nested subsets as those of training", default=1.0, above=0, most=1
+        "nested fraction of the images, the same subsets as in training", default=1.0, above=0, most=1
     )
 
 
 @verb(CocoOptions, "pri3d coco scannet_frames_25k scannet_val.json --split val")
 def coco(options: CocoOptions) -> Output:
-    """Write the objects of a labelled data set as COCO json, for any tool that reads COCO.
+    """Write the objects of a labelled dataset as COCO json.
 
     Images keep their files: ``file_name`` is relative to the json's folder where they lie in it, absolute otherwise.
     Those that lie in no file of their own (``.mat``, a prepared dataset) are written as PNG into a folder beside the

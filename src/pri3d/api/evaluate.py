@@ -14,26 +14,27 @@ class EvaluateOptions(LabelledFields):
 
     run: AnyPath = option("folder of a fine-tuning run", kw_only=False)
     data: AnyPath | None = option(
-        "labelled images; those the run was validated on where it is not given", default=None, kw_only=False
+        "labelled images; default: those that the run was validated on", default=None, kw_only=False
     )
-    which: Literal["last", "best", "both"] = option("last, best or both networks of the run", default="both")
+    which: Literal["last", "best", "both"] = option("evaluate the last network, the best one, or both", default="both")
     resolution: Literal["training", "native"] = option(
-        "of semantic segmentation: training (images and class maps are resized, as in validation) or native "
-        "(predictions are enlarged to each image's own size). Objects are always scored at the images' own size",
+        "semantic segmentation: training (images and class maps are resized, as in validation) or native "
+        "(predictions are resized to each image's own size). Objects are always evaluated at the images' own size",
         default="training",
     )
     protocol: Literal["coco", "paper"] = option(
-        "of instance segmentation: coco, or paper, which leaves out objects of a score under 0.5", default="coco"
+        "instance segmentation: coco (scores of 0.05 or more), or paper, which ignores objects with a score below 0.5",
+        default="coco",
     )
     out: AnyPath | None = option(
-        "json file for the scores; RUN/evaluation.json where it is not given, with -PARENT-NAME of another set",
+        "json file for the scores; default: RUN/evaluation.json, with -PARENT-NAME for another dataset",
         default=None,
     )
 
 
 @verb(EvaluateOptions, "pri3d evaluate runs/kitchen-seg --resolution native")
 def evaluate(options: EvaluateOptions) -> Record:
-    """Score a fine-tuning run on labelled images: its last and its best network.
+    """Evaluate a fine-tuning run on labelled images: its last and its best network.
 
     Predictions are written once, to RUN/predictions/WHICH-SPLIT-RESOLUTION, and scored from these files; where they are
     of the same weights, images and classes they are used again, while the truth is read each time. Predictions are made

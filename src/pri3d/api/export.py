@@ -16,18 +16,18 @@ class ExportOptions(Options):
     to: str = option(
         "format: torchvision (ResNet, ConvNeXt), timm, smp (ResNets, timm networks with maps of stride 4 to 32), "
         "detectron2 and mmseg (ResNets, with a configuration beside the weights), safetensors (pri3d's names, for "
-        "pri3d.load), onnx and torchscript (any image size, normalisation inside), hf (a folder for the hub), or one "
-        "of an installed package",
+        "pri3d.load), onnx and torchscript (any image size, including normalisation), hf (a folder for the hub), "
+        "or one of an installed package",
         default="torchvision",
     )
     out: AnyPath | None = option(
-        "file, or of hf folder; default encoder_NAME or model_NAME in the run's folder", default=None
+        "file, or folder for hf; default: encoder_NAME or model_NAME in the run's folder", default=None
     )
     part: Literal["encoder", "all"] = option(
-        "encoder, or all for the whole U-Net: safetensors, onnx, torchscript, hf", default="encoder"
+        "encoder, or all for the whole U-Net (safetensors, onnx, torchscript, hf)", default="encoder"
     )
     mix: float = option(
-        "interpolate the weights of a pre-training run with those it began with: 1 the run's, 0 its start's",
+        "interpolate between the initial weights (0) and those of the run (1) of a pre-training",
         default=1.0,
         least=0,
         most=1,
@@ -39,7 +39,7 @@ def export(options: ExportOptions) -> Output:
     """Export a run's weights to other libraries, check the reloaded file, and print how to load it.
 
     The features of the reloaded file are compared with those of the run's network.
-    Beside the file lies its model card, NAME.md (in a folder README.md). Adapters are merged. A fine-tuned run gives
+    A model card is written beside it, NAME.md (in a folder README.md). Adapters are merged. A fine-tuned run gives
     its backbone: the head stays with `pri3d predict`.
 
     Returns the file or folder. Raises ConfigError for a combination that does not exist, naming those that do, where a

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class BackboneOptions(BackboneFields):
-    """How the encoder is treated beside the layers that are new."""
+    """Training of the encoder relative to the new layers."""
 
     group = "backbone"
 
@@ -59,14 +59,14 @@ class FinetuneOptions(FinetuneFields, LabelMapField, CallOptions):
         "labelled images: a prepared dataset, ScanNet frames, NYUv2, COCO json, Cityscapes, KITTI, image/mask pairs",
         kw_only=False,
     )
-    val: AnyPath | None = option("labelled images to score on; without it the val split of data", default=None)
+    val: AnyPath | None = option("labelled images to evaluate on; default: the val split of data", default=None)
     weights: str | AnyPath = option(
         "where the weights come from: scratch, imagenet, timm:NAME, a pre-training run, or a weights file; several "
         "joined by commas are compared",
         default="scratch",
     )
     part: Literal["all", "encoder"] = option(
-        "what is taken of the weights: all (encoder, and the decoder for a unet) or encoder", default="all"
+        "part of the weights to use: all (encoder, and the decoder for a unet) or encoder", default="all"
     )
     network: str | None = option(
         "network on the encoder: unet, pspnet, deeplabv3, deeplabv3plus; maskrcnn for instance; several joined by "
@@ -79,7 +79,7 @@ class FinetuneOptions(FinetuneFields, LabelMapField, CallOptions):
     seed: int | str = option(
         "random seed for initialization, shuffling and augmentation; several joined by commas are compared", default=0
     )
-    dataset: str | None = option("format of the labelled images, where it is not auto-detected", default=None)
+    dataset: str | None = option("format of the labelled images; auto-detected if not given", default=None)
     epochs: float | None = option("passes over the training images, instead of steps", default=None, above=0)
 
 
@@ -119,10 +119,10 @@ def stated_finetuning(task: str, values: Mapping[str, Any]) -> FinetuneSettings:
 
 @verb(FinetuneOptions, "pri3d finetune semantic out/train --val out/val --weights runs/kitchen")
 def finetune(options: FinetuneOptions) -> Run | Comparison:
-    """Fine-tune a backbone on labelled images and score it on others (paper section 5).
+    """Fine-tune a backbone on labelled images and evaluate it on held-out ones (paper section 5).
 
-    Every option that is not given has the preset's value; a pri3d model brings its own encoder, decoder and channels.
-    Of weights, network, fraction and seed several may be given, joined by commas: every combination is a run, and a
+    Options that are not given have the preset's values; pri3d weights define their encoder, decoder and channels.
+    Weights, network, fraction and seed take several values, joined by commas: every combination is a run, and a
     table compares them.
 
     Returns the run (path, weights, scores), or of several the comparison with its runs. Raises ConfigError, DataError

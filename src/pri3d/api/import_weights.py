@@ -10,19 +10,19 @@ class ImportOptions(Options):
     """Options of :func:`import_weights`."""
 
     file: AnyPath = option(
-        "safetensors or torch file of torchvision, timm, MoCo, SimCLR, SwAV, DINO, MAE or Detectron2, or a published "
-        "Pri3D checkpoint, of which the U-Net is taken",
+        "safetensors or torch file of torchvision, timm, MoCo, SimCLR, SwAV, DINO, MAE or Detectron2, or a "
+        "published Pri3D checkpoint (its U-Net)",
         kw_only=False,
     )
     out: AnyPath = option(".safetensors file to write, for pri3d.load and --weights", kw_only=False)
     encoder: str | None = option(
-        "name of the network, where the file's tensors do not tell it", default=None, kw_only=False
+        "name of the network, if it cannot be identified from the file's tensors", default=None, kw_only=False
     )
 
 
 @verb(ImportOptions, "pri3d import moco_v2_800ep_pretrain.pth.tar moco.safetensors", name="import")
 def import_weights(options: ImportOptions) -> Output:
-    """Turn a checkpoint of another program into a weights file of pri3d, and say which tensors found their place.
+    """Convert a checkpoint of another program to a weights file of pri3d, and list which tensors were loaded.
 
     Nothing in the file is executed. The written file's header names the file it came from, and that one's SHA-256.
 

@@ -1,4 +1,4 @@
-"""Options of every verb that opens labelled images."""
+"""Options of every command that opens labelled images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class LabelMapField(Options):
     """Which classes labels have."""
 
     label_map: str | AnyPath | None = option(
-        "label map: scannet20, nyu13, nyu40, cityscapes19, ... or a YAML file; the run's or the format's own if not "
-        "given",
+        "label map: scannet20, nyu13, nyu40, cityscapes19, ... or a YAML file; default: that of the run or of the "
+        "format",
         default=None,
     )
 
@@ -26,8 +26,8 @@ class LabelledFields(LabelMapField):
     """How a labelled data set is opened."""
 
     split: Literal["train", "val", "test", "all"] = option(
-        "train, val, test or all of the images; of a set without a split of its own, all is taken where it is not the "
-        "set a run was trained on",
+        "train, val, test or all of the images; a dataset without a split is used completely if it is not the one "
+        "a run was trained on",
         default="val",
     )
     dataset: str | None = option("format of the labelled images; auto-detected if not given", default=None)

@@ -1,4 +1,4 @@
-"""``pri3d.load`` and what there is to choose from, as data."""
+"""``pri3d.load``, and lists of presets and encoders."""
 
 from __future__ import annotations
 

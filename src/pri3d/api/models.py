@@ -14,7 +14,7 @@ class ModelsOptions(Options):
     """Options of :func:`models`."""
 
     encoder: str | None = option(
-        "one encoder to show, by any name that --encoder of the other verbs takes; without it those built in, those of "
+        "show one encoder, by any name that --encoder of other commands takes; default: built-in ones, those of "
         "installed packages and an example of each family of timm",
         default=None,
     )
@@ -22,9 +22,9 @@ class ModelsOptions(Options):
 
 @verb(ModelsOptions, "pri3d models --encoder vit_small_patch16_dinov3")
 def models(options: ModelsOptions) -> list[Facts]:
-    """Show the encoders that can be built: channels and strides of their maps, parameters, and what was measured.
+    """List the available encoders: channels and strides of their maps, parameters, and measured results.
 
-    It says, too, for which of them the ImageNet weights are at hand: in an installed package or a cache. Nothing is
+    The list states whose ImageNet weights are available offline: in an installed package or a cache. Nothing is
     downloaded, and no memory is taken for weights.
 
     Returns what is shown. Raises ConfigError for an unknown name; the message has the closest ones.

@@ -1,4 +1,4 @@
-"""Options that an objective, a task or an encoder brings, read from its file without running it.
+"""Options of an objective, a task or an encoder, read from its file without running it.
 
 The file imports PyTorch, which a question such as ``pri3d pretrain --help`` need not wait for. So of a module that is
 not imported yet, only the Options classes are executed, with the light imports that they need. The result is a twin of

@@ -18,21 +18,21 @@ class PredictOptions(Options):
     )
     out: AnyPath = option("folder to write to", default="predictions", kw_only=False)
     which: Literal["last", "best"] = option(
-        "best or last network of the run; last where there is no best", default="best"
+        "network of the best validation or of the last step; last if there is no best", default="best"
     )
     threshold: float | None = option(
-        "of instance segmentation: score under which objects are left out, 0.5 if not given",
+        "instance segmentation: minimum score of an object; default 0.5",
         default=None,
         least=0,
         most=1,
     )
-    frame_step: int = option("take every so many images or frames", default=1, least=1)
-    overwrite: bool = option("make what is there anew", default=False)
+    frame_step: int = option("use every N-th image or frame", default=1, least=1)
+    overwrite: bool = option("overwrite existing predictions", default=False)
 
 
 @verb(PredictOptions, "pri3d predict runs/kitchen-seg photos --out predictions")
 def predict(options: PredictOptions) -> Output:
-    """Predict an image, a folder of images (with its subfolders) or a video with a fine-tuned network.
+    """Run a fine-tuned network on an image, a folder of images (with its subfolders) or a video.
 
     Writes for each image NAME_overlay.jpg to look at and NAME.json: of semantic segmentation the fraction of each
     class, and NAME.png with the class ids as a palette image; of instance segmentation the objects in COCO's form. NAME

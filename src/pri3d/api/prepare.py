@@ -16,65 +16,66 @@ class PrepareOptions(RecordingFields):
     """Options of :func:`prepare`."""
 
     recordings: Sequence[AnyPath] = option("one or more recordings", kw_only=False)
-    out: AnyPath = option("folder of the prepared dataset, created where it is missing", kw_only=False)
+    out: AnyPath = option("folder of the prepared dataset; created if missing", kw_only=False)
     size: str = option(
         "largest stored image, WIDTHxHEIGHT in pixels; the aspect ratio is kept and nothing is enlarged",
         default="320x240",
     )
     frame_step: int | None = option(
-        "take every so many frames; without it the format decides: all where frames were chosen already, of videos one "
-        "every 0.83 s, as the paper does with ScanNet (every 25th where no times are stated), at least 30 a scene",
+        "use every N-th frame. The default depends on the format: all frames if they are already a selection, one "
+        "every 0.83 s for videos, as in the paper for ScanNet (every 25th without time stamps), at least 30 per "
+        "scene",
         default=None,
         least=1,
     )
-    max_depth: float = option("metres; farther depth counts as invalid", default=6.0, least=0.01, most=65)
+    max_depth: float = option("metres; farther depth is treated as invalid", default=6.0, least=0.01, most=65)
     overlap: Literal["paper", "max"] = option(
-        "paper for corresponding pixels of both frames over valid pixels of both, max for the larger of the two "
-        "frames' fractions, as the authors' code has it",
+        "paper: corresponding pixels of both frames over valid pixels of both; max: the larger of the two frames' "
+        "fractions, as in the authors' code",
         default="paper",
     )
     min_overlap: float = option(
-        "pairs that overlap by less are left out; training may ask for more, as the paper's 0.3",
+        "pairs with less overlap are left out; training may ask for more, as the paper's 0.3",
         default=0.05,
         least=0.001,
         most=1,
     )
     distance: float = option(
-        "metres within which two points correspond; relative to each point's depth with match relative",
+        "metres within which two points correspond; relative to the depth of each point with match relative",
         default=0.02,
         least=1e-4,
         most=10,
     )
     voxel: float = option("edge length of the surface's voxels in metres", default=0.02, least=1e-3, most=10)
-    pairs: bool = option("mine pairs; labelled images for fine-tuning need none", default=True)
+    pairs: bool = option("find overlapping pairs; labelled images for fine-tuning need none", default=True)
     surface: bool = option("voxelise the surface; only the Geometry objective needs it", default=True)
     min_confidence: int = option(
-        "percent; depth that the device itself trusts less counts as invalid (phones say low, medium and high: 0, 50 "
+        "percent; depth with a lower confidence is treated as invalid (low, medium and high of phones are 0, 50 "
         "and 100)",
         default=50,
         least=0,
         most=100,
     )
     match: Literal["point", "relative"] = option(
-        "what the distance is: point, metres as in the paper, or relative, relative to the depth, for scenes with far "
-        "things; scenes without a known unit (structure from motion) always take the latter",
+        "type of the distance: point, in metres as in the paper; or relative to the depth, for scenes with "
+        "distant objects; scenes without a known unit (structure from motion) always use relative",
         default="point",
     )
     select: Literal["every", "motion"] = option(
-        "every frame (of each frame-step), or those that the camera's motion chooses: the sharpest of each stretch of "
-        "10 cm or 10 degrees, of every frame of a video unless frame-step is given",
+        "every: all frames (of each frame-step); motion: the sharpest frame per 10 cm or 10 degrees of camera "
+        "motion, of every frame of a video unless frame-step is given",
         default="every",
     )
     processes: int = option(
-        "processes; 0 takes one per core. With cluster slurm, how many jobs to submit", default=0, least=0, most=1024
+        "processes; 0 uses one per core. With cluster slurm: number of jobs", default=0, least=0, most=1024
     )
     cluster: str | None = option(
-        "machines to divide the scenes among, all with the same file system: slurm submits jobs as dask's "
-        "jobqueue.yaml says, dask:tcp://HOST:8786 takes the workers of a running dask scheduler",
+        "distribute the scenes over machines with a common file system: slurm submits jobs as configured in "
+        "dask's jobqueue.yaml, dask:tcp://HOST:8786 uses the workers of a running dask scheduler",
         default=None,
     )
     dry_run: bool = option(
-        "say what there is to do and what it will take, from a few frames of a few scenes, and stop there",
+        "print an estimate of scenes, frames, size and time, measured on a few frames, and stop",
         default=False,
     )
 

@@ -1,4 +1,4 @@
-"""Presets: YAML files of options, laid over each other and under what the user gives."""
+"""Presets: YAML files of options, merged with each other and with the user's options."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def read_presets(kind: str, folder: Path, preset: str, alone: bool = True) -> di
     values = _layers(kind, shipped(folder), preset, alone)
     if values.pop("partial", False):
         raise ConfigError(
-            f"preset {preset!r} changes some options only: lay it over a whole one, as in paper,{preset}."
+            f"preset {preset!r} changes only some options: merge it with a complete preset, as in paper,{preset}."
         )
     return values
 

@@ -29,7 +29,7 @@ PRESETS = Path(pri3d.__file__).parent / "training" / "presets" / "pretrain"
 
 
 class UNetOptions(Options):
-    """The decoder on the encoder, and how images pass through both."""
+    """The U-Net's decoder, and how images pass through the network."""
 
     group = "unet"
 
@@ -37,12 +37,12 @@ class UNetOptions(Options):
         "paper (5x5 convolutions, wide) or slim (3x3, for small machines)", default="paper"
     )
     channels: int | Literal["auto"] = option(
-        "channels of the half-resolution feature map; auto asks the encoder: 128 where its last map has 2048 "
-        "(ResNet-50), else 32",
+        "channels of the half-resolution feature map; auto: 128 if the encoder's last map has 2048 (ResNet-50), "
+        "else 32",
         default="auto",
     )
     passes: Literal["joint", "separate"] = option(
-        "both frames through the network in one joint pass, or in separate ones with batch norms of their own",
+        "both frames in one joint pass through the network, or in separate ones with their own batch statistics",
         default="joint",
     )
     bn_schedule: Literal["constant", "decay"] = option(
@@ -56,12 +56,12 @@ class UNetOptions(Options):
 
 
 class EncoderOptions(BackboneFields):
-    """How the encoder is trained beside the decoder and the heads, which are new."""
+    """Training of the encoder relative to the decoder and the heads, which are new."""
 
     group = "backbone"
 
     delay: int = option(
-        "steps in which the encoder stays as it began; over as many more its learning rate rises to its share",
+        "steps during which the encoder stays unchanged; over as many more its learning rate rises to its full value",
         default=0,
         least=0,
     )
@@ -73,25 +73,25 @@ class MatchingOptions(Options):
     group = "matching"
 
     match: Mode = option(
-        "what decides: point (3D distance, the paper), depth (difference along z), relative (distance / depth)",
+        "criterion: point (3D distance, the paper), depth (difference along z), relative (distance / depth)",
         default="point",
     )
     distance: float = option(
-        "metres within which two measured points are the same; relative to their depth with match relative",
+        "metres within which two measured points are the same; relative to the depth with match relative",
         default=0.02,
         least=1e-4,
     )
 
 
 class ContrastOptions(Options):
-    """PointInfoNCE, of every objective that contrasts points."""
+    """PointInfoNCE loss of every objective that contrasts points."""
 
     group = "contrast"
 
-    points: int | Literal["all"] = option("matches a frame that enter the contrast, or all", default=1024)
-    temperature: float = option("divides the cosines", default=0.4, least=MIN_TEMPERATURE)
+    points: int | Literal["all"] = option("matches per frame in the contrast, or all", default=1024)
+    temperature: float = option("temperature: divides the cosine similarities", default=0.4, least=MIN_TEMPERATURE)
     negatives: Negatives = option(
-        "other points of the same sample (the paper), of the whole batch, or of the world of all processes",
+        "negatives: other points of the same sample (the paper), of the whole batch, or of all processes (world)",
         default="sample",
     )
     exclude_px: float = option(
@@ -122,12 +122,13 @@ class PretrainSettings(TrainSettings):
         default_factory=lambda: {"view": 1.0, "geometry": 1.0},
     )
     keep: float = option(
-        "weight of the feature distillation (retention) loss, which holds the encoder's features near the initial ones",
+        "weight of the feature distillation (retention) loss, which keeps the encoder's features close to the "
+        "initial ones",
         default=0.0,
         least=0,
     )
     holdout: float = option(
-        "fraction of the scenes (or of each scene's last frames) that is kept out of training", default=0.0
+        "fraction of the scenes (or of the last frames of each scene) that is held out from training", default=0.0
     )
     min_overlap: float = option(
         "pairs that overlap by less are left out (paper, section 4: 0.3)", default=0.3, least=0, most=1
@@ -165,7 +166,7 @@ class PretrainSettings(TrainSettings):
         if "keep" in self.objectives:
             found.append("--objectives: the weight of keep is --keep")
         if self.keep > 0 and wanted == {"moco"}:
-            found.append(f"--keep {self.keep}: moco alone looks at no pairs, give it beside view, geometry or another")
+            found.append(f"--keep {self.keep}: moco alone uses no pairs; combine it with view, geometry or another")
         if not 0 <= self.holdout <= 0.9:
             found.append(f"--holdout {self.holdout}: give a fraction of the frames between 0 and 0.9")
         return found
@@ -234,8 +235,8 @@ def resolve_pretraining(preset: str, given: Mapping[str, Any] | None = None) -> 
 def pretrain(options: PretrainOptions) -> Run:
     """Pre-train an image backbone on prepared pairs: View, Geo, View+Geo (paper section 3), or a baseline of the paper.
 
-    Every option that is not given has the preset's value: `quick` (laptop), `adapt` (from weights that are good
-    already), `paper`, a row of the paper's table 1 (view, geo, trivial, depth, moco, ...), or your own file.
+    Every option that is not given has the preset's value: `quick` (laptop), `adapt` (for good initial
+    weights), `paper`, a row of the paper's table 1 (view, geo, trivial, depth, moco, ...), or your own file.
 
     Returns the run: its path, weights, metrics and scores. Raises ConfigError, DataError or WeightsError before any
     work, naming what to change.

@@ -1,4 +1,4 @@
-"""Options of every verb that opens a recording."""
+"""Options of every command that opens a recording."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ class RecordingFields(Options):
 
     reader: str | None = option("format of the recording; auto-detected from its layout if not given", default=None)
     cameras: AnyPath | None = option(
-        "YAML file that states the colour and the depth camera, for recordings that do not", default=None
+        "YAML file with the colour and the depth camera, for recordings without them", default=None
     )
     split: Literal["train", "val", "test", "all"] = option(
-        "which scenes of a data set that has an official split (ScanNet); scenes in none of its lists, and other "
-        "recordings, count as train",
+        "which scenes of a dataset with an official split (ScanNet); scenes in none of its lists, and other "
+        "recordings, belong to train",
         default="train",
     )
     correct: str = option(
-        "mistakes that `pri3d check` found: `inverse` (poses are world to camera), `opengl` (camera axes), `ray` "
-        "(depth along the ray), `depth=0.2` (its factor), `translation=0.001` (that of the positions), `shift=1` "
-        "(frames that depth is late), `time=-0.02` (seconds after its frame at which the right pose is stated), joined "
-        "by commas",
+        "corrections that `pri3d check` advises, joined by commas: `inverse` (poses are world to camera), "
+        "`opengl` (camera axes), `ray` (depth is the Euclidean distance along the ray), `depth=0.2` (depth "
+        "factor), `translation=0.001` (factor of the camera positions), `shift=1` (delay of the depth in frames), "
+        "`time=-0.02` (delay of the poses in seconds)",
         default="",
     )

@@ -17,18 +17,19 @@ class ReportOptions(Options):
         kw_only=False,
     )
     data: AnyPath | None = option(
-        "prepared dataset of the runs, or a folder of several: where their data lie now; default is what the runs name",
+        "prepared dataset of the runs, or a folder of several, if they have moved; default: the folders that the "
+        "runs name",
         default=None,
     )
-    out: AnyPath = option("the page to write", default="report.html")
+    out: AnyPath = option("page to write", default="report.html")
 
 
 @verb(ReportOptions, "pri3d report runs/kitchen --data out/kitchen --out kitchen.html")
 def report(options: ReportOptions) -> Output:
-    """Make one HTML page of a run, or of several side by side: curves, scores, features, predictions, settings.
+    """Write one HTML page for one or several runs: curves, scores, features, predictions, settings.
 
-    The page holds everything it shows and asks no other file or network for anything. What cannot be shown, because a
-    run is not finished or its data are elsewhere, is left out, and the page says so.
+    The page is self-contained: it needs no other file and no network connection. What cannot be shown, because a
+    run is not finished or its data have moved, is left out, and the page says so.
 
     Returns the page. Raises ConfigError where ``out`` cannot be written; DataError or WeightsError where a path is no
     run, or a file is there but damaged.

@@ -1,4 +1,4 @@
-"""What verbs return: the path that was written, which other verbs take, and what a notebook wants to see of it."""
+"""Return values of commands: the written path, which other commands accept, with a summary for notebooks."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Output(os.PathLike[str]):
         return f"{type(self).__name__}({str(self.path)!r}{facts})"
 
     def facts(self) -> list[str]:
-        """What is shown of it beside its path."""
+        """Content of it beside its path."""
         return []
 
 

@@ -1,4 +1,4 @@
-"""Options that every training has, grouped."""
+"""Options of every training, in groups."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Schedule = Literal["constant", "step", "poly", "cosine", "onecycle", "multistep"
 
 
 class OptimOptions(Options):
-    """The optimizer beside its learning rate."""
+    """The optimizer, except for its learning rate."""
 
     group = "optim"
 
@@ -27,41 +27,45 @@ class OptimOptions(Options):
     momentum: float = option("momentum of sgd", default=0.9, least=0)
     dampening: float = option("dampening of sgd", default=0.1, least=0)
     weight_decay: float = option(
-        "weight decay: of weights with two axes or more (adamw), of all (sgd)", default=0.0, least=0
+        "weight decay: of tensors with two or more dimensions (adamw), of all (sgd)", default=0.0, least=0
     )
     schedule: Schedule = option(
-        "learning rate over the steps: step is x 0.99 every 1000, multistep x 0.1 after 2/3 and after 8/9",
+        "learning-rate schedule: step is x 0.99 every 1000 steps, multistep x 0.1 after 2/3 and after 8/9",
         default="step",
     )
 
 
 class BackboneFields(Options):
-    """How an encoder is trained beside the layers that are new."""
+    """Training of an encoder relative to the new layers."""
 
     norm: Literal["train", "statistics", "frozen"] = option(
-        "batch norms of the encoder: train; statistics as loaded, weights trained; or frozen as loaded", default="train"
+        "batch norms of the encoder: train; statistics (running statistics frozen, affine parameters trained); or "
+        "frozen",
+        default="train",
     )
-    head_lr: float = option("learning rate of everything but the encoder, in multiples of lr", default=1.0, above=0)
+    head_lr: float = option("learning rate of all other parts, as a multiple of lr", default=1.0, above=0)
 
 
 class ComputeOptions(Options):
-    """How the hardware is used; it changes rounding and speed alone."""
+    """Use of the hardware; changes only rounding and speed."""
 
     group = "compute"
 
-    sync_bn: bool = option("batch norms over all processes (GPUs only)", default=False)
-    channels_last: bool = option("memory layout of images and convolutions", default=True)
-    compile: bool = option("compile the network by torch.compile", default=False)
+    sync_bn: bool = option("synchronise batch norms over all processes (GPUs only)", default=False)
+    channels_last: bool = option("channels-last memory layout of images and convolutions", default=True)
+    compile: bool = option("compile the network with torch.compile", default=False)
 
 
 class CheckpointOptions(Options):
-    """Checkpoints; these may change when a run is continued."""
+    """Checkpoints; these options may change when a run is continued."""
 
     group = "checkpoint"
 
     minutes: float = option("minutes between checkpoints", default=10.0, above=0)
-    every: int = option("steps between checkpoints, too; 0 leaves it to the minutes", default=0, least=0)
-    keep: int = option("how many of the last checkpoints stay", default=1, least=1)
+    every: int = option(
+        "steps between checkpoints, in addition to the minutes; 0: only the minutes", default=0, least=0
+    )
+    keep: int = option("number of checkpoints to keep", default=1, least=1)
 
 
 class TrainFields(Options):
@@ -69,17 +73,21 @@ class TrainFields(Options):
 
     encoder: str = option("resnet18, resnet50, or any timm name with feature maps", default="resnet50")
     tune: str = option(
-        "what of the encoder is trained: full, frozen, last-K stages or blocks, lora-R of rank R", default="full"
+        "which part of the encoder is trained: full, frozen, last-K stages or blocks, lora-R of rank R", default="full"
     )
     augment: Augment = option("colour augmentation", default="strong")
     lr: float = option("peak learning rate", default=0.1, above=0)
     steps: int = option("optimizer steps", default=60000, least=1)
-    batch: int = option("pairs or images a step, of all processes together", default=64, least=1)
+    batch: int = option("pairs or images per step, over all processes", default=64, least=1)
     micro_batch: int = option(
-        "pairs or images a forward pass of one process; a step adds up batch / micro-batch passes", default=8, least=1
+        "pairs or images per forward pass of one process; a step accumulates batch / micro-batch passes",
+        default=8,
+        least=1,
     )
-    precision: Precision = option("arithmetic of the network; the contrast is always fp32", default="auto")
-    optim: OptimOptions = option("the optimizer", default=OptimOptions())
+    precision: Precision = option(
+        "floating-point precision of the network; the contrast is always fp32", default="auto"
+    )
+    optim: OptimOptions = option("optimizer", default=OptimOptions())
     compute: ComputeOptions = option("use of the hardware", default=ComputeOptions())
 
     @property
@@ -138,16 +146,14 @@ class CallOptions(Options):
         "right, later ones override",
         default="quick",
     )
-    run: AnyPath | None = option(
-        "folder of this run; the default is made of what it works on, below runs/", default=None
-    )
-    resume: bool = option("continue the run in that folder, exactly where its checkpoint stands", default=False)
+    run: AnyPath | None = option("folder of this run; default: runs/ plus the name of the data", default=None)
+    resume: bool = option("continue the run in that folder exactly from its checkpoint", default=False)
     workers: int = option("processes that load data, for each training process", default=1, least=0)
     devices: int = option(
-        "processes on this machine, one a GPU; torchrun and srun say it themselves", default=1, least=1
+        "processes on this machine, one per GPU; leave it out with torchrun and srun", default=1, least=1
     )
     nodes: int = option("machines", default=1, least=1)
-    wandb: str | None = option("project of Weights & Biases to log to, too", default=None)
+    wandb: str | None = option("project of Weights & Biases to log to, in addition", default=None)
     checkpoint: CheckpointOptions = option("checkpoints", default=CheckpointOptions())
     options: Sequence[Options] = option(
         "options of objectives, of the task or of the encoder, as in [MocoOptions(queue=128)]; --moco.queue 128 on "
@@ -163,7 +169,7 @@ class ScoringOptions(Options):
     group = "validation"
 
     every: int = option(
-        "steps between measurements on held-out pairs or validation images; 0 for none", default=1000, least=0
+        "steps between measurements on held-out pairs or validation images; 0: no measurements", default=1000, least=0
     )
 
 
@@ -171,16 +177,18 @@ class ValidationOptions(ScoringOptions):
     """Measuring while a run trains."""
 
     pairs: int = option(
-        "held-out pairs to measure on, drawn with the seed, of all viewing angles alike", default=256, least=1
+        "number of held-out pairs to measure on, sampled with the seed, balanced over the viewing angles",
+        default=256,
+        least=1,
     )
     take: Literal["auto", "best", "last"] = option(
-        "network that the run leaves: the best measured one, the start among them, or that of the last step; auto is "
-        "best where the run does not begin from scratch and something is held out",
+        "network to save as the result: best (highest measured gain, possibly the initial one), or last; auto: "
+        "best if the run does not begin from scratch and frames are held out",
         default="auto",
     )
     stop: float = option(
-        "fraction by which every measure must be worse than at the start, twice in a row, for a run that does not "
-        "begin from scratch to stop by itself; 0: it never does",
+        "early stopping of runs that do not begin from scratch: the fraction by which every measure must be worse "
+        "than initially at two measurements in a row; 0: never",
         default=0.05,
         least=0,
     )

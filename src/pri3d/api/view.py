@@ -10,14 +10,18 @@ class ViewOptions(Options):
     """Options of :func:`view`."""
 
     source: AnyPath = option("prepared dataset, or folder of a run", kw_only=False)
-    data: AnyPath | None = option("what the run was trained on, where it has moved", default=None)
-    scene: str | None = option("id of the scene; the first if not given", default=None)
-    max_frames: int = option("at most so many frames, evenly over the scene", default=40, least=1)
-    max_pairs: int = option("at most so many pairs, at even ranks of their overlap", default=4, least=0)
-    save: AnyPath | None = option("write a recording for rerun, FILE.rrd, and open no window", default=None)
+    data: AnyPath | None = option("prepared dataset or labelled images of the run, if they have moved", default=None)
+    scene: str | None = option("id of the scene; default: the first", default=None)
+    max_frames: int = option("maximum number of frames, evenly spaced", default=40, least=1)
+    max_pairs: int = option(
+        "maximum number of pairs, at evenly spaced ranks of their overlap (no cherry-picking)", default=4, least=0
+    )
+    save: AnyPath | None = option(
+        "write a rerun file, FILE.rrd, and open no window; `rerun FILE.rrd` opens it on any machine", default=None
+    )
     out: AnyPath | None = option(
-        "write the page to this file, and open no window; default with --html beside the recording of --save, else "
-        "NAME-view.html here",
+        "write the page to this file, and open no window; default with --html: beside the file of --save, else "
+        "NAME-view.html in the current folder",
         default=None,
     )
     html: bool = option("write the page, and open no window", default=False)
@@ -25,7 +29,7 @@ class ViewOptions(Options):
 
 @verb(ViewOptions, "pri3d view out/kitchen --save kitchen.rrd")
 def view(options: ViewOptions) -> Output | None:
-    """Look at a prepared dataset or a run: cameras, images, depth, surface, pairs and matches.
+    """View a prepared dataset or a run: cameras, images, depth, surface, pairs and matches.
 
     Of a pre-training run: features of its network before and after as false colours, and the matches they make beside
     the measured ones. Of a fine-tuning run: ground truth and predictions. Opens rerun's viewer; without rerun, or

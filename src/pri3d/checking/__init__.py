@@ -1,1 +1,1 @@
-"""Is a recording right? Evidence, hypotheses, a verdict."""
+"""Validation of recordings: evidence, hypotheses, results."""

@@ -1,4 +1,4 @@
-"""Scale of the depth, focal length and centre of the cameras: what agrees best, and how well the pairs determine it.
+"""Depth scale, focal length and principal point: best values, and how well the pairs determine them.
 
 A parameter is varied over a range; every pair has an agreement at each value. How far the best value lies from the
 one stated is judged by resampling the pairs (bootstrap): what they do not determine is not judged, and of several
@@ -136,7 +136,7 @@ def check_calibration(
     if hypothesis.focal != 1:
         focal = hypothesis.focal * fit_factor(stack, both_directions(pairs), hypothesis, "focal")
         fx = shots.cameras[0].fx * focal
-        advice = f"State fx = {fx:.1f} in cameras.yaml, see below."
+        advice = f"Set fx = {fx:.1f} in cameras.yaml, see below."
         found = Finding("focal length", "fault", f"x {focal:.3f} is right", "focal length", advice)
         return [found], advised_yaml(*_moved(shots, vary(Hypothesis(), "focal", float(np.log(focal))))), None
     directed, estimates = both_directions(pairs), {}
@@ -167,14 +167,14 @@ def check_calibration(
                 advice = f"--correct depth={correct:g}"
             elif verdict == "fault":
                 yaml = advised_yaml(*_moved(shots, vary(Hypothesis(), what, value)))
-                advice = "State both cameras, see below; better: calibrate."
+                advice = "Use both cameras below; better: calibrate."
             else:
-                advice = "Calibrate: that would agree better; it is too little for a correction."
+                advice = "Calibrate to improve this; the error is too small for a correction."
             findings.append(Finding(name, verdict, figure, name if verdict == "fault" else "", advice))
         elif what == "depth" and scaled:
             continue
         elif estimate.high - estimate.low > BOUNDS[what].known or (what == "depth" and still):
-            findings.append(Finding(name, "unknown", "the frames do not determine it"))
+            findings.append(Finding(name, "unknown", "not determined by the frames"))
         else:
             findings.append(Finding(name, "ok", figure))
     return findings, yaml, correct

@@ -1,4 +1,4 @@
-"""`pri3d check`: a verdict on a recording before hours are spent on it."""
+"""`pri3d check`: validates a recording before hours are spent on it."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ from pri3d.recordings._shared.text import absolute, clean_id
 from pri3d.runs import write_json
 from pri3d.terminal import Terminal
 
+#: result of a check in verdict.json -> its word and its colour on the terminal
+_WORDS = {"ok": "ok", "warning": "warning", "fault": "error", "unknown": "unknown"}
 _COLORS = {"ok": "green", "warning": "yellow", "fault": "red", "unknown": "dim"}
 _WIDTH = 240  # pixels of a picture
 _MARGIN, _LINE = 6, 18  # pixels
@@ -51,7 +53,7 @@ def check(options: CheckOptions) -> Record:
     name = clean_id(absolute(recording).name) + (f"-{clean_id(options.scene)}" if options.scene else "")
     folder = out or Path(f"check-{name}")
     if recording.resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise ConfigError(f"--out {folder}: lies in the recording. Choose a folder outside of {recording}.")
+        raise ConfigError(f"--out {folder}: is inside the recording. Choose a folder outside of {recording}.")
     opened = open_recording(recording, options.reader, cameras, options.split, options.correct)
     scenes = opened.scenes()
     chosen = _choose(scenes, options.scene)
@@ -83,7 +85,7 @@ def check(options: CheckOptions) -> Record:
     if judgement.faults:
         advice_lines = "".join(f" {line[0].upper()}{line[1:]}." for line in _advice(verdict, folder))
         faults = ", ".join(finding.fault for finding in judgement.faults)
-        raise DataError(f"{recording}: scene {judgement.scene} has faults: {faults}.{advice_lines} Pictures: {folder}")
+        raise DataError(f"{recording}: scene {judgement.scene} has errors: {faults}.{advice_lines} Images: {folder}")
     return Record(folder, verdict)
 
 
@@ -114,8 +116,11 @@ def _write(folder: Path, verdict: dict[str, Any], judgement: Judgement) -> None:
     if verdict["cameras"]:
         write_atomic(folder / "cameras.yaml", f"# advised by pri3d check\n{verdict['cameras']}".encode())
     if judgement.evidence is not None:
-        faults = "; ".join(verdict["faults"]) or "no fault"
-        title = [f"{judgement.scene}: {verdict['verdict']} ({faults})", *_advice(verdict, folder)]
+        faults = "; ".join(verdict["faults"]) or "no error"
+        title = [
+            f"{judgement.scene}: {_WORDS[verdict['verdict']]} ({faults})",
+            *_advice(verdict, folder),
+        ]
         write_sheet(folder / "sheet.png", judgement.evidence, title)
 
 
@@ -132,19 +137,20 @@ def _advice(verdict: dict[str, Any], folder: Path) -> list[str]:
 
 def _show(verdict: dict[str, Any], judgement: Judgement, folder: Path, scenes: int) -> None:
     console = Terminal()
-    console.print(f"{verdict['recording']}: scene {judgement.scene}", soft_wrap=True)
+    whole = not console.is_terminal  # lines of a file are not wrapped
+    console.print(f"{verdict['recording']}: scene {judgement.scene}", soft_wrap=whole)
     passed = [finding for finding in judgement.findings if finding.verdict == "ok" and not finding.advice]
     for worst in ("fault", "warning", "unknown", "ok"):
         for finding in (found for found in judgement.findings if found.verdict == worst and found not in passed):
             name = f"{finding.check}: {finding.fault}" if finding.fault else finding.check
             words = ". ".join(part for part in (f"{name} ({finding.figure})", finding.advice) if part)
-            console.print(Text(worst, _COLORS[worst]), words, soft_wrap=True)
+            console.print(Text(_WORDS[worst], _COLORS[worst]), words, soft_wrap=whole)
     if passed:  # of these the figure that most rests on
         names = [f"{f.check} ({f.figure})" if f.check == "poses and depth" else f.check for f in passed]
-        console.print(Text("ok", _COLORS["ok"]), f"{', '.join(names)}; all figures in verdict.json", soft_wrap=True)
-    console.print(verdict["prepare"], soft_wrap=True)
-    more = f"; one of {scenes} scenes was judged, --scene takes another" if scenes > 1 else ""
-    console.print(f"{verdict['verdict']}: see {folder}{more}", soft_wrap=True)
+        console.print(Text("ok", _COLORS["ok"]), f"{', '.join(names)}; all values in verdict.json", soft_wrap=whole)
+    console.print(verdict["prepare"], soft_wrap=whole)
+    more = f"; one of {scenes} scenes was checked, --scene selects another" if scenes > 1 else ""
+    console.print(f"{_WORDS[verdict['verdict']]}: see {folder}{more}", soft_wrap=whole)
 
 
 class ReprojectedView(NamedTuple):

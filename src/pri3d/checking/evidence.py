@@ -1,4 +1,4 @@
-"""The evidence: some frames of a scene, reduced and stacked, and what single frames say.
+"""The evidence: sampled frames of a scene, downscaled and stacked, and checks of single frames.
 
 Which are lost, whether their cameras can be theirs, how blurred they are, and how much depth there is.
 """
@@ -267,7 +267,9 @@ def check_intrinsics(shots: Shots) -> tuple[Finding, Camera, Camera] | None:
 
 
 def _wrong_size(figure: str, camera: Camera) -> Finding:
-    advice = f"They belong to another size: f = {camera.fx:.1f}, centre ({camera.cx:.1f}, {camera.cy:.1f}) would fit."
+    advice = (
+        f"They belong to another image size: f = {camera.fx:.1f}, centre ({camera.cx:.1f}, {camera.cy:.1f}) would fit."
+    )
     return Finding("intrinsics", "fault", figure, "intrinsics of another size", advice)
 
 
@@ -292,7 +294,7 @@ def check_images(shots: Shots, chosen: list[int]) -> list[Finding]:
         figure += f"; depth {depth.width}x{depth.height}, f {depth.fx:.1f}"
     result = [Finding("intrinsics", "ok", figure)]
     if not _FIELD[0] <= color.fx / color.width <= _FIELD[1]:
-        advice = "So wide or narrow a camera is rare; see the focal length."
+        advice = "Such a wide or narrow field of view is rare; check the focal length."
         result = [Finding("intrinsics", "warning", figure, advice=advice)]
     found = [shot for index in chosen if (shot := shots.get(index)) is not None]
     blur, valid = (float(np.median([getattr(shot, name) for shot in found])) for name in ("blur", "valid"))
@@ -305,7 +307,7 @@ def check_images(shots: Shots, chosen: list[int]) -> list[Finding]:
         result.append(Finding("blur", "ok", figure))
     figure = f"{valid:.0%} of the pixels have depth"
     if valid == 0:
-        advice = "prepare needs depth: point clouds, pairs and surface are made of it."
+        advice = "prepare needs depth for points, pairs and the surface."
         return [*result, Finding("valid depth", "fault", figure, "no depth", advice)]
     if valid < _HARDLY:
         advice = "Is the depth scale or the reader wrong, or is depth missing? prepare needs it."

@@ -1,4 +1,4 @@
-"""Hypotheses about a recording's poses, axes, units and times, and how well its frames agree under each.
+"""Hypotheses about a recording's poses, axes, units and times, and the consistency of its frames under each.
 
 Under a hypothesis the points of one frame are reprojected into another; there they must meet the depth that was
 measured and the colour that was seen. The search finds the hypothesis under which the frames agree best.

@@ -1,4 +1,4 @@
-"""Whether colour and depth of a frame show the same edges at the same place, and where the colour camera must be."""
+"""Colour-to-depth registration: whether both show the same edges, and the fitted colour camera."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def check_colour_registration(
     width, seen = shots.cameras[0].width, _RESOLVED / min(stack.texture.shape[2], stack.inverse.shape[2])
     offset = f"{moved * width:.1f} px of {width} away"
     figure = (
-        f"edges of colour and depth agree best {offset}: {mean_finite(fitted):.2f} ({mean_finite(plain):.2f} as is)"
+        f"best alignment of colour and depth edges {offset}: {mean_finite(fitted):.2f} ({mean_finite(plain):.2f} as is)"
     )
     if np.isfinite(colours).any():
         figure += f"; colours of different views correlate by {mean_finite(colours):.2f}"
@@ -235,7 +235,7 @@ def check_colour_registration(
         advice = "The colour images do not show what the depth shows: colour of other frames, or of another camera."
         return [Finding("registration", "fault", figure, "colour does not fit", advice)], ""
     if gained and moved > max(_SAME, seen):
-        return [Finding("registration", "warning", figure, advice="Colour may be a little off the depth.")], ""
+        return [Finding("registration", "warning", figure, advice="Colour may be slightly misaligned with depth.")], ""
     return [Finding("registration", "ok", figure)], ""
 
 

@@ -1,4 +1,4 @@
-"""A scene -> what is right and wrong about its poses, depth, colour and cameras, and what to do about it."""
+"""A scene -> results of all checks of its poses, depth, colour and cameras, with fixes."""
 
 from __future__ import annotations
 
@@ -109,9 +109,9 @@ def judge(
         figure += f"; the first of the others: {str(lost[0]).removesuffix('.')}"
     findings = [Finding("frames", "ok", figure, advice="prepare leaves them out." if lost else "")]
     if share > 0.6:
-        findings = [Finding("frames", "fault", figure, "frames unusable", "Fix what the reason names.")]
+        findings = [Finding("frames", "fault", figure, "frames unusable", "Fix the stated reason.")]
     elif share > 0.2:
-        findings = [Finding("frames", "warning", figure, advice="prepare leaves them out.")]
+        findings = [Finding("frames", "warning", figure, advice="prepare skips them.")]
     wrong = check_intrinsics(shots)
     if wrong is not None and shots.usable:  # a crop has its centre beside the middle: then the frames agree as stated
         stated = _judge_streams(shots, chosen, pairs, seed, [*findings, *check_images(shots, chosen)], tell)
@@ -129,7 +129,9 @@ def judge(
         return Judgement(scene.id, findings)
     findings += check_images(shots, chosen)
     if scene.assumed:
-        findings.append(Finding("camera", "warning", "assumed", advice=f"{scene.assumed} State it if it is another."))
+        findings.append(
+            Finding("camera", "warning", "assumed", advice=f"{scene.assumed} Give the right one if it differs.")
+        )
     return _judge_streams(shots, chosen, pairs, seed, findings, tell)
 
 
@@ -145,8 +147,8 @@ def _judge_streams(
     picked = choose_pairs(stack, pairs, seed) if posed else np.zeros((0, 2), np.int64)
     if len(picked) < _FEWEST:
         if posed:
-            few = f"only {len(picked)} pairs of frames look the same way"
-            findings.append(Finding("poses", "warning", few, advice="Too few to judge poses, depth scale and axes."))
+            few = f"only {len(picked)} pairs of frames have similar viewing directions"
+            findings.append(Finding("poses", "warning", few, advice="Too few to check poses, depth scale and axes."))
         else:
             findings.append(Finding("poses", "unknown", "the format states no poses"))
         found, yaml = check_colour_registration(shots, stack, np.zeros((0, 2), np.int64), Hypothesis())
@@ -254,7 +256,7 @@ def check_time_sync(
             "time", "fault", f"depth {shift:+d} frames", "depth of other frames", f"--correct shift={shift}"
         )
         return stack, hypothesis, [found], 0.0
-    return stack, hypothesis, [Finding("time", "ok", "colour, depth and poses agree best as they are")], 0.0
+    return stack, hypothesis, [Finding("time", "ok", "colour, depth and poses are most consistent as stated")], 0.0
 
 
 def _frame_agreement(shots: Shots, stack: Stack, directed: NDArray[np.int64], hypothesis: Hypothesis) -> float:
@@ -283,7 +285,8 @@ def check_agreement(score: Agreement, consistent: float, apart: float) -> Findin
         "fault",
         figure,
         "poses do not fit",
-        "No direction, axes, factor or shift of time makes the frames agree: poses of other frames, lost tracking, or "
+        "No direction, axes, factor or shift of time makes the frames consistent: poses of other frames, lost "
+        "tracking, or "
         "several mistakes at once. Check which pose belongs to which frame.",
     )
 
@@ -323,13 +326,17 @@ def check_metric_size(shots: Shots, stack: Stack, pairs: NDArray[np.int64], corr
     found = []
     if parallax < _STILL:
         figure = f"{parallax:.1%} of the depth between the frames of a pair"
-        found.append(Finding("motion", "warning", figure, advice="The camera hardly moves: scale cannot be judged."))
+        found.append(
+            Finding("motion", "warning", figure, advice="The camera hardly moves: the scale cannot be checked.")
+        )
     if not shots.scene.metric:
         return [*found, Finding("size", "unknown", "the unit of this format is not known")]
     figure = f"median depth {median:.3g} m, {moved:.2g} m between the frames of a pair"
     if is_room_size(median):
         return [*found, Finding("size", "ok", figure)]
-    advice = "Rooms are seen from 0.2 to 20 m. If depth and poses share another unit, state depth= and translation=."
+    advice = (
+        "Depths in rooms are 0.2 to 20 m. If depth and poses have the same wrong unit, give depth= and translation=."
+    )
     return [*found, Finding("size", "warning", figure, advice=advice)]
 
 
@@ -350,7 +357,7 @@ def check_overlap(pairs: NDArray[np.int64], score: Agreement) -> list[Finding]:
     )
     if enough >= 0.15:
         return [Finding("overlap", "ok", figure)]
-    return [Finding("overlap", "warning", figure, advice="Take frames nearer in time, or record more slowly.")]
+    return [Finding("overlap", "warning", figure, advice="Use frames closer in time, or record more slowly.")]
 
 
 def median_depth(shots: Shots) -> float:

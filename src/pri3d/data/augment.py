@@ -1,4 +1,4 @@
-"""Colour augmentation of single images; every draw comes from the generator that is passed in.
+"""Colour augmentation of single images; all random numbers come from the given generator.
 
 The operations are torchvision's: of bytes in a form of our own, one pass over the pixels each, equal up to rounding and
 several times as fast. The drawing of their parameters is ours, because torchvision draws from the global generator and

@@ -1,4 +1,4 @@
-"""Batches of a data set, read ahead by processes that outlive the signals which stop a run."""
+"""Batches of a dataset, loaded by worker processes that survive the signals which stop a run."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ def name_killed_loaders(fix: str) -> Iterator[None]:
         if re.match(r"DataLoader worker \(pid", str(error)) is None:
             raise
         raise KilledError(
-            f"a process that loads data was killed, as systems do when memory runs out ({first_line(error)}). {fix}"
+            f"a process that loads data was killed, probably because memory ran out ({first_line(error)}). {fix}"
         ) from error

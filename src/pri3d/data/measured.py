@@ -1,4 +1,4 @@
-"""Frames of a prepared dataset in memory, with what a read-out of features is fitted to: depth, normals, classes."""
+"""Frames of a prepared dataset in memory, with the targets of read-outs: depth, normals, classes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several prepared datasets to learn from at once, each with its weight: ``out/kitchen:1 out/rooms:0.5``."""
+"""Several prepared datasets in one training, each with a weight: ``out/kitchen:1 out/rooms:0.5``."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def parse_mixture(data: Path | Sequence[Path]) -> list[Named]:
                 entry = Named(Path(word), Fraction(1))
             elif not path or not re.fullmatch(r"\d{0,6}\.?\d{1,6}", weight) or not Fraction(weight):
                 raise ConfigError(
-                    f"{word}: no such folder, and {weight!r} is no weight. Write PATH:WEIGHT with a number above 0, "
+                    f"{word}: no such folder, and {weight!r} is not a weight. Write PATH:WEIGHT with a number above 0, "
                     "as in out/kitchen:0.5."
                 )
             else:
                 entry = Named(Path(path), Fraction(weight))
             if entry.path.resolve() in {other.path.resolve() for other in named}:
-                raise ConfigError(f"{word}: the same folder twice. Name it once, with the sum of the weights.")
+                raise ConfigError(f"{word}: the same folder twice. Give it once, with the sum of the weights.")
             named.append(entry)
     problems.refuse()
     return named

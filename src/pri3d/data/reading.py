@@ -1,4 +1,4 @@
-"""Images read by threads while others are computed."""
+"""Images read by background threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of samples as one endless stream, so that "where was I" is a single number."""
+"""The order of samples as one endless stream, so that the position in it is a single number."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class StreamSampler(Sampler[Draw]):
 
     def __init__(self, size: int, total: int, seed: int, start: int = 0) -> None:
         if size < 1:
-            raise ConfigError("there is nothing to draw from: the data set is empty.")
+            raise ConfigError("the dataset is empty.")
         self.size, self.total, self.seed, self.start = size, total, seed, start
         self._passes = _Passes(size, seed)
 

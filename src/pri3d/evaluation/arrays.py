@@ -1,4 +1,4 @@
-"""Features of many pictures as one file: numpy's .npz and .npy, or parquet; written row by row."""
+"""Features of many images as one file: numpy's .npz and .npy, or parquet; written row by row."""
 
 from __future__ import annotations
 

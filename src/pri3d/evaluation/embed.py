@@ -47,7 +47,7 @@ def embed(options: EmbedOptions) -> Path:
     console = Terminal(stderr=True, soft_wrap=True)
     media = open_media(source, options.frame_step, enough=enough)
     if media.left_out:
-        console.print(f"{source}: left out: {media.left_out}. A video is taken by itself.")
+        console.print(f"{source}: skipped: {media.left_out}. Give a video separately.")
     # Bytes of a name that are no text are escaped: arrays, JSON and parquet have none.
     pictures = (each._replace(name=_readable_name(each.name)) for each in media.pictures)
     media = media._replace(pictures=list(pictures) if media.rate is None else pictures)

@@ -39,9 +39,9 @@ def evaluate(options: EvaluateOptions) -> Record:
     resolution, protocol, split = options.resolution, options.protocol, options.split
     # Refuse what is of another task.
     if protocol != "coco" and protocol not in task.protocols:
-        raise ConfigError(f"--protocol {protocol}: is of instance segmentation; {run} is a {task.name} run.")
+        raise ConfigError(f"--protocol {protocol}: applies to instance segmentation; {run} is a {task.name} run.")
     if resolution != "training" and resolution not in task.resolutions:
-        raise ConfigError(f"--resolution {resolution}: is of semantic segmentation; {run} is a {task.name} run.")
+        raise ConfigError(f"--resolution {resolution}: applies to semantic segmentation; {run} is a {task.name} run.")
     facts, settings = _stated(run)
     images = _open(run, facts, data, split, options.dataset, options.labels)
     # Refuse data whose classes are not the network's.
@@ -49,7 +49,7 @@ def evaluate(options: EvaluateOptions) -> Record:
     if there != known:
         raise DataError(
             f"{images.path} has other classes than the network of {run}: {differing(there, known)}. "
-            "Choose the label space with --label-map."
+            "Choose the label map with --label-map."
         )
     shown = resolution if resolution in task.resolutions else task.resolutions[0]
     kept = task.predictions(images, settings, shown, protocol)
@@ -131,7 +131,7 @@ def _measure(network: Trained, images: LabelledImages, settings: dict[str, Any],
 def _networks(run: Path, which: Literal["last", "best", "both"], console: Terminal) -> dict[Which, Trained]:
     """The networks that were asked for; of both, those that are there."""
     if run.is_file():
-        raise ConfigError(f"{run}: give the run's folder, whose config.yaml says what it was trained on.")
+        raise ConfigError(f"{run}: give the run's folder, whose config.yaml states its training data.")
     asked: tuple[Which, ...] = ("last", "best") if which == "both" else (which,)
     found: dict[Which, Trained] = {}
     missing: list[WeightsError] = []
@@ -155,7 +155,7 @@ def _open(
     """Open the labelled set: what is given, else the run's own."""
     path = data or _own(facts, split)
     if data is None and not path.exists():
-        raise DataError(f"{path}: {run} was trained on it, and it is not there. Say with --data where it lies now.")
+        raise DataError(f"{path}: {run} was trained on it, but it does not exist. Give its new location with --data.")
     if data is None:
         dataset = dataset or facts.get("dataset")
     # Where there was a set of its own for validation, all of the other was trained on.
@@ -174,7 +174,7 @@ def _stated(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     folder = RunPaths(run)
     stated = folder.read_config()
     if not stated["provenance"].get("data"):
-        raise DataError(f"{folder.config}: does not say what the run was trained on (it names no data). Restore it.")
+        raise DataError(f"{folder.config}: does not state the training data of the run. Restore it.")
     return stated["provenance"], stated["settings"]
 
 

@@ -1,4 +1,4 @@
-"""What can be predicted or embedded: an image, a folder of images, a video -> one picture after the other."""
+"""Input of predict and embed: an image, a folder of images, a video -> one image after the other."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def open_media(source: Path, every: int = 1, out: Path | None = None, enough: in
     Raises DataError where there is nothing to read, ConfigError where ``every`` is under 1.
     """
     if every < 1:
-        raise ConfigError(f"--frame-step {every}: give 1 for every picture, 10 for every tenth.")
+        raise ConfigError(f"--frame-step {every}: give 1 for every image, 10 for every tenth.")
     if not source.exists():
         raise DataError(f"{source}: no such file or folder. Give an image, a folder of images or a video.")
     if source.is_dir():
@@ -169,7 +169,7 @@ def _listed(folder: Path, out: Path | None) -> tuple[list[Path], list[Path]]:
     if not images:
         kinds = " ".join(SUFFIXES)
         found = f" It holds {count_kinds(others)}." if others else ""
-        raise DataError(f"{folder}: holds no image ({kinds}).{found} A video is taken by itself: give its file.")
+        raise DataError(f"{folder}: holds no image ({kinds}).{found} Give a video by its file name.")
     return images, others
 
 
@@ -188,7 +188,7 @@ def _picture(path: Path, k: int) -> NDArray[np.uint8]:
             upright = image.convert("RGBA")
             return np.array(Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright).convert("RGB"))
     except Exception as error:  # damaged files make pillow's decoders raise errors of a dozen kinds
-        raise DataError(f"{path}: its picture {k} cannot be read ({error}). Replace or cut the file.") from error
+        raise DataError(f"{path}: its image {k} cannot be read ({error}). Replace or cut the file.") from error
 
 
 def _library() -> Any:
@@ -229,7 +229,7 @@ def _decoded(av: Any, path: Path, every: int) -> Iterator[Picture]:
         return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
 
     count, stated = 0, 0
-    problem: object = "the file is cut off or damaged"
+    problem: object = "the file is truncated or damaged"
     try:
         with _opened(av, path) as container:
             stream = container.streams.video[0]
@@ -243,7 +243,7 @@ def _decoded(av: Any, path: Path, every: int) -> Iterator[Picture]:
     except (av.FFmpegError, OSError) as error:
         problem, stated = error, max(stated, 2 * count)
     if count < max(1, _WHOLE * stated):
-        raise DataError(f"{path}: ends after {count} frames ({problem}). What comes before is taken.")
+        raise DataError(f"{path}: ends after {count} frames ({problem}). The frames before are used.")
 
 
 def _numbered(path: Path, k: int) -> str:

@@ -1,4 +1,4 @@
-"""Features computed part by part: what is done outlives a kill, and the joined file is the same as without one."""
+"""Features computed in parts: finished parts survive a kill, and the joined file is the same as without one."""
 
 from __future__ import annotations
 
@@ -79,9 +79,9 @@ class Parts:
             write_json(self.folder / RECORD, self.facts)
 
     def _refuse_other(self, record: Any, where: Path) -> None:
-        fix = "Choose another --out, or begin anew with --overwrite."
+        fix = "Choose another --out, or start over with --overwrite."
         if not isinstance(record, dict) or not record:
-            raise ConfigError(f"{where}: is not from this command. {fix}")
+            raise ConfigError(f"{where}: was not written by this command. {fix}")
         refuse_other_settings(where, record, self.facts, fix, ignore=("stride", "channels"))  # they follow from others
 
     def fill(self, media: Media, maps: Maps, workers: int, console: Terminal) -> list[str]:
@@ -126,7 +126,7 @@ class Parts:
         """Refuse what would be useless in the file, as soon as it shows."""
         if not np.isfinite(features).all():
             half = " or too large for --half, which ends at 65504" if self.facts["dtype"] == "float16" else ""
-            raise WeightsError(f"the network's features of {name} are not finite{half}. Has its training diverged?")
+            raise WeightsError(f"the network's features of {name} are not finite{half}. Did its training diverge?")
         if self.out.suffix != ".npy" or self.facts["kind"] != "dense":
             return
         self.cells = self.cells or cells
@@ -212,4 +212,4 @@ def _arrays(rows: list[tuple[Path, Row]]) -> Iterator[NDArray[Any]]:
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: is damaged ({error}). Delete it, and the same command makes it again.")
+    return DataError(f"{path}: is damaged ({error}). Delete it and run the same command again.")

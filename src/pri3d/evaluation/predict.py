@@ -1,4 +1,4 @@
-"""``pri3d predict``: a fine-tuned network on any image, folder or video -> masks, pictures and json."""
+"""``pri3d predict``: a fine-tuned network on any image, folder or video -> masks, overlays and json."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from pri3d.tasks import Trained, find_weights, load_task
 from pri3d.terminal import Terminal, track
 
 CLASSES = "classes.json"  #: of the output folder: what its ids mean, and what it was made with
-_FIX = "Choose another --out, or begin anew with --overwrite."
+_FIX = "Choose another --out, or start over with --overwrite."
 
 
 def predict(options: PredictOptions) -> Path:
@@ -46,11 +46,11 @@ def predict(options: PredictOptions) -> Path:
             if options.which != "best":
                 raise
             file = find_weights(run, "last")
-            console.print(f"{run} has no best network: it was not validated. The last one predicts.")
+            console.print(f"{run} has no best network: it was not validated. Using the last one.")
     network = load_task(file).to_device()
     facts = _facts(network, options.threshold)
     if media.left_out:
-        console.print(f"{source}: left out: {media.left_out}. A video is taken by itself.")
+        console.print(f"{source}: skipped: {media.left_out}. Give a video separately.")
     done: list[str] = []
     failed: list[str] = []
     fresh = False
@@ -86,7 +86,7 @@ def _facts(network: Trained, threshold: float | None) -> dict[str, Any]:
     """What holds for the whole output folder. Raises ConfigError for a threshold where predictions have no scores."""
     task = network.task
     if threshold is not None and task.threshold is None:
-        raise ConfigError(f"--threshold {threshold}: is of objects; {network.file} predicts none. Leave it out.")
+        raise ConfigError(f"--threshold {threshold}: applies to objects; {network.file} predicts none. Leave it out.")
     names, colors = task.class_names, palette(task.class_names).tolist()
     classes = [{"id": k + task.first_id, "name": name, "color": colors[k]} for k, name in enumerate(names)]
     least = task.threshold if threshold is None else threshold
@@ -137,4 +137,4 @@ def _join(out: Path, path: Path, pictures: Sequence[str], rate: Fraction, fresh:
     if write_video(path, [_overlay(out, picture) for picture in pictures], rate):
         console.print(f"video: {path}")
     elif pictures:
-        console.print('frames alone; with pip install "pri3d[video]" they are joined to a video, too')
+        console.print('only frames; with pip install "pri3d[video]" a video is written, too')

@@ -1,4 +1,4 @@
-"""Ways to write a network for other programs, one file each, with the proof that the other program reads it."""
+"""Export formats, one file each, with a check that the other program can read it."""
 
 from __future__ import annotations
 

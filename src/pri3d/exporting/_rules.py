@@ -1,4 +1,4 @@
-"""How Detectron2 and MMEngine read a checkpoint, where they are not installed: their documented rules, and no more.
+"""How Detectron2 and MMEngine read a checkpoint, if they are not installed: their documented rules.
 
 Written from their sources, apart from what writes the files: neither shares a table of names with the other, so that a
 wrong belief of the writer shows. Both load what they find by name and keep random values elsewhere without an error:
@@ -170,4 +170,6 @@ def _check_all(wanted: Mapping[str, torch.Size], taken: Mapping[str, Tensor], wh
     """Raises WeightsError unless all tensors but counters are taken."""
     left = [key for key in wanted if key not in taken and not key.endswith("num_batches_tracked")]
     if left:
-        raise WeightsError(f"{what} would leave {len(left)} of {len(wanted)} tensors random: {', '.join(left[:5])}")
+        raise WeightsError(
+            f"{what} would keep random values in {len(left)} of {len(wanted)} tensors: {', '.join(left[:5])}"
+        )

@@ -1,4 +1,4 @@
-"""What several formats share: recorded graphs, files of toolboxes, and the maps of torchvision's ResNet."""
+"""Common code of several formats: recorded graphs, files of toolboxes, and the maps of torchvision's ResNet."""
 
 from __future__ import annotations
 

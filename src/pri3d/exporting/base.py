@@ -1,4 +1,4 @@
-"""What every export format says of itself, and the network that is exported."""
+"""The base class of export formats, and the network that is exported."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class ExportFormat(ABC):
     def refuse(self, holds: str) -> ConfigError:
         """Build the error for an encoder that the format cannot hold."""
         others = "timm, safetensors, onnx, torchscript or hf"
-        return ConfigError(f"--to {self.to}: it holds {holds}, not {self.name}. Use --to {others}")
+        return ConfigError(f"--to {self.to}: supports {holds}, not {self.name}. Use --to {others}")
 
 
 def publishable(value: Any) -> Any:

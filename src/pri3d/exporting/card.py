@@ -1,4 +1,4 @@
-"""The model card: what the weights are, how they are loaded, where they come from, what was measured of the file."""
+"""The model card: description, loading code, provenance, and the measured difference of the file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FACTS = {
     "tune": "trained of the encoder",
     "seed": "seed",
     "init": "initial weights",
-    "mix": "share of the run in the mix with its initial weights",
+    "mix": "fraction of the run in the mix with its initial weights",
     "data": "data",
     "data_hash": "hash of the data",
     "version": "written by pri3d",
@@ -61,7 +61,7 @@ Input: RGB in 0..1, {normalisation}. Any image size.
 ## Checked
 
 The file was read again by {reader} and compared with the run's own network on {probes} of random images: the largest
-absolute difference of a feature was {difference:.1e}; up to {limit:.1e} is let through. Exported by pri3d {version}.
+absolute difference of a feature was {difference:.1e}; up to {limit:.1e} is accepted. Exported by pri3d {version}.
 """
 
 
@@ -135,7 +135,7 @@ def describe_licence(record: Mapping[str, Any]) -> str:
     init = str(record.get("init") or "")
     name = init.removeprefix("timm:") if init.startswith("timm:") else str(record.get("encoder", ""))
     if init == "scratch":
-        return "none: it began with random weights"
+        return "none: random initial weights"
     if init == "imagenet" and name.startswith("resnet"):
         return "torchvision's ImageNet weights (library BSD-3-Clause; ImageNet's images: non-commercial research)"
     if init == "imagenet" or init.startswith("timm:"):

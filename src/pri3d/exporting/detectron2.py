@@ -1,4 +1,4 @@
-"""Detectron2: its ResNet's weights, and the part of a configuration that must go with them.
+"""Detectron2: its ResNet's weights, and the configuration that they need.
 
 Its checkpointer loads a ``.pth`` by exact names and without complaint, unless the file says ``matching_heuristics``:
 only then is each name found by its end, below ``backbone.bottom_up.`` of a detector. Sources: its
@@ -25,7 +25,7 @@ from detectron2 import model_zoo
 from detectron2.config import get_cfg
 cfg = get_cfg()
 cfg.merge_from_file(model_zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"))
-cfg.merge_from_file({config!r})  # weights, RGB, mean and deviation, stride in the 3x3 convolution
+cfg.merge_from_file({config!r})  # weights, RGB, mean and standard deviation, stride in the 3x3 convolution
 # from detectron2.engine import DefaultTrainer; DefaultTrainer(cfg).resume_or_load(resume=False)"""
 
 
@@ -87,7 +87,7 @@ class Detectron2Format(ToolboxFormat):
     @property
     def note(self) -> str:
         """What the weights are worth without the configuration."""
-        return "The configuration beside the weights is needed: Detectron2's defaults are those of other weights."
+        return "Use the configuration beside the weights: Detectron2's defaults are for other weights."
 
     @staticmethod
     def _installed() -> bool:

@@ -1,4 +1,4 @@
-"""Turn a run's weights into a file other programs load, and prove it before saying so."""
+"""Write a run's weights as a file for other programs, and check it by loading it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def export(
     if mix != 1:
         initial = (run if run.is_dir() else run.parent) / INITIAL_FILE
         if not initial.is_file():
-            raise ConfigError(f"--mix {mix}: {initial} is not there. Give the folder of a pre-training run.")
+            raise ConfigError(f"--mix {mix}: {initial} does not exist. Give the folder of a pre-training run.")
         source.net.load_state_dict(mix_states(load(initial, part).net.state_dict(), source.net.state_dict(), mix))
         source.record = {**source.record, "mix": mix}
     # What travels with the export: the run's record without what speaks of a task's head.
@@ -82,14 +82,14 @@ def export(
         if not difference <= limit:
             raise WeightsError(
                 f"{out}: the reloaded features differ from the run's by {difference:.1e}, more than {limit:.1e}; "
-                f"not written. Use another --to: this network does not survive {to}"
+                f"not written. Use another --to: {to} does not preserve the features of this network"
             )
         (stage / card.name).write_text(build_card(form, record, final, difference, limit), encoding="utf-8")
         # The weights last: they are there only with what explains them.
         final.parent.mkdir(parents=True, exist_ok=True)
         for file in sorted(stage.iterdir(), key=lambda file: file.name == final.name):
             file.replace(final.with_name(file.name))
-    said = f"largest difference to the run's features {difference:.1e} (bound {limit:.1e})"
+    said = f"largest difference from the run's features {difference:.1e} (bound {limit:.1e})"
     sys.stdout.write(
         f"{out}: checked by {form.reader}, {said}; model card {card}\n\n{form.snippet(final.absolute())}\n"
     )
@@ -111,7 +111,9 @@ def _check_place(run: Path, out: Path, final: Path, card: Path, form: ExportForm
     there = [path for path in (final, card, *map(final.with_name, form.companions(final))) if path.exists()]
     if there and not {final, card} <= set(there):
         names = ", ".join(map(str, there))
-        raise ConfigError(f"--out: {names} would be replaced, and no export is there: choose another name or delete it")
+        raise ConfigError(
+            f"--out: {names} would be replaced, but is not an earlier export: choose another name or delete it"
+        )
 
 
 def _compare(expected: list[list[Tensor]], found: list[list[Tensor]], bound: float) -> tuple[float, float]:
@@ -138,7 +140,7 @@ def _refusals(to: str, name: str) -> Iterator[None]:
         while cause.__cause__ is not None:  # PyTorch's outer message says what to file; the inner one, what is wrong
             cause = cause.__cause__
         reason = first_line(cause)
-        raise WeightsError(f"{to} cannot hold {name} ({reason}); nothing was written. Use another --to") from error
+        raise WeightsError(f"{to} does not support {name} ({reason}); nothing was written. Use another --to") from error
 
 
 @contextmanager

@@ -189,7 +189,7 @@ class HfFormat(ExportFormat):
         if not self.filled:
             return ""
         listed = ", ".join(self.filled[:4]) + (f" and {len(self.filled) - 4} more" if len(self.filled) > 4 else "")
-        return f"Not trained, as timm begins them: {listed}. Maps (`features_only=True`) do without them."
+        return f"Not trained, with timm's initial values: {listed}. Maps (`features_only=True`) do not need them."
 
 
 def opens_in_timm(net: FeatureNet) -> bool:

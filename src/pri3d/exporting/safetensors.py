@@ -1,4 +1,4 @@
-"""pri3d's own names: for pri3d.load, and for anything that reads safetensors."""
+"""pri3d's own names: for pri3d.load and for any reader of safetensors."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What is true of any file of ours."""
+"""Common handling of the files that pri3d writes."""

@@ -1,4 +1,4 @@
-"""Images and arrays in zip files: any tool opens them, and every read is checked against its checksum.
+"""Images and arrays in zip files: any tool can open them, and the checksum of every read is verified.
 
 Nothing that a file states about itself is believed before it is compared with the file's length: a damaged or hostile
 one costs no more memory than a sound one of its length can.

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written under a name of this process's own, then renamed."""
+"""Atomic files and folders: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def usable(what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_PLACE:
             raise
-        raise ConfigError(f"{what}: cannot be written ({error}). Name a file in a folder of yours.") from error
+        raise ConfigError(f"{what}: cannot be written ({error}). Choose a folder with write permission.") from error
 
 
 def write_atomic(path: Path, content: bytes) -> Path:
@@ -69,8 +69,8 @@ def put_folder(part: Path, path: Path) -> None:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
         raise DataError(
-            f"{path}: appeared while it was being made; another run of the same command writes there too. Let one of "
-            "them end, then run it again: it makes only what is missing."
+            f"{path}: was created by another process during this command. Wait for that process, then run the "
+            f"command again: it adds only what is missing."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Names of files and folders: what is left out of a folder, counted by kind, and which names are scene ids."""
+"""Names of files and folders: skipped files counted by kind, and valid scene ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One writer at a time: a file in a folder, or beside a file, that says which process writes there.
+"""One writer at a time: a lock file in a folder, or beside a file, with the name of the writing process.
 
 The lock appears by a hard link, or by exclusive creation where the file system has no links; both are atomic on
 network file systems too, and neither needs a lock server. A killed process leaves its lock behind: the next one on
@@ -127,11 +127,13 @@ def _take(lock: Path, subject: Path, mine: Holder) -> None:
                 away = "" if holder.host == host_name() else f" If {holder.host} no longer runs it, delete {lock}."
                 raise ConfigError(
                     f"{subject}: process {holder.pid} on {holder.host}{job} has been writing there since "
-                    f"{holder.since}. Let it end, or stop it, then run the same command again.{away}"
+                    f"{holder.since}. Wait for it, or stop it, then run the same command again.{away}"
                 )
             _remove_unwritten(lock)
         time.sleep(0.05)
-    raise ConfigError(f"{subject}: cannot be locked, for other processes try the same. Let them end, or delete {lock}.")
+    raise ConfigError(
+        f"{subject}: cannot be locked, since other processes are trying it, too. Wait for them, or delete {lock}."
+    )
 
 
 def _create(path: Path, mine: Holder) -> bool:

@@ -1,4 +1,4 @@
-"""The stamp "made with these settings" of a folder or file: compared before anything is added to it.
+"""The recorded settings of a folder or file: compared before anything is added to it.
 
 Every verb that continues what is there states the settings that decide its content. Where they differ, the work is
 refused in one wording, which lists what was stated and what is now: ``seed was 0, now 1``.

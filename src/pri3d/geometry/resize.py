@@ -1,4 +1,4 @@
-"""Image sizes and resampling, stated once; numpy only, since preparation does without PyTorch."""
+"""Image sizes and resampling; numpy only, since preparation does not need PyTorch."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def crop(
     start = np.zeros(3, np.int64) if origin is None else origin
     rows, cells, sorted_cells = _inside(voxels.cells, low, high, start)
     if not sorted_cells:
-        raise DataError("the cells of a surface are not in their order: its file is damaged. Prepare the scene anew.")
+        raise DataError("the cells of a surface are not in their order: its file is damaged. Prepare the scene again.")
     return Voxels(cells, voxels.size, None if voxels.color is None else voxels.color.take(rows, axis=0))
 
 
@@ -97,7 +97,7 @@ def coarsen(voxels: Voxels, size: float) -> Voxels:
     factor = round(size / voxels.size)
     if factor < 1 or abs(factor * voxels.size - size) > 1e-6 * size:
         raise ConfigError(
-            f"voxel = {size} m is not a whole multiple of the prepared {voxels.size} m; choose one, or prepare anew."
+            f"voxel = {size} m is not a whole multiple of the prepared {voxels.size} m; choose one, or prepare again."
         )
     if factor == 1:
         return voxels

@@ -1,4 +1,4 @@
-"""Images as another camera would see them: without the distortion of a lens, or from another place (depth alone)."""
+"""Image warping: undistortion, and depth seen from another camera."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class LabelledImages(ABC):
         """Objects of image k. Raises DataError where the set has none, or as :meth:`label`."""
         ids = self.instance(k)
         if ids is None and self.has_objects:
-            raise DataError(f"{self.path}: {self.names[k]} has no instance map, as others have. Add it.")
+            raise DataError(f"{self.path}: {self.names[k]} has no instance map, but other images have one. Add it.")
         if ids is None:
             raise self._without_objects()
         return find_objects(self.label(k), ids, self.things)
@@ -174,7 +174,9 @@ def deal(groups: Sequence[str], split: Split) -> list[int]:
     held = {distinct[k] for k in order[: max(1, round(len(distinct) / 5))]}
     rows = [k for k, group in enumerate(groups) if (group in held) == (split != "train")]
     if not rows:
-        raise DataError(f"{len(distinct)} group(s) of images cannot be split into train and val. Name the val set too.")
+        raise DataError(
+            f"{len(distinct)} group(s) of images cannot be split into train and val. Give the val set, too."
+        )
     return rows
 
 
@@ -194,7 +196,7 @@ def open_labelled(
     found = cls(path, "all" if whole and not cls.states_split(path) else split, labels)
     found.purpose = split
     if not found.names:
-        fix = f"It states its splits itself: give another set for {split}." if cls.states_split(path) else ""
+        fix = f"It has its own splits: give another dataset for {split}." if cls.states_split(path) else ""
         raise DataError(f"{path}: no labelled image in split {split}. Looked for {cls.looks_for}. {fix}".rstrip())
     return found
 
@@ -215,7 +217,7 @@ def _detect(path: Path) -> type[LabelledImages]:
     if len(found) == 1:
         return classes[found[0]]
     if found:
-        raise ConfigError(f"{path}: fits several formats ({', '.join(found)}). Choose one with --dataset.")
+        raise ConfigError(f"{path}: matches several formats ({', '.join(found)}). Choose one with --dataset.")
     wanted = "; ".join(f"{name}: {cls.looks_for}" for name, cls in classes.items())
     seen = ", ".join(sorted(p.name for p in path.iterdir())[:8]) if path.is_dir() else path.name
     raise DataError(f"{path}: not a known set of labelled images. Looked for {wanted}. Found {seen or 'nothing'}.")

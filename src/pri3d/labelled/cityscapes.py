@@ -30,7 +30,7 @@ class CityscapesImages(LabelledImages):
 
     def __init__(self, path: Path, split: Split, labels: str | None = None) -> None:
         if split == "test":
-            raise DataError(f"{path}: Cityscapes keeps the labels of its test split to itself. Use val.")
+            raise DataError(f"{path}: Cityscapes does not publish the labels of its test split. Use val.")
         self.path = path
         self.space: LabelSpace = load_space(labels or "cityscapes19")
         self.class_names, self.things = self.space.names, self.space.things

@@ -146,8 +146,8 @@ class CocoImages(LabelledImages):
         if size != self._sizes[k]:
             stated = self._sizes[k]
             raise DataError(
-                f"{file}: is {size[1]}x{size[0]} pixels upright, {self.file} says {stated[1]}x{stated[0]} (image id "
-                f"{self.image_ids[k]}). Its objects would lie in the wrong place: give the images that were annotated."
+                f"{file}: is {size[1]}x{size[0]} pixels upright, {self.file} states {stated[1]}x{stated[0]} (image id "
+                f"{self.image_ids[k]}). Its objects would be at wrong positions: give the annotated images."
             )
 
 
@@ -191,18 +191,18 @@ def _read(file: Path) -> tuple[dict[str, list[dict[str, Any]]], str]:
         raw = file.read_bytes()
         content = json.loads(raw)
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file}: not a readable json file ({error}). Fetch or write it again.") from error
+        raise DataError(f"{file}: not a readable json file ({error}). Download or write it again.") from error
     if not isinstance(content, dict):
-        raise DataError(f"{file}: is no COCO json: expected an object with {', '.join(_FIELDS)}.")
+        raise DataError(f"{file}: is not a COCO json: expected an object with {', '.join(_FIELDS)}.")
     for key, fields in _FIELDS.items():
         if not isinstance(content.get(key), list):
-            raise DataError(f"{file}: has no list `{key}`, so it is no COCO json with objects.")
+            raise DataError(f"{file}: has no list `{key}`, so it is not a COCO json with objects.")
         for place, entry in enumerate(content[key]):
             _check_entry(f"{file}: {key}[{place}]", entry, fields)
         _unique(file, f"id of {key}", [entry["id"] for entry in content[key]])
     _unique(file, "file_name", [entry["file_name"] for entry in content["images"]])
     if not content["categories"]:
-        raise DataError(f"{file}: its list `categories` is empty. State the classes of the objects.")
+        raise DataError(f"{file}: its list `categories` is empty. List the classes of the objects.")
     for key, target in (("image_id", "images"), ("category_id", "categories")):
         known = {entry["id"] for entry in content[target]}
         for entry in content["annotations"]:

@@ -1,4 +1,4 @@
-"""Labelled sets with objects -> COCO json, and the one place that packs and unpacks COCO's masks."""
+"""Labelled datasets with objects -> COCO json, and the only place that encodes and decodes COCO's masks."""
 
 from __future__ import annotations
 
@@ -160,5 +160,5 @@ def _plain(images: LabelledImages, name: str) -> PurePosixPath:
     """A name as a path below a folder. Raises DataError for one that leads out of it."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
-        raise DataError(f"{images.path}: image name {name!r} leads out of the folder to write. Rename it.")
+        raise DataError(f"{images.path}: image name {name!r} points outside of the output folder. Rename it.")
     return path

@@ -121,7 +121,7 @@ class FolderImages(LabelledImages):
 def _of_split(path: Path, split: Split) -> list[Pair]:
     """Pairs of a split, as the folder states it or as dealt out."""
     if not path.is_dir():
-        raise DataError(f"{path}: is no folder. Looked for {FolderImages.looks_for}.")
+        raise DataError(f"{path}: is not a folder. Looked for {FolderImages.looks_for}.")
     places, lists = _places(path), _lists(path)
     if not places and not lists:
         raise DataError(f"{path}: has no images with masks. Looked for {FolderImages.looks_for}.{_unread(path)}")
@@ -136,7 +136,7 @@ def _of_split(path: Path, split: Split) -> list[Pair]:
     for name in set(stated) - {"train"}:
         both = [str(pair.image) for pair in stated[name] if pair.image in seen]
         if both:
-            raise DataError(f"{path}: {_some(both)} stands in train and in {name}. Take it out of one.")
+            raise DataError(f"{path}: {_some(both)} is in train and in {name}. Remove it from one.")
     if split != "all" and split not in stated:
         raise DataError(f"{path}: states {', '.join(stated)} but no {split}. Add {split}.txt or a folder {split}.")
     return stated[split] if split != "all" else list(dict.fromkeys(pair for pairs in stated.values() for pair in pairs))
@@ -304,13 +304,14 @@ def _space(path: Path, labels: str | None) -> LabelSpace:
             classes = {name: k for k, name in enumerate(names)}
             return parse_space({"classes": classes, "things": [name for name in names if name not in STUFF]})
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{listed}: {error}. Write one class name a line, of id 0, 1, ...") from error
+            raise ConfigError(f"{listed}: {error}. Write one class name per line, for ids 0, 1, ...") from error
     pairs = _of_split(path, "all")  # whatever the split that was asked for, so that all of them say the same
     some = pairs[:: max(1, len(pairs) // _LOOKED)]
     ids = sorted({int(number) for pair in some for number in np.unique(read_ids(pair.mask))})
     raise ConfigError(
-        f"{path}: nothing says which ids are which classes; some of the masks hold {_some([str(k) for k in ids], 40)}. "
-        "Write classes.txt there (one name a line, of id 0, 1, ...; 255 is ignored), or labels.yaml, or give "
+        f"{path}: the classes of the ids are not stated; ids in the masks are, for example, "
+        f"{_some([str(k) for k in ids], 40)}. "
+        "Write classes.txt there (one name per line, for ids 0, 1, ...; 255 is ignored), or labels.yaml, or give "
         "--label-map."
     )
 

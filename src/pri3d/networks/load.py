@@ -1,4 +1,4 @@
-"""``pri3d.load``: a trained backbone as a plain module. With a ResNet inside it needs PyTorch and safetensors alone."""
+"""``pri3d.load``: a trained backbone as a plain module. A ResNet needs only PyTorch and safetensors."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ class WeightsSource:
         try:
             state: dict[str, Tensor] = timm.create_model(name, pretrained=True).state_dict()
         except (OSError, RuntimeError) as error:
-            raise WeightsError(f"the weights of timm's {name} cannot be fetched: {first_line(error)}") from error
+            raise WeightsError(f"the weights of timm's {name} cannot be downloaded: {first_line(error)}") from error
         return load_weights(encoder, state)
 
     def features(
@@ -313,7 +313,7 @@ class WeightsSource:
         """Encoder with first weights, as pre-training builds it; the global generator is left as it was."""
         name = self.text.removeprefix("timm:") if self.text.startswith("timm:") else encoder
         if name is None:
-            raise WeightsError(f"{self.text} is of no encoder in particular: give a run folder or a weights file")
+            raise WeightsError(f"{self.text} does not define an encoder: give a run folder or a weights file")
         if self.text.startswith("timm:") and name not in ENCODERS:  # the package's own network, with timm's weights
             return build_encoder(name, pretrained=True)
         with torch.random.fork_rng():

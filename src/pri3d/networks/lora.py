@@ -1,4 +1,4 @@
-"""Low-rank adapters on attention: a few trained numbers beside frozen weights, merged away when weights are written.
+"""Low-rank adapters on attention: few trained parameters beside frozen weights, merged when weights are written.
 
 W becomes W + B A with A (rank, inputs) and B (outputs, rank) (Hu et al., "LoRA", arXiv 2106.09685). It is put on the
 weight itself, not on the layer's call, because some networks use a layer's weight without calling it.

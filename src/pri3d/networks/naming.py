@@ -1,4 +1,4 @@
-"""What other programs call the tensors of a network.
+"""Tensor names of other programs.
 
 torchvision's ConvNeXt beside timm's; Detectron2's ResNet beside torchvision's (its tools/convert-torchvision-to-d2.py);
 EfficientNet and EfficientNet-Lite as the package efficientnet_pytorch names them beside timm's. transformers' ResNet

@@ -1,4 +1,4 @@
-"""Read-outs: what a linear map makes of a network's features at every pixel - depth, normals, classes - and its errors.
+"""Read-outs: a linear map from a network's features to depth, normals or classes of every pixel, and its errors.
 
 Fitted in closed form, so that there is nothing to tune and a network can be measured in seconds: by ``pri3d probe``,
 and by pre-training itself.

@@ -1,4 +1,4 @@
-"""ImageNet weights that are at hand without a network: of pip packages, and in the caches of torchvision and timm."""
+"""ImageNet weights that are available offline: of pip packages, and in the caches of torchvision and timm."""
 
 from __future__ import annotations
 

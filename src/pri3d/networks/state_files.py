@@ -188,7 +188,7 @@ def refuse_no_weights(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(64).lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     if path.stat().st_size == 0:
-        raise WeightsError(f"{path} is damaged (it is empty): fetch it again")
+        raise WeightsError(f"{path} is damaged (it is empty): download it again")
     what = next((what for head, what in NO_WEIGHTS.items() if start.startswith(head)), None)
     if path.suffix == ".safetensors" and zipfile.is_zipfile(path):
         what = "a torch file, not safetensors: give it a name that ends in .pth"
@@ -221,10 +221,11 @@ def _read_torch(path: Path) -> Any:
         wanted = re.search(r"GLOBAL (\S+)", str(error))
         raise WeightsError(
             f"{path} is not a plain file of tensors{f' but asks for {wanted[1]}' if wanted else ''}, and pri3d runs no "
-            f"code out of files. If it is damaged, fetch it again; if you trust it, re-save its tensors alone: {CLEAN}"
+            f"code out of files. If it is damaged, download it again; if you trust it, re-save its tensors alone: "
+            f"{CLEAN}"
         ) from error
     except Exception as error:  # whatever bytes may make torch raise
-        raise WeightsError(f"{path} is damaged or no torch file ({first_line(error)}): fetch it again") from error
+        raise WeightsError(f"{path} is damaged or no torch file ({first_line(error)}): download it again") from error
 
 
 def is_sound_archive(path: Path) -> bool:
@@ -249,7 +250,7 @@ def is_sound_archive(path: Path) -> bool:
                 return True
     except (zipfile.BadZipFile, ValueError, OSError, RuntimeError, EOFError) as error:
         what = first_line(error)
-    raise WeightsError(f"{path} is damaged or no torch file ({what}): fetch it again")
+    raise WeightsError(f"{path} is damaged or no torch file ({what}): download it again")
 
 
 def find_file(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""How much of an encoder is trained: all of it, nothing, its last stages or blocks, or low-rank adapters."""
+"""Which part of an encoder is trained: all, nothing, its last stages or blocks, or low-rank adapters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one place that reads and writes weights: loud about what matched, and never running what a file contains.
+"""The only place that reads and writes weights: it reports what matched, and never runs code from a file.
 
 A run's model is ``RUN/weights.safetensors``: the U-Net's state dict (keys ``encoder.*``, ``decoder.*``) with one JSON
 record under the header key ``pri3d``: encoder, decoder, channels, preset, steps, init, data_hash, version. Beside it
@@ -95,12 +95,14 @@ def load_weights(
         coverage=_elements(own, taken) / max(_elements(own, own), 1),
     )
     if wrong:
-        raise WeightsError(f"{what}: {len(wrong)} shapes differ ({_some(wrong)}). Is it another network or size?")
+        raise WeightsError(
+            f"{what}: {len(wrong)} shapes differ ({_some(wrong)}). Does it belong to another network or size?"
+        )
     if report.coverage < minimum:
         naming = name_of_naming(state)
         whose = f". Its names are {naming}, which pri3d does not read" if naming else ""
         raise WeightsError(
-            f"{what} does not fit: {report} (at least {minimum:.0%} asked). Missing: {_some(report.missing)}. "
+            f"{what} does not fit: {report} (at least {minimum:.0%} needed). Missing: {_some(report.missing)}. "
             f"Unexpected: {_some(report.unexpected)}{whose}. Check that the file is of the same network"
         )
     _refuse_impossible(taken, own, what)
@@ -123,7 +125,9 @@ def check_fit(net: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
             for p, key in wanted.items()
             if key in wrong
         ]
-        raise WeightsError(f"{what}: {len(wrong)} shapes differ ({_some(shapes)}). Is it another network or size?")
+        raise WeightsError(
+            f"{what}: {len(wrong)} shapes differ ({_some(shapes)}). Does it belong to another network or size?"
+        )
     if missing:
         naming = name_of_naming(state)
         whose = f". Its names are {naming}, which pri3d does not read" if naming else ""
@@ -136,16 +140,16 @@ def _refuse_impossible(taken: Mapping[str, Tensor], own: Mapping[str, Tensor], w
     packed = [key for key, value in taken.items() if own[key].is_floating_point() and not value.is_floating_point()]
     if packed:
         kind = str(taken[packed[0]].dtype).removeprefix("torch.")
-        raise WeightsError(f"{what}: {_some(packed)} are {kind}, packed numbers. Give the file before it was quantised")
+        raise WeightsError(f"{what}: {_some(packed)} are {kind}, quantised numbers. Give the file before quantisation")
     for key, value in taken.items():
         if not value.is_floating_point() or value.is_meta:
             continue
         if not bool(torch.isfinite(value).all()):
             raise WeightsError(
-                f"{what}: {key} holds numbers that are not finite. Fetch it again, or take an earlier one"
+                f"{what}: {key} contains numbers that are not finite. Download it again, or use an earlier one"
             )
         if key.endswith("running_var") and bool((value < 0).any()):
-            raise WeightsError(f"{what}: {key} holds negative variances. The file is damaged or of another layout")
+            raise WeightsError(f"{what}: {key} holds negative variances. The file is damaged or has another layout")
 
 
 def read_provenance(path: Path) -> dict[str, Any]:
@@ -165,7 +169,7 @@ def read_provenance(path: Path) -> dict[str, Any]:
     except Exception as error:  # whatever bytes may make the library raise
         raise WeightsError(f"{path} is damaged ({first_line(error)}): copy or download it again") from error
     if not isinstance(record, dict):
-        raise WeightsError(f"{path}: the header's pri3d record is no JSON object; the file is damaged")
+        raise WeightsError(f"{path}: the header's pri3d record is not a JSON object; the file is damaged")
     config = path.with_name("config.json")
     if record or path.name != HUB_FILE or not config.is_file():
         return record
@@ -207,8 +211,9 @@ def check_stated_encoder(path: Path, record: Mapping[str, Any], state: Mapping[s
     name, options = record.get("encoder"), record.get("encoder_options")
     if not isinstance(name, str):
         raise WeightsError(
-            f"{path} does not say its encoder: it is no model of a pri3d run. `pri3d import {path} NEW.safetensors` "
-            "makes one of a file of another program; pretrain and finetune take it for --weights as it is"
+            f"{path} does not state its encoder: it is not a model of a pri3d run. `pri3d import {path} "
+            f"NEW.safetensors` "
+            "converts a file of another program; pretrain and finetune take it directly as --weights"
         )
     if not isinstance(options, Mapping | None):
         raise WeightsError(f"{path}: the options of its encoder are no names with values; the file is damaged")
@@ -268,7 +273,9 @@ def mix_states(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: fl
     shapes = [{key: value.shape for key, value in state.items()} for state in (start, end)]
     wrong = sorted(key for key in start.keys() | end.keys() if shapes[0].get(key) != shapes[1].get(key))
     if wrong:
-        raise WeightsError(f"two networks that differ in {_some(wrong)} cannot be mixed. Give a run and its own start")
+        raise WeightsError(
+            f"two networks that differ in {_some(wrong)} cannot be mixed. Give a run and its own initial weights"
+        )
     return {
         key: torch.lerp(start[key], value, share) if value.is_floating_point() else value for key, value in end.items()
     }
@@ -282,7 +289,7 @@ def load_model(path: Path) -> tuple[UNet, dict[str, Any]]:
     record = read_provenance(path)
     absent = [key for key in ("encoder", "decoder", "channels") if key not in record]
     if absent:
-        raise WeightsError(f"{path} does not say its {', '.join(absent)}: it is no model of a pri3d run")
+        raise WeightsError(f"{path} does not state its {', '.join(absent)}: it is not a model of a pri3d run")
     # A fine-tuned network's classifier is the task's; its backbone loads like any other.
     state = {key: value for key, value in read_state(path).items() if not key.startswith("classifier.")}
     if not any(key.startswith("decoder.") for key in state):

@@ -1,4 +1,4 @@
-"""Distillation: the start's own features, made equal over the two frames that see a point, are what is learnt.
+"""Distillation: the targets are the initial features of a point, averaged over the two frames that see it.
 
 The teacher is the network as it was, so nothing is contrasted and nothing starts from random weights. Targets fused
 over views are those of Splat-and-Distill (arXiv 2602.06032) for a pair; equal similarity matrices instead of equal
@@ -28,25 +28,30 @@ class DistillOptions(Options):
     group = "distill"
 
     targets: Literal["features", "relations"] = option(
-        "what of the teacher is matched: the fused features of a point, or the similarities between points",
+        "what is matched to the teacher: the fused features of a point, or the similarities between points",
         default="features",
     )
     own: float = option(
-        "weight of the pull of every cell towards the teacher's feature of the same cell; that of the points that both "
-        "frames see is 1",
+        "weight of the term that pulls every cell towards the teacher's feature of the same cell; the term of "
+        "matched points has weight 1",
         default=0.25,
         least=0,
     )
     free: float = option(
-        "fraction of the channels of each map (the last ones) that nothing is asked of", default=0.0, least=0, below=1
+        "fraction of the channels of each map (the last ones) that are left unconstrained",
+        default=0.0,
+        least=0,
+        below=1,
     )
     momentum: float = option(
-        "m of teacher = m * teacher + (1 - m) * encoder, once an optimizer step; 1 leaves the teacher as it began",
+        "m of teacher = m * teacher + (1 - m) * encoder, once per optimizer step; 1 keeps the teacher fixed",
         default=1.0,
         least=0,
         most=1,
     )
-    points: int = option("matches a pair whose similarities are compared, of targets relations", default=256, least=2)
+    points: int = option(
+        "matches per pair whose similarities are compared, for targets relations", default=256, least=2
+    )
     clean: bool = option("the teacher sees the frames without augmentation", default=True)
 
 

@@ -20,21 +20,22 @@ class GeometryOptions(Options):
 
     group = "geometry"
 
-    voxel: float = option("edge of the chunks' voxels in metres, a multiple of the prepared one", default=0.02)
-    chunks: Literal[1, 2] = option("frames of a pair whose chunk enters; the paper takes both", default=2)
+    voxel: float = option("edge length of the chunks' voxels in metres, a multiple of the prepared one", default=0.02)
+    chunks: Literal[1, 2] = option("number of frames of a pair whose chunk is used; 2 in the paper", default=2)
     net3d: str = option("size of the sparse 3D network: 34C, 18A, 14A, tiny", default="34C")
     voxel_input: Literal["occupancy", "color"] = option(
-        "what the 3D network sees: occupancy (a one per voxel, the paper) or color (RGB, the released code)",
+        "input of the 3D network: occupancy (1 per voxel, the paper) or color (RGB, the released code)",
         default="occupancy",
     )
     max_voxels: int = option(
-        "voxels of a forward pass at most; larger chunks lose those farthest from their camera, with a warning. 34C "
-        "keeps 7.4 kB of each in fp32",
+        "maximum number of voxels per forward pass; larger chunks lose those farthest from their camera, with a "
+        "warning. 34C needs 7.4 kB for each in fp32",
         default=4_000_000,
         least=1,
     )
     recompute: bool = option(
-        "compute features of the 3D network again in the backward pass instead of keeping them all", default=False
+        "recompute features of the 3D network in the backward pass instead of storing them (activation checkpointing)",
+        default=False,
     )
     projection: int = option("dimensions of the common space of pixels and voxels", default=64, least=1)
 

@@ -1,4 +1,4 @@
-"""Retention: hold the encoder's features near those it started with, so that what it knew is not forgotten."""
+"""Retention: keep the encoder's features close to the initial ones, to prevent forgetting."""
 
 from __future__ import annotations
 

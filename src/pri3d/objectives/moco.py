@@ -29,21 +29,23 @@ class MocoOptions(Options):
 
     group = "moco"
 
-    queue: int = option("keys that serve as negatives, K", default=65536, least=1)
+    queue: int = option("number of keys in the queue that serve as negatives, K", default=65536, least=1)
     momentum: float = option(
-        "m of key = m * key + (1 - m) * query, once an optimizer step", default=0.999, least=0, below=1
+        "m of key = m * key + (1 - m) * query, once per optimizer step", default=0.999, least=0, below=1
     )
-    temperature: float = option("divides the cosines", default=0.2, least=MIN_TEMPERATURE)
+    temperature: float = option("temperature: divides the cosine similarities", default=0.2, least=MIN_TEMPERATURE)
     group_size: int = option(
-        "crops that batch norm normalises together; 0 takes all of a process. The paper has 8 GPUs x 32",
+        "crops that share batch statistics; 0 uses all of a process. The paper has 8 GPUs x 32",
         default=32,
         least=0,
     )
-    dim: int = option("length of queries and keys", default=128, least=1)
+    dim: int = option("dimensions of queries and keys", default=128, least=1)
     crop: int = option("edge of the random crops, pixels", default=224, least=32)
-    images: AnyPath | None = option("folder of RGB images to learn from beside the frames, see mix", default=None)
+    images: AnyPath | None = option("folder of further RGB images, see mix", default=None)
     mix: Literal["frames", "combine", "half", "alternate"] = option(
-        "frames alone, combine frames and images, half of each batch, alternate whole batches", default="frames"
+        "frames: only frames; combine: frames and images shuffled together; half of each batch; alternate: whole "
+        "batches in turn",
+        default="frames",
     )
 
     def conflicts(self, settings: Any) -> list[str]:
@@ -104,9 +106,7 @@ class MocoObjective(Objective):
         Raises ConfigError where the batch has no crops, or the queue is smaller than the keys of one optimizer step.
         """
         if batch.crops is None or batch.crops.shape[1] != 2:
-            raise ConfigError(
-                "objective 'moco': the batch has not two crops of each image; give its data set a recipe."
-            )
+            raise ConfigError("objective 'moco': the batch has not two crops of each image; give its dataset a recipe.")
         first, second = (view.contiguous(memory_format=torch.channels_last) for view in batch.crops.unbind(1))
         groups = self._groups(len(first))
         query = _encode(self._encoder[0], self.head, first, groups)

@@ -1,4 +1,4 @@
-"""View's contrast on the encoder's own maps: what users take away is what is contrasted (paper section 3.1, Eq. 1)."""
+"""View's contrast on the encoder's own maps, which are what users export (paper section 3.1, Eq. 1)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class PyramidOptions(Options):
 
     group = "pyramid"
 
-    points: int = option("matches a pair that are contrasted", default=512, least=2)
-    temperature: float = option("divides the cosines", default=0.1, least=MIN_TEMPERATURE)
+    points: int = option("matches per pair in the contrast", default=512, least=2)
+    temperature: float = option("temperature: divides the cosine similarities", default=0.1, least=MIN_TEMPERATURE)
     exclude_px: float = option(
         "radius in pixels around the positive within which points are not used as negatives", default=4.0, least=0
     )

@@ -1,4 +1,4 @@
-"""Diagnostics of feature maps: how well they match, how they fill the sphere, how many dimensions they use.
+"""Diagnostics of feature maps: matching, uniformity on the sphere, effective rank.
 
 Pure functions on tensors without host synchronisation, and :class:`PairQuality`, which gathers them over held-out
 pairs. NaN stands for what cannot be measured.

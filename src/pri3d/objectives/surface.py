@@ -1,4 +1,4 @@
-"""Depth and normals, read off the encoder's maps by a linear map: a contrast across views alone would unlearn them."""
+"""Depth and normals from the encoder's maps by a linear map, which a contrast across views alone would remove."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SurfaceOptions(Options):
 
     group = "surface"
 
-    points: int = option("measured points a frame that are predicted", default=512, least=2)
+    points: int = option("measured points per frame that are predicted", default=512, least=2)
 
 
 class SurfaceObjective(Objective):

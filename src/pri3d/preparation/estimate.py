@@ -1,4 +1,4 @@
-"""What is to be prepared, before it is: scenes, frames, pairs, gigabytes and minutes, from a few frames of a few."""
+"""The estimate before preparation: scenes, frames, pairs, gigabytes and minutes, measured on a few frames."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Estimate(NamedTuple):
             minutes = self.seconds / 60 / max(1, processes)
             who = f"{processes} process{'es' * (processes > 1)}" if processes else "one worker; divide by their number"
             said += f", about {self.bytes / 1e9:.2g} GB, {minutes:.2g} minutes of {who}"
-            said += f". Measured on {_FRAMES} frames of {self.measured}, as if every pair were worth measuring"
+            said += f". Measured on {_FRAMES} frames of {self.measured}, as if every pair were measured"
         if not known:
             said += f"; frames counted in {self.counted} scenes"
         lost = f" {len(self.unreadable)} could not be read, the first: {self.unreadable[0]}" if self.unreadable else ""

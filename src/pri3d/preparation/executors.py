@@ -26,7 +26,7 @@ from pri3d.store import MANIFEST, read_scene_record
 
 SUBMITTED = 2000  #: tasks that the scheduler knows of at a time; more workers than that would wait
 _CONNECT = 30  # seconds to find the scheduler
-_AGAIN = "Finished scenes stay: the same command makes the others."
+_AGAIN = "Finished scenes are kept: the same command prepares the others."
 _log = logging.getLogger(__name__)
 Done = tuple[SceneJob, str | None]  #: a scene that is done, and why it failed, None where it is in the store
 
@@ -68,14 +68,16 @@ def check_cluster(cluster: str, workers: int) -> None:
     """Raise ConfigError where ``cluster`` is neither ``slurm`` nor ``dask:ADDRESS``, or does not fit ``workers``."""
     kind, _, address = cluster.partition(":")
     if cluster != "slurm" and (kind != "dask" or "://" not in address):
-        raise ConfigError(f"--cluster {cluster}: choose slurm, or dask: and the address of a scheduler, as it says it.")
+        raise ConfigError(
+            f"--cluster {cluster}: choose slurm, or dask: and the address of a scheduler, as it prints it."
+        )
     if cluster == "slurm" and workers < 1:
-        raise ConfigError("--cluster slurm: state with --processes how many jobs to submit.")
+        raise ConfigError("--cluster slurm: give the number of jobs with --processes.")
     if kind == "dask" and workers:
         raise ConfigError(f"--cluster {cluster}: the scheduler has its own workers. Leave out --processes.")
     _dask(cluster)
     if cluster == "slurm" and shutil.which("sbatch") is None:
-        raise ConfigError("--cluster slurm: there is no sbatch here. Run this where jobs are submitted.")
+        raise ConfigError("--cluster slurm: sbatch was not found. Run this on a machine that can submit jobs.")
 
 
 def prepare_on_cluster(jobs: Sequence[SceneJob], cluster: str, workers: int) -> Generator[Done, None, None]:
@@ -87,9 +89,7 @@ def prepare_on_cluster(jobs: Sequence[SceneJob], cluster: str, workers: int) -> 
     with _client(cluster, workers) as client:
         host = client.submit(_blind, out, pure=False).result()  # of the first worker
         if host:
-            raise ConfigError(
-                f"{out}: is not there on {host}. Recordings and OUT must lie where every worker sees them."
-            )
+            raise ConfigError(f"{out}: does not exist on {host}. Every worker must see the recordings and OUT.")
         pool = client.get_executor(pure=False)
         try:
             for outcome in run_on(pool, attempt, jobs, SUBMITTED):
@@ -142,7 +142,7 @@ def _client(cluster: str, workers: int) -> Iterator[Any]:
     try:
         client = distributed.Client(address, timeout=_CONNECT, set_as_default=False)
     except (OSError, ValueError) as error:  # a timeout is an OSError
-        raise ConfigError(f"--cluster {cluster}: no scheduler answers there ({error}). Is it running?") from error
+        raise ConfigError(f"--cluster {cluster}: no scheduler answers ({error}). Is it running?") from error
     with client:
         yield client
 

@@ -1,4 +1,4 @@
-"""A scene's frames -> chosen, registered, resampled and written; the depth of all of them for mining and fusion."""
+"""A scene's frames -> selected, registered, resampled and written; the depth of all of them for mining and fusion."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def match_sizes(frame: Frame, color: tuple[int, int], depth: tuple[int, int]) ->
         if any(abs(a - b) > max(_NEAR_PIXELS, _NEAR * b) for a, b in zip(found, wanted, strict=True)):
             raise FrameError(
                 f"{frame.name}: its {what} is {found[0]}x{found[1]}, its size differs from the first frame's, "
-                f"{wanted[0]}x{wanted[1]}; a scene has one camera size. Put views of another shape into another scene."
+                f"{wanted[0]}x{wanted[1]}; a scene has one image size. Put views of another shape into another scene."
             )
     return frame._replace(
         color=resize_color(frame.color, color),
@@ -261,7 +261,7 @@ def stretches(scene: Scene, select: Select, picked: Sequence[int]) -> list[Stret
     if select == "every":
         return [Stretch([index], {}) for index in picked]
     if not scene.posed:
-        raise DataError("its frames have no poses to tell the camera's motion from. Leave out --select motion.")
+        raise DataError("its frames have no poses, which --select motion needs. Leave it out.")
     found: list[Stretch] = []
     inside: list[int] = []
     lost: dict[int, str] = {}

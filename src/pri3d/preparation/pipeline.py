@@ -1,4 +1,4 @@
-"""One scene through all steps: frames, pairs, surface, and into the store."""
+"""One scene through all steps: frames, pairs, surface, and into the prepared dataset."""
 
 from __future__ import annotations
 
@@ -134,8 +134,8 @@ def prepare_scene(
     source = source or open_scene(job)
     if not source.posed and (settings.pairs or settings.surface):
         raise DataError(
-            "its frames have no poses, so that they can be neither paired nor fused to a surface. Add --no-pairs "
-            "--no-surface; what learns from single images, as --preset moco does, needs neither."
+            "its frames have no poses, which pairs and the surface need. Add --no-pairs "
+            "--no-surface; objectives on single images, such as --preset moco, need neither."
         )
     scene = ScaledScene(source) if source.posed and not source.metric else source
     picked = pick_frames(scene, opened.reader, settings.select, settings.frame_step)
@@ -296,16 +296,16 @@ def find_doubts(frames: SceneFrames, pairs: PairTable | None, surface: Voxels, f
         rows = frames.rows.tolist()
         neighbours = sum(pair in paired for pair in pairwise(rows)) / (count - 1)
         if neighbours < _NEIGHBOURS:
-            found.append(f"{neighbours:.0%} of the neighbouring frames overlap")
+            found.append(f"{neighbours:.0%} of neighbouring frames overlap")
     most = _NEW if fused else _ELSEWHERE  # a mesh has parts that no frame shows
     if len(surface.cells) and (count >= _SEVERAL or not fused):
-        # Cells that the frames would show if no two saw the same: pixels facing the camera, of a cell's size.
+        # Cells that the frames would show without any common view: pixels facing the camera, of a cell's size.
         stack = frames.stack
         squares = [float((depth.astype(np.float64) ** 2).sum()) / 1e6 for depth in stack.depth]
         shown = float((np.array(squares) / (stack.intrinsics[:, 0] * stack.intrinsics[:, 1])).sum()) / surface.size**2
         if shown and len(surface.cells) > most * shown:
             words = f"a surface of {len(surface.cells):,} voxels, {len(surface.cells) / shown:.0%} of what the frames"
-            found.append(f"{words} would show if no two saw the same")
+            found.append(f"{words} would show without any common view")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Recordings -> the prepared dataset: what is to be made, made side by side, one manifest and what is said of it."""
+"""Recordings -> the prepared dataset: scenes in parallel, one manifest, and the printed summary."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pri3d.api.prepare import PrepareOptions
-from pri3d.errors import ConfigError, DataError, FailedScenesError, printable
+from pri3d.errors import ConfigError, DataError, FailedScenesError
 from pri3d.files.atomic import is_full, remove_leftovers
 from pri3d.files.kinds import is_id
 from pri3d.files.lock import clear_lock, lock_folder
@@ -130,7 +130,7 @@ def _claim(out: Path, settings: StoreSettings) -> dict[str, Any] | None:
     """Return the manifest that is already there. Raises ConfigError where ``out`` is something else or differs."""
     if not (out / MANIFEST).is_file():
         if out.exists() and (not out.is_dir() or any(not p.name.startswith(".") for p in out.iterdir())):
-            raise ConfigError(f"{out}: exists and is no prepared dataset. Choose an empty or new folder.")
+            raise ConfigError(f"{out}: exists and is not a prepared dataset. Choose an empty or new folder.")
         return None
     old = read_manifest(out)
     stated = {**StoreSettings._field_defaults, **old["settings"]}  # an older store states fewer
@@ -151,7 +151,7 @@ def _jobs(
         names.append(None if classes is None else list(classes))
         for scene in opened.scenes:
             if not is_id(scene):
-                raise DataError(f"{recording}: scene id {scene!r} is no folder name; use letters, digits, - _ and .")
+                raise DataError(f"{recording}: scene id {scene!r} is not a folder name; use letters, digits, - _ and .")
             if scene in jobs:
                 raise DataError(f"scene {scene} is in {jobs[scene].recording} and in {recording}. Rename one folder.")
             jobs[scene] = SceneJob(recording, name, cameras, scene, out, settings)
@@ -204,7 +204,7 @@ def _announce(jobs: list[SceneJob], workers: int, cluster: str | None, dry_run: 
                     f"{', '.join(fused[:_NAMED])}{more}"
                 )
     elif dry_run:
-        Terminal(stderr=True).print("to prepare: nothing, every scene is there")
+        Terminal(stderr=True).print("to prepare: nothing, every scene is prepared")
     return dry_run
 
 
@@ -256,21 +256,22 @@ def finish_store(out: Path, manifest: dict[str, Any], failed: dict[str, str]) ->
 def print_summary(out: Path, manifest: dict[str, Any]) -> None:
     """Print one line a scene, of ``SHOWN`` at most, and totals."""
     columns = ("frames", "rejected", "pairs", "voxels", "seconds", "bytes")
-    table = Table("scene", *columns[:-1], "MB", title=str(out))
+    counts = (Column(name, justify="right", no_wrap=True) for name in (*columns[:-1], "MB"))
+    table = Table(Column("scene", overflow="fold"), *counts, title=str(out))
     scenes, failed = manifest["scenes"], manifest["failed"]
     for scene, record in list(scenes.items())[:SHOWN]:
         table.add_row(scene, *_cells(record))
     if len(scenes) > SHOWN:
         table.add_row(f"... and {len(scenes) - SHOWN:,} more")
-    for scene, reason in list(failed.items())[:SHOWN]:
-        table.add_row(scene, Text(f"failed: {printable(reason)}", "red"))
+    for scene in list(failed)[:SHOWN]:
+        table.add_row(scene, Text("failed", "red"))
     if len(failed) > SHOWN:
         table.add_row(f"... and {len(failed) - SHOWN:,} more", Text("failed", "red"))
     if len(scenes) > 1:
         totals = {column: sum(record[column] for record in scenes.values()) for column in columns}
         table.add_row(f"all {len(scenes):,}" if len(scenes) > SHOWN else "all", *_cells(totals), style="bold")
     console = Terminal(stderr=True, soft_wrap=True, highlight=False)
-    console.print(table)
+    console.print(table, soft_wrap=False)  # long names are folded: it fits the terminal
     for line in _remarks(scenes)[:SHOWN]:
         console.print(line)
 
@@ -299,7 +300,7 @@ def _remarks(scenes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if still:
         lines.append(
             f"{still:,} of {pairs:,} pairs have no baseline: the camera stood still between their frames. They show "
-            "one view twice and teach nothing about others; --select motion leaves such frames out."
+            f"the same view twice and do not help training; --select motion skips such frames."
         )
     lines += [
         f"{scene}: {', '.join(record['doubts'])}: poses, cameras or depth are likely wrong. Run pri3d check "

@@ -1,1 +1,1 @@
-"""What frozen features are worth: correspondence, linear probes, retention."""
+"""Evaluation of frozen features: correspondence, linear probes, retention."""

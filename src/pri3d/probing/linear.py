@@ -1,4 +1,4 @@
-"""Linear probes: how much of depth, normals and classes a linear map reads off frozen features."""
+"""Linear probes: depth, normals and classes predicted from frozen features by a linear map."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def open_guards(
     for flag, given in (("--guard-dataset", datasets), ("--guard-label-map", labels)):
         if len(given) not in (0, 1, len(paths)):
             raise ConfigError(
-                f"{flag} {' '.join(given)}: give one for each of the {len(paths)} --guard, or one for all."
+                f"{flag} {' '.join(given)}: give one for each of the {len(paths)} --guard datasets, or one for all."
             )
     found = {}
     for k, path in enumerate(map(Path, paths)):
@@ -131,11 +131,13 @@ def _read_sides(path: Path, size: tuple[int, int], most: int, dataset: str | Non
         whole = _read_side(open_labelled(path, "all", dataset, labels), (), size, most)
         count = len(whole.color)
         if count < 2:
-            raise DataError(f"{path}: one image cannot both be learnt from and be scored. Add images.") from reason
+            raise DataError(
+                f"{path}: one image cannot be used for both training and evaluation. Add images."
+            ) from reason
         part = torch.arange(count) * min(FOLDS, count) // count
         return [Side(_select(whole, part != k), _select(whole, part == k)) for k in sorted(set(part.tolist()))]
     held: list[MeasuredFrames] = []
-    taken, missing = list(train.names), DataError(f"{path}: its val and test have no image that train has not.")
+    taken, missing = list(train.names), DataError(f"{path}: all its val and test images are in train, too.")
     for split in SCORED:
         try:
             images = open_labelled(path, split, dataset, labels)

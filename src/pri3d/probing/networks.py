@@ -1,4 +1,4 @@
-"""What ``pri3d probe`` looks at: the networks, opened alike, and their features on one grid."""
+"""Networks of ``pri3d probe``: opened in the same way, with their features on one grid."""
 
 from __future__ import annotations
 

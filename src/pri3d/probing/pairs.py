@@ -1,4 +1,4 @@
-"""Recall of 3D correspondences of held-out pairs, in two protocols: true points found again, and matches found."""
+"""Recall of 3D correspondences of held-out pairs, in two protocols: of true points, and of found matches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``pri3d probe``: what frozen features know of the third dimension, and of what they knew before.
+"""``pri3d probe``: 3D matching, linear probes and retention of frozen features.
 
 Correspondences need no fit and no labels; linear probes read depth, normals and classes off frozen features;
 retention compares a network with the one it began as.
@@ -109,7 +109,7 @@ def probe(options: ProbeOptions) -> Record:
     # Say that metres are no metres where the unit of a scene is not known.
     unknown = [scene for scene, record in store.manifest["scenes"].items() if record.get("scale") is not None]
     if unknown:
-        say(f"{store.path}: the unit of {len(unknown)} scenes is not known; what is called m is that unit.")
+        say(f"{store.path}: the unit of {len(unknown)} scenes is not known; values in m are in that unit.")
     settings: dict[str, Any] = {"tasks": chosen, "split": options.portion, "distance": frozen.distance}
     settings |= {name: getattr(options, name) for name in ("holdout", "features", "size", "pixels", "seed")}
     settings |= {"frames": options.max_frames}
@@ -129,7 +129,7 @@ def _choose_tasks(
     """
     reasons: dict[str, ConfigError | DataError] = {}
     if not store.manifest["settings"]["pairs"]:
-        none = DataError(f"{store.path}: was prepared with --pairs false. Prepare it again with pairs, elsewhere.")
+        none = DataError(f"{store.path}: was prepared with --pairs false. Prepare it with pairs, in another folder.")
         reasons |= dict.fromkeys(PAIR_TASKS, none)
     named = (store.scene(scene) for scene in store.scenes if labels or store.class_names)
     if not any(scene.has_label(row) for scene in named for row in range(len(scene.frames.names))):
@@ -155,22 +155,22 @@ def _check_seen(path: Path, record: dict[str, Any], store: Store, split: Split, 
     tuned = "task" in record  # its data_hash is of the training images + those it was scored on
     if tuned and hashes_of(str(record.get("data_hash")))[0].startswith(store.hash):
         raise ConfigError(
-            f"{path}: was fine-tuned on {store.path}, whose split for that is not the one of --holdout: frames it has "
-            "seen would be scored. Probe other recordings, or the weights it began with."
+            f"{path}: was fine-tuned on {store.path}, whose split differs from --holdout: training frames would be "
+            f"evaluated. Probe other recordings, or its initial weights."
         )
     before = str(record.get("init_data_hash" if tuned else "data_hash") or "")
     if not any(one.startswith(store.hash) for one in hashes_of(before)):
         return
     if split == "all":
         raise ConfigError(
-            f"{path}: was trained on {store.path}, so --split all would score frames it has seen. Probe other "
-            "recordings, or take --split heldout."
+            f"{path}: was trained on {store.path}, so --portion all would evaluate training frames. Probe other "
+            f"recordings, or use --portion heldout."
         )
     trained = float(record.get("init_holdout" if tuned else "holdout") or 0)  # who does not say has seen everything
     if trained < holdout:
         raise ConfigError(
-            f"{path}: was trained with --holdout {trained:g}, so --holdout {holdout:g} would score frames it has seen. "
-            "Probe on other recordings, or give the same fraction."
+            f"{path}: was trained with --holdout {trained:g}, so --holdout {holdout:g} would evaluate training "
+            f"frames. Probe on other recordings, or give the same fraction."
         )
 
 

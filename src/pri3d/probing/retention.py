@@ -1,4 +1,4 @@
-"""Retention: how far an encoder's features and weights have moved from others, such as those it began with."""
+"""Retention: how far an encoder's features and weights have moved from others, such as the initial ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``pri3d probe`` found, as tables of the terminal and of markdown, as CSV, and as JSON."""
+"""Results of ``pri3d probe`` as tables of the terminal and of markdown, as CSV, and as JSON."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def build_sheets(results: Results, pixels: float) -> list[Sheet]:
                     gap, low, high, verdict = found[key]
                     ends = "not known: too few frames" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
                     rows.append([title, f"{gap:+.3f}", ends, verdict])
-            title = f"{name} against {other}, the same pairs and frames"
+            title = f"{name} compared with {other}, on the same pairs and frames"
             sheets.append(Sheet(title, ["measure", "difference", "95 % interval", ""], rows))
     return [sheet for sheet in sheets if sheet.rows]
 

@@ -92,7 +92,7 @@ class Scene(ABC):
         """
         times, name = self.times, self.names[index]
         if times is None:
-            raise FrameError(f"{name}: no time is stated for it, so that --correct time= cannot move its pose.")
+            raise FrameError(f"{name}: it has no time stamp, so --correct time= cannot shift its pose.")
         wanted = times[index] + seconds
         after = bisect_left(times, wanted)
         if after < len(times) and times[after] == wanted:
@@ -358,14 +358,14 @@ def find_reader(path: Path) -> str:
     if len(found) > 1:  # what looks like several is what can be read
         found = [name for name in found if _opens(name, path)] or found
     if len(found) > 1:
-        raise ConfigError(f"{path}: fits several formats ({', '.join(found)}). Choose one with --reader.")
+        raise ConfigError(f"{path}: matches several formats ({', '.join(found)}). Choose one with --reader.")
     if found:
         return found[0]
     seen, near = " It is a file.", ""
     if path.is_dir():  # what lies there instead, and which folder in it is a recording
         inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
         known = next(((p, names) for p in inside[:_TRIED] if p.is_dir() and (names := _detect(p, False))), None)
-        hint = f" {known[0]} is one ({', '.join(known[1])}): did you mean that?" if known else ""
+        hint = f" {known[0]} is a recording ({', '.join(known[1])}): did you mean that?" if known else ""
         more = f" and {len(inside) - _NAMED} more" * (len(inside) > _NAMED)
         seen = f" Found {', '.join(p.name for p in inside[:_NAMED]) or 'nothing'}{more}.{hint}"
         classes = {name: load_reader(name) for name in registry.names("readers", READERS)}
@@ -397,4 +397,4 @@ def _opens(name: str, path: Path) -> bool:
 
 def _require(path: Path) -> None:
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder. Give what holds the recording.")
+        raise DataError(f"{path}: no such file or folder. Give the folder or file of the recording.")

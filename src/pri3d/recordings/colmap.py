@@ -67,7 +67,7 @@ def _open(folder: Path, cameras: Cameras | None) -> ModelFrames:
     """Raises DataError where the model is missing or damaged, or there is no depth at all."""
     files = model_files(folder)
     if files is None:
-        raise DataError(f"{folder}: its sparse model has gone; cameras and images as .bin or .txt were expected.")
+        raise DataError(f"{folder}: its sparse model was not found; cameras and images as .bin or .txt were expected.")
     if not _has_depth(folder):
         raise DataError(
             f"{folder}: has no depth. Run colmap image_undistorter and patch_match_stereo and give the dense workspace "
@@ -99,20 +99,20 @@ def read_depth_map(path: Path) -> NDArray[np.float32]:
         with path.open("rb") as file:
             header = _HEADER.match(file.read(40))
             if header is None:
-                raise FrameError(f"{path}: does not begin with width&height&channels&; it is no depth map.")
+                raise FrameError(f"{path}: does not begin with width&height&channels&; it is not a depth map.")
             width, height, channels = (int(number) for number in header.groups())
             size = path.stat().st_size - header.end()
             if channels != 1 or not 0 < width * height <= LARGEST or size != 4 * width * height:
                 raise FrameError(
-                    f"{path}: says it is {width}x{height} of {channels} channels and has {size} bytes of pixels; it is "
-                    "damaged or cut off, or is no depth map."
+                    f"{path}: says it is {width}x{height} of {channels} channels and has {size} bytes of pixels; it "
+                    f"is damaged or truncated, or is not a depth map."
                 )
             file.seek(header.end())
             depth = np.frombuffer(file.read(size), "<f4")
     except OSError as error:
         raise FrameError(f"{path}: cannot be read ({error}).") from error
     if len(depth) != width * height:
-        raise FrameError(f"{path}: is cut off.")
+        raise FrameError(f"{path}: is truncated.")
     return np.where((depth > 0) & (depth < np.inf), depth, np.float32(0)).astype(np.float32).reshape(height, width)
 
 

@@ -1,4 +1,4 @@
-"""Our own layout, for recordings of any source: docs/own-data.md describes it."""
+"""pri3d's own layout, for recordings of any source: docs/own-data.md describes it."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def _read(path: Path) -> Image.Image:
             if image.width * image.height > LARGEST:
                 raise FrameError(f"{path}: claims to be {image.width}x{image.height}; the file is damaged.")
             if image.mode.startswith(("I", "F")):
-                raise FrameError(f"{path}: a 16-bit image is no colour image; is it a depth?")
+                raise FrameError(f"{path}: a 16-bit image is not a colour image; is it a depth image?")
             return ImageOps.exif_transpose(image).convert("RGB")
     except FrameError:
         raise

@@ -190,7 +190,7 @@ def _read_drive(drive: Path, images: dict[str, Path]) -> tuple[Rig, Pose, str]:
     if "S_rect_02" in stated:
         width, height = _values(stated, "S_rect_02", (2,), cameras)
         if not (0 < width * height <= LARGEST and width > 0):
-            raise DataError(f"{cameras}: S_rect_02 is {width:g} {height:g}, which is no size; the file is damaged.")
+            raise DataError(f"{cameras}: S_rect_02 is {width:g} {height:g}, which is not a size; the file is damaged.")
         camera = camera._replace(width=int(width), height=int(height))
     rectified = np.eye(4)
     rectified[:3, :3] = _values(stated, "R_rect_00", (3, 3), cameras)
@@ -214,7 +214,9 @@ def _measurement(path: Path) -> NDArray[np.float64]:
     """Latitude and longitude in degrees, altitude in metres, roll, pitch and yaw in radians (6,)."""
     values = numbers(read_text(path).split()[:_OXTS], (_OXTS,), str(path))
     if not (abs(values[0]) < 89 and abs(values[1]) <= 360 and (np.abs(values[2:]) < 1e5).all()):
-        raise DataError(f"{path}: {' '.join(f'{x:g}' for x in values)} is no place and direction; it is damaged.")
+        raise DataError(
+            f"{path}: {' '.join(f'{x:g}' for x in values)} is not a valid position and direction; it is damaged."
+        )
     return values
 
 
@@ -248,10 +250,12 @@ def read_scan(path: Path) -> NDArray[np.float32]:
         raise FrameError(f"{path}: no such file.")
     size = path.stat().st_size
     if size % _POINT or not 0 < size <= _POINT * _MOST_POINTS:
-        raise FrameError(f"{path}: has {size} bytes, which are no scan of points of {_POINT}; is it copied whole?")
+        raise FrameError(
+            f"{path}: has {size} bytes, which is not a scan of points of {_POINT}; was it copied completely?"
+        )
     data = path.read_bytes()
     if len(data) != size:
-        raise FrameError(f"{path}: changes while it is read.")
+        raise FrameError(f"{path}: changed while it was read.")
     return np.frombuffer(data, "<f4").reshape(-1, 4)[:, :3].astype(np.float32, copy=False)
 
 
@@ -274,7 +278,7 @@ def _projection(stated: dict[str, str], key: str, path: Path) -> tuple[Intrinsic
     camera = from_matrix(matrix, f"{path}: {key}")
     flat = np.array(((matrix[0, 0], 0, matrix[0, 2]), (0, matrix[1, 1], matrix[1, 2]), (0, 0, 1)))
     if not np.allclose(matrix[:, :3], flat):
-        raise DataError(f"{path}: {key} is no projection of a rectified camera (fx 0 cx / 0 fy cy / 0 0 1).")
+        raise DataError(f"{path}: {key} is not a projection of a rectified camera (fx 0 cx / 0 fy cy / 0 0 1).")
     result = np.eye(4)
     result[:3, 3] = np.linalg.solve(flat, matrix[:, 3])
     return camera, check_rigid(result, f"{path}: {key}")
@@ -294,7 +298,7 @@ def _stated(path: Path) -> dict[str, str]:
 
 def _values(stated: dict[str, str], key: str, shape: tuple[int, ...], path: Path) -> NDArray[np.float64]:
     if key not in stated:
-        raise DataError(f"{path}: has no line {key}. Take the data set's calibration files as they are.")
+        raise DataError(f"{path}: has no line {key}. Use the unmodified calibration files of the dataset.")
     values = numbers(stated[key].split(), shape, f"{path}: {key}")
     if not (np.abs(values) < 1e6).all():
         raise DataError(f"{path}: {key} is not finite or far too large; the file is damaged.")

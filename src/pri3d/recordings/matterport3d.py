@@ -115,7 +115,7 @@ def _read(folder: Path, conf: Path) -> dict[str, StatedImage]:
             depth, color = inside(folder / _DEPTH, words[1], conf), inside(folder / _COLOR, words[2], conf)
             views[clean_id(color.stem)] = StatedImage(color, depth, pose, camera)
     if not views or count > len(views):
-        raise DataError(f"{conf}: holds {len(views)} images, {count:g} are stated; is the file cut off?")
+        raise DataError(f"{conf}: holds {len(views)} images, {count:g} are stated; is the file truncated?")
     return views
 
 

@@ -73,7 +73,7 @@ def _open(folder: Path, cameras: Cameras | None) -> ModelFrames:
     """Raises DataError where the model is missing or damaged."""
     files = model_files(folder)
     if files is None:
-        raise DataError(f"{folder}: its sparse model has gone; cameras and images as .bin or .txt were expected.")
+        raise DataError(f"{folder}: its sparse model was not found; cameras and images as .bin or .txt were expected.")
     model = read_model(*files)
     return ModelFrames(model, folder / "images", lambda name: _depth(folder, name), cameras)
 
@@ -102,16 +102,16 @@ def read_h5_depth(path: Path) -> NDArray[np.float32]:
     except Exception as error:  # each damaged byte makes the library raise another kind of error
         raise FrameError(f"{path}: cannot be read as HDF5 ({error}).") from error
     if (depth == _ORDINAL).any():
-        raise FrameError(f"{path}: holds -1: it only orders the pixels (ordinal depth), and states no distances.")
+        raise FrameError(f"{path}: holds -1: it contains ordinal depth (an order of the pixels), not distances.")
     return np.where((depth > 0) & (depth < np.inf), depth, 0).astype(np.float32)
 
 
 def _array(file: Any, path: Path) -> NDArray[np.floating[Any]]:
     if not isinstance(file.get("depth", getlink=True), h5py.HardLink):
-        raise FrameError(f"{path}: has no data set depth of its own.")
+        raise FrameError(f"{path}: has no dataset named depth.")
     data = file["depth"]
     if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
-        raise FrameError(f"{path}: has no data set depth of its own.")
+        raise FrameError(f"{path}: has no dataset named depth.")
     if data.ndim != 2 or data.dtype.kind != "f" or data.dtype.itemsize > 8:
         raise FrameError(f"{path}: its depth is {data.ndim}-dimensional of {data.dtype}, expected an image of floats.")
     largest = max(data.size, int(np.prod(data.chunks, dtype=np.float64)) if data.chunks else 0)

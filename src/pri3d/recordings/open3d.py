@@ -78,7 +78,7 @@ class Open3dReader(SceneReader):
         else:
             words = read_text(trajectory).split()
             if not words or len(words) % _BLOCK:
-                raise DataError(f"{trajectory}: holds {len(words)} words, not {_BLOCK} a pose; is the file cut off?")
+                raise DataError(f"{trajectory}: holds {len(words)} words, not {_BLOCK} a pose; is the file truncated?")
             blocks = numbers(words, (len(words) // _BLOCK, _BLOCK), str(trajectory))
             if not np.array_equal(blocks[:, 0], blocks[:, 1]):
                 raise DataError(f"{trajectory}: lists pairs of fragments, not the poses of images.")
@@ -142,8 +142,8 @@ def _places(numbered: NDArray[np.float64], count: int, path: Path) -> list[int]:
     says = poses < count and bool((np.diff(numbered, prepend=-1) >= 1).all()) and numbered[-1] < count
     if not says or np.array_equal(numbered, np.arange(poses)) or (numbered % 1).any():
         raise DataError(
-            f"{path}: has {poses} poses for {count} images, and its numbers do not tell which images these are. Leave "
-            "only images with a pose."
+            f"{path}: has {poses} poses for {count} images, and the frame numbers do not identify these images. Keep "
+            f"only images with a pose."
         )
     return [int(number) for number in numbered]
 

@@ -154,7 +154,7 @@ def _video(data: bytes, what: str) -> _Video:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{what}: is damaged ({error}).") from error
     if not isinstance(stated, dict):
-        raise DataError(f"{what}: is no JSON object.")
+        raise DataError(f"{what}: is not a JSON object.")
     color = _size(stated, ("w", "h"), what)
     depth = _size(stated, ("dw", "dh"), what) if "dw" in stated else color
     poses = stated.get("poses")
@@ -198,7 +198,7 @@ def _read_entry(path: Path, entry: str, most: int) -> bytes:
     except FrameError:
         raise
     except Exception as error:  # zipfile raises what it likes on damaged bytes
-        raise FrameError(f"{path}: {entry} cannot be read ({error}). Is the file copied whole?") from error
+        raise FrameError(f"{path}: {entry} cannot be read ({error}). Was the file copied completely?") from error
 
 
 @lru_cache(maxsize=4)

@@ -68,7 +68,7 @@ class SevenScenesReader(Reader):
                 return same_camera(_intrinsics(candidate / "camera-intrinsics.txt")), ""
         return same_camera(Intrinsics(585.0, 585.0, 320.5, 240.5, 640, 480)), (
             "no camera-intrinsics.txt or cameras.yaml states its camera: f = 585, centre (320.5, 240.5), the data "
-            "set's depth camera, is taken for colour and depth."
+            "set's depth camera, is assumed for colour and depth."
         )
 
 

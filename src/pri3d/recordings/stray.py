@@ -247,18 +247,18 @@ class VideoFrames:
         try:
             with self._container_of() as container:
                 if not container.streams.video:
-                    raise DataError(f"{self.path}: holds no pictures. Is it a video?")
+                    raise DataError(f"{self.path}: contains no images. Is it a video?")
                 stream = container.streams.video[0]
                 packets = [
                     (packet.pts, packet.is_keyframe) for packet in container.demux(stream) if packet.pts is not None
                 ]
         except self._errors() as error:
-            raise DataError(f"{self.path}: is not a readable video ({error}). Is it copied whole?") from error
+            raise DataError(f"{self.path}: is not a readable video ({error}). Was it copied completely?") from error
         packets.sort()
         times = array("q", (time for time, _ in packets))
         keys = array("q", (k for k, (_, key) in enumerate(packets) if key))
         if not keys or keys[0] != 0 or len(set(times)) != len(times):
-            raise DataError(f"{self.path}: its frames have no order or do not begin with a key frame; it is damaged.")
+            raise DataError(f"{self.path}: its frames have no order or do not start with a key frame; it is damaged.")
         return times, keys
 
 
@@ -272,6 +272,6 @@ def _library(path: Path) -> Any:
 
 def _check_size(codec: Any, path: Path) -> None:
     if codec is None:
-        raise FrameError(f"{path}: its pictures are of a codec that PyAV cannot decode, or it is damaged.")
+        raise FrameError(f"{path}: PyAV cannot decode its codec, or it is damaged.")
     if not 0 < codec.width * codec.height <= LARGEST:
         raise FrameError(f"{path}: claims to be {codec.width}x{codec.height}; the file is damaged.")

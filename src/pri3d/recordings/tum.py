@@ -152,7 +152,7 @@ def _cameras(folder: Path) -> tuple[Cameras, str]:
         if match is None:
             assumed = (
                 "neither calibration.txt, cameras.yaml, the folder's name nor the lists name its camera: f = 525, "
-                "centre (320, 240), ROS's default of a Kinect, is taken, and no distortion."
+                "centre (320, 240), ROS's default of a Kinect, is assumed, without distortion."
             )
         (fx, fy, cx, cy), lens = _CALIBRATION[match[1] if match else ""]
     camera = from_matrix(np.array(((fx, 0, cx), (0, fy, cy), (0, 0, 1))), str(stated))

@@ -1,1 +1,1 @@
-"""Numbers and run folders -> pictures and one HTML page. The only folder that imports matplotlib."""
+"""Numbers and run folders -> images and one HTML page. The only folder that imports matplotlib."""

@@ -38,7 +38,7 @@ def training_figure(rows: Rows, weights: Mapping[str, float]) -> bytes:
         figure = _wide(3.3)
         loss, recall, rate = figure.subplots(1, 3, width_ratios=(1.25, 1.25, 0.8))
         _title(loss, "Loss", "dotted: chance")
-        _title(recall, "Match recall", "partner is the most similar point")
+        _title(recall, "Matching recall", "partner is the most similar point")
         _title(rate, "Learning rate", "")
         if len(names) > 1:
             total = sum(weights.get(name, 1.0) * _column(rows, f"{name}/chance") for name in names)
@@ -70,7 +70,7 @@ def compared_training_figure(curves: Mapping[str, Rows]) -> bytes:
     with style():
         figure = _wide(3.6)
         axes = figure.subplots()
-        _title(axes, "Match recall", "of each objective's own points; partner is the most similar one")
+        _title(axes, "Matching recall", "of each objective's own points; partner is the most similar one")
         for name, color in series_colors(curves).items():
             rows = curves[name]
             keys = [key for key in dict.fromkeys(k for row in rows for k in row) if key.endswith("/recall")]
@@ -97,7 +97,7 @@ HELD_OUT = {
     "encoder_recall": "Encoder: recall",
     "depth_rmse": "Encoder: depth, m",
     "normal_error": "Encoder: normals, °",
-    "cosine": "Encoder: cosine to start",
+    "cosine": "Encoder: cosine to initial",
 }
 
 

@@ -1,4 +1,4 @@
-"""A voxel surface drawn as cubes from above, with the chunk that one camera sees in colour."""
+"""A voxel surface drawn as cubes from above; the chunk of one camera is coloured."""
 
 from __future__ import annotations
 

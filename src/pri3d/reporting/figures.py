@@ -1,4 +1,4 @@
-"""Pictures of data and networks as PNG bytes. Pure: arrays in, bytes out; captions are the caller's."""
+"""Figures of data and networks as PNG bytes. Pure functions: arrays in, bytes out, without captions."""
 
 from __future__ import annotations
 

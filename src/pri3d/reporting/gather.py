@@ -1,4 +1,4 @@
-"""Stores and run folders -> what the pictures need. What is not there is stated, what is damaged raises."""
+"""Prepared datasets and run folders -> data of the figures. Missing data are reported, damaged data raise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML file: text, tables, pictures and widgets, without a single request.
+"""One self-contained HTML file: text, tables, images and widgets, without any request.
 
 A page forbids itself to fetch anything, and to run any script but those of its own widgets.
 """

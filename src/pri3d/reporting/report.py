@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +57,21 @@ def make_report(options: ReportOptions) -> Path:
         raise ConfigError(f"--out {out}: is a folder. Name a file, such as {out / 'report.html'}.")
     sources = find_sources(runs)
     console = Terminal(stderr=True, highlight=False, soft_wrap=True)
-    with console.status("reading runs", spinner="line"):
-        page = build_page(sources, data)
+    with console.status("reading runs", spinner="line") as status:
+        page = build_page(sources, data, tell=status.update)
     with usable(f"--out {out}"):
         page.write(out)
     console.print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")
     return out
 
 
-def build_page(sources: Sources, data: Path | None = None, title: str = "", lead: str = "") -> Page:
+def build_page(
+    sources: Sources, data: Path | None = None, title: str = "", lead: str = "", tell: Callable[[str], object] = str
+) -> Page:
     """The page of all that ``sources`` hold, not yet written; ``data`` as of :func:`make_report`.
 
-    ``title`` names the page (default: its runs), ``lead`` is what to take away, which the page begins with.
+    ``title`` names the page (default: its runs), ``lead`` is what to take away, which the page begins with. ``tell`` is
+    called with the name of each part before it is drawn.
     """
     names = [run.name for run in (*sources.pretrained, *sources.finetuned)] or [path.name for path in sources.probes]
     several = f"Comparison of {', '.join(names) if len(names) <= 4 else f'{len(names)} runs'}"
@@ -79,23 +82,27 @@ def build_page(sources: Sources, data: Path | None = None, title: str = "", lead
         title or (f"Run {names[0]}" if len(names) == 1 else several), " ".join(filter(None, (lead, f"{said}. {about}")))
     )
     for path in sources.probes:
-        page.heading("What the features know" if len(sources.probes) == 1 else f"Probe: {path.name}")
+        page.heading("Probes of the features" if len(sources.probes) == 1 else f"Probe: {path.name}")
         add_probe(page, path)
     for task, groups in sources.groups().items():
+        tell(f"drawing scores and predictions of {task} runs")
         _add_task(page, task, groups, data)
     if sources.pretrained:
+        tell("drawing the curves of pre-training")
         page.heading("Pre-training")
         header = ["run", "steps", "loss", "recall of each objective", "samples/s"]
         page.table(header, describe(sources.pretrained), "Means over the last tenth of the steps.")
         add_curves(page, sources.pretrained)
-        page.heading("What pre-training learns from")
+        page.heading("Training data of pre-training")
         found = pairs_of(sources.pretrained[0], data)
         if isinstance(found, Missing):
-            page.note(f"Pair, surface and features are left out: {found.reason}")
+            page.note(f"Pair, surface and features are not shown: {found.reason}")
         else:
             if found.remark:
                 page.note(found.remark)
+            tell("drawing the pair and the surface")
             add_data(page, found.folder, sources.pretrained[0])
+            tell("computing features")
             page.heading("Features")
             add_features(page, found.folder, sources.pretrained)
     if sources.pretrained or sources.finetuned:
@@ -127,21 +134,21 @@ def _add_task(page: Page, task: str, groups: Sequence[SeedGroup], data: Path | N
     add_scores(page, task, groups)
     every = [run for group in groups for run in group.runs]
     if any(run.provenance.get("shared_images") for run in every):
-        page.note("Some validation images are training images too: the scores say how well they are remembered.")
+        page.note("Some validation images are training images too: scores on them only measure memorisation.")
     if any(run.provenance.get("pretrained_on_val") for run in every):
-        page.note("Some weights were pre-trained, without labels, on the frames that the runs are scored on.")
+        page.note("Some weights were pre-trained, without labels, on the frames that the runs are evaluated on.")
     if len({str(run.provenance.get("data_hash", "")).partition("+")[2] for run in every}) > 1:
-        page.note("The runs are scored on different images, or classes: their scores do not compare.")
+        page.note("The runs are evaluated on different images, or classes: their scores are not comparable.")
     absent = [run.path.name for run in every if read_score(run.path, task) is None]
     if absent:
-        page.note(f"Without scores, and left out: {', '.join(absent)}.")
+        page.note(f"Not shown, since they have no scores: {', '.join(absent)}.")
     largest = max(group.fraction for group in groups)
     shown = [group for group in groups if group.fraction == largest]
     if len(shown) < len(groups):
-        page.paragraph(f"What follows is of the runs with {largest:.0%} of the labels.")
+        page.paragraph(f"The following parts show the runs with {largest:.0%} of the labels.")
     methods = {group.method: [run.path for run in group.runs] for group in shown}
     add_validation(page, task, methods)
-    page.heading("What they predict", 3)
+    page.heading("Predictions", 3)
     found = labelled_of(shown[0].runs[0], data)
     if isinstance(found, Missing):
         add_pictures(page, task, methods, found)
@@ -156,7 +163,7 @@ def _add_provenance(page: Page, runs: Sequence[RunFolder], data: Path | None) ->
         alike = [run for run in runs if run.verb == verb]
         differing = differing_settings(alike)
         if differing:
-            page.heading(f"In what the runs of pri3d {verb} differ", 3)
+            page.heading(f"Settings that differ between the runs of pri3d {verb}", 3)
             rows = [[run.name] for run in alike]
             for row, value in ((rows[k], value) for values in differing.values() for k, value in enumerate(values)):
                 named = isinstance(value, Mapping)

@@ -92,7 +92,7 @@ def add_scores(page: Page, task: str, groups: Sequence[SeedGroup]) -> None:
         ]
         for group in shown
     ]
-    page.table(header, rows, f"After the last step; {many}. Runs of one row differ in their seed alone.")
+    page.table(header, rows, f"After the last step; {many}. Runs of one row differ only in their seed.")
     by_share: dict[str, dict[str, list[float]]] = {}
     curves: dict[str, dict[float, list[float]]] = {}
     for group in shown:
@@ -155,18 +155,18 @@ def add_pictures(page: Page, task: str, runs: Runs, images: LabelledImages | Mis
         images = there(images)
         found = there(gather.predictions(images, shown, _FRAMES, task))
     except DataError as error:
-        page.note(f"{words.predicted} are left out: {error}")
+        page.note(f"{words.predicted} are not shown: {error}")
         return
     if remark:
         page.note(remark)
     names = ", ".join(frame.name for frame in found.frames)
     some = f" The first {MOST_PICTURES} methods of {len(runs)}." if len(runs) > len(shown) else ""
-    where = f"Held-out images, evenly spaced through {images.path.name}, not picked: {names}. "
+    where = f"Held-out images, evenly spaced in {images.path.name}, not selected:  {names}. "
     of_what = f"Predictions are of each method's first seed at the last step.{some}"
     remark = f" {words.remark}" if words.remark else ""
     columns = ", ".join(series_label(column) for column in found.frames[0].panels)
     picture = figures.predictions_figure(found.frames, found.class_names)
-    page.figure(picture, f"{where}{of_what}{remark}", f"Rows of pictures: {columns}.")
+    page.figure(picture, f"{where}{of_what}{remark}", f"Rows of images: {columns}.")
 
 
 def in_words(values: Mapping[str, Sequence[float]]) -> str:
@@ -249,7 +249,7 @@ def add_curves(page: Page, runs: Sequence[RunFolder]) -> None:
             )
     absent = [run.name for run in runs if run.name not in known]
     if absent:
-        page.note(f"The curves are left out: {', '.join(absent)} has no {RunPaths(Path()).metrics.name}.")
+        page.note(f"The curves are not shown: {', '.join(absent)} has no {RunPaths(Path()).metrics.name}.")
 
 
 def add_data(page: Page, folder: Path, run: RunFolder) -> None:
@@ -261,11 +261,11 @@ def add_data(page: Page, folder: Path, run: RunFolder) -> None:
         f"Pair {pair.name}: of all {len(store.pairs().i):,} pairs, the one of median overlap. Points of both "
         f"frames that lie on the same place of the surface are matches; at most {figures.SHOWN_MATCHES} are drawn. The "
         "View objective makes the features of matched points alike and those of all others unlike.",
-        "Two frames of a room side by side, lines join the points that both see.",
+        "Two frames of a room side by side, with lines between the points that both see.",
     )
     chunk = gather.median_chunk(folder, run.settings)
     if isinstance(chunk, Missing):
-        page.note(f"The surface is left out: {chunk.reason}")
+        page.note(f"The surface is not shown: {chunk.reason}")
         return
     surface = drawable(chunk)
     drawn = surface.size
@@ -295,7 +295,7 @@ def add_data(page: Page, folder: Path, run: RunFolder) -> None:
         (str(frames.names[end]), frames.world_from_camera[end], frames.intrinsics[end], frames.size)
         for end in shown.rows
     ]
-    title = f"The same surface to turn around, with both frames of pair {pair.name} and lines to points they share."
+    title = f"The same surface as a rotatable view, with both frames of pair {pair.name} and lines to common points."
     alt = "The voxels of the room with the two cameras of the pair and lines to the points that both see."
     lines = legs(shown, shown.matches[MEASURED])[0]
     page.widget(scene_widget(centres, colors, cameras, lines, title=title, alt=alt))
@@ -306,12 +306,12 @@ def add_features(page: Page, folder: Path, runs: Sequence[RunFolder]) -> None:
     shown = runs[:MOST_NETWORKS]
     files = gather.network_files(shown)
     if isinstance(files, Missing):
-        page.note(f"Features are left out: {files.reason}")
+        page.note(f"Features are not shown: {files.reason}")
         return
     pairs, images = gather.matched_pairs(folder, 2, shown[0].settings)
     maps = gather.feature_maps(images, files)
     if len(runs) > len(shown):
-        page.note(f"Features of the first {MOST_NETWORKS} runs only; give fewer runs to see others.")
+        page.note(f"Features of the first {MOST_NETWORKS} runs only; give fewer runs to see the others.")
     before = f" Before: the network that {shown[0].name} began with." if len(shown) > 1 else ""
     page.figure(
         figures.features_figure(pairs, maps),
@@ -321,13 +321,14 @@ def add_features(page: Page, folder: Path, runs: Sequence[RunFolder]) -> None:
         f"the tertiles of the overlap, from {folder.name}.{before}",
         "Four frames with their features in false colours before and after pre-training.",
     )
-    page.heading("What is similar to one point", 3)
+    page.heading("Similarity to one point", 3)
     page.widget(
         similarity_widget(
             pairs[-1],
             {name: two[-2:] for name, two in maps.items()},
-            f"Cosine similarity of the features of one point (pink) with those of every other place of both frames, "
-            f"black 0 to yellow 1. Green: where that point truly is in the other frame. Cross: the most similar place. "
+            f"Cosine similarity of the features of one point (pink) with those of every other position of both frames, "
+            f"black 0 to yellow 1. Green: the true position of that point in the other frame. Cross: the most "
+            f"similar position. "
             f"Pair {pairs[-1].name}.{before}",
         )
     )
@@ -363,7 +364,7 @@ def add_probe(page: Page, path: Path) -> None:
     found = read_json(path)
     networks = found.get("networks") if isinstance(found, dict) else None
     if not isinstance(networks, dict) or not all(isinstance(scores, dict) for scores in networks.values()):
-        raise DataError(f"{path}: not the results of pri3d probe. Give its .json file, or a run's folder.")
+        raise DataError(f"{path}: not a result of pri3d probe. Give its .json file, or a run's folder.")
     for name, scores in networks.items():
         differences = scores.get("differences")
         for other, found_of in differences.items() if isinstance(differences, dict) else ():
@@ -378,7 +379,8 @@ def add_probe(page: Page, path: Path) -> None:
     if any(curves.values()):
         page.figure(
             recall_figure({"Recall of true points": {name: of for name, of in curves.items() if of}}),
-            "Fraction of points whose most similar place in the other view is the true one, by the angle between the "
+            "Fraction of points whose most similar position in the other view is the true one, by the angle between "
+            "the "
             "views. No labels, no training.",
             "Curves of recall by viewing angle and network.",
         )
@@ -393,7 +395,9 @@ def add_probe(page: Page, path: Path) -> None:
         if columns:
             page.heading(part.capitalize(), 3)
             page.table(["", *columns], [(name, *(_number(row.get(c)) for c in columns)) for name, row in rows.items()])
-    page.facts(f"What was probed: {path.name}", {key: value for key, value in found.items() if key != "networks"})
+    page.facts(
+        f"Probed networks and data: {path.name}", {key: value for key, value in found.items() if key != "networks"}
+    )
 
 
 def _add_difference(

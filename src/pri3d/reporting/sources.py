@@ -1,4 +1,4 @@
-"""What a report is asked about: paths -> runs, groups of runs that differ in their seed, their scores and data."""
+"""Sources of a report: paths -> runs, groups of runs that differ only in their seed, their scores and data."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def find_sources(paths: Sequence[Path]) -> Sources:
         found = [root] if config.is_file() else sorted(set(inside))
         beside = sorted(root.glob("probe*.json"))
         if not found and not beside:
-            raise DataError(f"{root}: holds no run. Give the folder of a run, or one that holds runs.")
+            raise DataError(f"{root}: contains no run. Give the folder of a run, or one that contains runs.")
         folders |= dict.fromkeys(found)
         probes |= dict.fromkeys(beside)
     # A run is called by the last part of its path, or by as many parts as make it unique.
@@ -128,7 +128,7 @@ def read_run(path: Path, name: str) -> RunFolder:
     """A run folder under a name. Raises DataError where it is of another verb, or damaged."""
     stated = RunPaths(path).read_config()
     if stated.get("verb") not in _VERBS:
-        raise DataError(f"{RunPaths(path).config}: of no run of pri3d pretrain or finetune. Give another folder.")
+        raise DataError(f"{RunPaths(path).config}: not from a run of pri3d pretrain or finetune. Give another folder.")
     return RunFolder(path, name, stated["verb"], stated["settings"], stated["provenance"])
 
 
@@ -281,11 +281,11 @@ def pairs_of(run: RunFolder, data: Path | None, scene: str | None = None) -> Fou
         if store.hash in seen:
             exact.append(FoundPairs(folder, ""))
         else:
-            others.append(FoundPairs(folder, f"{run.name} was not trained on {folder.name} as it is now."))
+            others.append(FoundPairs(folder, f"{run.name} was trained on another version of {folder.name}."))
     if found := exact or others:
         return next((pairs for pairs in found if scene in Store(pairs.folder).scenes), found[0])
     where = f"no prepared dataset with pairs in {data}" if data is not None else _not_found(stated, run)
-    return Missing(f"{where}. Say where the prepared dataset is: --data.")
+    return Missing(f"{where}. Give the prepared dataset with --data.")
 
 
 def has_pairs(store: Store) -> bool:
@@ -308,13 +308,13 @@ def labelled_of(run: RunFolder, data: Path | None) -> FoundImages | Missing:
             return FoundImages(images, "")
         others.append(images)
     if others:
-        return FoundImages(others[0], f"{run.name} was not scored on these images, or they have changed.")
-    return Missing(f"{problem or _not_found(stated, run) + '.'} Say where the labelled images are: --data.")
+        return FoundImages(others[0], f"{run.name} was evaluated on other images, or they have changed.")
+    return Missing(f"{problem or _not_found(stated, run) + '.'} Give the labelled images with --data.")
 
 
 def _not_found(stated: str, run: RunFolder) -> str:
     if not stated:
-        return f"{run.path} does not say what it was trained on"
+        return f"{run.path} does not state its training data"
     return f"{stated}, which {run.name} was trained on, is not found"
 
 

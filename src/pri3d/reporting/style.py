@@ -1,4 +1,4 @@
-"""What all pictures share: fonts, colours, grids of images, PNG encoding. No pyplot, no state."""
+"""Common style of all figures: fonts, colours, grids of images, PNG encoding. No pyplot, no state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``pri3d view``: look at a prepared dataset or a run, in the viewer of rerun or as one HTML page."""
+"""``pri3d view``: a prepared dataset or a run in the viewer of rerun or as one HTML page."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def view(options: ViewOptions) -> Path | None:
     save = None if options.save is None else Path(options.save)
     out = None if options.out is None else Path(options.out)
     if save is not None and save.suffix != ".rrd":
-        raise ConfigError(f"--save {save}: a recording of rerun ends in .rrd. For a page give --out.")
+        raise ConfigError(f"--save {save}: a rerun file ends in .rrd. For a page give --out.")
     console = Terminal(stderr=True, highlight=False, soft_wrap=True)
     screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or not sys.platform.startswith("linux")
     obstacle = ""  # why the viewer cannot do what is asked of it
     if find_spec("rerun") is None:
-        obstacle = 'The viewer is rerun: pip install "pri3d[view]". Without it the same is written as a page.'
+        obstacle = 'The viewer needs rerun: pip install "pri3d[view]". Without it an HTML page is written.'
     elif save is None and not screen:
-        obstacle = "No screen here to open a window on: a page is written. --save writes a recording."
+        obstacle = "There is no display for a window: an HTML page is written. --save writes a rerun file."
     shown = show(source, data, options.scene, options.max_frames, options.max_pairs)
     for note in shown.notes:
         console.print(note)
@@ -87,7 +87,7 @@ def view(options: ViewOptions) -> Path | None:
 def write_page(shown: Shown, out: Path) -> Path:
     """Write one self-contained HTML file and return ``out``."""
     page = Page(shown.title)
-    page.facts("What is shown", shown.facts)
+    page.facts("Content", shown.facts)
     page.widget(_STYLE)
     for note in shown.notes:
         page.note(note)
@@ -110,12 +110,12 @@ def write_page(shown: Shown, out: Path) -> Path:
         page.widget(f'<div class="thumbs">{"".join(thumbs)}</div>')
     if shown.pairs:
         page.heading("Pairs and matches")
-        text = "Measured: the depth of both frames puts the two ends on one place. "
+        text = "Measured: the 3D points of both ends, from the depth of both frames, are the same.  "
         if any(name != MEASURED for name in _kinds(shown.pairs)):
             text += (
-                "By features: the most similar place of the whole second frame, by a network before or after its "
-                "training; green where it lies within 10 pixels of the measured place in an image 320 wide, orange "
-                "where not."
+                "By features: the most similar position in the whole second frame, by a network before or after its "
+                "training; green if it is within 10 pixels of the measured position in an image 320 wide, orange if "
+                "not."
             )
         page.paragraph(text)
         for pair in shown.pairs:
@@ -154,8 +154,7 @@ def _turning_scene(shown: Shown, name: str) -> str:
         shown.colors,
         cameras,
         lines,
-        title=f"Surface, camera trajectory (blue) and its shown frames (red), {kind}. It begins cut open above the "
-        "cameras.",
+        title=f"Surface, camera trajectory (blue) and shown frames (red), {kind}. Initially cut above the cameras.",
         alt=f"The scene from above with its cameras, {kind}.",
         match_colors=paint(right),
         path=shown.path,

@@ -1,4 +1,4 @@
-"""The recording for rerun's viewer: the only file that imports rerun (the extra ``view``)."""
+"""Files for rerun's viewer: the only module that imports rerun (the extra ``view``)."""
 
 from __future__ import annotations
 

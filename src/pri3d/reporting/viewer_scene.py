@@ -1,4 +1,4 @@
-"""What there is to see of a store or a run: frames along time, cameras, surface, pairs; no viewer is known here."""
+"""Content of a view of a dataset or a run: frames, cameras, surface, pairs; independent of the viewer."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def show(source: Path, data: Path | None, scene: str | None, frames: int, pairs:
     weights.
     """
     if (source / MANIFEST).is_file():
-        return _show_scene(Store(source), scene, frames, pairs, f"Store {source.name}")
+        return _show_scene(Store(source), scene, frames, pairs, f"Prepared dataset {source.name}")
     if RunPaths(source).config.is_file():
         run = read_run(source, source.name)
         how = {"pretrain": _show_pretraining, "finetune": _show_finetuning}[run.verb]
@@ -81,8 +81,8 @@ def show(source: Path, data: Path | None, scene: str | None, frames: int, pairs:
     if not source.exists():
         raise DataError(f"{source}: no such folder. Give a prepared dataset or a run.")
     raise DataError(
-        f"{source}: neither a prepared dataset (it has no {MANIFEST}) nor a run (no {RunPaths(source).config.name}). A "
-        "recording is prepared first: pri3d prepare."
+        f"{source}: neither a prepared dataset (it has no {MANIFEST}) nor a run (no {RunPaths(source).config.name}). "
+        f"Prepare a recording first: pri3d prepare."
     )
 
 

@@ -1,4 +1,4 @@
-"""Pieces of a page that a reader moves or clicks: a scene to turn around, a pair of frames whose similarities show."""
+"""Interactive parts of a page: a rotatable scene, and a pair of frames with similarity maps."""
 
 from __future__ import annotations
 
@@ -134,14 +134,14 @@ def scene_widget(
         "high": float(height.max()),
         "cut": float(min(open_at, height.max())),
     }
-    said = f"{escape(alt)} ({len(points):,} points, {len(cameras):,} cameras. To turn it, open this file in a browser"
+    said = f"{escape(alt)} ({len(points):,} points, {len(cameras):,} cameras. To rotate it, open this file in a browser"
     inside = (
         f'<canvas tabindex="0" role="img" aria-label="{escape(alt)}"></canvas><div class="pri3d-bar"></div>'
         f'<p class="pri3d-static">{said} that runs its script.)</p>'
     )
     usage = (
-        "Drag or arrow keys turn, with Shift they move; + and −, a pinch, or the wheel after a click zoom; a click on "
-        "a camera looks through it; 0 resets."
+        "Drag or arrow keys rotate, with Shift they move; + and −, a pinch, or the wheel after a click zoom; a click "
+        "on a camera shows its view; 0 resets."
     )
     return _widget_html("scene", SCENE_STYLE, "scene3d", data, inside, title, usage)
 
@@ -234,7 +234,7 @@ def _check(
         stated = ", ".join(str(values.shape) for values in (points, colors, segments, paint, way))
         raise DataError(f"scene {title!r}: points, colours, matches, their colours and path have shapes {stated}.")
     if not len(points) and not len(cameras):
-        raise DataError(f"scene {title!r}: neither a point nor a camera to draw. Was its preparation without surface?")
+        raise DataError(f"scene {title!r}: no point and no camera to draw. Was it prepared without a surface?")
     numbers = [points, segments, way, *(values for _, pose, focal, _ in cameras for values in (pose, focal))]
     if not all(np.isfinite(values).all() for values in numbers):
         raise DataError(f"scene {title!r}: a point, camera or match is not finite. Prepare its recording again.")
@@ -351,14 +351,14 @@ def similarity_widget(pair: MatchedPair, networks: Mapping[str, Tensor], caption
     }
     kept = min(one.kept for one in packed.values())
     if kept < 0.9995:
-        caption += f" The page holds {kept:.1%} of the features' variation."
+        caption += f" The page holds {kept:.1%} of the features' variance."
     cells = []
     for k, image in enumerate(shown):
         name, which = ["image", *packed][k // 2], ("first", "second")[k % 2]
         alt = f"{which} frame" if k < 2 else f"similarity in the {which} frame, {name}"
         cells += [f"<span>{escape(name)}</span>"] if k % 2 == 0 else []
         cells.append(f'<img alt="{escape(alt)}" src="{picture_address(encode(image, "JPEG"))}">')
-    usage = "Click into a picture, or choose a frame with Tab and move with the arrow keys; 0 goes back."
+    usage = "Click into an image, or select a frame with Tab and move with the arrow keys; 0 resets."
     inside = f'<div class="pri3d-grid">{"".join(cells)}</div>'
     return _widget_html("similarity", SIMILARITY_STYLE, "similarity", data, inside, caption, usage)
 

@@ -1,1 +1,1 @@
-"""The tables and figures of the paper as matrices of runs, and what is made of their scores."""
+"""The paper's tables and figures as matrices of runs, and their evaluation."""

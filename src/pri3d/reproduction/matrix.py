@@ -1,4 +1,4 @@
-"""An experiment of the paper and a study -> its runs, each with a folder of its own that other experiments share."""
+"""An experiment of the paper and a study -> its runs, each with a folder that other experiments can reuse."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def build_matrix(
     """
     if experiment.data not in study.settings["parts"]:
         fitting = [on for on, sizes in stated("studies").items() if experiment.data in sizes["small"]["parts"]]
-        raise ConfigError(f"{experiment.name}: has no data in --on {study.on}. Choices: {', '.join(fitting)}.")
+        raise ConfigError(f"{experiment.name}: not available with --on {study.on}. Choices: {', '.join(fitting)}.")
     left_out = {}
     further = (
         {name: {"start": start} for name, start in study.settings.get("rows", {}).items()} if experiment.rows else {}
@@ -126,7 +126,7 @@ def build_matrix(
     for name, row in every.items():
         needed = stated("experiments")["starts"][row["start"]].get("needs")
         if row["start"] in study.settings.get("without", ()):
-            left_out[name] = f"--on {study.on} --scale {study.size} goes without the weights or images that it needs"
+            left_out[name] = f"--on {study.on} --scale {study.size} does not use the weights or images that it needs"
         elif needed and needed not in folders:
             left_out[name] = f"needs --{needed} FOLDER"
     rows = {name: row for name, row in every.items() if name not in left_out}

@@ -1,4 +1,4 @@
-"""What the runs of an experiment will take: tried here, or reckoned for other machines; and the script for Slurm."""
+"""Cost of the runs of an experiment: measured here, or estimated for other machines; and the script for Slurm."""
 
 from __future__ import annotations
 
@@ -295,7 +295,7 @@ def _run_trial(place: StudyFolder, run: PlannedRun, full_place: StudyFolder) -> 
             outcome.result()
     except KilledError as error:
         raise ConfigError(
-            f"{run.name}: its trial with {batch} samples was killed, as systems do when memory runs out. Ask for the "
+            f"{run.name}: its trial with {batch} samples was killed, probably because memory ran out. Ask for the "
             "estimate on a machine with more."
         ) from error
     paths = RunPaths(place.folder(tried.name))

@@ -1,4 +1,4 @@
-"""``pri3d reproduce``: a table or figure of the paper from your own runs, beside the paper's figures."""
+"""``pri3d reproduce``: a table or figure of the paper from your own runs, compared with the paper's numbers."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _split_numbers(flag: str, text: str | None, kind: Callable[[str], T]) -> lis
     except ValueError as error:
         raise ConfigError(f"--{flag} {text}: give numbers joined by commas.") from error
     if len(set(values)) < len(values):
-        raise ConfigError(f"--{flag} {text}: names a value twice.")
+        raise ConfigError(f"--{flag} {text}: contains a value twice.")
     return values
 
 
@@ -165,7 +165,7 @@ def table_markdown(place: StudyFolder, experiment: Experiment, matrix: Matrix, e
     ]
     heads += [f"paper, {NETWORKS[e]}: {_head(names[k], f, f < 1)}" for e, f, k in printed]
     found = {(entry.row, entry.fraction, entry.score): entry for entry in entries}
-    lines = [_line(["start of the encoder", *heads]), _line(["---", *["---:"] * len(heads)])]
+    lines = [_line(["initialization of the encoder", *heads]), _line(["---", *["---:"] * len(heads)])]
     for row in _in_order(experiment, entries):
         cells = [row]
         for column in columns:
@@ -181,9 +181,11 @@ def table_markdown(place: StudyFolder, experiment: Experiment, matrix: Matrix, e
     remarks += describe_data(place, matrix)
     settings = place.study.settings
     if experiment.task == "semantic" and settings["semantic"].get("part") == "encoder":
-        remarks.append("Fine-tuning takes the pre-trained encoder alone, where the paper's takes the decoder too.")
+        remarks.append("Fine-tuning uses only the pre-trained encoder; the paper also uses the decoder.")
     if min(fractions) < 1 and not settings.get("epochs"):
-        remarks.append("Runs on a fraction of the labels make as many steps as those on all, not as many epochs.")
+        remarks.append(
+            "Runs on a fraction of the labels have as many steps as those on all labels, not as many epochs."
+        )
     notes = settings.get("notes", {})
     remarks += [notes[start] for start in dict.fromkeys(cell.start for cell in matrix.cells) if start in notes]
     parts = [
@@ -207,13 +209,13 @@ def describe_data(place: StudyFolder, matrix: Matrix) -> list[str]:
         if failed:
             whole = len(scenes) + len(failed)
             reasons = "; ".join(f"{scene} ({first_line(ValueError(why))})" for scene, why in failed.items())
-            remarks.append(f"{len(failed)} of {whole} scans of {part} failed and are left out: {reasons}.")
+            remarks.append(f"{len(failed)} of {whole} scans of {part} failed and are skipped: {reasons}.")
         fused = [scene for scene, record in scenes.items() if record.get("surface") == "depth"]
         if "recording" in place.study.settings["parts"][part] and fused:
             some = ", ".join(fused[:5]) + (" ..." if len(fused) > 5 else "")
             remarks.append(
-                f"The surface of {len(fused)} of {len(scenes)} scans of {part} was fused from depth, for they have no "
-                f"mesh, where the paper's is ScanNet's reconstruction: {some}."
+                f"The surface of {len(fused)} of {len(scenes)} scans of {part} was fused from depth, since they have "
+                f"no mesh; the paper uses ScanNet's reconstruction: {some}."
             )
     return remarks
 
@@ -285,8 +287,8 @@ def _describe_runs(place: StudyFolder, experiment: Experiment, matrix: Matrix, e
         call += f" --fractions {','.join(f'{fraction:g}' for fraction in fractions)}"
     return (
         f"`{call}`: {mean}, in %, scores of the last step; in brackets the points from "
-        f"{TITLES[study.base(experiment)]}. Beside them what the paper prints, of its own data; in brackets our own "
-        f"subtraction, from {TITLES[experiment.base]}.{lost}"
+        f"{TITLES[study.base(experiment)]}. For comparison the paper's numbers, on its own data; in brackets the "
+        f"difference computed here, from {TITLES[experiment.base]}.{lost}"
     )
 
 
@@ -344,7 +346,7 @@ def read_entries(place: StudyFolder, experiment: Experiment, matrix: Matrix) -> 
             try:
                 scores.append(dict(read_json(file)["last"]))
             except (KeyError, TypeError, ValueError) as error:
-                raise DataError(f"{file}: damaged ({error!r}). Delete its folder and make the run again.") from error
+                raise DataError(f"{file}: damaged ({error!r}). Delete its folder and repeat the run.") from error
     bases = {(cell.network, cell.fraction): found[cell] for cell in matrix.cells if cell.start == base}
     entries = []
     for cell, runs in found.items():
@@ -384,7 +386,7 @@ class RowComparison(NamedTuple):
         share = f"With {100 * self.fraction:g} % of the labels"
         ahead = f"{share}, {self.first} is {self.gap:+.1f} points of {self.score} from {self.second}"
         if math.isnan(self.halves):
-            return f"{ahead}; one run each does not tell how much of it is chance."
+            return f"{ahead}; with one run each, random variation is unknown."
         beyond = "more than" if self.gap > self.halves else "not more than"
         return f"{ahead}: {beyond} both 95 % intervals together ({self.halves:.1f})."
 

@@ -1,4 +1,4 @@
-"""The runs of an experiment: their data, and making them, each in a process of its own or in several by torchrun."""
+"""The runs of an experiment: their data and execution, each in its own process or in several by torchrun."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class StudyFolder(NamedTuple):
     def _given(self, option: str) -> Path:
         if option not in self.folders:
             raise ConfigError(
-                f"--on {self.study.on}: say where its data lie, with --{option.replace('_', '-')} FOLDER."
+                f"--on {self.study.on}: give the location of its data with --{option.replace('_', '-')} FOLDER."
             )
         return self.folders[option]
 
@@ -130,7 +130,7 @@ def make_parts(
         except FailedScenesError as error:
             share = f"{part}: {len(error.failed)} of {error.total} scans failed"
             if len(error.failed) > max_failed * error.total:
-                text = f"{share}, more than --max-failed {max_failed:g} allows. Mend them, or raise it. {error}"
+                text = f"{share}, more than --max-failed {max_failed:g} allows. Fix them, or raise it. {error}"
                 raise DataError(text) from error
             say(f"{share} and are left out: {', '.join(error.failed)}")
 

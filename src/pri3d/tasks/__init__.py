@@ -1,4 +1,4 @@
-"""Downstream tasks: how a network on a backbone is trained, what it predicts and how that is scored.
+"""Downstream tasks: training, prediction and evaluation of a network on a backbone.
 
 A task is one file: its options, a class of fields, a :class:`Recipe` that says what they mean, and a :class:`Task`. Its
 presets lie beside it in ``presets/NAME``. To add one, write such a file and one line in ``registry.TASKS`` (or an entry
@@ -101,7 +101,7 @@ def find_weights(run: Path, which: Which) -> Path:
     if inside:
         raise WeightsError(f"{run}: holds several runs ({', '.join(inside[:5])}). Give one of them.")
     if which == "best" and paths.weights.is_file():
-        raise WeightsError(f"{run}: has no best network, for it was not validated. Take the last one, which is there.")
+        raise WeightsError(f"{run}: has no best network, since it was not validated. Use the last one.")
     raise WeightsError(f"{run}: has no {file.name}. Give the folder of a finished run of `pri3d finetune`.")
 
 

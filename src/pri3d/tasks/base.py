@@ -1,4 +1,4 @@
-"""What every downstream task is made of: a recipe to train it, a meter that scores it, and the task itself."""
+"""Base classes of downstream tasks: the training recipe, the meter of scores, and the task."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ class Task(ABC):
             json.dumps(value)
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"what task {self.name} predicts cannot be written ({error}). Its class needs record() and draw()."
+                f"predictions of task {self.name} cannot be written ({error}). Its class needs record() and draw()."
             ) from error
         return {"prediction": value}
 
@@ -239,7 +239,7 @@ class Task(ABC):
         Adapters are merged. The file states the settings, from which the network is built again.
         """
         if self.settings is None:
-            raise TypeError(f"{type(self).__name__} was made without settings: hand them to its constructor.")
+            raise TypeError(f"{type(self).__name__} was created without settings: pass them to its constructor.")
         stated = {
             "settings": self.settings.stated(),
             "task": self.name,
@@ -257,7 +257,7 @@ class Task(ABC):
             settings = stated_finetuning(cls.name, cls.stated_settings(record))
             task = cls([str(name) for name in record["class_names"]], settings)
         except (KeyError, TypeError, ValueError, ConfigError) as error:
-            raise WeightsError(f"{path} does not say how its network is built ({error}): fine-tune again") from error
+            raise WeightsError(f"{path} does not state how its network is built ({error}): fine-tune again") from error
         recipe, state = cls.recipe(settings, settings.own[cls.name]), read_state(path)
         try:
             # Before anything of that size is made: a damaged header may claim any number.

@@ -50,11 +50,13 @@ class InstanceOptions(Options):
         "size of the Mask R-CNN: full, coco (box head of four convolutions), lite (for small machines)", default="full"
     )
     short_side: int | str = option(
-        "short side of the images, pixels; a range is drawn from in training", default="640-800"
+        "short side of the images in pixels; in training a range is sampled", default="640-800"
     )
-    long_side: int = option("long side of the images, at most", default=1333)
-    rois: int = option("regions an image that train the heads", default=32, least=1)
-    min_area: int = option("pixels under which an object neither trains nor counts", default=1000, least=0)
+    long_side: int = option("maximum long side of the images in pixels", default=1333)
+    rois: int = option("regions per image that train the heads", default=32, least=1)
+    min_area: int = option(
+        "minimum object area in pixels; smaller objects are ignored in training and scores", default=1000, least=0
+    )
 
     @property
     def short_sides(self) -> tuple[int, ...]:
@@ -368,8 +370,8 @@ def average_precision(
         strange = {result[key] for result in kept} - {entry["id"] for entry in truth[part]}
         if strange:
             raise DataError(
-                f"results name {key} {sorted(strange)[:5]}, which the ground truth's {part} do not have: they were "
-                "made for another data set. Predict this one."
+                f"results name {key} {sorted(strange)[:5]}, which the ground truth's {part} do not have: they belong "
+                f"to another dataset. Predict this one."
             )
     sizes = {entry["id"]: (entry["height"], entry["width"]) for entry in truth["images"]}
     for result in kept:

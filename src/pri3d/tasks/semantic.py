@@ -45,15 +45,15 @@ class SemanticOptions(Options):
 
     size: str = option("size of the images, WIDTHxHEIGHT in pixels", default="320x240")
     decoder: Literal["paper", "slim"] = option(
-        "decoder of a unet, for weights that do not name theirs: paper or slim", default="paper"
+        "decoder of a unet, for weights that do not state theirs: paper or slim", default="paper"
     )
     channels: int | Literal["auto"] = option(
-        "channels of a unet's feature map, for weights that do not name theirs; auto asks the encoder: 128 where its "
-        "last map has 2048 (ResNet-50), else 32",
+        "channels of a unet's feature map, for weights that do not state theirs; auto: 128 if the encoder's last "
+        "map has 2048 (ResNet-50), else 32",
         default="auto",
     )
     class_weights: Literal["none", "balanced"] = option(
-        "weights of the cross-entropy: none, or balanced by the classes' frequency", default="none"
+        "class weights of the cross-entropy: none, or balanced by class frequency", default="none"
     )
 
     def problems(self) -> list[str]:
@@ -70,7 +70,8 @@ class SemanticOptions(Options):
             return [f"--network {settings.network}: choose one of {', '.join(self.networks)}"]
         least = 1 if settings.network == "unet" else 2
         few = settings.micro_batch < least
-        text = f"--micro-batch {settings.micro_batch}: {settings.network} needs {least} images a pass for its norms"
+        needed = f"{settings.network} needs {least} images per pass for its batch norms"
+        text = f"--micro-batch {settings.micro_batch}: {needed}"
         return [text] if few else []
 
 
@@ -317,7 +318,9 @@ def class_weights(counts: ClassCounts) -> list[float]:
     """
     present = counts.pixels > 0
     if not present.any():
-        raise DataError("no class occurs in the training labels, so there is nothing to balance. Check the label maps.")
+        raise DataError(
+            "no class occurs in the training labels, so class weights cannot be balanced. Check the label maps."
+        )
     weights = np.ones(len(counts.pixels))
     frequency = counts.pixels[present] / counts.around[present]
     weights[present] = np.median(frequency) / frequency

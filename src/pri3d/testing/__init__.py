@@ -1,4 +1,4 @@
-"""Contracts for what other packages add to pri3d: test classes to inherit, run by pytest.
+"""Contracts for plug-ins of other packages: test classes to inherit, run by pytest.
 
 Inherit one in a test file, name what is tested, and pytest runs every check of its kind::
 

@@ -1,4 +1,4 @@
-"""What every encoder must do.
+"""The contract of encoders.
 
 A new one inherits all checks in three lines::
 

@@ -1,4 +1,4 @@
-"""What every export format must do.
+"""The contract of export formats.
 
 A new one inherits all checks in three lines:
 

@@ -1,4 +1,4 @@
-"""What every labelled set must do.
+"""The contract of labelled datasets.
 
 A new one inherits all checks with its name and a method that writes a small set::
 
@@ -33,7 +33,7 @@ class LabelledSetContract:
 
     def write(self, folder: Path) -> Path:
         """Write a set of some images, five at least, into an empty folder; return its folder, or its file."""
-        raise NotImplementedError(f"{type(self).__name__}: write a small labelled set into the folder.")
+        raise NotImplementedError(f"{type(self).__name__}: write a small labelled dataset into the folder.")
 
     @pytest.fixture
     def images(self, tmp_path: Path) -> LabelledImages:

@@ -1,4 +1,4 @@
-"""What every objective of pre-training must do.
+"""The contract of objectives.
 
 A new one inherits all checks in three lines::
 

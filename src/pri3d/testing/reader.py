@@ -1,4 +1,4 @@
-"""What every reader must do.
+"""The contract of readers.
 
 A new one inherits all checks with its name and a method that writes a recording of given frames::
 

@@ -1,4 +1,4 @@
-"""What every task of fine-tuning must do.
+"""The contract of tasks.
 
 A new one inherits all checks in three lines::
 

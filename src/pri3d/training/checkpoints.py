@@ -1,4 +1,4 @@
-"""Where a training run stands: begun or continued in its folder, and its checkpoint, written whole or not at all."""
+"""Start and continuation of a training run in its folder, and its atomic checkpoints."""
 
 from __future__ import annotations
 

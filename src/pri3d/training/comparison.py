@@ -1,4 +1,4 @@
-"""Several fine-tuning runs of one call: which they are, and the table that compares them."""
+"""Several fine-tuning runs of one call, and the table that compares them."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def _several(flag: str, value: Any, kind: type) -> list[Any]:
         return [value]
     parts = [part.strip() for part in value.split(",")]
     if not all(parts):
-        raise ConfigError(f"--{flag} {value!r}: something is missing beside a comma.")
+        raise ConfigError(f"--{flag} {value!r}: a value is missing next to a comma.")
     try:
         values = [kind(part) for part in parts]
     except ValueError as error:
         raise ConfigError(f"--{flag} {value}: give a number, or several joined by commas.") from error
     if len(set(values)) < len(values):
-        raise ConfigError(f"--{flag} {value}: names a value twice.")
+        raise ConfigError(f"--{flag} {value}: contains a value twice.")
     return values
 
 

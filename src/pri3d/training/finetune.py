@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,10 @@ from pri3d.networks.tuning import fix_norms, limit
 from pri3d.networks.weights import WeightsReport
 from pri3d.runs import Run, RunPaths, write_json
 from pri3d.tasks import Meter, Recipe, Task, differing, find_task
-from pri3d.terminal import Terminal
 from pri3d.training.checkpoints import open_run
 from pri3d.training.comparison import ComparedRun, Comparison, compare, expand, folder_names
 from pri3d.training.launch import CallSetup
-from pri3d.training.loop import Feed, StepModule, fit, synchronised
+from pri3d.training.loop import Feed, StepModule, fit, introduce, synchronised
 from pri3d.training.optim import ParameterGroup
 from pri3d.training.watch import Watch
 from pri3d.types import LabelledBatch
@@ -46,9 +45,12 @@ def finetune(call: FinetuneOptions) -> Run | Comparison:
     data = Path(call.data)
     names = folder_names(call.task, data, jobs)
     if len(jobs) == 1:
-        return Run(runs[0].train(Path(call.run or Path("runs") / names[0])))
+        done = Run(runs[0].train(Path(call.run or Path("runs") / names[0])))
+        for line in ("next: pri3d evaluate RUN", "      pri3d predict RUN IMAGES", "      pri3d report RUN"):
+            options.say(line.replace("RUN", str(done.path)))
+        return done
     if options.launch.world > 1:
-        raise ConfigError(f"{len(jobs)} runs in one call: with several processes every run needs a call of its own.")
+        raise ConfigError(f"{len(jobs)} runs in one call: with several processes give every run a separate call.")
     root = Path(call.run or Path("runs") / f"{call.task}-{data.stem}")
     folders = [root / name for name in names]
     problems, tried = Problems(), set()  # what would stop one of them is found before the first one starts
@@ -149,9 +151,8 @@ class FinetuneRun:
         """
         notes = self.sets.check(self.train_set, self.rows, self.recipe)
         notes += self.sets.check(self.val_set, range(len(self.val_set.names)), self.recipe)
-        if self.options.launch.rank == 0:
-            for note in notes:
-                Terminal(stderr=True, highlight=False, soft_wrap=True).print(note)
+        for note in notes:
+            self.options.say(note)
 
     def train(self, path: Path) -> Path:
         """Train, or continue in the run folder ``path``, and return it."""
@@ -168,20 +169,21 @@ class FinetuneRun:
         done = open_run(folder, "finetune", settings, facts, call.resume, self.options.launch.rank)
         if self.options.launch.rank == 0:
             # What the run begins with, and what a reader of its scores must know.
-            say = Terminal(stderr=True, highlight=False, soft_wrap=True).print
+            say = self.options.say
+            for line in self._introduce(model, done):
+                say(f"{path.name}: {line}")
             say(f"{path.name}: weights {self.job.weights}: {facts['loaded']}")
             if facts["shared_images"]:
                 say(
                     f"{path.name}: {facts['shared_images']} of {len(self.val_set.names)} validation images are "
-                    "training images: the scores say how well they are remembered"
+                    "training images: scores on them only measure memorisation"
                 )
             if facts["pretrained_on_val"]:
                 text = "the weights were pre-trained on the frames, without labels, that this run is scored on"
                 say(f"{path.name}: {text}")
             write_json(folder.loaded, report._asdict() if report else {})
         if done == settings.steps and folder.weights.exists():
-            if self.options.launch.rank == 0:
-                say(folder.finished(done))
+            self.options.say(folder.finished(done))
             return path
         if settings.compute.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -194,7 +196,29 @@ class FinetuneRun:
             fit(module, feed, folder, done, self.options, watch)
             if self.options.launch.rank == 0:
                 module_task.save(model, folder.weights, {**facts, "steps": settings.steps})
+        for line in self._conclude(folder, watch):
+            self.options.say(line)
         return path
+
+    def _introduce(self, model: nn.Module, done: int) -> Iterator[str]:
+        """Lines on what the run begins with."""
+        settings, held = self.settings, len(self.val_set.names)
+        yield from introduce(settings, self.job.weights, encoder_of(model), model)
+        every = settings.validation.every
+        yield f"{len(self.rows):,} images to train on, {held:,} to validate on every {every:,} steps"
+        passes = settings.steps * settings.batch / len(self.rows)
+        finished = f", {done:,} of them done" if done else ""
+        yield f"{settings.steps:,} steps of {settings.batch} images, {passes:.1f} passes over them{finished}"
+
+    def _conclude(self, folder: RunPaths, watch: Watch) -> Iterator[str]:
+        """Lines on the scores and where everything is."""
+        path, words, key = folder.path, self.task_type.words, self.task_type.key
+        shown = {"first": watch.history[0], "best": watch.best(key), "last": watch.history[-1]}
+        scores = (
+            f"{name} {of[key]:.3f} (step {of['step']:,})" for name, of in shown.items() if of.get(key) is not None
+        )
+        yield f"{path.name}: validation {words.scores.get(key, key)}: {', '.join(scores) or 'nothing to score'}"
+        yield f"{path}: weights.safetensors is the network of the last step, best.safetensors the best validated one"
 
     def _resolve(self) -> FinetuneSettings:
         """Settings of the preset with what the user gave and what the weights say of their network."""
@@ -203,7 +227,7 @@ class FinetuneRun:
         given = {name: value for name, value in call.given().items() if name in names}
         given |= {each.group: each.given() for each in call.options}
         if call.epochs is not None and ("steps" in given or not call.epochs > 0):
-            raise ConfigError(f"--epochs {call.epochs:g}: give a positive number, and no --steps beside it.")
+            raise ConfigError(f"--epochs {call.epochs:g}: give a positive number, without --steps.")
         given |= {"network": job.network, "fraction": job.fraction, "seed": job.seed}
         given = {name: value for name, value in given.items() if value is not None}
         encoder = _agreed("encoder", given.get("encoder"), self.record)
@@ -231,7 +255,7 @@ class FinetuneRun:
             "init": self.job.weights,
             "init_data_hash": pretrained_on,
             "init_holdout": self.record.get("holdout"),
-            "loaded": str(report) if report else "nothing: all weights are new",
+            "loaded": str(report) if report else "nothing: all weights are initialized randomly",
             "part": call.part,
             **{name: None if value is None else str(value) for name, value in sources.items()},
             "data_hash": f"{self.train_set.hash}+{self.val_set.hash}",
@@ -321,5 +345,5 @@ def _agreed(name: str, given: Any, record: Mapping[str, Any]) -> Any:
     """The network option the user gave, else the one the weights file states. Raises ConfigError where they differ."""
     stated = record.get(name.rpartition(".")[2])
     if given is not None and stated is not None and given != stated:
-        raise ConfigError(f"--{name} {given}: the weights are of a network with it {stated}. Leave the flag out.")
+        raise ConfigError(f"--{name} {given}: the weights belong to a network with {stated}. Leave the flag out.")
     return stated if given is None else given

@@ -1,4 +1,4 @@
-"""What pre-training makes of its encoder, measured while it runs, so that good weights never end worse without a word.
+"""The guard of pre-training: measures the encoder during training, so that good weights never get worse unnoticed.
 
 Of the encoder's maps, which are what users take away: recall of points by viewing angle, depth and normals by read-outs
 in closed form, and the cosine to the maps at the start, all on frames that training does not see.
@@ -155,7 +155,7 @@ class Guard(Watch):
         if not changes[0] or any(change >= -self.margin for each in changes for change in each.values()):
             return None
         return (
-            f"every measure of the encoder is worse than at the start by more than {self.margin:.0%}, at steps "
+            f"every measure of the encoder is worse than initially by more than {self.margin:.0%}, at steps "
             f"{last[0]['step']} and {last[1]['step']}"
         )
 

@@ -1,4 +1,4 @@
-"""Where this process stands among those of a run, and which signals ask it to stop."""
+"""The rank of this process in a run, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import torch
 
 from pri3d.api.training import CallOptions, TrainSettings
 from pri3d.errors import ConfigError, Pri3DError
+from pri3d.terminal import Terminal
 
 #: What asks a run to stop after its step: CTRL-C, `kill` and `scancel`, and Slurm before the time is up.
 STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")
@@ -64,7 +65,7 @@ def find_launch(devices: int = 1, nodes: int = 1) -> Launch:
         rank = int(env.get("NODE_RANK", 0)) * devices + int(env.get("LOCAL_RANK", 0))
         if rank >= devices * nodes:
             raise ConfigError(
-                "this process was started for more --devices than this call asks for. Give every call of a script the "
+                "this process was started for more --devices than this call needs. Give every call of a script the "
                 "same --devices, or make each call a script of its own."
             )
         return Launch(rank, devices, nodes)
@@ -94,6 +95,10 @@ class CallSetup:
         launch = find_launch(call.devices, call.nodes)
         return cls(call.workers, checkpoint.every, checkpoint.minutes, checkpoint.keep, launch, call.wandb)
 
+    def say(self, text: str) -> None:
+        """Print a line of the run; the first process does."""
+        Terminal(stderr=True, highlight=False, soft_wrap=True, quiet=self.launch.rank != 0).print(text)
+
     def check(self, settings: TrainSettings) -> None:
         """Refuse what cannot be, naming each flag. Raises ConfigError."""
         found = [
@@ -109,7 +114,7 @@ class CallSetup:
         share = micro * self.launch.world
         if self.launch.world > 1 and settings.batch % share:
             found.append(
-                f"--batch {settings.batch} is no multiple of --micro-batch {micro} x {self.launch.world} processes"
+                f"--batch {settings.batch} is not a multiple of --micro-batch {micro} x {self.launch.world} processes"
             )
         if torch.cuda.is_available() and self.launch.devices > torch.cuda.device_count():
             found.append(

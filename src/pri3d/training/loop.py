@@ -1,11 +1,11 @@
-"""One loop for every kind of training, from the first batch to the last checkpoint; one process or many, by Fabric."""
+"""The training loop, from the first batch to the last checkpoint; one process or many, by Fabric."""
 
 from __future__ import annotations
 
 import logging
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -276,6 +276,15 @@ class Autocast(MixedPrecision):
     def convert_output(self, data: Any) -> Any:
         """As it is."""
         return data
+
+
+def introduce(settings: TrainSettings, weights: str, encoder: nn.Module, network: nn.Module) -> Iterator[str]:
+    """Lines on device, precision and size of the network that a run begins with."""
+    cpu = f"the CPU ({torch.get_num_threads()} threads)"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
+    yield f"on {device} in {resolve_precision(settings.precision, network)}"
+    small, whole = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (encoder, network))
+    yield f"encoder {settings.encoder} from {weights}, {small:.1f} million parameters ({whole:.1f} with all layers)"
 
 
 def resolve_precision(precision: Precision, network: nn.Module) -> Precision:

@@ -34,7 +34,7 @@ from pri3d.terminal import Terminal
 from pri3d.training.checkpoints import open_run
 from pri3d.training.guard import FrameMeter, Guard, comparison
 from pri3d.training.launch import CallSetup, find_launch
-from pri3d.training.loop import fit, resolve_precision, synchronised
+from pri3d.training.loop import fit, introduce, synchronised
 from pri3d.training.pretraining import PretrainData, PretrainModule
 
 PATIENCE = 3600.0  #: seconds that other processes wait for one more scene of the process that prepares
@@ -59,8 +59,9 @@ def pretrain(call: PretrainOptions) -> Run:
                     check(path, out=out.with_name(f"{out.name}-check"))
                 except DataError as error:
                     raise DataError(
-                        f"{error}\nWith faults nothing is prepared on the way. Run `pri3d prepare {path} OUT` with the "
-                        "options that mend them (--correct ..., --cameras ...), then `pri3d pretrain OUT`."
+                        f"{error}\nA recording with errors is not prepared automatically. Run `pri3d prepare {path} "
+                        f"OUT` with the options that fix them (--correct ..., --cameras ...), then `pri3d pretrain "
+                        f"OUT`."
                     ) from error
             prepare([path], out)
         data = [_moved(entry, recordings.get(entry.path, entry.path)) for entry in named]
@@ -90,7 +91,8 @@ def _is_recording(path: Path) -> bool:
     found = detect(path)
     if len(found) > 1:
         raise ConfigError(
-            f"{path}: is no prepared dataset, and fits several formats of recordings ({', '.join(found)}). Choose one: "
+            f"{path}: is not a prepared dataset, and matches several recording formats ({', '.join(found)}). Choose "
+            f"one: "
             f"pri3d prepare {path} OUT --reader {found[0]}, and pretrain OUT."
         )
     try:
@@ -205,28 +207,21 @@ def _introduce(
     settings: PretrainSettings, unet: UNet, data: PretrainData, held: Sized | None, done: int
 ) -> Iterator[str]:
     """Lines on what a run begins with."""
-    cpu = f"the CPU ({torch.get_num_threads()} threads)"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
-    yield f"on {device} in {resolve_precision(settings.precision, unet)}"
-    millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (unet.encoder, unet)]
-    yield (
-        f"encoder {settings.encoder} from {settings.weights}, {millions[0]:.1f} million parameters, with its decoder "
-        f"{millions[1]:.1f}"
-    )
+    yield from introduce(settings, settings.weights, unet.encoder, unet)
     count = "crops" if settings.crops_alone else "pairs"
     train, rest = (sum(map(len, rows)) for rows in zip(*((p.train, p.held) for p in data.portions), strict=True))
-    measured = f"; {len(held)} of them are measured every {settings.validation.every:,} steps" if held else ""
+    measured = f"; {len(held)} of these are measured every {settings.validation.every:,} steps" if held else ""
     yield f"{train:,} {count} to train on, {rest:,} held out{measured}"
     yield f"{settings.steps:,} steps of {settings.batch} {count}" + (f", {done:,} of them done" if done else "")
     if held is None and settings.weights != "scratch":
         reasons = {
             "--holdout 0: nothing is held out to measure on": settings.holdout == 0,
-            "moco alone looks at no pairs to measure on": settings.crops_alone,
+            "moco alone uses no pairs to measure on": settings.crops_alone,
             "--validation.every 0: nothing is measured": settings.validation.every == 0,
             f"--holdout {settings.holdout:g}: no pair is held out to measure on": True,
         }
         why = next(text for text, holds in reasons.items() if holds)
-        yield f"{why}, so that nothing will say whether the weights become better or worse"
+        yield f"{why}, so the run cannot measure whether the weights get better or worse"
 
 
 def _leave_weights(module: PretrainModule, folder: RunPaths, facts: Mapping[str, Any], guard: Guard | None) -> None:
@@ -255,7 +250,10 @@ def _say_end(folder: RunPaths, call: PretrainOptions, settings: PretrainSettings
         if guard.stopped:
             show(f"{name}: stopped at step {guard.history[-1]['step']}: {guard.stopped}. Lower --lr.")
         if step == 0:
-            show(f"{name}: nothing measured was better than the start, so weights.safetensors is the start, unchanged.")
+            show(
+                f"{name}: no measured network was better than the initial one, so weights.safetensors holds the "
+                f"initial weights, unchanged."
+            )
     held = f" --holdout {settings.holdout:g}" if settings.holdout else ""
     data = " ".join(str(each) for each in paths_of(call.data))
     show(f"{path}: weights.safetensors is the network of step {step}", end="")

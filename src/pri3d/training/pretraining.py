@@ -1,4 +1,4 @@
-"""What pre-training is made of: the U-Net under its objectives, its meter, and the pairs or crops it draws from."""
+"""Parts of pre-training: the U-Net with its objectives, its meter, and its pairs or crops."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ class PretrainModule(StepModule):
 
         if settings.backbone.delay and not any(p.requires_grad for p in self._others()):
             raise ConfigError(
-                f"--backbone.delay {settings.backbone.delay}: nothing but the encoder is trained. Leave it out, or add "
-                "an objective with a head, such as view."
+                f"--backbone.delay {settings.backbone.delay}: only the encoder is trained. Leave it out, or add an "
+                f"objective with a head, such as view."
             )
 
     def _others(self) -> list[nn.Parameter]:
@@ -304,8 +304,8 @@ class PretrainData:
                     if unknown:
                         raise ConfigError(
                             f"{portion.store.path}: the unit of {len(unknown)} scenes is not known "
-                            f"({', '.join(unknown[:3])}), so that a distance in metres means nothing. Match relative "
-                            "to the depth: --matching.match relative --matching.distance 0.02."
+                            f"({', '.join(unknown[:3])}), so a distance in metres is undefined. Match relative to "
+                            f"the depth: --matching.match relative --matching.distance 0.02."
                         )
             with problems.collect():
                 if "geometry" in self.settings.own:
@@ -424,14 +424,14 @@ class PretrainData:
         mix = self.settings.own["moco"].mix if "moco" in self.settings.own else "frames"
         mixed = mix != "frames"
         if mixed and self.images is None:
-            raise ConfigError(f"--moco.mix {mix}: name the folder of further images with --moco.images.")
+            raise ConfigError(f"--moco.mix {mix}: give the folder of further images with --moco.images.")
         if self.several and mix == "combine":
             raise ConfigError(
-                "--moco.mix combine: shuffles all frames and images together, where several prepared datasets have no "
-                "weights. Choose --moco.mix half, or give one of them."
+                "--moco.mix combine: shuffles all frames and images together, so several prepared datasets cannot "
+                "have weights. Choose --moco.mix half, or give only one."
             )
         if self.images is not None and not (mixed and self.settings.crops_alone):
             raise ConfigError(
-                f"--moco.images {self.images}: only moco by itself learns from further images: --objectives "
+                f"--moco.images {self.images}: further images are only used by moco alone: --objectives "
                 "'{moco: 1}' with --moco.mix combine, half or alternate."
             )

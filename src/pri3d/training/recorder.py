@@ -1,4 +1,4 @@
-"""What a run tells about itself: metrics, progress, a wish to stop, and the frames of a batch that spoils it."""
+"""Records of a run: metrics, progress, stop requests, and the frames of a batch that produced NaN."""
 
 from __future__ import annotations
 
@@ -17,13 +17,30 @@ from torch import Tensor, nn
 
 from pri3d.api.training import TrainSettings
 from pri3d.errors import DataError, Pri3DError
-from pri3d.machine import peak_memory
+from pri3d.machine import cores, peak_memory
 from pri3d.runs import MetricsFile, RunPaths
 from pri3d.terminal import Terminal
 from pri3d.training.launch import CallSetup
 
 #: Scores that the progress line shows.
 SHOWN = ("heldout/gain", "heldout/recall", "heldout/miou", "heldout/AP", "heldout/box_AP")
+
+
+class DataWait:
+    """Explains once why training waits for its loader: after three logs in a row with more than 30 % of the time."""
+
+    def __init__(self, workers: int, cores: int) -> None:
+        self._more = workers < cores - 1
+        self._workers, self._logs, self._done = workers, 0, False
+
+    def advise(self, fraction: float) -> str:
+        """What to do, of the fraction of the time since the last log; empty where there is nothing to say."""
+        self._logs = self._logs + 1 if fraction > 0.3 else 0
+        if self._done or self._logs < 3:
+            return ""
+        self._done = True
+        fix = f"give more than {self._workers} --workers" if self._more else "use a local disk, or a smaller --size"
+        return f"training waits for data {fraction:.0%} of the time: {fix}"
 
 
 class Recorder:
@@ -62,6 +79,7 @@ class Recorder:
         self._began = self._logged = time.perf_counter()
         self._waited = 0.0
         self._told = False  # how long it takes
+        self._data_wait = DataWait(options.workers, cores())
         self.begin_interval()
 
     def begin_interval(self) -> None:
@@ -125,6 +143,8 @@ class Recorder:
             if not self._told and step - self.first >= 3 and values["minutes_left"] >= 1:
                 self.say(f"{self.run.path.name}: about {values['minutes_left']:.0f} minutes for the steps that remain")
             self._told = self._told or step - self.first >= 3
+            if advice := self._data_wait.advise(values["data_wait"]):
+                self.say(f"{self.run.path.name}: {advice}")
             self._write(step, values)
         self._values = {}
 
@@ -138,7 +158,7 @@ class Recorder:
             shown = "".join(f"  {name} {values[name]:.3f}" for name in SHOWN if name in values)
             self.say(
                 f"{self.run.path.name}: step {step}/{self.settings.steps}  loss {values['loss']:.3f}{shown}  "
-                f"{values['samples_per_s']:.1f} samples/s  data {values['data_wait']:.0%}  "
+                f"{values['samples_per_s']:.1f} samples/s  data wait {values['data_wait']:.0%}  "
                 f"{values['memory_mb'] / 1000:.1f} GB  {values['minutes_left']:.1f} min left"
             )
 

@@ -1,4 +1,4 @@
-"""Scores while a run trains: measured every so often, the best weights kept, the history in ``scores.json``."""
+"""Scores during training: measured at intervals, the best weights kept, the history in ``scores.json``."""
 
 from __future__ import annotations
 

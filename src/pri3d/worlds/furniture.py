@@ -1,4 +1,4 @@
-"""What stands in a room. A category is a shape with random proportions; colour says nothing about it.
+"""Furniture of a room. A category is a shape with random proportions; colour does not depend on it.
 
 Every builder takes a random generator and returns a :class:`Piece` in its own frame: metres, z up, the middle of the
 footprint at the origin, the front towards +y (a piece that stands against a wall turns its back, -y, to it).

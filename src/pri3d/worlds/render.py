@@ -1,4 +1,4 @@
-"""Pictures of a room: a camera walks through it; one ray a pixel, two point lights with shadows, a sensor's noise."""
+"""Images of a room: a camera path; one ray per pixel, two point lights with shadows, sensor noise."""
 
 from __future__ import annotations
 

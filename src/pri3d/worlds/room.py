@@ -1,4 +1,4 @@
-"""A furnished room from two numbers. World: metres, z up, the floor's corner at the origin.
+"""A furnished room from two seeds. World: metres, z up, the floor's corner at the origin.
 
 Class is shape: colours and textures are drawn per instance from one distribution for all classes, so a network can
 only tell a table from a bed by its form.

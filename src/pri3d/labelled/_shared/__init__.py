@@ -1,1 +1,1 @@
-"""What labelled sets build on."""
+"""Common code of labelled datasets."""

@@ -1,4 +1,4 @@
-"""What training would meet hours later, found before it: unreadable, wrong or empty labels."""
+"""Checks before training: unreadable, wrong or empty labels."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def check_images(images: LabelledImages, rows: Sequence[int], objects: bool, min
                 break
         problems.refuse()
         rest = [] if found.is_useful() else [row for row in rows if row not in sample]
-        for row in progress.track(rest, description="looking for a label"):
+        for row in progress.track(rest, description="searching for labels"):
             found.read(row)
             if found.is_useful():
                 break
@@ -115,17 +115,17 @@ class _Found:
         found = []
         alone = self._is_held_out() and len(present) == 1 and not self.objects
         if absent and not alone:
-            which += "" if self._read >= rows else f" looked at (of {rows})"
+            which += "" if self._read >= rows else f" checked (of {rows})"
             listed = ", ".join(absent[:_NAMED]) + (f" and {len(absent) - _NAMED} more" if len(absent) > _NAMED else "")
             result = "is not scored" if self._is_held_out() else "cannot be learnt"
             found.append(
                 f"{self.images.path}: {len(absent)} of {len(self._names)} classes occur in none of the {which}: "
-                f"{listed}. What does not occur {result}"
+                f"{listed}. A class that does not occur {result}"
             )
         if alone:
             found.append(
-                f"{self.images.path}: {present[0]} is the only class in the {which}: a network that answers nothing "
-                "else scores 1.000"
+                f"{self.images.path}: {present[0]} is the only class in the {which}: a network that always predicts "
+                f"it scores 1.000"
             )
         return found
 
@@ -134,21 +134,21 @@ class _Found:
         where = f"{self.images.path}: nothing to learn in {self._read} {PURPOSES[self.images.purpose]}images:"
         if not self.objects and not self._where.any():
             return DataError(
-                f"{where} every pixel is ignored (255). Check the masks, and whether the ids of the label space are "
-                "theirs (--label-map)."
+                f"{where} every pixel is ignored (255). Check the masks, and whether the label map has their ids "
+                f"(--label-map)."
             )
         if not self.objects:
             only = next(name for k, name in enumerate(self._names) if self._where[k])
             others = [name for name in self._names if name != only]
             never = f", and no pixel is {' or '.join(others[:_NAMED])}" if others else ""
             return DataError(
-                f"{where} every pixel that has a class is {only}{never}. 255 in a mask is ignored: where it stands for "
-                "a class, give it to that class in a file for --label-map."
+                f"{where} every pixel that has a class is {only}{never}. 255 in a mask is ignored: if it means a "
+                f"class, assign it to that class in a file for --label-map."
             )
         if self._objects:
             return DataError(
-                f"{where} --min-area {self.min_area} leaves out all {self._objects} objects, the largest of which has "
-                f"{self._largest} pixels. Give a smaller one."
+                f"{where} --min-area {self.min_area} leaves out all {self._objects} objects; the largest has "
+                f"{self._largest} pixels. Give a smaller value."
             )
         crowds = f" but {self._crowds} crowds" if self._crowds else ""
         return DataError(

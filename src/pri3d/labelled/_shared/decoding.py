@@ -1,4 +1,4 @@
-"""Image files of any kind -> RGB or ids; the one place that knows what such files can hold."""
+"""Image files of any kind -> RGB or ids; the only place that knows their variants."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def check_size(found: tuple[int, ...], what: str, size: tuple[int, int], color: 
     Raises DataError naming both, which a map that was drawn on the image before its EXIF rotation meets too.
     """
     if found != size:
-        turned = " It was drawn before the image was turned upright: turn it too." if found == size[::-1] else ""
+        turned = " It was drawn before the image was rotated upright: rotate it, too." if found == size[::-1] else ""
         raise DataError(
             f"{what}: is {found[1]}x{found[0]}, its image {color} is {size[1]}x{size[0]}."
             f"{turned or ' A mask has the size of its image.'}"

@@ -1,1 +1,1 @@
-"""What readers build on."""
+"""Common code of readers."""

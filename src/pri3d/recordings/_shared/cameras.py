@@ -74,7 +74,7 @@ def from_matrix(k: NDArray[np.float64], what: str) -> Intrinsics:
     """
     fx, fy, cx, cy = (float(k[at]) for at in ((0, 0), (1, 1), (0, 2), (1, 2)))
     if not all(0 < number < _LARGEST for number in (fx, fy, cx, cy)):
-        raise FrameError(f"{what}: is no intrinsic matrix (fx 0 cx / 0 fy cy / 0 0 1).")
+        raise FrameError(f"{what}: is not an intrinsic matrix (fx 0 cx / 0 fy cy / 0 0 1).")
     return Intrinsics(fx, fy, cx + 0.5, cy + 0.5)
 
 
@@ -107,7 +107,7 @@ def registered(cameras: Cameras, color: tuple[int, ...], depth: tuple[int, ...],
     (height, width), (h, w) = color[:2], depth[:2]
     # Whoever resized it rounded either side to whole pixels.
     if min(abs(h - height * w / width), abs(w - width * h / height)) > 1:
-        raise FrameError(f"{what}: is {w}x{h}, which has not the shape of its image, {width}x{height}.")
+        raise FrameError(f"{what}: is {w}x{h}, which does not have the aspect ratio of its image, {width}x{height}.")
     camera, x, y = cameras.color, w / width, h / height
     resized = Intrinsics(camera.fx * x, camera.fy * y, camera.cx * x, camera.cy * y, w, h, camera.lens)
     return cameras._replace(depth=resized)

@@ -100,7 +100,7 @@ def read_model(cameras_file: Path, images_file: Path) -> Model:
     except OSError as error:
         raise DataError(f"{images_file.parent}: cannot be read ({error}).") from error
     if not images:
-        raise DataError(f"{images_file}: holds no image; no camera was registered.")
+        raise DataError(f"{images_file}: contains no image; no camera was registered.")
     by_name = dict(images)
     if len(by_name) < len(images):
         raise DataError(f"{images_file}: names an image twice; the file is damaged.")
@@ -120,7 +120,9 @@ def intrinsics(camera: ModelCamera, what: str) -> Intrinsics:
         )
     fx, fy, cx, cy, *k = (p[0], *p) if camera.model in _ONE_FOCAL_LENGTH else p
     if not (0 < fx < _LARGEST and 0 < fy < _LARGEST and all(abs(x) < _LARGEST for x in (cx, cy, *k))):
-        raise DataError(f"{what}: has a camera of {', '.join(f'{x:g}' for x in p)}, which is none; damaged.")
+        raise DataError(
+            f"{what}: has a camera of {', '.join(f'{x:g}' for x in p)}, which is invalid; the file is damaged."
+        )
     if not 0 < camera.width * camera.height <= LARGEST:
         raise DataError(f"{what}: has a camera of {camera.width}x{camera.height} pixels; the file is damaged.")
     lens = None
@@ -197,7 +199,7 @@ class _Bytes:
         start = self._file.tell()
         text, end, _ = self._file.read(min(_LONGEST, self._left)).partition(b"\0")
         if not end:
-            raise DataError(f"{self._path}: has a name that does not end; the file is damaged.")
+            raise DataError(f"{self._path}: has an unterminated name; the file is damaged.")
         self._reserve(len(text) + 1)
         self._file.seek(start + len(text) + 1)
         return _decoded(text, self._path)
@@ -208,7 +210,7 @@ class _Bytes:
         self._left -= size
 
     def _cut_off(self) -> DataError:
-        return DataError(f"{self._path}: is cut off or damaged: it says that more follows than it has.")
+        return DataError(f"{self._path}: is truncated or damaged: it states more data than it has.")
 
 
 _Parts = tuple[dict[int, ModelCamera], list[tuple[str, ModelImage]]]  # cameras by their ids, and named images

@@ -1,4 +1,4 @@
-"""Mistakes of a recording that a user can state, so that its files need not be written anew."""
+"""Corrections of a recording that a user can state, so that its files need not be rewritten."""
 
 from __future__ import annotations
 

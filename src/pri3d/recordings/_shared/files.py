@@ -1,4 +1,4 @@
-"""A frame from its files: images, depth, confidence, labels and poses, with every way they can be damaged.
+"""A frame from its files: images, depth, confidence, labels and poses, with checks for damage.
 
 Phones with ARKit give depth of the colour camera at a lower resolution, in millimetres, with a confidence of 0 (low), 1
 or 2 (high) a pixel.
@@ -110,7 +110,7 @@ def read_image(path: Path, ids: bool = False) -> NDArray[np.uint8] | NDArray[np.
     """
     if not path.is_file():
         beside = sorted(other.name for other in path.parent.glob(f"{glob.escape(path.stem)}.*"))
-        hint = f" {beside[0]} is there, but {path.suffix} is the kind that is read." if beside else ""
+        hint = f" {beside[0]} is there, but {path.suffix} is the supported type." if beside else ""
         raise FrameError(f"{path}: no such file.{hint}")
     return decode_image(path, str(path), ids)
 
@@ -147,7 +147,7 @@ def decode_image(
         kind = Path(what).suffix
         if kind in (".npy", ".npz", ".exr"):
             hint = "depth is read from 16-bit PNG, and from TIFF and .npy, as floats in metres too"
-            raise FrameError(f"{what}: {kind} is no image; {hint}. Convert it.") from error
+            raise FrameError(f"{what}: {kind} is not an image; {hint}. Convert it.") from error
         raise FrameError(f"{what}: damaged or truncated image ({error}).") from error
 
 
@@ -159,7 +159,7 @@ def read_color(path: Path) -> NDArray[np.uint8]:
 def eight_bits(color: NDArray[np.uint8] | NDArray[np.uint16], what: str) -> NDArray[np.uint8]:
     """Return the RGB (H, W, 3) that an image is. Raises FrameError for one of 16 bits."""
     if color.dtype != np.uint8:
-        raise FrameError(f"{what}: a 16-bit image is no colour image; is it the depth?")
+        raise FrameError(f"{what}: a 16-bit image is not a colour image; is it the depth?")
     return color.astype(np.uint8, copy=False)
 
 

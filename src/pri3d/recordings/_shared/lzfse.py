@@ -85,10 +85,10 @@ def decompress(data: bytes, size: int, what: str) -> bytes:
                 at, done = _coded(source, at, head, target, done, what)
             else:
                 raise FrameError(
-                    f"{what}: its compression (LZFSE) has no block at byte {at}; it is damaged or cut off."
+                    f"{what}: its compression (LZFSE) has no block at byte {at}; it is damaged or truncated."
                 )
         except struct.error as error:
-            raise FrameError(f"{what}: its compression (LZFSE) is cut off.") from error
+            raise FrameError(f"{what}: its compression (LZFSE) is truncated.") from error
         if (at, done) == before:
             raise FrameError(f"{what}: its compression (LZFSE) is damaged.")
     if done != size:
@@ -100,7 +100,7 @@ def _check_room(output: int, room: int, payload: int, left: int, what: str) -> N
     if output > room:
         raise FrameError(f"{what}: says it holds more bytes than its image has pixels for; it is damaged.")
     if payload > left:
-        raise FrameError(f"{what}: its compression (LZFSE) is cut off.")
+        raise FrameError(f"{what}: its compression (LZFSE) is truncated.")
 
 
 def _done(end: int, expected: int, what: str) -> int:
@@ -113,7 +113,7 @@ def _packed_tables(data: bytes, source: Bytes, at: int, what: str) -> _Head:
     _, output, first, second, third = _V2.unpack_from(data, at)
     size = third & 0xFFFFFFFF
     if not _V2.size <= size <= min(len(data) - at, _V2.size + 2 * sum(_SYMBOLS)):
-        raise FrameError(f"{what}: its compression (LZFSE) has a header of {size} bytes; it is damaged or cut off.")
+        raise FrameError(f"{what}: its compression (LZFSE) has a header of {size} bytes; it is damaged or truncated.")
     tables = np.zeros(sum(_SYMBOLS), np.int64)
     if size > _V2.size and not _unpack(source[at + _V2.size : at + size], tables):
         raise FrameError(f"{what}: its compression (LZFSE) has damaged tables.")

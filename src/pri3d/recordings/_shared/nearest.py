@@ -1,4 +1,4 @@
-"""What a folder that no reader knows is nearly: the formats of which it has most parts, and what it lacks of each."""
+"""For a folder that no reader recognises: the closest formats, and the missing files of each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What most readers are made of: scenes that lie in a recording, opened late, and their frames by name."""
+"""Base classes of most readers: scenes of a recording, opened lazily, and their frames by name."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class SensFile:
     def read(self, index: int) -> SensFrame:
         """Read frame ``index`` and no other; the headers before it are walked once.
 
-        Raises FrameError naming file, frame and value where it is cut off or damaged, DataError as :attr:`header`.
+        Raises FrameError naming file, frame and value where it is truncated or damaged, DataError as :attr:`header`.
         """
         header = self.header
         what = f"{self.path}: frame {index}"
@@ -207,7 +207,7 @@ class SensScene:
     def frame(self, index: int) -> Frame:
         """Load frame ``names[index]``; of JPEG colour the bytes too.
 
-        Raises FrameError naming file and frame where it is cut off or damaged, or its pose not rigid or not finite.
+        Raises FrameError naming file and frame where it is truncated or damaged, or its pose not rigid or not finite.
         """
         header, cameras, name = self._file.header, self._cameras, self.names[index]
         raw = self._file.read(index)
@@ -244,7 +244,7 @@ def _pose(head: bytes) -> NDArray[np.float64]:
 def _read(file: IO[bytes], offset: int, size: int, what: str) -> bytes:
     """Bytes of a file at ``offset``. Raises FrameError where it ends before; nothing is allocated beyond its end."""
     if offset + size > os.fstat(file.fileno()).st_size:
-        raise FrameError(f"{what} is cut off: the file ends before byte {offset + size}. Is it copied whole?")
+        raise FrameError(f"{what} is truncated: the file ends before byte {offset + size}. Was it copied completely?")
     parts = []
     while size > 0:
         if hasattr(os, "pread"):
@@ -253,7 +253,7 @@ def _read(file: IO[bytes], offset: int, size: int, what: str) -> bytes:
             file.seek(offset)
             part = file.read(size)
         if not part:
-            raise FrameError(f"{what} is cut off: the file has become shorter.")
+            raise FrameError(f"{what} is truncated: the file became shorter.")
         parts.append(part)
         offset, size = offset + len(part), size - len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -1,4 +1,4 @@
-"""What text files of a recording say: words, numbers and JSON, each checked where it is read; names of files."""
+"""Text files of a recording: words, numbers and JSON, checked when read; names of files."""
 
 from __future__ import annotations
 
