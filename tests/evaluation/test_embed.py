@@ -17,7 +17,7 @@ from torch import nn
 from pri3d.api.embed import embed
 from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError, WeightsError
-from pri3d.evaluation import parts
+from pri3d.evaluation import embed as embedding
 from pri3d.evaluation.arrays import Table, write_features
 from pri3d.evaluation.embed import Backbone
 from pri3d.geometry.resize import resize_color
@@ -81,7 +81,7 @@ class TestValues:
         embed(str(weights), source, tmp_path / "a.npz", **{**FLAGS, "batch": 3})
         assert sorted(shape[0] for shape in shapes) == [1, 1, 2, 3]
         shapes.clear()
-        monkeypatch.setattr(parts, "PIXELS", 64 * 48 * 2)
+        monkeypatch.setattr(embedding, "PIXELS", 64 * 48 * 2)
         embed(str(weights), source, tmp_path / "b.npz", **{**FLAGS, "batch": 3})
         assert max(shape[0] for shape in shapes) == 2
 
@@ -155,7 +155,7 @@ class TestFormats:
             embed(str(weights), source, tmp_path / "a.parquet")
 
     def test_one_array_holds_maps_of_one_size(self, weights, source, tmp_path, monkeypatch) -> None:
-        monkeypatch.setattr(parts, "BATCHES", 1)
+        monkeypatch.setattr(embedding, "BATCHES", 1)
         for _ in range(2):  # the second time, the first part is there
             with pytest.raises(DataError, match=r"1: its map has 32 x 24 cells, those before 24 x 32; .*--size"):
                 embed(str(weights), source, tmp_path / "a.npy", dense=True, level=0, **{**FLAGS, "batch": 1})

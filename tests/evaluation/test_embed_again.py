@@ -20,7 +20,7 @@ from fuzz import tries
 from pri3d.api.embed import embed
 from pri3d.cli import main
 from pri3d.errors import ConfigError, DataError
-from pri3d.evaluation import parts
+from pri3d.evaluation import embed as embedding
 from pri3d.evaluation.arrays import read_record, write_entry
 from pri3d.evaluation.embed import Backbone
 from pri3d.files.lock import lock_file
@@ -33,7 +33,7 @@ __all__ = ["source", "tiny", "unet", "weights"]  # fixtures
 def test_killed_and_continued_gives_the_same_bytes(weights, source, tmp_path, name, dense, monkeypatch) -> None:
     """SIGKILL in the second part of three."""
     options = {**FLAGS, "batch": 1, "dense": dense}
-    monkeypatch.setattr(parts, "BATCHES", 3)
+    monkeypatch.setattr(embedding, "BATCHES", 3)
     whole = embed(str(weights), source, tmp_path / "whole" / name, **options)
     maps, calls = Backbone.maps, []
 
@@ -65,7 +65,7 @@ def test_killed_and_continued_gives_the_same_bytes(weights, source, tmp_path, na
 
 def test_a_full_disk_loses_nothing_that_is_done(weights, source, tmp_path, monkeypatch, capsys) -> None:
     resource = pytest.importorskip("resource", reason="file sizes cannot be limited here")
-    monkeypatch.setattr(parts, "BATCHES", 2)
+    monkeypatch.setattr(embedding, "BATCHES", 2)
     whole = embed(str(weights), source, tmp_path / "whole.npz", level="features", **FLAGS)
     words = ["embed", str(weights), str(source), "--out", str(tmp_path / "a.npz"), "--batch", "2"]
     words += ["--precision", "fp32", "--workers", "1", "--level", "features"]
@@ -108,7 +108,7 @@ def test_parts_of_other_settings_are_refused(weights, source, tmp_path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts, "write_features", stop)
+        patch.setattr(embedding, "write_features", stop)
         with pytest.raises(KeyboardInterrupt):
             embed(str(weights), source, tmp_path / "a.npz", **FLAGS)
     with pytest.raises(ConfigError, match=r"a\.npz\.parts: was made with other settings: size was None, now '32x32'\."):
@@ -155,7 +155,7 @@ def test_any_changed_byte_of_a_zip_is_no_record_or_a_damaged_part(tmp_path) -> N
     with zipfile.ZipFile(path, "w") as archive:
         write_entry(archive, "0", np.ones(4, np.float32))
         write_entry(archive, "record", np.array("{}"))
-        archive.writestr(parts.CONTENT, '{"rows": [[0, "a", 1, 1]], "failed": []}')
+        archive.writestr(embedding.CONTENT, '{"rows": [[0, "a", 1, 1]], "failed": []}')
     assert read_record(path) == {}
     whole, draw, refused = path.read_bytes(), random.Random(0), 0
     for _ in range(tries(60)):
@@ -165,7 +165,7 @@ def test_any_changed_byte_of_a_zip_is_no_record_or_a_damaged_part(tmp_path) -> N
         path.write_bytes(content[: draw.choice((len(content), len(content), draw.randrange(len(content))))])
         assert read_record(path) in ({}, None)
         try:
-            list(parts._arrays([(path, parts.Row(*row)) for row in parts._content(path)["rows"]]))
+            list(embedding._arrays([(path, embedding.Row(*row)) for row in embedding._content(path)["rows"]]))
         except DataError as error:
             assert str(path) in str(error)
             refused += 1

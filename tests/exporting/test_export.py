@@ -16,8 +16,7 @@ from finetuned import instance_task, save_semantic
 from pri3d import registry
 from pri3d.errors import ConfigError, WeightsError
 from pri3d.exporting import FORMATS
-from pri3d.exporting.card import describe_leak, describe_licence, read_stages
-from pri3d.exporting.export import export
+from pri3d.exporting.export import describe_leak, describe_licence, export, read_stages
 from pri3d.files.atomic import temporary
 from pri3d.files.lock import lock_file
 from pri3d.networks.detector import LITE, build_detector

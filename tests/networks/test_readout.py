@@ -17,8 +17,8 @@ from pri3d.networks.readout import (
     Readout,
     ReadoutTargets,
     fit_readout,
+    fit_ridge,
 )
-from pri3d.ridge import fit_ridge
 from pri3d.tasks.semantic import Confusion
 
 SIZE = (22, 30)  # no multiple of the strides

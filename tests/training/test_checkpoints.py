@@ -24,11 +24,10 @@ from pri3d.processes import KilledError
 from pri3d.registry import OBJECTIVES
 from pri3d.runs import RunPaths
 from pri3d.training.checkpoints import Checkpoint
-from pri3d.training.guard import FrameMeter
 from pri3d.training.launch import Launch
 from pri3d.training.loop import make_fabric
 from pri3d.training.pretraining import PretrainModule
-from pri3d.training.watch import Watch
+from pri3d.training.watch import FrameMeter, Watch
 
 pytestmark = pytest.mark.thorough  # but for those that say quick
 

@@ -21,12 +21,11 @@ from pri3d.networks.encoders import build_encoder
 from pri3d.networks.load import WeightsSource
 from pri3d.networks.weights import read_provenance
 from pri3d.runs import Run
-from pri3d.training.guard import FrameMeter, improvements
 from pri3d.training.launch import find_launch
 from pri3d.training.loop import make_fabric
 from pri3d.training.pretrain import resolve_call
 from pri3d.training.pretraining import PretrainData
-from pri3d.training.watch import Watch
+from pri3d.training.watch import FrameMeter, Watch, improvements
 
 #: Measured at the start and after every step.
 MEASURED: dict[str, Any] = {"holdout": 0.3, "eval_every": 1, "eval_pairs": 6}

@@ -21,8 +21,7 @@ from pri3d.networks.unet import UNet
 from pri3d.objectives.geometry import GeometryOptions
 from pri3d.objectives.moco import MocoOptions
 from pri3d.runs import MetricsFile, RunPaths, leaves, read_metrics
-from pri3d.schedules import factor
-from pri3d.training.optim import ParameterGroup, build
+from pri3d.training.optim import ParameterGroup, build, schedule_factor
 from pri3d.training.pretraining import PretrainModule
 
 TASKS = ("semantic", "instance")
@@ -393,19 +392,19 @@ def test_moco_has_the_numbers_of_its_second_version() -> None:
 
 
 def test_schedules() -> None:
-    assert factor("step", 999, 60_000) == 1
-    assert factor("step", 59_999, 60_000) == pytest.approx(0.99**59)
-    assert factor("poly", 50, 100) == pytest.approx(0.5**0.9)
-    assert factor("poly", 100, 100) == 0
-    assert factor("constant", 5, 10) == 1
-    assert [factor("cosine", step, 100) for step in (0, 50, 100)] == pytest.approx([1, 0.5, 0])
-    assert factor("onecycle", 9, 100) == 1
-    assert [factor("multistep", step, 90_000) for step in (0, 1000, 59_999, 60_000, 79_999, 80_000)] == pytest.approx(
-        [0.001, 1, 1, 0.1, 0.1, 0.01]
-    )
-    assert factor("multistep", 0, 5) == pytest.approx(0.001)
-    assert factor("multistep", 1, 5) == 1
-    assert factor("onecycle", 55, 100) == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
+    assert schedule_factor("step", 999, 60_000) == 1
+    assert schedule_factor("step", 59_999, 60_000) == pytest.approx(0.99**59)
+    assert schedule_factor("poly", 50, 100) == pytest.approx(0.5**0.9)
+    assert schedule_factor("poly", 100, 100) == 0
+    assert schedule_factor("constant", 5, 10) == 1
+    assert [schedule_factor("cosine", step, 100) for step in (0, 50, 100)] == pytest.approx([1, 0.5, 0])
+    assert schedule_factor("onecycle", 9, 100) == 1
+    assert [
+        schedule_factor("multistep", step, 90_000) for step in (0, 1000, 59_999, 60_000, 79_999, 80_000)
+    ] == pytest.approx([0.001, 1, 1, 0.1, 0.1, 0.01])
+    assert schedule_factor("multistep", 0, 5) == pytest.approx(0.001)
+    assert schedule_factor("multistep", 1, 5) == 1
+    assert schedule_factor("onecycle", 55, 100) == pytest.approx(0.5 * (1 + math.cos(math.pi / 2)))
 
 
 def test_sgd_has_the_papers_momentum_and_adamw_spares_norms() -> None:

@@ -159,7 +159,12 @@ def check_calibration(
     findings, yaml, correct = [], "", None
     for what, estimate in estimates.items():
         value = estimate.value + stated[what]
-        figure, name = _figure(shots, what, value), _NAMES[what]
+        name, color = _NAMES[what], shots.cameras[0]
+        figure = f"x {np.exp(value):.3f} agrees best"
+        if what not in _FACTORS:  # but a centre: pixels of the colour image
+            axis, pixels = ("cx", color.cx) if what == "right" else ("cy", color.cy)
+            moved = value * color.width
+            figure = f"{axis} {pixels + moved:.1f} agrees best, {moved:+.1f} px of {color.width}"
         if what == cause:
             verdict: Literal["fault", "warning"] = "fault" if abs(value) > BOUNDS[what].large else "warning"
             if verdict == "fault" and what == "depth":
@@ -186,15 +191,6 @@ _NAMES: dict[Parameter, str] = {
     "right": "centre cx",
     "down": "centre cy",
 }
-
-
-def _figure(shots: Shots, what: Parameter, value: float) -> str:
-    """The best value in words: a factor, or pixels of the colour image."""
-    color = shots.cameras[0]
-    if what in _FACTORS:
-        return f"x {np.exp(value):.3f} agrees best"
-    name, stated = ("cx", color.cx) if what == "right" else ("cy", color.cy)
-    return f"{name} {stated + value * color.width:.1f} agrees best, {value * color.width:+.1f} px of {color.width}"
 
 
 def _moved(shots: Shots, hypothesis: Hypothesis) -> tuple[Camera, Camera]:

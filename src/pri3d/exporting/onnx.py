@@ -94,13 +94,11 @@ def constant_padding() -> Iterator[None]:
         yield
         return
     of_size = padding.get_same_padding
-
-    def of_multiple(size: Any, kernel: int, stride: int, dilation: int) -> Any:
-        if isinstance(size, torch.SymInt):
-            return max((kernel - 1) * dilation + 1 - stride, 0)
-        return of_size(size, kernel, stride, dilation)
-
-    padding.get_same_padding = of_multiple
+    padding.get_same_padding = lambda size, kernel, stride, dilation: (
+        max((kernel - 1) * dilation + 1 - stride, 0)
+        if isinstance(size, torch.SymInt)
+        else of_size(size, kernel, stride, dilation)
+    )
     try:
         yield
     finally:

@@ -53,6 +53,14 @@ class Setup(NamedTuple):
     contrast: ContrastOptions = ContrastOptions()
     matching: MatchingOptions = MatchingOptions()
 
+    def encoder_for(self, objective: str, options: Options | None = None) -> Encoder:
+        """Return the encoder. Raises ConfigError, which names the objective, without one and for impossible options."""
+        if self.encoder is None:
+            raise ConfigError(f"objective {objective!r}: it needs the network's encoder, given as Setup(encoder=...).")
+        if options is not None and (wrong := options.problems()):
+            raise ConfigError(f"objective {objective!r}: {'; '.join(wrong)}.")
+        return self.encoder
+
 
 class Objective(nn.Module, ABC):
     """One term of the loss.

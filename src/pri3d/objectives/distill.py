@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pri3d.api.options import Options, option
-from pri3d.errors import ConfigError
 from pri3d.geometry.matching import Matches, choose, match_pixels
 from pri3d.objectives import VIEWS, Features, Objective, Setup, Terms
 from pri3d.objectives.keep import SMALLEST
@@ -71,13 +70,10 @@ class DistillObjective(Objective):
 
     def __init__(self, setup: Setup, options: DistillOptions = DistillOptions()) -> None:  # noqa: B008 (frozen)
         super().__init__(setup)
-        if setup.encoder is None:
-            raise ConfigError("objective 'distill': it needs the network's encoder, given as Setup(encoder=...).")
-        if wrong := options.problems():
-            raise ConfigError(f"objective 'distill': {'; '.join(wrong)}.")
+        encoder = setup.encoder_for("distill", options)
         self.chosen, self.matching = options, setup.matching
-        self._encoder = (setup.encoder,)  # in a tuple PyTorch does not see it
-        self.teacher = copy.deepcopy(setup.encoder).requires_grad_(False).eval()
+        self._encoder = (encoder,)  # in a tuple PyTorch does not see it
+        self.teacher = copy.deepcopy(encoder).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> DistillObjective:
         """Set the mode of the objective; the teacher stays in evaluation mode."""

@@ -42,9 +42,7 @@ class KeepObjective(Objective):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        if setup.encoder is None:
-            raise ConfigError("objective 'keep': it needs the network's encoder, given as Setup(encoder=...).")
-        self.initial = copy.deepcopy(setup.encoder).requires_grad_(False).eval()
+        self.initial = copy.deepcopy(setup.encoder_for("keep")).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> KeepObjective:
         """Set the mode of the objective; the copy stays in evaluation mode."""

@@ -80,11 +80,7 @@ class MocoObjective(Objective):
 
     def __init__(self, setup: Setup, options: MocoOptions = MocoOptions()) -> None:  # noqa: B008 (frozen)
         super().__init__(setup)
-        encoder = setup.encoder
-        if encoder is None:
-            raise ConfigError("objective 'moco': it needs the network's encoder, given as Setup(encoder=...).")
-        if wrong := options.problems():
-            raise ConfigError(f"objective 'moco': {'; '.join(wrong)}.")
+        encoder = setup.encoder_for("moco", options)
         self.momentum, self.temperature, self.group = options.momentum, options.temperature, options.group_size
         self._encoder = (encoder,)  # in a tuple PyTorch does not see it
         width = encoder.channels[-1]

@@ -6,7 +6,6 @@ from torch.nn import functional as F
 
 from pri3d.api.options import Options, option
 from pri3d.api.pretrain import MIN_TEMPERATURE, ContrastOptions
-from pri3d.errors import ConfigError
 from pri3d.geometry.matching import cell_pixels, choose, match_pixels
 from pri3d.networks.encoders import sample_maps
 from pri3d.objectives import VIEWS, Features, Setup, Terms
@@ -42,12 +41,9 @@ class PyramidObjective(PointContrast):
     decodes = False
 
     def __init__(self, setup: Setup, options: PyramidOptions = PyramidOptions()) -> None:  # noqa: B008 (frozen)
-        if setup.encoder is None:
-            raise ConfigError("objective 'pyramid': it needs the network's encoder, given as Setup(encoder=...).")
-        if wrong := options.problems():
-            raise ConfigError(f"objective 'pyramid': {'; '.join(wrong)}.")
+        encoder = setup.encoder_for("pyramid", options)
         super().__init__(setup._replace(contrast=ContrastOptions(**dict(options.items()))))
-        self.matching, self.strides = setup.matching, setup.encoder.strides
+        self.matching, self.strides = setup.matching, encoder.strides
 
     def forward(self, features: Features, batch: PairBatch) -> Terms:
         """Contrast the encoder's maps of both frames of a batch of pairs."""

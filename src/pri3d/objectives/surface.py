@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pri3d.api.options import Options, option
-from pri3d.errors import ConfigError
 from pri3d.geometry.matching import Matches, cell_pixels, choose
 from pri3d.geometry.normals import surface_normals
 from pri3d.networks.encoders import sample_maps
@@ -43,12 +42,9 @@ class SurfaceObjective(Objective):
 
     def __init__(self, setup: Setup, options: SurfaceOptions = SurfaceOptions()) -> None:  # noqa: B008 (frozen)
         super().__init__(setup)
-        if setup.encoder is None:
-            raise ConfigError("objective 'surface': it needs the network's encoder, given as Setup(encoder=...).")
-        if wrong := options.problems():
-            raise ConfigError(f"objective 'surface': {'; '.join(wrong)}.")
-        self.points, self.strides = options.points, setup.encoder.strides
-        channels = sum(setup.encoder.channels)
+        encoder = setup.encoder_for("surface", options)
+        self.points, self.strides = options.points, encoder.strides
+        channels = sum(encoder.channels)
         self.norm = nn.BatchNorm1d(channels, affine=False)
         self.head = nn.Linear(channels, 4)
         nn.init.normal_(self.head.weight, std=1e-3)  # not 0, which would leave the encoder without a gradient

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,6 @@ from pri3d.geometry.pose import blend_poses
 from pri3d.recordings._shared.cameras import Cameras, cameras_for, registered
 from pri3d.recordings._shared.correction import Correction, parse_correction
 from pri3d.recordings._shared.files import MILLIMETRES, Origin, build_frame
-from pri3d.recordings._shared.nearest import find_near_misses
 from pri3d.recordings._shared.text import absolute
 from pri3d.types import Frame
 
@@ -59,6 +58,20 @@ APART = 0.25  #: seconds between two poses beyond which nothing is said of what 
 _SOUND = 5  # frames of which one must be readable
 _NAMED = 8  # entries of an unknown folder that an error lists
 _TRIED = 20  # and that are looked into
+_OTHER = 0.9  # of a part that is there under another name
+_LEAST = 0.6  # fraction of the parts that a folder has of what it may be meant for
+_CLOSE = 0.05  # of the best fraction, within which another format is named too
+_SIGN = 0.1  # for each file that is of one format alone
+#: names under which the parts are found, of a part by its usual name
+_ALIASES: Mapping[str, Sequence[str]] = {
+    "color": ("rgb", "image", "images", "colour", "RGB", "Color"),
+    "rgb": ("color", "colour", "image", "images", "RGB"),
+    "depth": ("depths", "depth_images", "Depth", "aligned_depth"),
+    "pose": ("poses", "Pose", "extrinsics"),
+    "groundtruth.txt": ("CameraTrajectory.txt", "KeyFrameTrajectory.txt", "traj*.txt", "*groundtruth*.txt"),
+    "trajectory.log": ("*/trajectory.log", "*/trajectory.json"),
+    "transforms.json": ("transforms_*.json",),
+}
 
 
 class Scene(ABC):
@@ -369,16 +382,47 @@ def find_reader(path: Path) -> str:
         more = f" and {len(inside) - _NAMED} more" * (len(inside) > _NAMED)
         seen = f" Found {', '.join(p.name for p in inside[:_NAMED]) or 'nothing'}{more}.{hint}"
         classes = {name: load_reader(name) for name in registry.names("readers", READERS)}
-        misses = find_near_misses(path, {name: (cls.parts, cls.signs) for name, cls in classes.items() if cls.parts})
         near = "".join(
             f"\n  {miss.format} of {miss.folder}: {', '.join(miss.lacks)} missing. It looks for "
             f"{classes[miss.format].looks_for}"
-            for miss in misses
+            for miss in find_near_misses(path, classes)
         )
     if near:
         raise DataError(f"{path}: not a known recording.{seen} Nearest are{near}")
     wanted = "".join(f"\n  {name}: {load_reader(name).looks_for}" for name in registry.names("readers", READERS))
     raise DataError(f"{path}: not a known recording.{seen} Looked for{wanted}")
+
+
+class NearMiss(NamedTuple):
+    """A folder and a format that it nearly has."""
+
+    format: str
+    folder: Path
+    lacks: tuple[str, ...]  #: in words
+    score: float
+
+
+def find_near_misses(path: Path, readers: Mapping[str, type[Reader]]) -> list[NearMiss]:
+    """Formats that a folder which no reader knows, or one in it, nearly has, nearest first, and what each lacks."""
+    inside = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))[:_TRIED]
+    found = []
+    for folder in (path, *inside):
+        for name, cls in readers.items():
+            lacks, score = [], 0.0
+            for part in cls.parts:
+                if any(next(folder.glob(pattern), None) for pattern in part):
+                    score += 1
+                    continue
+                other = next((p for alias in _ALIASES.get(part[0], ()) for p in sorted(folder.glob(alias))), None)
+                score += 0.0 if other is None else _OTHER
+                place = "" if other is None else f" ({other.relative_to(folder)} is there: rename it)"
+                lacks.append(f"{part[0]}{place}")
+            signed = sum(next(folder.glob(sign), None) is not None for sign in cls.signs)
+            fraction = score / max(1, len(cls.parts))
+            if lacks and fraction >= _LEAST and (len(lacks) < len(cls.parts) or fraction >= _OTHER):
+                found.append(NearMiss(name, folder, tuple(lacks), fraction + _SIGN * signed))
+    found.sort(key=lambda miss: -miss.score)
+    return [miss for miss in found if miss.score >= found[0].score - _CLOSE][:3]
 
 
 def _opens(name: str, path: Path) -> bool:

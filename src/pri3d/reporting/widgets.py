@@ -118,6 +118,11 @@ def scene_widget(
     centres = frame.place(poses[:, :3, 3])
     ahead = (poses[:, :3, 2] @ frame.rotation.T).sum(axis=0)
     size = frame.step * _STEPS
+    spacing = 0.02 * size  # metres from a point to its nearest neighbour, the median over some of them
+    if len(points) > 1:
+        some = points[:: -(-len(points) // 100)]
+        gaps = [np.partition(((points - point) ** 2).sum(axis=1), 1)[1] for point in some]
+        spacing = max(float(np.sqrt(np.median(gaps))), 1e-3 * size)
     open_at = centres[:, 2].max() + _HEADROOM if len(poses) else height.max()
     data = {
         "points": frame.encode(points),
@@ -127,7 +132,7 @@ def scene_widget(
         "cameras": [_camera(frame, camera, size) for camera in cameras],
         "path": _rounded(frame.place(way)),
         "step": frame.step,
-        "spacing": _spacing(points, size),
+        "spacing": spacing,
         "radius": _radius(frame.place(points) if len(points) else centres),
         "yaw": float(np.arctan2(ahead[1], ahead[0])) if len(poses) else 0.66,
         "low": float(height.min()),
@@ -204,15 +209,6 @@ def _camera(frame: _Frame, camera: Camera, size: float) -> dict[str, Any]:
         "ahead": _rounded(frame.rotation @ pose[:3, 2]),
         "focal": float(fy / height),
     }
-
-
-def _spacing(points: NDArray[np.float64], size: float) -> float:
-    """Metres from a point to its nearest neighbour, the median over some of them; two points at least."""
-    if len(points) < 2:
-        return 0.02 * size
-    some = points[:: -(-len(points) // 100)]
-    gaps = [np.partition(((points - point) ** 2).sum(axis=1), 1)[1] for point in some]
-    return max(float(np.sqrt(np.median(gaps))), 1e-3 * size)
 
 
 def _radius(placed: NDArray[np.float64]) -> float:

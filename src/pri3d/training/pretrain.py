@@ -32,10 +32,10 @@ from pri3d.runs import Run, RunPaths
 from pri3d.store import MANIFEST, finished_scenes, read_manifest
 from pri3d.terminal import Terminal
 from pri3d.training.checkpoints import open_run
-from pri3d.training.guard import FrameMeter, Guard, comparison
 from pri3d.training.launch import CallSetup, find_launch
 from pri3d.training.loop import fit, introduce, synchronised
 from pri3d.training.pretraining import PretrainData, PretrainModule
+from pri3d.training.watch import FrameMeter, Guard, comparison
 
 PATIENCE = 3600.0  #: seconds that other processes wait for one more scene of the process that prepares
 _PAUSE = 1.0  # seconds between two looks

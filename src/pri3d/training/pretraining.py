@@ -144,7 +144,7 @@ class PretrainModule(StepModule):
 
     @property
     def key(self) -> str:
-        """The encoder's gain over the start, which :class:`pri3d.training.guard.Guard` adds."""
+        """The encoder's gain over the start, which :class:`pri3d.training.watch.Guard` adds."""
         return "gain"
 
     def save(self, path: Path, record: Mapping[str, Any]) -> None:
@@ -317,7 +317,20 @@ class PretrainData:
                         text = "no scene has a surface, which geometry needs. Prepare with --surface."
                         raise DataError(f"{portion.store.path}: {text}")
         with problems.collect():
-            self._check_images()
+            mix = self.settings.own["moco"].mix if "moco" in self.settings.own else "frames"
+            mixed = mix != "frames"
+            if mixed and self.images is None:
+                raise ConfigError(f"--moco.mix {mix}: give the folder of further images with --moco.images.")
+            if self.several and mix == "combine":
+                raise ConfigError(
+                    "--moco.mix combine: shuffles all frames and images together, so several prepared datasets cannot "
+                    "have weights. Choose --moco.mix half, or give only one."
+                )
+            if self.images is not None and not (mixed and self.settings.crops_alone):
+                raise ConfigError(
+                    f"--moco.images {self.images}: further images are only used by moco alone: --objectives "
+                    "'{moco: 1}' with --moco.mix combine, half or alternate."
+                )
             if self.settings.crops_alone:
                 check_crops(self._crops(), self.settings.micro_batch)
         problems.refuse()
@@ -419,19 +432,3 @@ class PretrainData:
         if self.folder is not None:
             sources.append(self.folder)
         return CropDataset(sources, self.settings.seed, CropRecipe(size=self.settings.own["moco"].crop))
-
-    def _check_images(self) -> None:
-        mix = self.settings.own["moco"].mix if "moco" in self.settings.own else "frames"
-        mixed = mix != "frames"
-        if mixed and self.images is None:
-            raise ConfigError(f"--moco.mix {mix}: give the folder of further images with --moco.images.")
-        if self.several and mix == "combine":
-            raise ConfigError(
-                "--moco.mix combine: shuffles all frames and images together, so several prepared datasets cannot "
-                "have weights. Choose --moco.mix half, or give only one."
-            )
-        if self.images is not None and not (mixed and self.settings.crops_alone):
-            raise ConfigError(
-                f"--moco.images {self.images}: further images are only used by moco alone: --objectives "
-                "'{moco: 1}' with --moco.mix combine, half or alternate."
-            )

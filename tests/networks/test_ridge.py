@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pri3d.ridge import PENALTIES, UNCHOSEN, fit_ridge
+from pri3d.networks.readout import PENALTIES, UNCHOSEN, fit_ridge
 
 
 def planted(rows: int, channels: int, values: int, noise: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
