@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -57,6 +58,7 @@ def work(store: str, run: str, verb: list[str], options: dict[str, Any]) -> int:
 def _forked(log: Path, environment: dict[str, str], path: list[str], words: tuple[Any, ...]) -> None:
     os.environ.clear()
     os.environ.update(environment)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the tests have it ignored
     sys.path[:] = path
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)

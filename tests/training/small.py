@@ -34,19 +34,24 @@ def run_small(store: Path | list[Path], run: Path, **options: object) -> Path:
 
 
 def stop_after(
-    step: int, store: Path | list[Path], run: Path, monkeypatch: pytest.MonkeyPatch, **options: object
+    step: int,
+    store: Path | list[Path],
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    by: signal.Signals = signal.SIGTERM,
+    **options: object,
 ) -> None:
-    """A run that is told to stop during its step number ``step``."""
+    """A run that is told to stop during its step number ``step``, ``by`` a signal."""
     told = StepModule.forward
 
     def stop(module: StepModule, batch: Any) -> Any:
         if module.step == step - 1:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(by)
         return told(module, batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(StepModule, "forward", stop)
-        with pytest.raises(InterruptedRunError, match=f"SIGTERM: stopped at step {step}"):
+        with pytest.raises(InterruptedRunError, match=f"{by.name}: stopped at step {step}"):
             run_small(store, run, **options)
     assert step_of(run / "last.ckpt") == step
 

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
 from processes import finish, start, wait_until
+from small import run_small, same, stop_after
 
 from pri3d.data.loading import outlive_stopping
 from pri3d.errors import ConfigError, Pri3DError
@@ -109,6 +114,15 @@ def test_no_process_is_refused(env: pytest.MonkeyPatch, devices: int, nodes: int
         find_launch(devices, nodes)
 
 
+@pytest.fixture
+def heeded() -> Iterator[None]:
+    """SIGHUP as a terminal's programs have it: under nohup the tests themselves ignore it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("name", STOPPING)
 def test_the_first_signal_is_told_once_and_handlers_come_back(name: str) -> None:
     before = [signal.getsignal(getattr(signal, stopping)) for stopping in STOPPING]
@@ -128,6 +142,17 @@ def test_a_second_ctrl_c_stops_at_once() -> None:
         signal.raise_signal(signal.SIGINT)
         pytest.fail("the second had no effect")
     assert heard == ["SIGINT"]
+
+
+@pytest.mark.usefixtures("heeded")
+def test_under_nohup_a_closed_terminal_stops_nothing() -> None:
+    heard: list[str] = []
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with on_stop(heard.append):
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)
+    assert heard == ["SIGTERM"]
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
 
 
 def test_outside_the_main_thread_signals_stay_with_their_owner() -> None:
@@ -161,10 +186,76 @@ def test_a_loader_process_outlives_what_stops_its_group() -> None:
     process = context.Process(target=loader, args=(ready,))
     process.start()
     assert ready.wait(30)
-    for name in ("SIGINT", "SIGUSR1", "SIGTERM"):
+    for name in ("SIGINT", "SIGUSR1", "SIGHUP", "SIGTERM"):
         os.kill(process.pid or 0, getattr(signal, name))
     process.join(30)
     assert process.exitcode == 7
+
+
+def complain() -> None:
+    """A loader process whose threads end with errors."""
+    said: list[type[BaseException]] = []
+    sys.excepthook = lambda kind, *_: said.append(kind)
+    outlive_stopping(0)
+    for kind in (ConnectionResetError, ValueError, BrokenPipeError):
+        sys.excepthook(kind, kind(), None)
+    os._exit(7 if said == [ValueError] else 8)
+
+
+def test_a_loader_process_says_nothing_of_a_lost_connection() -> None:
+    """Whoever wanted its data has ended, and that is said there."""
+    process = get_context("fork").Process(target=complain)
+    process.start()
+    process.join(30)
+    assert process.exitcode == 7
+
+
+@pytest.mark.usefixtures("heeded")
+def test_sighup_at_the_first_batch_costs_nothing(
+    rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"steps": 2, "workers": 2}
+    stop_after(1, rooms_store, tmp_path / "run", monkeypatch, by=signal.SIGHUP, **options)
+    run_small(rooms_store, tmp_path / "run", resume=True, **options)
+    whole = run_small(rooms_store, tmp_path / "whole", **options)
+    assert same(tmp_path / "run" / "weights.safetensors", whole / "weights.safetensors")
+
+
+@pytest.mark.slow
+def test_sighup_stops_a_run_after_its_step(rooms_store: Path, tmp_path: Path) -> None:
+    """A real process whose loaders read ahead, from its first batch on; nothing but the reason is said."""
+    run = tmp_path / "run"
+    process = start(rooms_store, run, workers=2, steps=2000, objectives={"view": 1})
+    wait_until(lambda: (run / "metrics.csv").exists() and len(read_metrics(run / "metrics.csv")) > 0, process)
+    process.send_signal(signal.SIGHUP)
+    output = finish(process, code=9)
+    done = torch.load(run / "last.ckpt", weights_only=True)["global_step"]
+    assert 0 < done < 2000
+    assert f"SIGHUP: stopped at step {done}." in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_stops_a_run_after_its_step(rooms_store: Path, tmp_path: Path) -> None:
+    """Nothing can be said there any more; the checkpoint is written all the same."""
+    run = tmp_path / "run"
+    screen, inside = os.openpty()
+    words = [str(Path(__file__).with_name("on_terminal.py")), str(rooms_store), str(run)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *words], env=environment, stdin=inside, stdout=inside, stderr=inside, start_new_session=True
+    )
+    os.close(inside)
+    os.set_blocking(screen, False)
+    end = time.monotonic() + 600
+    while not ((run / "metrics.csv").exists() and read_metrics(run / "metrics.csv")):
+        assert process.poll() is None and time.monotonic() < end
+        with suppress(BlockingIOError):
+            os.read(screen, 10_000)  # a terminal that nobody reads fills up
+        time.sleep(0.02)
+    os.close(screen)
+    assert process.wait(600) == 9
+    assert 0 < torch.load(run / "last.ckpt", weights_only=True)["global_step"] < 2000
 
 
 def slurm(folder: Path, code: int = 0) -> Path:

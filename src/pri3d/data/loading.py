@@ -46,9 +46,13 @@ def make_loader(
 def outlive_stopping(_worker: int) -> None:
     """Let a loader process survive the signals its whole group gets: the step being finished wants its data.
 
-    Half a minute after SIGTERM it goes all the same, should nobody have ended it by then.
+    Half a minute after SIGTERM it goes all the same, should nobody have ended it by then. Where the process that wants
+    the data ends meanwhile, however that ends, nothing is said of the connection to it.
     """
-    for name in ("SIGINT", "SIGUSR1"):
+    say = sys.excepthook
+    # Python's thread that hands memory over tells this hook.
+    sys.excepthook = lambda kind, error, trace: None if issubclass(kind, ConnectionError) else say(kind, error, trace)
+    for name in ("SIGINT", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "alarm"):

@@ -266,11 +266,16 @@ def launch(place: StudyFolder, run: PlannedRun, hardware: RunHardware, log: IO[s
     with subprocess.Popen(
         [*start, "-m", "--", "pri3d", *words], stdout=log, stderr=subprocess.STDOUT, env=environment
     ) as process:
-        before = signal.signal(signal.SIGTERM, end)
+        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        before = {number: signal.getsignal(number) for number in numbers}
+        for number, handler in before.items():
+            if handler != signal.SIG_IGN:  # as nohup asks for
+                signal.signal(number, end)
         try:
             code = process.wait()
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             process.terminate()
     if code:
         said = Path(log.name).read_text(encoding="utf-8").splitlines()

@@ -20,8 +20,9 @@ from pri3d.api.training import CallOptions, TrainSettings
 from pri3d.errors import ConfigError, Pri3DError
 from pri3d.terminal import Terminal
 
-#: What asks a run to stop after its step: CTRL-C, `kill` and `scancel`, and Slurm before the time is up.
-STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")
+#: What asks a run to stop after its step: CTRL-C, `kill` and `scancel`, Slurm before the time is up, and a terminal
+#: that is closed.
+STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 
 class InterruptedRunError(Pri3DError):
@@ -133,7 +134,7 @@ class CallSetup:
 def on_stop(handler: Callable[[str], None]) -> Iterator[None]:
     """Give the first stopping signal's name to ``handler``, once; a CTRL-C after it stops at once.
 
-    Outside the main thread signals stay with their owner.
+    A SIGHUP that is ignored stays so: nohup has asked for it. Outside the main thread signals stay with their owner.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -147,9 +148,11 @@ def on_stop(handler: Callable[[str], None]) -> Iterator[None]:
         if len(received) == 1:  # Slurm's SIGTERM when the time is up must not make its earlier SIGUSR1 forgotten
             handler(signal.Signals(number).name)
 
-    wanted = [getattr(signal, name) for name in STOPPING if hasattr(signal, name)]
-    previous = {number: signal.getsignal(number) for number in wanted}
-    for number in wanted:
+    wanted = {name: getattr(signal, name) for name in STOPPING if hasattr(signal, name)}
+    if "SIGHUP" in wanted and signal.getsignal(wanted["SIGHUP"]) == signal.SIG_IGN:
+        del wanted["SIGHUP"]
+    previous = {number: signal.getsignal(number) for number in wanted.values()}
+    for number in previous:
         signal.signal(number, receive)
     try:
         yield

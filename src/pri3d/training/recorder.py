@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -95,7 +96,14 @@ class Recorder:
         # A signal falls into the middle of anything, of printing too: nothing but a plain write is safe here.
         if self.options.launch.rank == 0:
             text = f"{name}: stopping after this step; CTRL-C stops at once, back to the last checkpoint\n"
-            os.write(2, text.encode())
+            try:
+                os.write(2, text.encode())
+            except OSError:  # the terminal is closed: what is said from here on has no reader, and must not fail
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                for number in (1, 2):
+                    if stat.S_ISCHR(os.fstat(number).st_mode):
+                        os.dup2(nowhere, number)
+                os.close(nowhere)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
