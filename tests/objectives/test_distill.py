@@ -184,6 +184,13 @@ def test_free_channels_get_no_gradient(encoder: Encoder, batch: PairBatch) -> No
         assert not asked[:, 2].any()  # the recoloured copy
 
 
+def test_the_teacher_is_not_trained(encoder: Encoder, batch: PairBatch) -> None:  # noqa: F811
+    objective = build(encoder)
+    objective(look(encoder, batch), batch).loss.backward()
+    assert [p for p in objective.parameters() if p.requires_grad or p.grad is not None] == []
+    assert all(p.requires_grad for p in encoder.parameters())
+
+
 def test_a_teacher_that_follows(encoder: Encoder, batch: PairBatch) -> None:  # noqa: F811
     frozen, slow = build(encoder), build(encoder, momentum=0.75)
     first = {name: value.clone() for name, value in encoder.state_dict().items()}

@@ -45,7 +45,8 @@ def test_stored_size(source: tuple[int, int], wanted: tuple[int, int], stored: t
 
 def test_parse_size() -> None:
     assert parse_size("320x240") == (320, 240)
-    for wrong in ("320", "320x", "x", "0x240", "320x8", "320 x 240", "-320x240"):
+    assert parse_size("16x17") == (16, 17)
+    for wrong in ("320", "320x", "x", "0x240", "320x15", "15x240", "320 x 240", "-320x240"):
         with pytest.raises(ConfigError, match=f"--size {wrong}: write width x height"):
             parse_size(wrong)
 
