@@ -1,7 +1,13 @@
 """A pre-training step on one GPU, part by part, and the sparse convolution beside other libraries'.
 
-    python -m benchmarks.gpu [--out docs/results/gpu.md] [--encoders resnet18]     on a GPU: the paper's sizes
+    python -m benchmarks.gpu [--out docs/results/gpu.md] [--encoders resnet18] [--minutes 9]    on a GPU
     python -m benchmarks.gpu --small                                               anywhere: tiny sizes, printed only
+
+Parts come one after the other, and the page is written after each, so that a run cut short leaves what it measured:
+whether the device computes what the CPU does (matching, losses and gradients, sparse convolution; at a small size, for
+the CPU's sake), the training tests on that device (exact resume, mixed precision, compilation; two minutes at most),
+the steps, the loader, the 3D network beside other libraries', and with the minutes that are left table 1 on rooms at
+size small with ResNet-50. A part for which no time is left says so.
 
 View+Geo as the preset `paper` has it (34C, 2 cm voxels, both chunks, 1024 points), from scratch, 64 pairs a step, in
 the largest micro batch that fits. The step is cut where the networks meet the loss, so that the gradients of each part
@@ -14,10 +20,13 @@ from __future__ import annotations
 
 import argparse
 import gc
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -55,13 +64,17 @@ class Sizes(NamedTuple):
     steps: int  #: timed, after one to warm up
     workers: int
     store: dict[str, Any]  #: options of benchmarks.loading.make_store
+    tests: tuple[str, ...] = ("tests/training/test_resume.py", "tests/training/test_engine.py")
+    tests_seconds: float = 120.0
+    table_encoder: str = "resnet50"  #: of table 1, which comes last
+    table_seconds: float = 600.0  #: that it may take at most
 
 
 FULL = Sizes(
-    {"resnet18": 32, "resnet50": 128},
+    {"resnet18": 32, "resnet50": 128, "convnext_tiny": 32, "vit_small_patch16_dinov3": 32},
     {"size": "320x240", "batch": 64},
     (64, 32, 16, 8, 4),
-    5,
+    3,
     8,
     {"count": 12, "frames": 20, "voxel": 0.02, "workers": 0},
 )
@@ -79,6 +92,10 @@ SMALL = Sizes(
     2,
     1,
     {"count": 2, "frames": 12, "size": "64x48", "voxel": 0.16, "distance": 0.1, "min_overlap": 0.15},
+    ("tests/training/test_engine.py", "-k", "half_precision"),
+    60.0,
+    "resnet18",
+    20.0,
 )
 
 
@@ -177,7 +194,7 @@ def step_rows(store: Path, sizes: Sizes, device: torch.device) -> list[str]:
     ]
     for encoder in sizes.encoders:
         bench, settings = build(store, sizes, encoder, device)
-        for name in precisions(device):
+        for name in ("fp32", "bf16"):
             with precision(name, device) as forward:
                 if device.type != "cpu":
                     torch.cuda.reset_peak_memory_stats()
@@ -263,9 +280,60 @@ def sparse_step(
         return seconds(work, steps, device)
 
 
-def report(sizes: Sizes) -> str:
-    """The whole page."""
-    device = choose_device()
+def agreement_rows(store: Path, sizes: Sizes, device: torch.device) -> list[str]:
+    """Largest relative difference of a pass on the device and on the CPU: losses, matches, gradients, 3D features."""
+    encoder, width = next(iter(sizes.encoders.items()))
+    small = sizes._replace(encoders={encoder: width}, flags=SMALL.flags, micros=SMALL.micros)
+    results: list[dict[str, Tensor]] = []
+    for where in (torch.device("cpu"), device):
+        torch.manual_seed(0)
+        bench, _ = build(store, small, encoder, where)
+        with precision("fp32", where) as forward, forward():
+            loss, log = bench.module.loss(bench.batches[0])
+        bench.optimizer.zero_grad()
+        loss.backward()
+        nets = {"2D": bench.module.unet, "3D": bench.module.objective.terms["geometry"].net3d}
+        grads = {
+            f"gradient of the {name} network": torch.cat(
+                [p.grad.flatten() for p in net.parameters() if p.grad is not None]
+            )
+            for name, net in nets.items()
+        }
+        found = {"loss": loss.detach(), **{name: value for name, value in log.items() if "matches" in name}, **grads}
+        results.append({name: value.float().cpu() for name, value in found.items()})
+    lines = ["| what | difference, of its size |", "|---|---|"]
+    for name, value in results[0].items():
+        gap = float((value - results[1][name]).norm() / value.norm().clamp(min=1e-12))
+        lines.append(f"| {name} | {gap:.1e} |")
+    return lines
+
+
+def test_rows(seconds: float, chosen: Sequence[str]) -> list[str]:
+    """What the training tests say on this device, in so many seconds."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *chosen]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return [f"Cut off after {seconds:.0f} s; those that had run did not fail."]
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    return [f"`pytest {' '.join(chosen)}`: {'passed' if not done.returncode else 'failed'}.", *failed]
+
+
+def table_rows(seconds: float, encoder: str) -> list[str]:
+    """Table 1 on rooms at size small with one seed and an encoder, as far as it comes in so many seconds."""
+    with tempfile.TemporaryDirectory() as name:
+        words = ["table1", "--seeds", "0", "--encoder", encoder, "--workers", "4", "--out", name]
+        command = [sys.executable, "-m", "pri3d", "reproduce", *words]
+        with suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, capture_output=True, timeout=seconds, check=False)
+        subprocess.run([*command, "--only", "table"], capture_output=True, check=False)
+        page = next((Path(name) / "results").glob("table1-*.md"), None)
+        return page.read_text().splitlines()[2:] if page else ["No run had finished when the time was up."]
+
+
+def sections(sizes: Sizes, minutes: float) -> Iterator[list[str]]:
+    """The parts of the page, each when it is measured."""
+    device, end = choose_device(), time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory() as name:
         store = make_store(Path(name), **sizes.store)
         flags = {**sizes.flags, "weights": "scratch", "micro_batch": min(8, sizes.flags["batch"])}
@@ -273,32 +341,48 @@ def report(sizes: Sizes) -> str:
         geometry = settings.own["geometry"]
         coords = next(iter(loader(store, settings, 1, workers=0))).voxel_cells.to(device)
         voxels = len(coords) // (geometry.chunks * settings.micro_batch)
-        steps, data = step_rows(store, sizes, device), data_rows(store, sizes, device)
-        sparse = sparse_rows(coords, geometry.net3d, sizes.steps, device)
-    lines = [
-        "# On a GPU",
+        yield [
+            "# On a GPU",
+            "",
+            f"`python -m benchmarks.gpu`; what is timed how stands at the head of the script. {describe_machine()}",
+            f"Rendered rooms, {settings.size}, {settings.batch} pairs a step, 3D network {geometry.net3d} on",
+            f"{voxels} voxels of {geometry.voxel} m a chunk, {geometry.chunks} chunks a pair, "
+            f"{settings.contrast.points} points.",
+        ]
+        parts: list[tuple[str, Callable[[], list[str]]]] = [
+            ("The device against the CPU", lambda: agreement_rows(store, sizes, device)),
+            ("Tests on the device", lambda: test_rows(sizes.tests_seconds, sizes.tests)),
+            *(
+                (f"A step, {encoder}", partial(step_rows, store, sizes._replace(encoders={encoder: width}), device))
+                for encoder, width in sizes.encoders.items()
+            ),
+            (f"Data, {sizes.workers} loader processes, bf16", lambda: data_rows(store, sizes, device)),
+            (
+                f"The 3D network alone, {settings.micro_batch * geometry.chunks} chunks",
+                lambda: sparse_rows(coords, geometry.net3d, sizes.steps, device),
+            ),
+        ]
+        for title, measure in parts:
+            left = end - time.monotonic()
+            yield ["", f"## {title}", "", *(measure() if left > 0 else ["No time was left."])]
+        if (left := min(sizes.table_seconds, end - time.monotonic() - 10)) > 0:
+            title = f"## Table 1 on rooms, size small, {sizes.table_encoder}, one seed"
+            yield ["", title, "", *table_rows(left, sizes.table_encoder)]
+    yield [
         "",
-        f"`python -m benchmarks.gpu`; what is timed how stands at the head of the script. {describe_machine()}",
-        f"Rendered rooms, {settings.size}, {settings.batch} pairs a step, 3D network {geometry.net3d} on",
-        f"{voxels} voxels of {geometry.voxel} m a chunk, {geometry.chunks} chunks a pair, "
-        f"{settings.contrast.points} points.",
-        "",
-        "## A step",
-        "",
-        *steps,
-        "",
-        "Milliseconds a step. Matching and loss together should stay below 5 % of it.",
-        "",
-        f"## Data, {sizes.workers} loader processes, bf16",
-        "",
-        *data,
-        "",
-        f"## The 3D network alone, {settings.micro_batch * geometry.chunks} chunks",
-        "",
-        *sparse,
-        "",
-        "Under bf16 spconv-triton takes fp16 as spconv does; ocnn's own kernel takes TF32 for fp32.",
+        "Milliseconds a step; matching and loss together should stay below 5 % of it. Under bf16 spconv-triton takes",
+        "fp16 as spconv does; ocnn's own kernel takes TF32 for fp32.",
     ]
+
+
+def report(sizes: Sizes, minutes: float = 60.0, out: Path | None = None) -> str:
+    """The whole page; each part is printed, and the page written to ``out``, as soon as it is measured."""
+    lines: list[str] = []
+    for part in sections(sizes, minutes):
+        lines += part
+        print(*part, sep="\n", flush=True)
+        if out is not None:
+            write_atomic(out, ("\n".join(lines) + "\n").encode())
     return "\n".join(lines) + "\n"
 
 
@@ -308,16 +392,14 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="tiny sizes, printed only")
     parser.add_argument("--out", type=Path, default=Path("docs/results/gpu.md"))
     parser.add_argument("--encoders", nargs="+", choices=FULL.encoders, help="some of them")
+    parser.add_argument("--minutes", type=float, default=9.0, help="after which no further part begins")
     options = parser.parse_args()
     if not options.small and choose_device().type == "cpu":
         raise SystemExit("no GPU: the full sizes would take hours; --small runs anywhere")
     sizes = SMALL if options.small else FULL
     if options.encoders:
         sizes = sizes._replace(encoders={name: FULL.encoders[name] for name in options.encoders})
-    text = report(sizes)
-    print(text)
-    if not options.small:
-        write_atomic(options.out, text.encode())
+    report(sizes, options.minutes, None if options.small else options.out)
 
 
 if __name__ == "__main__":

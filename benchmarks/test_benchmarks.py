@@ -14,7 +14,21 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import consumers, damage, embed, gpu, loading, plain, presets, real, rivals, scale, similarity, startup
+from benchmarks import (
+    consumers,
+    damage,
+    embed,
+    gpu,
+    loading,
+    plain,
+    presets,
+    real,
+    rivals,
+    scale,
+    scaling,
+    similarity,
+    startup,
+)
 from benchmarks.timing import Stopwatch, precision
 from benchmarks.tries import RAW, Ended, content_of, judge
 
@@ -28,6 +42,8 @@ from pri3d.networks.state_files import read_state
 TINY = gpu.SMALL._replace(
     flags=overlay(gpu.SMALL.flags, {"geometry": {"voxel": 0.32}}),
     steps=1,
+    tests=("--version",),
+    table_seconds=0.0,
     store={"count": 1, "frames": 8, "size": "64x48", "voxel": 0.32, "distance": 0.1, "min_overlap": 0.15},
 )
 
@@ -161,15 +177,44 @@ def test_the_largest_micro_batch_that_fits_is_taken(tiny_store: Path, monkeypatc
         gpu.build(tiny_store, TINY._replace(micros=(4, 2)), "resnet18", gpu.choose_device())
 
 
-def test_gpu_runs_without_one(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_gpu_runs_without_one(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.setattr(gpu, "precisions", lambda device: ("fp32",))
-    page = gpu.report(TINY)
+    page = gpu.report(TINY, out=tmp_path / "page.md")
     capfd.readouterr()
+    assert (tmp_path / "page.md").read_text() == page
+    gaps = [line for line in page.splitlines() if line.startswith(("| loss |", "| gradient of the 3D"))]
+    assert len(gaps) == 2 and all(float(line.split("|")[2]) == 0 for line in gaps)  # the same device twice
+    assert "`pytest --version`: passed" in page
     row = next(line for line in page.splitlines() if line.startswith("| resnet18 | fp32 |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert len(cells) == 6 + len(gpu.PARTS)
     assert all(float(cell) > 0 for cell in cells[3:-1])
     assert "| ours | 5^3 |" in page and "| ocnn | 3^3 |" in page
+
+
+def test_a_gpu_page_that_is_cut_short_keeps_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def killed(*_: object) -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu, "step_rows", killed)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.report(TINY, out=tmp_path / "page.md")
+    capfd.readouterr()
+    page = (tmp_path / "page.md").read_text()
+    assert "gradient of the 3D network" in page and "`pytest --version`: passed" in page and "| ours |" not in page
+    monkeypatch.setattr(gpu, "agreement_rows", killed)  # no part begins after the time
+    assert gpu.report(TINY, minutes=0.0).count("No time was left.") == 5
+
+
+def test_weak_scaling_of_real_processes(capfd: pytest.CaptureFixture[str]) -> None:
+    rows = scaling.run(steps=4, rounds=1, size="64x48", frames=12, distance=0.1, min_overlap=0.15)
+    capfd.readouterr()
+    assert [name for name, *_ in rows[:3]] == list(scaling.ARRANGEMENTS)
+    assert all(float(measured.split()[0]) > 0 for _, measured, _ in rows[:3])
 
 
 def test_precision_is_set_and_put_back() -> None:
