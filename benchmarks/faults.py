@@ -263,6 +263,7 @@ FAULTS = {
     "intrinsics of half the size": Fault(both_cameras(lambda c: of_size(c, 0.5, 0.5)), ("intrinsics of another size",)),
     "focal length x 1.2": Fault(scaled_focal(1.2), ("focal length",)),
     "focal length x 0.8": Fault(scaled_focal(0.8), ("focal length",)),
+    "centre 2 % right": Fault(both_cameras(lambda c: c._replace(cx=c.cx + 0.0234 * c.width)), ("centre cx",)),
     "centre 6 % right": Fault(both_cameras(lambda c: c._replace(cx=c.cx + 0.0625 * c.width)), ("centre cx",)),
     "centre 6 % up": Fault(both_cameras(lambda c: c._replace(cy=c.cy - 0.0625 * c.width)), ("centre cy",)),
     "depth 1 frame late": Fault(late("depth", 1), ("depth of other frames",), "shift=1"),
