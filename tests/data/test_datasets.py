@@ -18,6 +18,7 @@ from pri3d.data.sampler import Draw, StreamSampler
 from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.matching import cell_points, match_pixels, match_voxels
 from pri3d.geometry.pose import transform
+from pri3d.geometry.resize import shape_box
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.store import PairTable, SceneWriter, Store, write_manifest, write_pairs
 from pri3d.types import View, Voxels
@@ -41,6 +42,41 @@ def test_batch_has_the_stated_shapes(rooms_store: Path) -> None:
     assert set(batch.voxel_cells[:, 0].tolist()) == set(range(6))
     assert float(batch.voxel_size) == pytest.approx(0.08)
     assert batch.names[0].count("+") == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "box"), [((48, 48), (8, 0, 48, 48)), ((64, 36), (0, 6, 64, 36)), ((32, 32), (8, 0, 48, 48))]
+)
+def test_frames_of_another_shape_are_cropped_and_keep_their_geometry(
+    rooms_store: Path, size: tuple[int, int], box: tuple[int, int, int, int]
+) -> None:
+    """A pixel of the batch looks where the stored pixel did that it was taken from, and holds its depth."""
+    left, top, width, height = box
+    dataset = pairs(rooms_store, size=size)
+    item, scene = dataset[Draw(0, 0)], Store(rooms_store).scene(str(dataset.table.scene[0]))
+    view = scene.view(int(dataset.table.i[0]))
+    fx, fy, cx, cy = item.intrinsics[0].tolist()
+    u, v = np.meshgrid(np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5)
+    rays = np.stack(((u - cx) / fx, (v - cy) / fy))
+    stored = (left + u * width / size[0], top + v * height / size[1])
+    k = view.intrinsics
+    np.testing.assert_allclose(rays, ((stored[0] - k[2]) / k[0], (stored[1] - k[3]) / k[1]), atol=1e-5)
+    np.testing.assert_array_equal(item.depth[0], view.depth[stored[1].astype(int), stored[0].astype(int)])
+    assert fx / fy == pytest.approx(k[0] / k[1], rel=1e-6)  # in shape
+
+
+@pytest.mark.parametrize(
+    ("have", "want", "box"),
+    [
+        ((1296, 968), (320, 240), (0, 0, 1296, 968)),  # the paper's: within the tolerance
+        ((64, 48), (64, 47), (0, 0, 64, 48)),
+        ((640, 360), (320, 240), (80, 0, 480, 360)),
+        ((192, 256), (320, 240), (0, 56, 192, 144)),  # a phone held upright
+        ((1, 1), (320, 240), (0, 0, 1, 1)),
+    ],
+)
+def test_the_middle_of_another_shape(have: tuple[int, int], want: tuple[int, int], box: tuple[int, ...]) -> None:
+    assert shape_box(have, want) == box
 
 
 def test_one_chunk_a_pair_leaves_the_second_frame_without(rooms_store: Path) -> None:

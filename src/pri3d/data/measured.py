@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pri3d.data.augment import to_tensor
 from pri3d.geometry.normals import surface_normals
-from pri3d.geometry.resize import resize_color, resize_nearest
+from pri3d.geometry.resize import crop_to_shape, resize_color, resize_nearest, shape_box
 from pri3d.labelled import LabelledImages
 from pri3d.labelled.spaces import IGNORED
 from pri3d.store import PairTable, Store
@@ -33,13 +33,16 @@ def read_frames(
 ) -> MeasuredFrames:
     """Read the frames of ``rows`` of a :func:`frame_table` at ``size`` (width, height); normals are made of depth.
 
+    Of frames of another shape the middle is taken.
+
     Raises DataError where the store is damaged or a label has a class without a name.
     """
     at = {name: k for k, name in enumerate(labels.names)} if labels else {}
     color, depth, cameras, label = [], [], [], []
     for row in track(rows.tolist(), description="reading frames", transient=True):
         scene = store.scene(str(table.scene[row]))
-        view = scene.view(int(table.i[row]))
+        whole = scene.view(int(table.i[row]))
+        view = crop_to_shape(whole, size)
         height, width = view.depth.shape
         color.append(to_tensor(resize_color(view.color, size)))
         depth.append(torch.from_numpy(resize_nearest(view.depth, size)))
@@ -47,7 +50,9 @@ def read_frames(
         k = at.get(f"{scene.id}/{view.name}")
         found = np.full((size[1], size[0]), IGNORED, np.uint8)
         if labels and k is not None:
-            found = resize_nearest(labels.label(k), size)
+            ids = labels.label(k)
+            left, top, width, height = shape_box((ids.shape[1], ids.shape[0]), size)
+            found = resize_nearest(ids[top : top + height, left : left + width], size)
         label.append(torch.from_numpy(found))
     stacked = torch.stack(depth)
     few = torch.split(stacked, 4), torch.split(torch.stack(cameras), 4)

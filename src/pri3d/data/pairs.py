@@ -21,7 +21,7 @@ from pri3d.data.augment import ColorRecipe, augment_color, to_tensor
 from pri3d.data.crops import CropRecipe, random_crop
 from pri3d.data.sampler import Draw, derive
 from pri3d.errors import ConfigError, DataError
-from pri3d.geometry.resize import resize_color, resize_nearest
+from pri3d.geometry.resize import crop_to_shape, resize_color, resize_nearest
 from pri3d.geometry.voxels import coarsen, crop, frustum_box, put_numbered
 from pri3d.store import PairTable, Store, remember
 from pri3d.types import PairBatch, View, Voxels
@@ -100,7 +100,7 @@ class PairDataset(Dataset[PairItem]):
     Args:
         folder: the prepared dataset.
         rows: rows of the pair table to use.
-        size: (width, height) of the images.
+        size: (width, height) of the images; of frames of another shape the middle is taken.
         seed: of the run; with the draw it fixes augmentation and point choice.
         recipe: colour augmentation, None for none.
         voxel: edge of the chunks' voxels in metres, a whole multiple of the prepared one; 0 leaves chunks out.
@@ -139,7 +139,8 @@ class PairDataset(Dataset[PairItem]):
         row = int(self.rows[draw.item])
         scene_id = str(self.table.scene[row])
         scene = self.store.scene(scene_id)
-        views = scene.view(int(self.table.i[row])), scene.view(int(self.table.j[row]))
+        whole = scene.view(int(self.table.i[row])), scene.view(int(self.table.j[row]))
+        views = [crop_to_shape(view, self.size) for view in whole]
         seed = derive(self.seed, draw.epoch, draw.item)
         generator = torch.Generator().manual_seed(seed)
         sources = [views[1] if name == "second" else views[0] for name in self.views]
@@ -167,7 +168,7 @@ class PairDataset(Dataset[PairItem]):
             seed,
             f"{scene_id}/{views[0].name}+{views[1].name}",
             self.views,
-            torch.stack([random_crop(views[0].color, self.crop, generator) for _ in range(2)])
+            torch.stack([random_crop(whole[0].color, self.crop, generator) for _ in range(2)])
             if self.crop
             else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
             torch.stack(clean) if clean else torch.empty(0, 3, 1, 1, dtype=torch.uint8),

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pri3d.data.mixture import Mixture, Named, parse_mixture
 from pri3d.data.pairs import collate
 from pri3d.errors import ConfigError, DataError, Problems
 from pri3d.files.atomic import replacing
+from pri3d.geometry.resize import parse_size, shape_box
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.load import WeightsSource
 from pri3d.networks.unet import UNet
@@ -171,7 +173,7 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
     digest = "" if data.folder is None else hashlib.sha256(names).hexdigest()
     provenance |= {"images": str(data.images or ""), "images_hash": digest}
     done = open_run(folder, "pretrain", settings, provenance, call.resume, options.launch.rank)
-    facts = _facts(settings, provenance)
+    facts = _facts(settings, provenance) | ({} if module.idle is None else {"decoder_trained": False})
     first = options.launch.rank == 0
     say = Terminal(stderr=True, highlight=False, soft_wrap=True, quiet=not first).print
     if done == 0 and first:
@@ -208,6 +210,21 @@ def _introduce(
 ) -> Iterator[str]:
     """Lines on what a run begins with."""
     yield from introduce(settings, settings.weights, unet.encoder, unet)
+    if not settings.crops_alone:
+        wanted = parse_size(settings.size)
+        shapes = Counter(
+            (record["width"], record["height"])
+            for portion in data.portions
+            for record in portion.store.manifest["scenes"].values()
+            if "width" in record
+        )
+        for shape, scenes in sorted(shapes.items()):
+            _, _, width, height = shape_box(shape, wanted)
+            if (width, height) != shape:
+                yield (
+                    f"frames of {shape[0]}x{shape[1]} ({scenes:,} of {shapes.total():,} scenes) are of another shape "
+                    f"than --size {settings.size}: their middle {width}x{height} is taken"
+                )
     count = "crops" if settings.crops_alone else "pairs"
     train, rest = (sum(map(len, rows)) for rows in zip(*((p.train, p.held) for p in data.portions), strict=True))
     measured = f"; {len(held)} of these are measured every {settings.validation.every:,} steps" if held else ""
