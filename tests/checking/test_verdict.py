@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -27,6 +28,7 @@ from benchmarks.faults import (
     turning_room_scene,
 )
 
+from pri3d.checking.check import write_sheet
 from pri3d.checking.evidence import Shots, stack_shots
 from pri3d.checking.hypotheses import Hypothesis, Reprojection, measure_residual
 from pri3d.checking.registration import (
@@ -331,7 +333,7 @@ def test_registration_that_is_right_reads_no_offset(large_room: MadeScene) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("late", [-0.02, 0.05, -1 / 30])
-def test_poses_of_another_time_are_named_and_mended(late: float) -> None:
+def test_poses_of_another_time_are_named_and_mended(late: float, tmp_path: Path) -> None:
     """By milliseconds, not by frames: 30 a second."""
     scene = slow_room_scene(30, 0, 120, (120, 90), late=late)
     judgement = judge(scene)
@@ -339,6 +341,13 @@ def test_poses_of_another_time_are_named_and_mended(late: float) -> None:
     correction = parse_correction(judgement.correct)
     assert correction._replace(time=0.0) == Correction()
     assert correction.time == pytest.approx(-late, abs=0.005)
+    assert judgement.evidence is not None
+    write_sheet(tmp_path / "sheet.png", judgement.evidence, ["title"], rows=2)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        pixels = np.asarray(sheet).astype(int)
+    assert pixels.shape[1] == 6 * 246 + 6  # as stated, and as advised
+    differ = [pixels[60:, 6 + 246 * k : 246 * (k + 1)] for k in (2, 4)]
+    assert np.abs(differ[0] - differ[1]).mean() > 1
     mended = judge(CorrectedScene(scene, correction))
     assert mended.verdict == "ok"
 

@@ -118,8 +118,8 @@ class TestFolder(FilesContract):
 
     def test_files_of_another_kind_are_named(self, sample) -> None:
         depth, color = sample.depth, sample.color
-        depth.rename(depth.with_suffix(".exr"))
-        wanted = rf"{depth.name}: no such file\. {depth.stem}\.exr is there, but"
+        depth.rename(depth.with_suffix(".pfm"))
+        wanted = rf"{depth.name}: no such file\. {depth.stem}\.pfm is there, but"
         with pytest.raises(FrameError, match=wanted):
             self.open(sample.root).scenes()[0].frame(0)
         for image in list(color.parent.iterdir()):

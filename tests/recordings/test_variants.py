@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from samples_desk import START, write_tum
 from samples_outdoor import write_nerfstudio
 
 from pri3d.errors import DataError, FrameError
-from pri3d.recordings import open_recording
+from pri3d.recordings import name_left_out, open_recording
 from pri3d.recordings._shared.files import read_depth, read_matrix
 from pri3d.recordings._shared.text import read_text, read_words
 
@@ -23,16 +24,22 @@ def save_depth(path: Path, metres: np.ndarray) -> None:
     if path.suffix.lower() == ".npy":
         with path.open("wb") as file:
             np.save(file, metres)
+    elif path.suffix == ".exr":
+        import OpenEXR  # noqa: PLC0415 (an extra)
+
+        OpenEXR.File({}, {"Z": metres.astype(np.float32)}).write(str(path))
     else:
         with path.open("wb") as file:
             Image.fromarray(metres.astype(np.float32)).save(file, "TIFF")
 
 
-@pytest.mark.parametrize("ending", [".npy", ".tiff", ".tif", ".TIFF", ".NPY"])
+@pytest.mark.parametrize("ending", [".npy", ".tiff", ".tif", ".TIFF", ".NPY", ".exr"])
 @pytest.mark.parametrize("name", ["folder", "sevenscenes", "open3d", "polycam", "colmap-txt"])
 def test_float_depth_in_metres_for_every_reader(name: str, ending: str, tmp_path: Path) -> None:
     if name not in SAMPLES:
         pytest.skip("no such sample")
+    if ending == ".exr":
+        pytest.importorskip("OpenEXR", reason='pip install "pri3d[exr]"')
     root = SAMPLES[name](tmp_path / "r").root
     for path in sorted(root.rglob("*.png")):
         if "depth" in (path.parent.name, path.name.split(".")[-2]):
@@ -71,8 +78,34 @@ def test_damaged_arrays_are_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(FrameError, match="bytes of shape"):
         read_depth(path, 0.001)
+
+
+def test_channels_of_exr(tmp_path: Path) -> None:
+    exr = pytest.importorskip("OpenEXR", reason='pip install "pri3d[exr]"')
+    path, depth = tmp_path / "1.exr", rendered()[0].depth
+    for channels in (
+        {"Z": depth},
+        {"RGB": np.stack((depth,) * 3, axis=-1)},  # grey, as Blender writes it where its nodes say nothing else
+        {"R": np.zeros_like(depth), "G": np.ones_like(depth), "depth.V": depth},
+        {"Y": depth.astype(np.float16)},
+        {"R": depth},
+    ):
+        exr.File({}, channels).write(str(path))
+        close = 2e-3 if "Y" in channels else 0
+        np.testing.assert_allclose(read_depth(path, 5.0), depth, rtol=close)  # floats are metres, whatever the scale
+        np.testing.assert_array_equal(read_depth(tmp_path / "1.png", 0.001), read_depth(path, 0.001))
+    exr.File({}, {"R": depth, "G": depth + 1, "B": depth}).write(str(path))
+    with pytest.raises(FrameError, match=r"1\.exr: holds the channels B, G, R; depth is the one"):
+        read_depth(path, 0.001)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(FrameError, match=r"1\.exr: is no readable OpenEXR image"):
+        read_depth(path, 0.001)
+
+
+def test_exr_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "OpenEXR", None)
     (tmp_path / "1.exr").write_bytes(b"v/1\x01")
-    with pytest.raises(FrameError, match=r"1\.png: no such file\. 1\.exr is there"):
+    with pytest.raises(FrameError, match=r'1\.exr: depth in \.exr is read by OpenEXR: pip install "pri3d\[exr\]"'):
         read_depth(tmp_path / "1.png", 0.001)
 
 
@@ -168,3 +201,12 @@ def test_quaternions_whose_heading_puts_w_first(tmp_path: Path) -> None:
     sample.pose.write_text("\n".join([heading, *swapped]))
     pose = open_recording(sample.root).scenes()[0].pose(1)
     np.testing.assert_allclose(pose, rendered()[1].world_from_camera, atol=1e-6)
+
+
+def test_files_that_no_reader_takes_are_counted(tmp_path: Path) -> None:
+    root = SAMPLES["folder"](tmp_path / "r").root
+    assert name_left_out(root) == ""  # images, poses and cameras.yaml
+    for name in ("color/0.heic", "color/1.HEIC", "more/scan.usdz", ".hidden.heic", "notes.txt", "mesh.ply"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    assert name_left_out(root) == f"{root}: left out, since no reader takes files of this kind: 2 .heic, 1 .usdz"

@@ -28,7 +28,7 @@ from pri3d.checking.verdict import Evidence, Judgement, judge
 from pri3d.errors import ConfigError, DataError
 from pri3d.files.atomic import replacing, write_atomic
 from pri3d.preparation.frames import pick_frames
-from pri3d.recordings import Scene, open_recording
+from pri3d.recordings import Scene, name_left_out, open_recording
 from pri3d.recordings._shared.text import absolute, clean_id
 from pri3d.runs import write_json
 from pri3d.terminal import Terminal
@@ -79,6 +79,7 @@ def check(options: CheckOptions) -> Record:
         "findings": [finding._asdict() for finding in judgement.findings],
         "agreement": judgement.alternatives,
         "prepare": f"prepare takes {pick_frames(chosen, opened, 'every', None)}",
+        "left_out": name_left_out(recording),
     }
     _write(folder, verdict, judgement)
     _show(verdict, judgement, folder, len(scenes))
@@ -148,7 +149,8 @@ def _show(verdict: dict[str, Any], judgement: Judgement, folder: Path, scenes: i
     if passed:  # of these the figure that most rests on
         names = [f"{f.check} ({f.figure})" if f.check == "poses and depth" else f.check for f in passed]
         console.print(Text("ok", _COLORS["ok"]), f"{', '.join(names)}; all values in verdict.json", soft_wrap=whole)
-    console.print(verdict["prepare"], soft_wrap=whole)
+    for line in filter(None, (verdict["prepare"], verdict["left_out"])):
+        console.print(line, soft_wrap=whole)
     more = f"; one of {scenes} scenes was checked, --scene selects another" if scenes > 1 else ""
     console.print(f"{_WORDS[verdict['verdict']]}: see {folder}{more}", soft_wrap=whole)
 
@@ -171,7 +173,10 @@ def write_sheet(path: Path, evidence: Evidence, title: list[str], rows: int = 6)
     inverse = invert_depth(depth)
     numbers = np.arange(inverse[0].size)
     stack = stack._replace(inverse=inverse, points=np.where(inverse.reshape(len(inverse), -1) > 0, numbers, -1))
-    columns = [("as stated", _SAID)] + [("as advised", evidence.hypothesis)] * (evidence.hypothesis != _SAID)
+    columns = [("as stated", _SAID, stack)]
+    if evidence.hypothesis != _SAID or evidence.moved is not None:
+        poses = (stack if evidence.moved is None else evidence.moved).world_from_camera
+        columns.append(("as advised", evidence.hypothesis, stack._replace(world_from_camera=poses)))
     # Pairs that see much of the same but not from the same place: from every sixth of those by overlap.
     score = measure_agreement(reproject(evidence.stack, evidence.pairs, evidence.hypothesis))
     order = np.argsort(-score.agree / np.maximum(score.points, 1), kind="stable")
@@ -185,7 +190,7 @@ def write_sheet(path: Path, evidence: Evidence, title: list[str], rows: int = 6)
     for number, line in enumerate(title):
         draw.text((_MARGIN, _MARGIN + number * _LINE), line, _INK, font)
     heads = ["frame a, its depth edges in green", "frame b"]
-    for name, _ in columns:
+    for name, _, _ in columns:
         heads += [f"a reprojected into b, {name}", "difference; red: impossible, blue: hidden"]
     for number, head in enumerate(heads):
         draw.text((_MARGIN + number * (_WIDTH + _MARGIN), top - _LINE), head, _INK, font)
@@ -194,8 +199,8 @@ def write_sheet(path: Path, evidence: Evidence, title: list[str], rows: int = 6)
         if shots[0] is None or shots[1] is None:
             continue
         pictures = [(with_edges(shots[0]), f"{shots[0].name}"), (shots[1].color, f"{shots[1].name}")]
-        for _, hypothesis in columns:
-            picture = reproject_view(evidence, stack, a, b, hypothesis)
+        for _, hypothesis, as_posed in columns:
+            picture = reproject_view(evidence, as_posed, a, b, hypothesis)
             pictures += [(picture.reprojected, picture.caption), (picture.difference, "")]
         y = top + row * (height + _LINE + _MARGIN)
         for number, (image, caption) in enumerate(pictures):

@@ -62,6 +62,7 @@ class Evidence(NamedTuple):
     stack: Stack
     pairs: NDArray[np.int64]  #: (P, 2) frame indices
     hypothesis: Hypothesis  #: under which the frames agree best
+    moved: Stack | None = None  #: the stack with poses of other times, where that is advised
 
 
 class Judgement(NamedTuple):
@@ -186,9 +187,9 @@ def _judge_streams(
         yaml = yaml or two_cameras
     tell("alternatives", 3, 3)
     figures = score_alternatives(stack, picked, hypothesis)
-    evidence = Evidence(
-        shots, stated if seconds else stack, picked, hypothesis if consistent >= _POOR else Hypothesis()
-    )
+    sure = consistent >= _POOR
+    moved = stack if seconds and sure else None
+    evidence = Evidence(shots, stated if seconds else stack, picked, hypothesis if sure else Hypothesis(), moved)
     findings += check_overlap(picked, score)
     return Judgement(scene.id, findings, str(correct), yaml, figures, evidence)
 

@@ -7,23 +7,26 @@ add one line to ``READERS``, or to the entry points ``pri3d.readers`` of a packa
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import cached_property
-from pathlib import Path
-from typing import ClassVar, NamedTuple, Self
+from pathlib import Path, PurePath
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pri3d import registry
 from pri3d.errors import ConfigError, DataError, FrameError
+from pri3d.files.kinds import count_kinds
 from pri3d.geometry.pose import blend_poses
 from pri3d.recordings._shared.cameras import Cameras, cameras_for, registered
 from pri3d.recordings._shared.correction import Correction, parse_correction
-from pri3d.recordings._shared.files import MILLIMETRES, Origin, build_frame
+from pri3d.recordings._shared.files import COLOR, DEPTH, MILLIMETRES, Origin, build_frame
+from pri3d.recordings._shared.nearest import find_near_misses
 from pri3d.recordings._shared.text import absolute
 from pri3d.types import Frame
 
@@ -51,27 +54,20 @@ READERS = {
     "images": "pri3d.recordings.images:ImagesReader",
 }
 
+#: endings of files that some reader takes, or that lie beside what it takes in data sets as they are published
+_KNOWN = {
+    *(*COLOR, *DEPTH, ".ppm", ".npz", ".mat", ".h5", ".bin", ".sens", ".r3d", ".mp4"),
+    *("", ".txt", ".json", ".yaml", ".yml", ".csv", ".log", ".conf", ".ini", ".xml", ".freiburg", ".traj", ".pincam"),
+    *(".ply", ".obj", ".mtl", ".off", ".stl", ".glb", ".gltf", ".md", ".html", ".pdf", ".zip", ".db", ".list"),
+}
 SPLITS = ("train", "val", "test", "all")  #: which of a data set's official lists of scenes is wanted
 #: seconds between the frames of a video to go on by: every 25th of 30 a second, as the paper does with ScanNet
 VIDEO_SECONDS = 25 / 30
 APART = 0.25  #: seconds between two poses beyond which nothing is said of what lies between
 _SOUND = 5  # frames of which one must be readable
+_WALKED = 20_000  # files of a recording that are looked at for kinds that no reader takes
 _NAMED = 8  # entries of an unknown folder that an error lists
 _TRIED = 20  # and that are looked into
-_OTHER = 0.9  # of a part that is there under another name
-_LEAST = 0.6  # fraction of the parts that a folder has of what it may be meant for
-_CLOSE = 0.05  # of the best fraction, within which another format is named too
-_SIGN = 0.1  # for each file that is of one format alone
-#: names under which the parts are found, of a part by its usual name
-_ALIASES: Mapping[str, Sequence[str]] = {
-    "color": ("rgb", "image", "images", "colour", "RGB", "Color"),
-    "rgb": ("color", "colour", "image", "images", "RGB"),
-    "depth": ("depths", "depth_images", "Depth", "aligned_depth"),
-    "pose": ("poses", "Pose", "extrinsics"),
-    "groundtruth.txt": ("CameraTrajectory.txt", "KeyFrameTrajectory.txt", "traj*.txt", "*groundtruth*.txt"),
-    "trajectory.log": ("*/trajectory.log", "*/trajectory.json"),
-    "transforms.json": ("transforms_*.json",),
-}
 
 
 class Scene(ABC):
@@ -393,36 +389,20 @@ def find_reader(path: Path) -> str:
     raise DataError(f"{path}: not a known recording.{seen} Looked for{wanted}")
 
 
-class NearMiss(NamedTuple):
-    """A folder and a format that it nearly has."""
+def name_left_out(path: Path) -> str:
+    """Files of a recording that no reader takes, counted by kind, in a sentence; "" where there are none.
 
-    format: str
-    folder: Path
-    lacks: tuple[str, ...]  #: in words
-    score: float
-
-
-def find_near_misses(path: Path, readers: Mapping[str, type[Reader]]) -> list[NearMiss]:
-    """Formats that a folder which no reader knows, or one in it, nearly has, nearest first, and what each lacks."""
-    inside = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))[:_TRIED]
-    found = []
-    for folder in (path, *inside):
-        for name, cls in readers.items():
-            lacks, score = [], 0.0
-            for part in cls.parts:
-                if any(next(folder.glob(pattern), None) for pattern in part):
-                    score += 1
-                    continue
-                other = next((p for alias in _ALIASES.get(part[0], ()) for p in sorted(folder.glob(alias))), None)
-                score += 0.0 if other is None else _OTHER
-                place = "" if other is None else f" ({other.relative_to(folder)} is there: rename it)"
-                lacks.append(f"{part[0]}{place}")
-            signed = sum(next(folder.glob(sign), None) is not None for sign in cls.signs)
-            fraction = score / max(1, len(cls.parts))
-            if lacks and fraction >= _LEAST and (len(lacks) < len(cls.parts) or fraction >= _OTHER):
-                found.append(NearMiss(name, folder, tuple(lacks), fraction + _SIGN * signed))
-    found.sort(key=lambda miss: -miss.score)
-    return [miss for miss in found if miss.score >= found[0].score - _CLOSE][:3]
+    Of very many files the first are looked at: a network's file system lists a thousand scenes slowly.
+    """
+    others, seen = [], 0
+    for _, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if name[:1] != ".")
+        others += [name for name in names if PurePath(name).suffix.lower() not in _KNOWN]
+        seen += len(names)
+        if seen >= _WALKED:
+            break
+    found = count_kinds(others)
+    return f"{path}: left out, since no reader takes files of this kind: {found}" if found else ""
 
 
 def _opens(name: str, path: Path) -> bool:

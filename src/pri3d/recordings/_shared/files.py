@@ -23,10 +23,12 @@ from pri3d.recordings._shared.text import framed, read_text
 from pri3d.types import Frame
 
 COLOR = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")  #: endings of colour images, in either case
-DEPTH = (".png", ".tif", ".tiff", ".npy")  #: of depth
+DEPTH = (".png", ".tif", ".tiff", ".npy", ".exr")  #: of depth
 LARGEST = 10**8  #: pixels of an image; a damaged header can claim any size
 MILLIMETRES = 0.001  #: metres per unit of depth
 _SEPARATORS = re.compile(r"[\s,;\[\]()]+")
+#: channels of an OpenEXR file that hold depth, the surest first; programs that know colours alone write it to these
+_EXR_DEPTH = ("z", "depth", "v", "y", "r", "x")
 _FARTHEST_DEPTH = 65.5  # metres; the store holds millimetres of 16 bits
 _FARTHEST = 1e6  # metres; beyond it a pose is damaged text
 
@@ -146,7 +148,7 @@ def decode_image(
     except Exception as error:  # decoders raise what they like on damaged bytes
         kind = Path(what).suffix
         if kind in (".npy", ".npz", ".exr"):
-            hint = "depth is read from 16-bit PNG, and from TIFF and .npy, as floats in metres too"
+            hint = "depth is read from 16-bit PNG, and from TIFF, .npy and .exr, as floats in metres too"
             raise FrameError(f"{what}: {kind} is not an image; {hint}. Convert it.") from error
         raise FrameError(f"{what}: damaged or truncated image ({error}).") from error
 
@@ -166,9 +168,9 @@ def eight_bits(color: NDArray[np.uint8] | NDArray[np.uint16], what: str) -> NDAr
 def read_depth(path: Path, scale: float) -> NDArray[np.float32]:
     """Read depth (H, W) in metres: whole numbers of 16 bits of ``scale`` metres per unit, or floats, which are metres.
 
-    An image (PNG, TIFF) or an array of NumPy's file format; where there is no such file, the one of the same stem and
-    another of these endings. 0, 65535 and what is not finite are invalid and become 0. Raises FrameError for a missing
-    or damaged file and for one of 8 bits.
+    An image (PNG, TIFF, OpenEXR) or an array of NumPy's file format; where there is no such file, the one of the same
+    stem and another of these endings. 0, 65535 and what is not finite are invalid and become 0. Raises FrameError for a
+    missing or damaged file and for one of 8 bits.
     """
     if not path.is_file():
         beside = sorted(path.parent.glob(f"{glob.escape(path.stem)}.*")) if path.parent.is_dir() else []
@@ -176,6 +178,8 @@ def read_depth(path: Path, scale: float) -> NDArray[np.float32]:
     if path.suffix.lower() == ".npy":
         values = _read_npy(path)
         return metres(values) if values.dtype.kind == "f" else in_metres(values, scale)
+    if path.suffix.lower() == ".exr" and path.is_file():
+        return metres(_read_exr(path))
     if path.suffix.lower() in (".tif", ".tiff") and path.is_file() and (floats := _read_float_image(path)) is not None:
         return metres(floats)
     raw = read_image(path)
@@ -204,6 +208,42 @@ def _read_float_image(path: Path) -> NDArray[np.float32] | None:
             return np.array(image, np.float32)
     except Exception:  # decoders raise what they like; whoever reads it as another kind says what is wrong
         return None
+
+
+def _read_exr(path: Path) -> NDArray[Any]:
+    """Read the depth (H, W) of an OpenEXR file, by the extra exr.
+
+    The channel Z, depth, V or Y, of any layer, or the colours where they are equal. Raises FrameError where the package
+    is missing, the file is damaged, or no channel is depth.
+    """
+    try:
+        import OpenEXR  # noqa: PLC0415 (an extra)
+    except ImportError as error:
+        raise FrameError(
+            f'{path}: depth in .exr is read by OpenEXR: pip install "pri3d[exr]", or convert it to .tiff.'
+        ) from error
+    try:
+        (left, top), (right, bottom) = OpenEXR.File(str(path), header_only=True).header()["dataWindow"]
+        if not 0 < (int(right) - int(left) + 1) * (int(bottom) - int(top) + 1) <= LARGEST:
+            raise ValueError(f"its window is {left} {top} {right} {bottom}")
+        channels = {
+            name: np.asarray(channel.pixels)
+            for name, channel in OpenEXR.File(str(path), separate_channels=True).channels().items()
+        }
+    except Exception as error:  # the library raises what it likes on damaged bytes
+        raise FrameError(f"{path}: is no readable OpenEXR image ({error}).") from error
+    floats = {name: pixels for name, pixels in channels.items() if pixels.ndim == 2 and pixels.dtype.kind == "f"}
+    ends = {name: name.rsplit(".", 1)[-1].lower() for name in floats}
+    colours = [floats[name] for name in floats if ends[name] in "rgb"]
+    coloured = len(colours) > 1 and not all(np.array_equal(colours[0], one, equal_nan=True) for one in colours)
+    for wanted in _EXR_DEPTH:
+        found = [name for name in floats if ends[name] == wanted]
+        if len(found) == 1 and not (coloured and wanted == "r"):
+            return floats[found[0]]
+    raise FrameError(
+        f"{path}: holds the channels {', '.join(sorted(channels)) or 'none'}; depth is the one of floats that is "
+        "called Z, depth, V or Y, or colours that are equal."
+    )
 
 
 def _read_npy(path: Path) -> NDArray[Any]:
