@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from pri3d.preparation.overlap import (
     DepthStack,
     estimate_overlaps,
+    find_better_centre,
     measure_overlaps,
     mine_pairs,
     overlap,
@@ -207,3 +208,22 @@ def test_real_recording_against_brute_force(real_data) -> None:
     values = measure_overlaps(stack, pairs, distance=0.02, min_overlap=0.3)
     assert np.abs(values - truth).mean() <= 0.003
     assert ((values >= 0.3) == (truth >= 0.3)).mean() >= 0.995
+
+
+@pytest.mark.parametrize("seed", [3, 20, 23])
+def test_a_centre_that_is_off_shows_in_neighbouring_frames(seed: int) -> None:
+    """Of a right recording no other centre is better; one that is 2 or 6 % of the width off is found, and its side."""
+    frames = render_room(build_room(seed, 1), 24, 80, 60)
+    k = np.array([frame.depth_camera[2:] for frame in frames])
+    depth = np.round(np.stack([frame.depth for frame in frames]) * 1000).astype(np.uint16)
+    stack = DepthStack(depth, k, np.stack([frame.world_from_camera for frame in frames]))
+    assert find_better_centre(stack) is None
+    for right, down in ((0.06, 0), (-0.06, 0), (0, 0.06), (0.0234, 0)):
+        found = find_better_centre(stack._replace(intrinsics=k + np.array((0, 0, 80 * right, 80 * down))))
+        assert found is not None and found.gain > 1.04
+        assert (found.right * right, found.down * down) <= (0, 0)
+        assert abs(found.right + found.down + 80 * (right + down)) < 2  # it takes the error back
+    still = np.repeat(stack.world_from_camera[:1], 24, axis=0)
+    same = DepthStack(np.repeat(depth[:1], 24, axis=0), k + np.array((0, 0, 5, 0)), still)
+    assert find_better_centre(same) is None  # of a camera that rests nothing can be said
+    assert find_better_centre(DepthStack(depth[:2], k[:2], stack.world_from_camera[:2])) is None

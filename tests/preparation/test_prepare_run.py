@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from stores import FLAGS, files, stamps
 
@@ -210,6 +211,14 @@ def test_a_result_that_cannot_be_right_names_check(tmp_path: Path, capsys: pytes
     said = capsys.readouterr().err
     assert record["doubts"], record
     assert f"poses, cameras or depth are likely wrong. Run pri3d check {tmp_path / 'rooms'}" in said
+    # A centre 6 % of the width off: pairs enough, but the depth says so.
+    (stated,) = (tmp_path / "rooms").rglob("cameras.yaml")
+    cameras = yaml.safe_load(stated.read_text())
+    cameras["color"]["cx"] += 0.0625 * 80
+    stated.write_text(yaml.safe_dump(cameras))
+    prepare([tmp_path / "rooms"], tmp_path / "centre", **flags)
+    (doubt,) = Store(tmp_path / "centre").manifest["scenes"]["room-0000"]["doubts"]
+    assert re.fullmatch(r"depth of neighbouring frames agrees \d+% better with a centre -5 px along x of 80x60", doubt)
 
 
 def test_frame_step(recording: Path, out: Path) -> None:

@@ -20,7 +20,7 @@ from pri3d.errors import DataError, FrameError
 from pri3d.geometry.fusion import REACH, color_cells, fuse_depth, voxelise_triangles
 from pri3d.geometry.resize import parse_size
 from pri3d.preparation.frames import SceneFrames, Select, pick_frames, read_frames
-from pri3d.preparation.overlap import Mode, mine_pairs, pair_table
+from pri3d.preparation.overlap import Mode, find_better_centre, mine_pairs, pair_table
 from pri3d.recordings import ChangedScene, Recording, Scene, find_reader, open_recording
 from pri3d.recordings._shared.text import absolute, clean_id
 from pri3d.store import PairTable, SceneWriter, millimetres
@@ -282,7 +282,8 @@ def find_doubts(frames: SceneFrames, pairs: PairTable | None, surface: Voxels, f
     """What speaks against poses, cameras or depth in a scene's own result.
 
     ``pairs`` None where none were mined; ``fused``: the surface is made of the frames' own depth. Right recordings of
-    several frames have pairs, neighbours that see the same, and a surface that is seen often.
+    several frames have pairs, neighbours that see the same, a surface that is seen often, and a centre of the camera
+    that no other betters.
     """
     found: list[str] = []
     count = len(frames.rows)
@@ -306,6 +307,10 @@ def find_doubts(frames: SceneFrames, pairs: PairTable | None, surface: Voxels, f
         if shown and len(surface.cells) > most * shown:
             words = f"a surface of {len(surface.cells):,} voxels, {len(surface.cells) / shown:.0%} of what the frames"
             found.append(f"{words} would show without any common view")
+    if pairs is not None and (centre := find_better_centre(frames.stack)) is not None:
+        way = f"{centre.right:+.0f} px along x" if centre.right else f"{centre.down:+.0f} px along y"
+        size = f"{frames.stack.depth.shape[2]}x{frames.stack.depth.shape[1]}"
+        found.append(f"depth of neighbouring frames agrees {centre.gain - 1:.0%} better with a centre {way} of {size}")
     return found
 
 

@@ -31,7 +31,7 @@ from pri3d.preparation.executors import (
     prepare_on_cluster,
 )
 from pri3d.preparation.pipeline import Report, SceneJob, StoreSettings, open_cached, open_scene, stated_cameras
-from pri3d.recordings import find_reader
+from pri3d.recordings import find_reader, name_left_out
 from pri3d.recordings._shared.correction import parse_correction
 from pri3d.recordings._shared.text import absolute
 from pri3d.store import (
@@ -191,6 +191,8 @@ def _announce(jobs: list[SceneJob], workers: int, cluster: str | None, dry_run: 
         said = estimate(jobs, worth=0).text(processes) if dry_run else estimate(jobs).text(processes)
         say = Terminal(stderr=True, highlight=False, soft_wrap=True).print
         say(said)
+        for line in filter(None, map(name_left_out, dict.fromkeys(job.recording for job in jobs))):
+            say(line)
         if jobs[0].settings.surface:
             with ThreadPoolExecutor(_READERS) as pool:
                 meshes = pool.map(lambda job: open_scene(job).mesh(), jobs)
