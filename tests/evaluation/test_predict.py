@@ -18,6 +18,7 @@ from pri3d.api.predict import predict
 from pri3d.cli import main
 from pri3d.drawing import palette
 from pri3d.errors import ConfigError, DataError, WeightsError
+from pri3d.evaluation import predict as predicting
 from pri3d.labelled._shared.decoding import read_ids
 from pri3d.labelled.convert import decode_mask
 
@@ -197,6 +198,23 @@ class TestFolder:
         photo(cut)
         assert main(words) == 0
         assert "b.json" in files(tmp_path / "out")
+
+    def test_pictures_that_are_predicted_together_are_those_of_one(
+        self, semantic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Of several sizes, one of them broken and one done before; groups of three as a GPU has them of eight."""
+        for k, size in enumerate(((40, 30), (40, 30), (30, 40), (40, 30), (20, 20))):
+            photo(tmp_path / "in" / f"{k}.png", 60 * k, size)
+        (tmp_path / "in" / "2b.png").write_bytes(b"cut")
+        for out, most in (("alone", 1), ("together", 3)):
+            monkeypatch.setattr(predicting, "prediction_batch", lambda _model, most=most: most)
+            if most > 1:
+                predict(semantic, tmp_path / "in" / "1.png", tmp_path / out)
+            with pytest.raises(DataError, match="1 of 6"):
+                predict(semantic, tmp_path / "in", tmp_path / out)
+        assert files(tmp_path / "alone") == files(tmp_path / "together")
+        for name in files(tmp_path / "alone"):
+            assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "together" / name).read_bytes(), name
 
     def test_videos_are_counted(self, semantic: Path, tmp_path: Path, capsys) -> None:
         photo(tmp_path / "in" / "a.png")

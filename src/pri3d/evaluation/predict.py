@@ -21,7 +21,7 @@ from pri3d.files.atomic import write_atomic
 from pri3d.files.lock import lock_folder
 from pri3d.files.stamp import stamp
 from pri3d.runs import read_json, write_json
-from pri3d.tasks import Trained, find_weights, load_task
+from pri3d.tasks import Trained, find_weights, in_groups, load_task, prediction_batch
 from pri3d.terminal import Terminal, track
 
 CLASSES = "classes.json"  #: of the output folder: what its ids mean, and what it was made with
@@ -65,16 +65,17 @@ def predict(options: PredictOptions) -> Path:
         else:
             stamp(out / CLASSES, facts, _FIX)
         loaded = reading(until_damaged(media.pictures, failed), wanted, pixels=Picture.size)
-        for picture, color in track(loaded, "predicting", media.total, console, lambda item: item[0].label()):
-            try:
-                pixels = color.result()
-                if pixels is not None:
-                    _predict_one(network, picture, pixels, out, made_with)
-                    fresh = True
-                done.append(picture.name)
-            except DataError as error:
-                console.print(f"skipped {error}")
-                failed.append(str(error))
+        tracked = track(loaded, "predicting", media.total, console, lambda item: item[0].label())
+        for group in in_groups(tracked, prediction_batch(network.model), lambda item: item[0].size()):
+            read: list[tuple[Picture, NDArray[np.uint8] | None]] = []
+            for picture, color in group:
+                try:
+                    read.append((picture, color.result()))
+                except DataError as error:
+                    console.print(f"skipped {error}")
+                    failed.append(str(error))
+            fresh |= _predict_some(network, read, out, made_with)
+            done += [picture.name for picture, _ in read]
         if media.rate is not None:
             _join(out, out / f"{source.stem}_overlay.mp4", done, Fraction(media.rate), fresh, console)
     refuse_failed(failed, len(done), out)
@@ -107,20 +108,24 @@ def _is_done(picture: Picture, out: Path, made_with: dict[str, Any]) -> bool:
     return all(about.get(name) == value for name, value in made_with.items())
 
 
-def _predict_one(
-    network: Trained, picture: Picture, color: NDArray[np.uint8], out: Path, made_with: dict[str, Any]
-) -> None:
-    """Predict one picture and write what belongs to it, the json last: where that is there, all is."""
-    task = network.task
-    found = task.predict(network.model, color)
-    if made_with["threshold"] is not None:
-        found = task.keep(found, made_with["threshold"])
-    about = {"image": picture.source, "width": color.shape[1], "height": color.shape[0], **made_with}
-    about |= task.record(found)
-    for ending, content in task.extras(found).items():
-        write_atomic(out / f"{picture.name}{ending}", content)
-    write_atomic(_overlay(out, picture.name), encode(task.draw(color, found), "JPEG"))
-    write_json(out / f"{picture.name}.json", about)
+def _predict_some(
+    network: Trained, read: Sequence[tuple[Picture, NDArray[np.uint8] | None]], out: Path, made_with: dict[str, Any]
+) -> bool:
+    """Predict the pictures that have pixels together and write what belongs to each; return whether there was one.
+
+    The json comes last: where that is there, all is.
+    """
+    new = [(picture, pixels) for picture, pixels in read if pixels is not None]
+    found = network.task.predict_many(network.model, [pixels for _, pixels in new]) if new else []
+    for (picture, pixels), one in zip(new, found, strict=True):
+        kept = one if made_with["threshold"] is None else network.task.keep(one, made_with["threshold"])
+        about = {"image": picture.source, "width": pixels.shape[1], "height": pixels.shape[0], **made_with}
+        about |= network.task.record(kept)
+        for ending, content in network.task.extras(kept).items():
+            write_atomic(out / f"{picture.name}{ending}", content)
+        write_atomic(_overlay(out, picture.name), encode(network.task.draw(pixels, kept), "JPEG"))
+        write_json(out / f"{picture.name}.json", about)
+    return bool(new)
 
 
 def _overlay(out: Path, name: str) -> Path:

@@ -21,7 +21,17 @@ from pri3d.errors import ConfigError, WeightsError
 from pri3d.networks.state_files import find_file
 from pri3d.networks.weights import read_provenance
 from pri3d.runs import RunPaths
-from pri3d.tasks.base import Meter, Predictions, Recipe, Task, Words, batches, evaluating
+from pri3d.tasks.base import (
+    Meter,
+    Predictions,
+    Recipe,
+    Task,
+    Words,
+    batches,
+    evaluating,
+    in_groups,
+    prediction_batch,
+)
 
 __all__ = [
     "Meter",
@@ -37,7 +47,9 @@ __all__ = [
     "find_task",
     "find_weights",
     "hash_file",
+    "in_groups",
     "load_task",
+    "prediction_batch",
     "task_of",
 ]
 

@@ -31,6 +31,9 @@ from pri3d.networks.unet import UNet
 from pri3d.networks.weights import save_state, stated_of
 
 Own = TypeVar("Own", bound=Options)
+T = TypeVar("T")
+_TOGETHER = 8  # images that a GPU predicts at once
+_PIXELS = 8_000_000  # that they have together at most; one alone may have more
 _LINES = 8  # of a prediction in words that are drawn
 
 
@@ -180,6 +183,10 @@ class Task(ABC):
     def predict(self, model: nn.Module, color: NDArray[np.uint8]) -> Any:
         """Predict one RGB image (H, W, 3) with a model in eval mode, in pixels of that image."""
 
+    def predict_many(self, model: nn.Module, colors: Sequence[NDArray[np.uint8]]) -> list[Any]:
+        """Predict several images as :meth:`predict` does, up to rounding; together where the task can."""
+        return [self.predict(model, color) for color in colors]
+
     def measure(self, model: nn.Module, dataset: Dataset[Any], batch: int, workers: int = 0) -> dict[str, Any]:
         """Scores of a model on a whole data set, by :meth:`meter` in this process alone. Leaves the mode as it was."""
         meter = self.meter(dataset)
@@ -292,6 +299,23 @@ class Task(ABC):
         for prefix in cls.enclosing:
             key = key.removeprefix(prefix)
         return key
+
+
+def prediction_batch(model: nn.Module) -> int:
+    """How many images are predicted together: one on a CPU, which gains nothing by more."""
+    return 1 if next(model.parameters()).device.type == "cpu" else _TOGETHER
+
+
+def in_groups(items: Iterable[T], most: int, pixels: Callable[[T], int] = lambda _item: 0) -> Iterator[list[T]]:
+    """Items in lists of ``most``, or of fewer where they have more than ``_PIXELS`` together or none is left."""
+    group: list[T] = []
+    for item in items:
+        if group and (len(group) == most or sum(map(pixels, group)) + pixels(item) > _PIXELS):
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
 
 
 def batches(

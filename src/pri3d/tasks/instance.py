@@ -30,7 +30,7 @@ from pri3d.labelled._shared.checks import check_images
 from pri3d.labelled.convert import encode_mask, to_coco
 from pri3d.networks.detector import SIZES, Detector, Sizes
 from pri3d.runs import read_json
-from pri3d.tasks.base import Meter, Predictions, Recipe, Task, Words
+from pri3d.tasks.base import Meter, Predictions, Recipe, Task, Words, in_groups, prediction_batch
 from pri3d.terminal import track
 from pri3d.types import Detections, InstanceBatch
 
@@ -189,7 +189,14 @@ class InstanceTask(Task):
 
     def predict(self, model: nn.Module, color: NDArray[np.uint8]) -> Detections:
         """Objects of one RGB image (H, W, 3) with a model in eval mode, best first, in pixels of that image."""
-        return next(_find(model, [to_tensor(color).float() / 255]))
+        return self.predict_many(model, [color])[0]
+
+    @torch.no_grad()
+    def predict_many(self, model: nn.Module, colors: Sequence[NDArray[np.uint8]]) -> list[Detections]:
+        """:meth:`predict` of several images, which go through the detector together."""
+        if type(self).predict is not InstanceTask.predict:  # a task of another package
+            return super().predict_many(model, colors)
+        return list(_find(model, [to_tensor(color).float() / 255 for color in colors]))
 
     def predictions(
         self, images: LabelledImages, settings: Mapping[str, Any], resolution: str, protocol: str
@@ -285,8 +292,10 @@ class CocoResults(Predictions):
     ) -> None:
         """Write what a network finds in each image, as validation does in training."""
         meter = DetectionMeter(InstanceDataset(self.images, objects=False), lambda: self.truth)
-        for color in counted(read_ahead(range(len(self.images.names)), self.images.color)):
-            meter.parts.append(detections_to_results(task.predict(model, color), len(meter.parts) + 1, meter.numbers))
+        colors = counted(read_ahead(range(len(self.images.names)), self.images.color))
+        for group in in_groups(colors, prediction_batch(model)):
+            for found in task.predict_many(model, group):
+                meter.parts.append(detections_to_results(found, len(meter.parts) + 1, meter.numbers))
         write_atomic(folder / self.files[0], json.dumps(meter.results()).encode())
 
     def score(self, folder: Path) -> dict[str, Any]:

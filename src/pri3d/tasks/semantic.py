@@ -31,7 +31,7 @@ from pri3d.labelled import LabelledImages
 from pri3d.labelled.spaces import IGNORED
 from pri3d.networks.segmentation import SegmentationNet, build_segmentation
 from pri3d.networks.unet import UNet
-from pri3d.tasks.base import Meter, Predictions, Recipe, Task, Words
+from pri3d.tasks.base import Meter, Predictions, Recipe, Task, Words, in_groups, prediction_batch
 from pri3d.types import LabelledBatch
 
 AUXILIARY_WEIGHT = 0.4  #: of the auxiliary loss (PSPNet, arXiv 1612.01105, section 4.1)
@@ -175,17 +175,27 @@ class SemanticTask(Task):
         """``miou``, ``accuracy`` and ``iou`` per class as :class:`SemanticScore`."""
         return Confusion(self.class_names)
 
-    @torch.no_grad()
     def predict(self, model: nn.Module, color: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """RGB (H, W, 3) -> class ids (H, W); scores of the training size are enlarged before the best is taken."""
-        height, width = color.shape[:2]
+        return self.predict_many(model, [color])[0]
+
+    @torch.no_grad()
+    def predict_many(self, model: nn.Module, colors: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
+        """:meth:`predict` of several images; those of one size go through the network together."""
+        if type(self).predict is not SemanticTask.predict:  # a task of another package
+            return super().predict_many(model, colors)
         device = next(model.parameters()).device
-        image = to_tensor(resize_color(color, self.size or (width, height))).to(device).float() / 255
-        scores = model(image[None])
-        if scores.shape[-2:] != (height, width):
-            scores = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)
-        classes: NDArray[np.uint8] = scores[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
-        return classes
+        images = [to_tensor(resize_color(color, self.size or (color.shape[1], color.shape[0]))) for color in colors]
+        found: dict[int, NDArray[np.uint8]] = {}
+        for shape in dict.fromkeys(image.shape for image in images):
+            places = [k for k, image in enumerate(images) if image.shape == shape]
+            every = model(torch.stack([images[k] for k in places]).to(device).float() / 255)
+            for k, scores in zip(places, every.split(1), strict=True):
+                size = colors[k].shape[:2]
+                if scores.shape[-2:] != size:
+                    scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)  # noqa: PLW2901
+                found[k] = scores[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+        return [found[k] for k in range(len(colors))]
 
     def predictions(
         self, images: LabelledImages, settings: Mapping[str, Any], resolution: str, protocol: str
@@ -261,8 +271,11 @@ class ClassMaps(Predictions):
         """Write the class maps."""
         with replacing(folder / self.files[0]) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
             colors = read_ahead(range(len(self.images.names)), self._color)
-            for name, color in zip(self.images.names, counted(colors), strict=True):
-                archive.writestr(zipfile.ZipInfo(f"{name}.png"), encode(task.predict(model, color), "PNG"))
+            named = zip(self.images.names, counted(colors), strict=True)
+            for group in in_groups(named, prediction_batch(model)):
+                found = task.predict_many(model, [color for _, color in group])
+                for (name, _), classes in zip(group, found, strict=True):
+                    archive.writestr(zipfile.ZipInfo(f"{name}.png"), encode(classes, "PNG"))
 
     def score(self, folder: Path) -> dict[str, Any]:
         """MIoU, accuracy and IoU per class, one confusion matrix for all images."""

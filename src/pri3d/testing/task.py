@@ -189,7 +189,9 @@ class TaskContract:
         assert trained.record["data"] == "squares"
         assert not trained.model.training
         model.eval()
-        same(trained.task.predict(trained.model, images.color(0)), task.predict(model, images.color(0)))
+        alone = task.predict(model, images.color(0))
+        same(trained.task.predict(trained.model, images.color(0)), alone)
+        same(task.predict_many(model, [images.color(0)] * 2), [alone, alone])
 
 
 def same(first: Any, second: Any) -> None:
