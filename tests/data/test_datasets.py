@@ -45,7 +45,14 @@ def test_batch_has_the_stated_shapes(rooms_store: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "box"), [((48, 48), (8, 0, 48, 48)), ((64, 36), (0, 6, 64, 36)), ((32, 32), (8, 0, 48, 48))]
+    ("size", "box"),
+    [
+        ((48, 48), (8, 0, 48, 48)),
+        ((64, 36), (0, 6, 64, 36)),
+        ((32, 32), (8, 0, 48, 48)),
+        ((32, 36), (10, 0, 43, 48)),
+        ((48, 16), (0, 13, 64, 21)),
+    ],
 )
 def test_frames_of_another_shape_are_cropped_and_keep_their_geometry(
     rooms_store: Path, size: tuple[int, int], box: tuple[int, int, int, int]
@@ -62,7 +69,7 @@ def test_frames_of_another_shape_are_cropped_and_keep_their_geometry(
     k = view.intrinsics
     np.testing.assert_allclose(rays, ((stored[0] - k[2]) / k[0], (stored[1] - k[3]) / k[1]), atol=1e-5)
     np.testing.assert_array_equal(item.depth[0], view.depth[stored[1].astype(int), stored[0].astype(int)])
-    assert fx / fy == pytest.approx(k[0] / k[1], rel=1e-6)  # in shape
+    assert fx / fy == pytest.approx(k[0] / k[1], rel=0.02)  # in shape, but for the rounding of the box
 
 
 @pytest.mark.parametrize(
@@ -111,7 +118,7 @@ def test_most_pixels_find_their_voxel(rooms_store: Path) -> None:
     assert (matches.valid.sum(1) > 60).all()
 
 
-@pytest.mark.parametrize(("width", "height"), [(32, 24), (32, 36), (48, 16)])
+@pytest.mark.parametrize(("width", "height"), [(32, 24), (50, 37), (48, 37)])
 def test_smaller_images_see_the_same_rays(rooms_store: Path, width: int, height: int) -> None:
     full, small = pairs(rooms_store)[Draw(0, 0)], pairs(rooms_store, size=(width, height))[Draw(0, 0)]
     scale = torch.tensor([width / 64, height / 48] * 2)  # of fx, fy, cx, cy
