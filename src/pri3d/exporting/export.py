@@ -97,9 +97,6 @@ def export(
     if part not in PARTS:
         raise registry.unknown("--part", PARTS, part)
     source = load(run, part)
-    if part == "all" and source.record.get("decoder_trained") is False:
-        learned = " and ".join(sorted(source.record.get("objectives", {}))) or "its objectives"
-        raise ConfigError(f"--part all: {learned} trained the encoder alone, the decoder of {run} is as it was made.")
     if mix != 1:
         initial = (run if run.is_dir() else run.parent) / INITIAL_FILE
         if not initial.is_file():

@@ -173,7 +173,7 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
     digest = "" if data.folder is None else hashlib.sha256(names).hexdigest()
     provenance |= {"images": str(data.images or ""), "images_hash": digest}
     done = open_run(folder, "pretrain", settings, provenance, call.resume, options.launch.rank)
-    facts = _facts(settings, provenance) | ({} if module.idle is None else {"decoder_trained": False})
+    facts = _facts(settings, provenance)
     first = options.launch.rank == 0
     say = Terminal(stderr=True, highlight=False, soft_wrap=True, quiet=not first).print
     if done == 0 and first:
