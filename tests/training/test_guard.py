@@ -19,6 +19,7 @@ from pri3d.api.pretrain import PretrainOptions
 from pri3d.data.mixture import Mixture, parse_mixture
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.load import WeightsSource
+from pri3d.networks.state_files import read_state
 from pri3d.networks.weights import read_provenance
 from pri3d.runs import Run
 from pri3d.training.launch import find_launch
@@ -123,7 +124,7 @@ def test_a_resumed_run_decides_alike(
     rooms_store: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {**MEASURED, "weights": str(trained), "steps": 4, "lr": 0.01, "save_every": 1}
-    whole = run_small(rooms_store, tmp_path / "whole", **options)
+    whole = run_small(rooms_store, tmp_path / "whole", **options, backbone={"mix": 1.0})
     broken = run_broken(2, rooms_store, tmp_path / "broken", monkeypatch, **options)
     assert json.loads((whole / "scores.json").read_text()) == json.loads((broken / "scores.json").read_text())
     for name in ("weights.safetensors", "best.safetensors"):
@@ -246,3 +247,35 @@ if __name__ == "__main__":
     with pytest.MonkeyPatch.context() as patch:
         invent(patch, RUINED if first else dict.fromkeys(RUINED, (9.0, 0.1, 1.0)))
         run_small(Path(sys.argv[1]), Path(sys.argv[2]), weights=sys.argv[3], **RUINOUS)
+
+
+@pytest.mark.parametrize("tune", ["full", "lora-2"])
+def test_a_part_of_the_change_is_written_and_measured(
+    rooms_store: Path, trained: Path, tmp_path: Path, tune: str
+) -> None:
+    """Training and its checkpoint are those of the whole change; what is written lies between it and the start."""
+    options: dict[str, Any] = {"holdout": 0.3, "weights": str(trained), "steps": 2, "lr": 0.01}
+    options["validation"] = {"every": 1, "pairs": 6, "take": "last"}
+    if tune != "full":
+        options |= {"encoder": "test_vit", "weights": "scratch", "tune": tune}
+    whole = run_small(rooms_store, tmp_path / "whole", **options, backbone={"mix": 1.0})
+    part = run_small(rooms_store, tmp_path / "part", **options, backbone={"mix": 0.25})
+    start, end, between = (
+        read_state(path)
+        for path in (whole / "initial.safetensors", whole / "weights.safetensors", part / "weights.safetensors")
+    )
+    moved = 0
+    for key, value in between.items():
+        if key.startswith("encoder.") and value.is_floating_point():
+            torch.testing.assert_close(value, torch.lerp(start[key], end[key], 0.25), atol=1e-6, rtol=1e-5)
+            moved += not torch.equal(start[key], end[key])
+        else:
+            assert torch.equal(value, end[key])
+    assert moved
+    assert read_provenance(part / "weights.safetensors")["mix"] == 0.25
+    assert column(part, "loss") == column(whole, "loss")
+    scores = [json.loads((run / "scores.json").read_text()) for run in (whole, part)]
+    assert scores[1]["start"]["cosine"] == pytest.approx(1)
+    assert scores[0]["last"]["cosine"] < scores[1]["last"]["cosine"] < 1
+    best = scores[1]["best"]["step"]
+    assert read_provenance(part / "best.safetensors")["steps"] == best

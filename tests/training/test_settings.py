@@ -218,7 +218,7 @@ def test_flat_names_of_version_01_mean_the_same(tmp_path: Path) -> None:
     quick = dict(leaves(pretraining("quick").stated()))
     read = dict(leaves(RunPaths(tmp_path).read_config()["settings"]))
     assert {way: read[way] for way in quick if way in read} == {way: quick[way] for way in quick if way in read}
-    later = {("geometry", "projection"), *(("backbone", name) for name in ("norm", "head_lr", "delay"))}
+    later = {("geometry", "projection"), *(("backbone", name) for name in ("norm", "head_lr", "delay", "mix"))}
     later |= {("validation", "take"), ("validation", "stop"), ("geometry", "max_voxels"), ("geometry", "recompute")}
     later |= {("min_overlap",)}
     assert set(quick) - set(read) == later  # they could not be set then

@@ -65,6 +65,12 @@ class EncoderOptions(BackboneFields):
         default=0,
         least=0,
     )
+    mix: float = option(
+        "fraction of the encoder's change that is measured and written: initial + mix x (trained - initial)",
+        default=1.0,
+        above=0,
+        most=1,
+    )
 
 
 class MatchingOptions(Options):

@@ -102,7 +102,7 @@ def export(
         if not initial.is_file():
             raise ConfigError(f"--mix {mix}: {initial} does not exist. Give the folder of a pre-training run.")
         source.net.load_state_dict(mix_states(load(initial, part).net.state_dict(), source.net.state_dict(), mix))
-        source.record = {**source.record, "mix": mix}
+        source.record = {**source.record, "mix": mix * source.record.get("mix", 1.0)}
     # What travels with the export: the run's record without what speaks of a task's head.
     record = {key: value for key, value in source.record.items() if key not in OF_TASK}
     if task := source.record.get("task", source.record.get("tuned_for")):

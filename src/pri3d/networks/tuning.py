@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pri3d.api.training import TUNING, TUNINGS
 from pri3d.errors import ConfigError
@@ -77,3 +80,25 @@ def _parts(encoder: nn.Module) -> tuple[list[nn.Module], list[nn.Module], list[n
 
 def _name(encoder: nn.Module) -> str:
     return str(getattr(encoder, "name", type(encoder).__name__))
+
+
+@contextmanager
+def mixed(encoder: nn.Module, initial: Mapping[str, Tensor], share: float) -> Iterator[None]:
+    """Context in which an encoder is ``share`` of the way from its ``initial`` state; nothing where that is empty.
+
+    Between a network and what it began with, networks in between often are better than either where images change
+    (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). Of an adapter's product ``up @ down`` one
+    factor moves.
+    """
+    state = encoder.state_dict()
+    moved = [key for key in initial if state[key].is_floating_point() and not key.endswith(".0.down")]
+    trained = {key: state[key].clone() for key in moved}
+    try:
+        with torch.no_grad():
+            for key in moved:
+                state[key].copy_(torch.lerp(initial[key].to(trained[key]), trained[key], share))
+        yield
+    finally:
+        with torch.no_grad():
+            for key in moved:
+                state[key].copy_(trained[key])

@@ -249,10 +249,10 @@ def _leave_weights(module: PretrainModule, folder: RunPaths, facts: Mapping[str,
     if guard is not None and takes_best and guard.history:
         best = guard.best(module.key)
         taken = best["step"] if best.get(module.key) is not None and folder.best.exists() else None
+    with module.mixed():
+        module.save(folder.weights if taken in (None, module.step) else folder.last, record)
     if taken in (None, module.step):
-        module.save(folder.weights, record)
         return
-    module.save(folder.last, record)
     with replacing(folder.weights) as part:
         shutil.copyfile(folder.best, part)
 
@@ -303,6 +303,7 @@ def _facts(settings: PretrainSettings, provenance: Mapping[str, Any]) -> dict[st
         "tune": settings.tune,
         "objectives": settings.objectives,
         "keep": settings.keep,
+        **({"mix": settings.backbone.mix} if settings.backbone.mix < 1 else {}),
         "size": settings.size,
         "holdout": settings.holdout,
         "distance": settings.matching.distance,

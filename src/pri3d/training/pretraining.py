@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +47,7 @@ from pri3d.geometry.matching import choose, match_pixels
 from pri3d.geometry.resize import parse_size
 from pri3d.geometry.voxels import coarsen
 from pri3d.networks.encoders import join_maps
-from pri3d.networks.tuning import fix_norms, limit
+from pri3d.networks.tuning import fix_norms, limit, mixed
 from pri3d.networks.unet import UNet
 from pri3d.networks.weights import save_model
 from pri3d.objectives import VIEWS, Features, Setup, WeightedSum
@@ -76,6 +77,8 @@ class PretrainModule(StepModule):
         #: images of a pair that are shown to the network; one at least, for objectives that take whatever is there
         self.views = () if settings.crops_alone else self.objective.views or VIEWS[:1]
         self._maps = _Maps(unet, self.objective.decodes)
+        whole = settings.backbone.mix == 1
+        self._initial = {} if whole else {key: x.clone() for key, x in unet.encoder.state_dict().items()}
         if not self.objective.decodes:
             unet.decoder.requires_grad_(False)  # nothing looks at its output
             self.idle = "unet.decoder."
@@ -146,6 +149,10 @@ class PretrainModule(StepModule):
     def key(self) -> str:
         """The encoder's gain over the start, which :class:`pri3d.training.watch.Guard` adds."""
         return "gain"
+
+    def mixed(self) -> AbstractContextManager[None]:
+        """Context in which the encoder is what users get: ``backbone.mix`` of its change since the start."""
+        return mixed(self.unet.encoder, self._initial, self.settings.backbone.mix)
 
     def save(self, path: Path, record: Mapping[str, Any]) -> None:
         """Write the U-Net; its encoder alone where no objective trains the decoder."""

@@ -238,6 +238,11 @@ class Guard(Watch):
         """What was measured at the start; None of a run that an earlier version has begun."""
         return self.history[0] if self.history and self.history[0]["step"] == 0 else None
 
+    def look(self, fabric: Fabric, module: Watched, step: int, batch: int) -> dict[str, float]:
+        """As :meth:`Watch.look`, of the encoder as it would be written."""
+        with module.mixed():  # type: ignore[attr-defined]
+            return super().look(fabric, module, step, batch)
+
     def measure(self, fabric: Fabric, module: Watched, batch: int) -> dict[str, Any]:
         """As :meth:`Watch.measure`, and what the frames show; every process gets the numbers of the first one."""
         values = super().measure(fabric, module, batch)
