@@ -34,7 +34,7 @@ ENCODER = "tf_efficientnet_lite0"  #: its ImageNet weights come by pip
 SIZE = "160x120"
 
 
-class Part(NamedTuple):
+class RoomsPart(NamedTuple):
     """Rooms of one purpose; no room is in two parts."""
 
     first: int
@@ -46,10 +46,10 @@ class Part(NamedTuple):
 
 #: what is rendered: to pre-train on, to find points in, to fine-tune on, to score segmentation on
 PARTS = {
-    "pretrain": Part(0, 24, 40, pairs=True, labels=False),
-    "unseen": Part(240, 8, 16, pairs=True, labels=False),
-    "labelled": Part(100, 10, 6, pairs=False, labels=True),
-    "test": Part(200, 24, 5, pairs=False, labels=True),
+    "pretrain": RoomsPart(0, 24, 40, pairs=True, labels=False),
+    "unseen": RoomsPart(240, 8, 16, pairs=True, labels=False),
+    "labelled": RoomsPart(100, 10, 6, pairs=False, labels=True),
+    "test": RoomsPart(200, 24, 5, pairs=False, labels=True),
 }
 DISTANCE = 0.04  #: metres; a pixel of so small an image is that wide a few metres away
 VOXEL = 0.16  #: metres, of the surface that the report shows
