@@ -381,7 +381,7 @@ def find_reader(path: Path) -> str:
         near = "".join(
             f"\n  {miss.format} of {miss.folder}: {', '.join(miss.lacks)} missing. It looks for "
             f"{classes[miss.format].looks_for}"
-            for miss in find_near_misses(path, classes)
+            for miss in find_near_misses(path, {name: (c.parts, c.signs) for name, c in classes.items() if c.parts})
         )
     if near:
         raise DataError(f"{path}: not a known recording.{seen} Nearest are{near}")
