@@ -81,7 +81,7 @@ class TestWriting:
     def test_all_that_is_wrong_is_told_at_once(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="nowhere"):
             Mixture(parse_mixture([tmp_path / "nowhere"]))
-        with pytest.raises(ConfigError, match=r"2 things[^$]*no1[^$]*no2"):
+        with pytest.raises(ConfigError, match=r"2 problems[^$]*no1[^$]*no2"):
             Mixture(parse_mixture([tmp_path / "no1", tmp_path / "no2"]))
 
     def test_the_hash_tells_mixtures_apart(self, stores: list[Path]) -> None:

@@ -291,7 +291,7 @@ class TestCard:
     @pytest.mark.parametrize(
         ("record", "said"),
         [
-            ({"init": "scratch"}, "random weights"),
+            ({"init": "scratch"}, "random initial weights"),
             ({"init": "imagenet", "encoder": "resnet50"}, "BSD-3-Clause"),
             ({"init": "timm:vit_small_patch14_dinov2"}, "apache-2.0"),
             ({"init": "moco.pth"}, "those of moco.pth"),

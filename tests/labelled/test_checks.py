@@ -182,7 +182,7 @@ def test_coco_images_of_another_size(tmp_path: Path) -> None:
     Image.new("RGB", (10, 8)).save(tmp_path / "a.png")
     check_images(images, [0], objects=True)
     Image.new("RGB", (10, 9)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match=r"a\.png: is 10x9 pixels upright, .* says 10x8"):
+    with pytest.raises(DataError, match=r"a\.png: is 10x9 pixels upright, .* states 10x8"):
         images.check_size(0)
 
 

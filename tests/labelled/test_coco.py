@@ -339,7 +339,7 @@ class TestRefused:
         exif[0x0112] = 6
         Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(tmp_path / "val2017" / "20.png", exif=exif)
         for read in (images.color, images.instances):
-            with pytest.raises(DataError, match=r"20\.png: is 30x40 pixels upright, .* says 40x30 \(image id 20\)"):
+            with pytest.raises(DataError, match=r"20\.png: is 30x40 pixels upright, .* states 40x30 \(image id 20\)"):
                 read(0)
 
     def test_damaged_bytes(self, tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_wrong_flags(recording: Path, out: Path, flags: dict[str, Any], message:
 def test_wrong_folders(recording: Path, out: Path) -> None:
     with pytest.raises(ConfigError, match="no recording given"):
         prepare([], out)
-    with pytest.raises(ConfigError, match="is no prepared dataset"):
+    with pytest.raises(ConfigError, match="is not a prepared dataset"):
         prepare([recording], recording, **FLAGS)
     with pytest.raises(DataError, match="no such file or folder"):
         prepare([recording / "absent"], out)

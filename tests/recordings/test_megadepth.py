@@ -111,7 +111,7 @@ class TestBeside(MegaDepth):
                     layout = h5py.VirtualLayout((HEIGHT, WIDTH), np.float32)
                     layout[:] = h5py.VirtualSource(str(other), "depth", (HEIGHT, WIDTH))
                     file.create_virtual_dataset("depth", layout)
-            with pytest.raises(FrameError, match="of its own"):
+            with pytest.raises(FrameError, match="in the file itself"):
                 self.scene(sample).frame(0)
 
     def test_sizes_that_a_file_has_no_room_for(self, sample: Sample) -> None:

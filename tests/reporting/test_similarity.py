@@ -55,8 +55,8 @@ def test_what_the_page_does_not_hold_is_said():
     torch.manual_seed(0)
     features = torch.randn(2, 64, 6, 8)
     assert 0.5 < pack(features, (6, 8)).kept < 0.95
-    assert "% of the features&#x27; variation" in similarity_widget(pair(), {"after": features}, "Caption.")
-    assert "variation" not in similarity_widget(pair(), {"after": features[:, :8]}, "Caption.")
+    assert "% of the features&#x27; variance" in similarity_widget(pair(), {"after": features}, "Caption.")
+    assert "variance" not in similarity_widget(pair(), {"after": features[:, :8]}, "Caption.")
 
 
 def test_large_maps_are_averaged(monkeypatch: pytest.MonkeyPatch):

@@ -108,10 +108,10 @@ def read_h5_depth(path: Path) -> NDArray[np.float32]:
 
 def _array(file: Any, path: Path) -> NDArray[np.floating[Any]]:
     if not isinstance(file.get("depth", getlink=True), h5py.HardLink):
-        raise FrameError(f"{path}: has no dataset named depth.")
+        raise FrameError(f"{path}: has no dataset named depth in the file itself; other files are not followed.")
     data = file["depth"]
     if not isinstance(data, h5py.Dataset) or data.external or data.is_virtual:
-        raise FrameError(f"{path}: has no dataset named depth.")
+        raise FrameError(f"{path}: has no dataset named depth in the file itself; other files are not followed.")
     if data.ndim != 2 or data.dtype.kind != "f" or data.dtype.itemsize > 8:
         raise FrameError(f"{path}: its depth is {data.ndim}-dimensional of {data.dtype}, expected an image of floats.")
     largest = max(data.size, int(np.prod(data.chunks, dtype=np.float64)) if data.chunks else 0)
