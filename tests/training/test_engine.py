@@ -58,7 +58,7 @@ def test_half_precision_trains_like_full(
     """The first loss and gradient are those of fp32 to the precision; the contrast itself stays in fp32."""
     scaler(monkeypatch, init_scale=256.0)  # that of gradients: their norm is told without it
     # Some seeds have a feature near zero, whose direction, and with it the gradient, is rounding.
-    options = {**TINY, "objectives": {objective: 1.0}, "steps": 2, "seed": 1}
+    options = {**TINY, "objectives": {objective: 1.0}, "steps": 2, "seed": 13}
     full = run_small(rooms_store, tmp_path / "full", **options)
     half = run_small(rooms_store, tmp_path / "half", **options, precision=precision)
     assert set(logits) == {torch.float32}
