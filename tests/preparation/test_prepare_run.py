@@ -214,7 +214,8 @@ def test_a_result_that_cannot_be_right_names_check(tmp_path: Path, capsys: pytes
     # A centre 6 % of the width off: pairs enough, but the depth says so.
     (stated,) = (tmp_path / "rooms").rglob("cameras.yaml")
     cameras = yaml.safe_load(stated.read_text())
-    cameras["color"]["cx"] += 0.0625 * 80
+    for camera in ("color", "depth"):
+        cameras[camera]["cx"] += 0.0625 * 80
     stated.write_text(yaml.safe_dump(cameras))
     prepare([tmp_path / "rooms"], tmp_path / "centre", **flags)
     (doubt,) = Store(tmp_path / "centre").manifest["scenes"]["room-0000"]["doubts"]

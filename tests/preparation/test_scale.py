@@ -73,10 +73,11 @@ def test_the_unit_does_not_matter(shrunk: Path, out: Path) -> None:
 
 @pytest.mark.slow
 def test_relative_pairs_of_a_metric_scene(recording: Path, out: Path, tmp_path: Path) -> None:
-    prepare([recording], out, **{**FLAGS, "distance": 0.03}, match="relative")
+    flags = {**FLAGS, "distance": 0.03, "min_overlap": 0.3}
+    prepare([recording], out, **flags, match="relative")
     record = Store(out).manifest["scenes"]["room-0000"]
     assert (record["match"], record["scale"]) == ("relative", None)
-    prepare([recording], tmp_path / "point", **{**FLAGS, "distance": 0.03})
+    prepare([recording], tmp_path / "point", **flags)
     a, b = (len(Store(path).pairs().i) for path in (out, tmp_path / "point"))
     assert a > b, "3 % of more than a metre is more than 3 cm"
 

@@ -124,7 +124,7 @@ def test_a_resumed_run_decides_alike(
     rooms_store: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {**MEASURED, "weights": str(trained), "steps": 4, "lr": 0.01, "save_every": 1}
-    whole = run_small(rooms_store, tmp_path / "whole", **options, backbone={"mix": 1.0})
+    whole = run_small(rooms_store, tmp_path / "whole", **options)
     broken = run_broken(2, rooms_store, tmp_path / "broken", monkeypatch, **options)
     assert json.loads((whole / "scores.json").read_text()) == json.loads((broken / "scores.json").read_text())
     for name in ("weights.safetensors", "best.safetensors"):
