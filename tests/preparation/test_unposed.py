@@ -68,7 +68,9 @@ def test_frames_stand_for_themselves_where_there_are_no_pairs(flat: Path) -> Non
 @pytest.mark.thorough
 def test_crops_alone_are_learnt_from_it(flat: Path, tmp_path: Path) -> None:
     options = {"encoder": "resnet18", "init": "scratch", "steps": 1, "batch": 2, "micro_batch": 2, "crop": 32}
-    run = pretrain(flat, "moco", tmp_path / "run", workers=0, holdout=0.0, moco_queue=4, eval_every=0, **options).path
+    run = pretrain(
+        flat, "moco", run=tmp_path / "run", workers=0, holdout=0.0, moco_queue=4, eval_every=0, **options
+    ).path
     assert (run / "weights.safetensors").is_file()
     with pytest.raises(DataError, match="was prepared with --pairs false"):
-        pretrain(flat, "quick", tmp_path / "other", workers=0, steps=1)
+        pretrain(flat, "quick", run=tmp_path / "other", workers=0, steps=1)
