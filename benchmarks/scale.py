@@ -179,7 +179,7 @@ def keep_books(folder: Path, scenes: int) -> list[tuple[str, str]]:
         file.seek(struct.calcsize("<IQ") + 4 + struct.calcsize("<64f2i4If"))
         file.write(struct.pack("<Q", 1))
     recording, out = write_books(folder, scenes, source)
-    settings = StoreSettings("320x240", STEP, 6.0, "paper", 0.3, 0.02, 0.02, True, True, None)
+    settings = StoreSettings("320x240", STEP, 6.0, "paper", 0.05, 0.02, 0.02, True, True, None)
     manifest = {"state": "unfinished", "settings": settings._asdict(), "class_names": None}
     rows = [
         ("listing the scenes", timed(lambda: open_cached(recording, None, None))),

@@ -44,7 +44,7 @@ TINY = gpu.SMALL._replace(
     steps=1,
     tests=("--version",),
     table_seconds=0.0,
-    store={"count": 1, "frames": 8, "size": "64x48", "voxel": 0.32, "distance": 0.1, "min_overlap": 0.15},
+    store={"count": 1, "frames": 8, "size": "64x48", "voxel": 0.16, "distance": 0.1, "min_overlap": 0.15},
 )
 
 
@@ -270,7 +270,7 @@ def test_loading_is_compared_with_plain_files(capfd: pytest.CaptureFixture[str])
 def test_scale_runs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     books = dict(scale.keep_books(tmp_path / "books", 3))
     said = capfd.readouterr().err
-    assert "nothing, every scene is there" in said
+    assert "nothing, every scene is prepared" in said
     assert "to prepare: 3 scenes, 3 frames" in said
     assert float(books["finishing: pairs.npz and manifest, s"]) >= 0
     rows = dict(scale.prepare_scenes(tmp_path / "scenes", 2, kept=3))
