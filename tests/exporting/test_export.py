@@ -60,6 +60,7 @@ def test_an_exported_encoder_starts_the_next_run(run):
 
 
 @pytest.mark.parametrize("part", ["encoder", "all"])
+@pytest.mark.slow
 def test_a_mix_with_the_start(run, tmp_path, part):
     start = make_run(tmp_path / "start", "resnet18")
     unet, _ = load_model(start)

@@ -285,6 +285,7 @@ def test_headers_whose_length_begins_as_json_are_read(tmp_path, length):
     assert load_weights(torch.nn.Identity(), tmp_path / "x.safetensors").unexpected
 
 
+@pytest.mark.slow
 def test_the_advised_line_takes_the_tensors_of_any_checkpoint(tmp_path, resnet, monkeypatch):
     """Of a whole module, and of a dictionary with objects that no list knows."""
     monkeypatch.chdir(tmp_path)

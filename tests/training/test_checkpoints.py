@@ -143,6 +143,7 @@ def test_keeping_fewer_takes_effect_when_continued(
     assert checkpoints(run) == {"last.ckpt": 5}
 
 
+@pytest.mark.slow
 def test_a_write_cut_in_the_middle_leaves_the_good_checkpoint(
     rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +204,7 @@ def test_the_best_weights_are_those_of_the_highest_gain(
     assert column(run, "heldout/encoder_recall") == [0.2, 0.6, 0.5]
 
 
+@pytest.mark.slow
 def test_no_measurement_possible_is_no_failure(
     rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,6 +247,7 @@ def test_a_second_ctrl_c_goes_back_to_the_last_checkpoint(
     assert same(tmp_path / "run" / "weights.safetensors", whole / "weights.safetensors")
 
 
+@pytest.mark.slow
 def test_a_loader_process_that_is_killed_is_said(
     rooms_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

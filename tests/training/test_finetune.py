@@ -210,6 +210,7 @@ def test_other_networks_take_the_encoder(rooms_store: Path, tmp_path: Path, netw
 
 
 @pytest.mark.quick
+@pytest.mark.slow
 def test_frozen_parts_stay(rooms_store: Path, tmp_path: Path) -> None:
     """``last-3`` keeps stem and first stage; ``frozen`` norms keep weights and statistics everywhere."""
     torch.manual_seed(5)

@@ -250,6 +250,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("tune", ["full", "lora-2"])
+@pytest.mark.slow
 def test_a_part_of_the_change_is_written_and_measured(
     rooms_store: Path, trained: Path, tmp_path: Path, tune: str
 ) -> None:
