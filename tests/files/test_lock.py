@@ -123,7 +123,7 @@ def test_a_number_that_another_process_has_by_now_is_no_holder(tmp_path: Path) -
         pytest.skip("the system does not say when a process began")
     held_by(tmp_path, began="1", token="old")
     with lock_folder(tmp_path):
-        pass
+        assert json.loads((tmp_path / LOCK).read_text())["token"] != "old"
 
 
 def test_another_host_cannot_be_asked(tmp_path: Path) -> None:

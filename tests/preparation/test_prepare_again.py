@@ -171,8 +171,10 @@ def test_one_run_at_a_time_writes_a_store(recording: Path, out: Path) -> None:
 
 def test_a_finished_store_may_lie_where_nobody_can_write(recording: Path, out: Path) -> None:
     prepare([recording], out, **FLAGS)
+    before = Store(out).hash
     with lock_folder(out):  # nothing to write, nothing to wait for
         prepare([recording], out, **FLAGS)
+    assert Store(out).hash == before
 
 
 @pytest.mark.parametrize("correct", ["", "depth=1.5"])

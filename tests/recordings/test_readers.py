@@ -15,7 +15,7 @@ from samples import write_folder, write_rooms, write_sevenscenes
 
 from pri3d.api.rooms import rooms
 from pri3d.errors import ConfigError, DataError, FrameError
-from pri3d.recordings import open_recording
+from pri3d.recordings import detect, open_recording
 from pri3d.testing.reader import check_frame
 from pri3d.worlds.room import CLASS_NAMES
 
@@ -240,8 +240,8 @@ def test_unknown_folder_says_what_was_looked_for(tmp_path: Path) -> None:
 
 
 def test_no_two_readers_fit_one_sample(tmp_path: Path) -> None:
-    for write in (write_rooms, write_folder, write_sevenscenes):
-        open_recording(write(tmp_path / write.__name__).root)
+    for name, write in (("rooms", write_rooms), ("folder", write_folder), ("sevenscenes", write_sevenscenes)):
+        assert detect(write(tmp_path / write.__name__).root) == [name]
 
 
 def test_rooms_without_labels(tmp_path: Path) -> None:

@@ -191,7 +191,9 @@ class TestSplit:
         manifest = json.loads(path.read_text())
         del manifest["settings"]["split"]
         path.write_text(json.dumps(manifest))
+        scenes = Store(tmp_path / "out").scenes
         prepare([recording], tmp_path / "out", **options)
+        assert Store(tmp_path / "out").scenes == scenes
 
     def test_a_damaged_scan_costs_itself_alone(self, recording: Path, tmp_path: Path) -> None:
         (recording / "scans/scene0119_00/scene0119_00.sens").write_bytes(b"\x04\0\0\0")

@@ -256,11 +256,15 @@ def add_data(page: Page, folder: Path, run: RunFolder) -> None:
     """The pair of median overlap with its matches, and the surface in view of its first frame."""
     store = Store(folder)
     pair = gather.matched_pairs(folder, 1, run.settings)[0][0]
+    objectives = run.settings.get("objectives", {})
+    contrast = next((f" The {name.capitalize()} objective" for name in ("view", "pyramid") if name in objectives), "")
+    contrast += " makes the features of matched points alike and those of all others unlike." if contrast else ""
+    voxels = " The Geometry objective matches pixels with these voxels." if "geometry" in objectives else ""
     page.figure(
         figures.pair_figure(pair),
         f"Pair {pair.name}: of all {len(store.pairs().i):,} pairs, the one of median overlap. Points of both "
-        f"frames that lie on the same place of the surface are matches; at most {figures.SHOWN_MATCHES} are drawn. The "
-        "View objective makes the features of matched points alike and those of all others unlike.",
+        f"frames that lie on the same place of the surface are matches; at most {figures.SHOWN_MATCHES} are drawn."
+        f"{contrast}",
         "Two frames of a room side by side, with lines between the points that both see.",
     )
     chunk = gather.median_chunk(folder, run.settings)
@@ -274,8 +278,7 @@ def add_data(page: Page, folder: Path, run: RunFolder) -> None:
         figures.chunk_figure(chunk),
         f"The surface in the view of frame {chunk.name}, in cubes of {100 * drawn:.0f} cm{coarser}: coloured by "
         "height, the rest of the scene grey. Red: the camera and its view down to the farthest depth. Dashed: the box "
-        "around it, which cuts out the chunk. Cut open 45 cm above the camera. The Geometry objective matches pixels "
-        "with these voxels.",
+        f"around it, which cuts out the chunk. Cut open 45 cm above the camera.{voxels}",
         "A frame, and the voxels of the room seen from above with the camera's view frustum.",
     )
     # The same chunk to turn around, with the pair's cameras and lines to points that both see.
