@@ -23,7 +23,7 @@ from PIL import Image
 from pri3d.api.embed import embed
 from pri3d.evaluation.embed import Precision
 from pri3d.labelled._shared.decoding import read_rgb
-from pri3d.machine import cpu_has_bf16
+from pri3d.machine import bf16_units
 from pri3d.networks.load import load
 from pri3d.networks.unet import build_unet
 from pri3d.networks.weights import save_model
@@ -62,7 +62,7 @@ def ours(weights: Path, images: Path, out: Path, precision: Precision) -> NDArra
 def run(count: int = IMAGES, size: tuple[int, int] = SIZE, rounds: int = ROUNDS) -> list[tuple[str, str, str | None]]:
     """Name, measured value and bar of every figure, for ``count`` images of ``size`` (width, height)."""
     torch.set_num_threads(1)
-    kinds: list[Precision] = ["fp32", "bf16"] if cpu_has_bf16() or torch.cuda.is_available() else ["fp32"]
+    kinds: list[Precision] = ["fp32", "bf16"] if bf16_units() or torch.cuda.is_available() else ["fp32"]
     rates: dict[str, list[float]] = {name: [] for name in ("plain", *kinds)}
     features = {}
     with tempfile.TemporaryDirectory() as name:

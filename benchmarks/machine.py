@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pri3d.machine import cores, cpu_has_bf16
+from pri3d.machine import bf16_units, cores
 
 
 def describe_machine() -> str:
@@ -24,4 +24,4 @@ def _processor() -> str:
     lines = info.read_text(errors="replace").splitlines() if info.exists() else []
     found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = found[0].replace("(R)", "") if found else platform.machine()
-    return f"{cores()} cores of {name}" + (" with bf16 instructions" if cpu_has_bf16() else "")
+    return f"{cores()} cores of {name}" + (" with bf16 instructions" if bf16_units() else "")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pri3d import machine
-from pri3d.machine import cores, cpu_has_bf16, limit_spinning, peak_memory, prefers_bf16
+from pri3d.machine import bf16_units, cores, limit_spinning, peak_memory, prefers_bf16
 from pri3d.networks.encoders import build_encoder
 
 
@@ -51,7 +51,7 @@ def test_bf16_is_looked_up(
         info.write_text(flags)
     monkeypatch.setattr(platform, "machine", lambda: processor)
     monkeypatch.setattr(machine, "Path", lambda _: info)
-    assert cpu_has_bf16() is has
+    assert bool(bf16_units()) is has
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,18 @@ def test_a_run_is_begun_once_and_continued_with_the_same_settings(tmp_path):
     assert run.read_config()["provenance"] == facts
 
 
+def test_a_run_of_an_earlier_version_is_not_continued_with_other_data(tmp_path):
+    """It trained on all pairs and wrote the whole change; that is said, and it continues where it is asked for."""
+    run = RunPaths(tmp_path)
+    run.open("pretrain", {"steps": 3, "backbone": {"norm": "train"}}, {}, resume=False)
+    run.checkpoint.touch()
+    with pytest.raises(ConfigError, match=r"min_overlap was 0\.0, now 0\.3"):
+        run.open("pretrain", {"steps": 3, "min_overlap": 0.3, "backbone": {"norm": "train", "mix": 1.0}}, {}, True)
+    with pytest.raises(ConfigError, match=r"backbone\.mix was 1\.0, now 0\.7"):
+        run.open("pretrain", {"steps": 3, "min_overlap": 0.0, "backbone": {"norm": "train", "mix": 0.7}}, {}, True)
+    run.open("pretrain", {"steps": 3, "min_overlap": 0.0, "backbone": {"norm": "train", "mix": 1.0}}, {}, True)
+
+
 def test_rows_that_are_kept_stay_as_they_are(tmp_path):
     """Those of a continued run: a step is a whole number before and after."""
     whole = MetricsFile(tmp_path / "a.csv", 0)

@@ -20,11 +20,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cpu_has_bf16() -> bool:
-    """Tell whether the processor multiplies bf16; PyTorch emulates it slowly elsewhere."""
-    return bool(_bf16_units())
-
-
 def prefers_bf16(network: nn.Module) -> bool:
     """Tell whether a network is faster in bf16 than in float32 on this machine: on its GPU, else on its processor.
 
@@ -38,15 +33,15 @@ def prefers_bf16(network: nn.Module) -> bool:
 
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    units = _bf16_units()
+    units = bf16_units()
     if "amx_bf16" in units:
         return True
     layers = [layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     return bool(units) and (not layers or median(weight[0].numel() for weight in layers) >= FEW_PRODUCTS)
 
 
-def _bf16_units() -> set[str]:
-    """Instruction sets of the processor that multiply bf16."""
+def bf16_units() -> set[str]:
+    """Instruction sets of the processor that multiply bf16; PyTorch emulates it slowly elsewhere."""
     info = Path("/proc/cpuinfo")
     if platform.machine() not in {"x86_64", "AMD64"} or not info.exists():
         return set()

@@ -25,6 +25,10 @@ from pri3d.notation import parse_json, parse_yaml
 _SAME = ("data_hash", "init", "init_data_hash", "part", "images_hash", "dataset", "labels")
 
 
+#: what runs of earlier versions did where a setting did not exist yet and its present defaults do something else
+_FORMERLY = {"min_overlap": 0.0, "backbone.mix": 1.0}
+
+
 class RunPaths:
     """The folder of one run; the only place that knows the names of its files.
 
@@ -83,7 +87,8 @@ class RunPaths:
             return
         before = self.read_config()
         was, asked = ({".".join(way): value for way, value in leaves(part)} for part in (before["settings"], settings))
-        # A run of an earlier version does not state what could not be set then.
+        # A run of an earlier version does not state what could not be set then; most of it changes nothing.
+        was = {**{name: value for name, value in _FORMERLY.items() if name in asked}, **was}
         differ = differences(was, {name: value for name, value in asked.items() if name in was})
         differ += differences(before["provenance"], {name: provenance.get(name) for name in _SAME})
         fix = "Resume with those of config.yaml, or choose another --run."

@@ -63,6 +63,7 @@ class TestHfOfAViT(ExportFormatContract):
     encoder = VIT
 
 
+@pytest.mark.slow
 class TestTorchscript(ExportFormatContract):
     name = "torchscript"
     named = False

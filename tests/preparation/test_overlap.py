@@ -154,6 +154,17 @@ def test_a_pair_near_the_threshold_is_decided_exactly(room_stack: DepthStack) ->
         assert values[0] == pytest.approx(truth, abs=1e-6)
 
 
+def test_a_pair_near_the_papers_threshold_is_decided_exactly_too(
+    room_stack: DepthStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs are kept from less on, and training asks for the paper's overlap later."""
+    (i, j), *_ = all_pairs(FRAMES)[:1].tolist()
+    truth = brute_force(room_stack, i, j, 0.02)
+    monkeypatch.setattr("pri3d.preparation.overlap.PAPER_OVERLAP", truth + 1e-5)
+    values = measure_overlaps(room_stack, np.array([(i, j)], np.int32), distance=0.02, min_overlap=0.001)
+    assert values[0] == pytest.approx(truth, abs=1e-6)
+
+
 def test_threads_change_nothing(room_stack: DepthStack) -> None:
     one = mine_pairs(room_stack, min_overlap=0.1)
     two = mine_pairs(room_stack, min_overlap=0.1, threads=2)

@@ -51,6 +51,15 @@ def test_typical_pairs_are_at_even_ranks(runs):
     assert len(gather.typical_pairs(store, 50)) == len(overlap)
 
 
+def test_typical_pairs_are_those_a_run_trains_on(runs):
+    store = Store(runs.store)
+    overlap = store.pairs().overlap
+    least = float(np.quantile(overlap, 0.6))
+    shown = gather.typical_pairs(store, 99, settings={"min_overlap": least})
+    assert sorted(shown.tolist()) == np.flatnonzero(overlap >= np.float32(least)).tolist()
+    assert len(gather.typical_pairs(store, 99, settings={"min_overlap": 1.0})) == len(overlap)  # none: all
+
+
 def test_typical_pairs_of_one_scene(runs):
     store = Store(runs.store)
     table = store.pairs()

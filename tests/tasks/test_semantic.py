@@ -298,6 +298,16 @@ class TestPredict:
         assert np.array_equal(predicted, large[0].argmax(0).numpy())
         assert not np.array_equal(predicted, np.kron(small[0].argmax(0).numpy(), np.ones((2, 2))))
 
+    def test_a_task_of_another_package_may_change_what_this_one_predicts(self):
+        class Later(SemanticTask):
+            def predict(self, model, color):
+                return super().predict(model, color) + 1
+
+        colors = painted(3, (6, 9)).colors
+        wanted = [SemanticTask(RGB).predict(Paint().eval(), color) + 1 for color in colors]
+        found = Later(RGB).predict_many(Paint().eval(), colors)
+        assert all(np.array_equal(one, two) for one, two in zip(found, wanted, strict=True))
+
     @pytest.mark.parametrize("size", [(5, 7), (40, 30), (1, 1)])
     def test_any_size_and_a_fortran_order(self, size):
         color = np.asfortranarray(painted(1, size).colors[0])

@@ -13,6 +13,7 @@ class TestView(ObjectiveContract):
     name = "view"
 
 
+@pytest.mark.slow
 class TestGeometry(ObjectiveContract):
     name = "geometry"
     options = {"net3d": "tiny"}

@@ -239,6 +239,7 @@ def test_frozen_encoder_stays_bit_by_bit(rooms_store: Path, tmp_path: Path) -> N
     assert gap(run / "initial.safetensors", run / "weights.safetensors") > 1e-4  # the decoder learns
 
 
+@pytest.mark.slow
 def test_only_the_last_stage_moves(rooms_store: Path, tmp_path: Path) -> None:
     """Batch-norm statistics of the frozen stages stay too, held-out measurements in between."""
     moved, kept = changed(run_small(rooms_store, tmp_path / "run", tune="last-1", holdout=0.3, eval_every=1))
@@ -310,6 +311,7 @@ def test_a_delay_without_heads_is_refused(rooms_store: Path, tmp_path: Path) -> 
         run_small(rooms_store, tmp_path / "run", objectives={"distill": 1.0}, backbone={"delay": 1})
 
 
+@pytest.mark.slow
 def test_distillation_trains_the_encoder_alone_and_measures_its_maps(rooms_store: Path, tmp_path: Path) -> None:
     """The decoder is left out; clean images reach the teacher, or the drift of the start would not come from them."""
     given = {"objectives": {"distill": 1.0}, "holdout": 0.4, "eval_pairs": 2, "augment": "strong"}

@@ -25,6 +25,7 @@ from pri3d.networks.state_files import read_state
 from pri3d.networks.unet import build_unet
 from pri3d.networks.weights import read_provenance, save_model, save_state
 from pri3d.registry import TASKS
+from pri3d.runs import RunPaths
 from pri3d.store import Store
 from pri3d.tasks import find_task
 from pri3d.training.comparison import ComparedRun, ComparisonRow, folder_names
@@ -92,6 +93,21 @@ def test_weights_reach_the_network(rooms_store: Path, tmp_path: Path) -> None:
                 assert close or (key.startswith("decoder.") and not decoder_too), key
         changed = [k for k, v in unet.state_dict().items() if k.startswith("decoder.") and not torch.equal(after[k], v)]
         assert decoder_too or changed
+
+
+@pytest.mark.slow
+def test_weights_without_a_decoder_ask_for_none(rooms_store: Path, tmp_path: Path) -> None:
+    """What adapt and MoCo write holds the encoder; the decoder is the user's choice."""
+    torch.manual_seed(5)
+    unet = build_unet("resnet18", "slim", 8)
+    save_model(unet, tmp_path / "pre" / "weights.safetensors", {}, decoder=False)
+    run = run_small(
+        rooms_store, tmp_path / "run", weights=str(tmp_path / "pre"), decoder="paper", channels=16, steps=1, lr=1e-12
+    )
+    own = RunPaths(run).read_config()["settings"]["semantic"]
+    assert (own["decoder"], own["channels"]) == ("paper", 16)
+    after = read_state(run)
+    assert torch.allclose(after["encoder.layer4.1.conv2.weight"], unet.encoder.state_dict()["layer4.1.conv2.weight"])
 
 
 @pytest.mark.slow
@@ -176,6 +192,7 @@ def test_an_option_of_another_task_is_refused(rooms_store: Path, tmp_path: Path)
         run_small(rooms_store, tmp_path / "run", rois=8)
 
 
+@pytest.mark.slow
 def test_epochs_count_the_images_that_are_used(rooms_store: Path, tmp_path: Path) -> None:
     run = run_small(rooms_store, tmp_path / "run", steps=None, epochs=1.5, fraction=0.5, eval_every=100)
     images = len(PreparedImages(rooms_store, "all").subset(0.5))

@@ -108,6 +108,7 @@ def test_a_stop_can_be_turned_off_and_the_last_network_taken(
     assert "stopped" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_measuring_changes_nothing(rooms_store: Path, tmp_path: Path) -> None:
     """Neither random numbers nor batch norms: the same training with and without it."""
     options: dict[str, Any] = {"steps": 2, "holdout": 0.3}

@@ -56,6 +56,7 @@ def test_same_seed_same_run_other_seed_other_run(rooms_store: Path, tmp_path: Pa
 
 
 @pytest.mark.quick
+@pytest.mark.slow
 def test_only_the_chosen_objectives_run(rooms_store: Path, tmp_path: Path) -> None:
     rows = read_metrics(
         run_small(rooms_store, tmp_path / "run", objectives={"view": 0.5, "geometry": 0}) / "metrics.csv"

@@ -44,9 +44,9 @@ from pri3d.geometry.resize import parse_size, resize_color
 from pri3d.machine import cores, prefers_bf16
 from pri3d.networks.load import FeatureNet, load
 from pri3d.runs import read_json, write_json
+from pri3d.tasks.base import PIXELS
 from pri3d.terminal import Terminal, track
 
-PIXELS = 8_000_000  #: of the images in a batch, at most; an image alone may have more
 BATCHES = 4  #: of pictures in a part, the work that a kill costs at most
 RECORD = "record.json"  #: of the folder: what the parts are made with
 CONTENT = "content.json"  #: of a part: its pictures

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pri3d.api.training import TUNING, TUNINGS
 from pri3d.errors import ConfigError
 from pri3d.networks.lora import add_lora
+from pri3d.networks.weights import mix_states
 
 #: a child that holds a network's stages or blocks in order, and the names of stages that stand side by side
 CONTAINERS = ("blocks", "stages", "layers")
@@ -86,17 +87,16 @@ def _name(encoder: nn.Module) -> str:
 def mixed(encoder: nn.Module, initial: Mapping[str, Tensor], share: float) -> Iterator[None]:
     """Context in which an encoder is ``share`` of the way from its ``initial`` state; nothing where that is empty.
 
-    Between a network and what it began with, networks in between often are better than either where images change
-    (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022). Of an adapter's product ``up @ down`` one
-    factor moves.
+    As :func:`pri3d.networks.weights.mix_states`; of an adapter's product ``up @ down`` one factor moves.
     """
     state = encoder.state_dict()
-    moved = [key for key in initial if state[key].is_floating_point() and not key.endswith(".0.down")]
+    moved = [key for key in initial if not key.endswith(".0.down")]
     trained = {key: state[key].clone() for key in moved}
+    between = mix_states({key: initial[key].to(state[key]) for key in moved}, trained, share)
     try:
         with torch.no_grad():
             for key in moved:
-                state[key].copy_(torch.lerp(initial[key].to(trained[key]), trained[key], share))
+                state[key].copy_(between[key])
         yield
     finally:
         with torch.no_grad():

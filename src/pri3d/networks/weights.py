@@ -295,7 +295,7 @@ def load_model(path: Path) -> tuple[UNet, dict[str, Any]]:
     if not any(key.startswith("decoder.") for key in state):
         raise WeightsError(
             f"{path} holds an encoder alone, not a whole U-Net: its objectives trained no decoder, or it is an export "
-            "of the encoder. Take its encoder: --part encoder, or pass it as --weights"
+            "of the encoder. Take the encoder's features, or pass it as --weights"
         )
     encoder, channels = build_stated_encoder(path, record, state), record["channels"]
     # Looked up before anything of that size is made: a damaged header may claim any number.

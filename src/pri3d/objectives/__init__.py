@@ -8,7 +8,7 @@ point ``pri3d.objectives``). Its options are a class of fields beside it; from t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -84,6 +84,12 @@ class Objective(nn.Module, ABC):
 
     def after_step(self) -> None:
         """Called after every optimizer step."""
+
+
+def any_decodes(names: Iterable[str]) -> bool:
+    """Whether any of the objectives of these names looks at the decoder's map; True where none is known here."""
+    known = [name for name in names if name in registry.names("objectives", registry.OBJECTIVES)]
+    return not known or any(registry.load("objectives", registry.OBJECTIVES, name).decodes for name in known)
 
 
 class WeightedSum(nn.Module):

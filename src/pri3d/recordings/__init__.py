@@ -394,10 +394,11 @@ def name_left_out(path: Path) -> str:
 
     Of very many files the first are looked at: a network's file system lists a thousand scenes slowly.
     """
+    known = _KNOWN.union(*(load_reader(name).suffixes for name in registry.names("readers", READERS)))
     others, seen = [], 0
     for _, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if name[:1] != ".")
-        others += [name for name in names if PurePath(name).suffix.lower() not in _KNOWN]
+        others += [name for name in names if PurePath(name).suffix.lower() not in known]
         seen += len(names)
         if seen >= _WALKED:
             break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,17 +11,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from pri3d.data.pairs import PairDataset
 from pri3d.data.sampler import Draw
 from pri3d.errors import ConfigError, DataError
 from pri3d.geometry.matching import match_pixels
-from pri3d.geometry.resize import parse_size
+from pri3d.geometry.resize import crop_to_shape, parse_size
 from pri3d.labelled import LabelledImages
 from pri3d.networks.load import WeightsSource
 from pri3d.reporting.cutaway import Chunk, up_direction
 from pri3d.reporting.figures import MatchedPair, PredictedFrame
 from pri3d.reporting.sources import Missing, RunFolder, Runs, has_pairs
+from pri3d.reporting.widgets import MOST_CELLS
 from pri3d.runs import RunPaths
 from pri3d.store import Store
 from pri3d.tasks import find_task, load_task
@@ -33,13 +36,18 @@ def match_distance(settings: Mapping[str, Any], prepared: Mapping[str, Any]) -> 
     return float(settings.get("matching", {}).get("distance") or prepared.get("distance") or _DISTANCE)
 
 
-def typical_pairs(store: Store, count: int, scene: str | None = None) -> NDArray[np.int64]:
+def typical_pairs(
+    store: Store, count: int, scene: str | None = None, settings: Mapping[str, Any] | None = None
+) -> NDArray[np.int64]:
     """Rows of at most ``count`` pairs, of one scene or of all, at even ranks of their overlap (no cherry-picking).
 
-    1 is the median, 2 the tertiles; by overlap.
+    1 is the median, 2 the tertiles. Of pairs that overlap as much as a run of these ``settings`` asks for, where there
+    are any.
     """
     table = store.pairs()
     rows = np.arange(len(table.overlap)) if scene is None else np.flatnonzero(table.scene == scene)
+    trained = table.overlap[rows] >= np.float32((settings or {}).get("min_overlap", 0.0))
+    rows = rows[trained] if trained.any() else rows
     rows = rows[np.argsort(table.overlap[rows], kind="stable")]
     ranks = (np.arange(1, count + 1) / (count + 1) * len(rows)).astype(np.int64)
     return rows[np.unique(ranks)] if len(rows) else rows
@@ -54,7 +62,7 @@ def matched_pairs(folder: Path, count: int, settings: Mapping[str, Any]) -> tupl
     store = Store(folder)
     if not has_pairs(store):
         raise DataError(f"{folder}: has no overlapping pairs. Prepare it with pairs.")
-    rows = np.sort(typical_pairs(store, count))
+    rows = np.sort(typical_pairs(store, count, settings=settings))
     size = parse_size(settings["size"]) if "size" in settings else store.scene(store.scenes[0]).frames.size
     dataset, table = PairDataset(folder, rows, size, seed=0), store.pairs()
     grid = (-(-size[1] // 2), -(-size[0] // 2))
@@ -80,13 +88,15 @@ def matched_pairs(folder: Path, count: int, settings: Mapping[str, Any]) -> tupl
 def median_chunk(folder: Path, settings: Mapping[str, Any]) -> Chunk | Missing:
     """First frame of the median pair; the surface in the voxel size of ``settings``, where the store's divides it."""
     store = Store(folder)
-    row = int(typical_pairs(store, 1)[0])
+    row = int(typical_pairs(store, 1, settings=settings)[0])
     table = store.pairs()
     scene = store.scene(str(table.scene[row]))
     surface = scene.surface()
     if len(surface.cells) == 0:
         return Missing(f"scene {scene.id} of {folder.name} has no surface.")
     view, frames = scene.view(int(table.i[row])), scene.frames
+    if "size" in settings:
+        view = crop_to_shape(view, parse_size(settings["size"]))  # what the network saw
     voxel = float(settings.get("geometry", {}).get("voxel") or surface.size)
     return Chunk(
         color=view.color,
@@ -118,8 +128,21 @@ def network_files(runs: Sequence[RunFolder]) -> dict[str, Path] | Missing:
 
 @torch.no_grad()
 def feature_maps(images: Tensor, files: Mapping[str, Path]) -> dict[str, Tensor]:
-    """Maps (K, C, h, w) of images (K, 3, H, W), half their size, by the network in each file, by the same names."""
-    return {name: WeightsSource(file).dense()(images) for name, file in files.items()}
+    """Maps (K, C, h, w) of images (K, 3, H, W) by the network in each file, by the same names.
+
+    Of half the images' size, or of as many times less as leaves ``MOST_CELLS``: all maps of an encoder are thousands of
+    channels.
+    """
+    found = {}
+    for name, file in files.items():
+        network = WeightsSource(file).dense()
+        maps = []
+        for image in torch.split(images, 1):
+            features = network(image)
+            step = math.ceil(math.sqrt(features.shape[-2] * features.shape[-1] / MOST_CELLS))
+            maps.append(F.avg_pool2d(features, step, ceil_mode=True) if step > 1 else features)
+        found[name] = torch.cat(maps)
+    return found
 
 
 def spread_rows(count: int, most: int) -> list[int]:

@@ -262,9 +262,9 @@ def add_data(page: Page, folder: Path, run: RunFolder) -> None:
     voxels = " The Geometry objective matches pixels with these voxels." if "geometry" in objectives else ""
     page.figure(
         figures.pair_figure(pair),
-        f"Pair {pair.name}: of all {len(store.pairs().i):,} pairs, the one of median overlap. Points of both "
-        f"frames that lie on the same place of the surface are matches; at most {figures.SHOWN_MATCHES} are drawn."
-        f"{contrast}",
+        f"Pair {pair.name}: of all pairs that overlap as much as the run asks for, the one of median overlap. Points "
+        "of both frames that lie on the same place of the surface are matches; at most "
+        f"{figures.SHOWN_MATCHES} are drawn.{contrast}",
         "Two frames of a room side by side, with lines between the points that both see.",
     )
     chunk = gather.median_chunk(folder, run.settings)
@@ -290,7 +290,7 @@ def add_data(page: Page, folder: Path, run: RunFolder) -> None:
         share = (height - height.min(initial=np.inf)) / max(float(np.ptp(height)) if len(height) else 0.0, 1e-9)
         # Neither the darkest nor the lightest of a colour map.
         colors[part] = np.rint(255 * mpl.colormaps[name](0.15 + 0.75 * share)[:, :3]).astype(np.uint8)
-    row = gather.typical_pairs(store, 1)
+    row = gather.typical_pairs(store, 1, settings=run.settings)
     frames = store.scene(str(store.pairs().scene[row[0]])).frames
     distance = gather.match_distance(run.settings, store.manifest["settings"])
     shown = show_pairs(folder, row, pair.colors.shape[2:0:-1], distance, {})[0]

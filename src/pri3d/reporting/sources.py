@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pri3d import registry
 from pri3d.data.mixture import hashes_of
 from pri3d.errors import ConfigError, DataError
 from pri3d.labelled import LabelledImages, open_labelled
+from pri3d.objectives import any_decodes
 from pri3d.runs import RunPaths, leaves, read_json, short_names
 from pri3d.store import MANIFEST, Store
 from pri3d.tasks import find_task, task_of
@@ -118,10 +118,8 @@ def flat_settings(run: RunFolder) -> dict[str, Any]:
 
 def used_settings(run: RunFolder) -> dict[str, Any]:
     """Settings of a run without the decoder's and its contrast's where none of its objectives looks at the decoder."""
-    names = run.settings.get("objectives", {})
-    known = [name for name in names if name in registry.names("objectives", registry.OBJECTIVES)]
-    unused = known and not any(registry.load("objectives", registry.OBJECTIVES, name).decodes for name in known)
-    return {name: value for name, value in run.settings.items() if not (unused and name in ("unet", "contrast"))}
+    unused = () if any_decodes(run.settings.get("objectives", {})) else ("unet", "contrast")
+    return {name: value for name, value in run.settings.items() if name not in unused}
 
 
 def read_run(path: Path, name: str) -> RunFolder:

@@ -18,7 +18,7 @@ from pri3d.data.pairs import PairDataset, PairItem
 from pri3d.data.sampler import Draw
 from pri3d.errors import DataError
 from pri3d.geometry.matching import cell_pixels, cell_points, match_pixels
-from pri3d.geometry.resize import parse_size, resize_color
+from pri3d.geometry.resize import parse_size, resize_color, shape_box
 from pri3d.labelled import LabelledImages
 from pri3d.labelled.prepared import PreparedImages
 from pri3d.networks.load import WeightsSource
@@ -105,7 +105,7 @@ def _show_scene(
     found: list[ShownPair] = []
     if pairs and made["pairs"]:
         distance = match_distance(settings, made)
-        found = show_pairs(store.path, typical_pairs(store, pairs, scene.id), size, distance, networks or {})
+        found = show_pairs(store.path, typical_pairs(store, pairs, scene.id, settings), size, distance, networks or {})
     if pairs and not found:
         notes.append(f"Scene {scene.id} has no overlapping pairs.")
     points, colors = _surface(scene)
@@ -147,7 +147,9 @@ def _show_pretraining(run: RunFolder, data: Path | None, scene: str | None, fram
         maps: list[Tensor] = []
         for frame in track(shown.frames, f"features {name}"):
             with torch.no_grad():
-                features = net(to_tensor(resize_color(frame.color, size))[None].float() / 255).float()
+                left, top, width, height = shape_box((frame.color.shape[1], frame.color.shape[0]), size)
+                seen = resize_color(frame.color[top : top + height, left : left + width], size)
+                features = net(to_tensor(seen)[None].float() / 255).float()
             step = -(-features.shape[-1] // _CELLS)
             maps.append(F.avg_pool2d(features, step, ceil_mode=True) if step > 1 else features)
         pictures[f"features {name}"] = list((255 * pca_colors(torch.cat(maps))).round().astype(np.uint8))

@@ -28,7 +28,7 @@ from pri3d.geometry.resize import parse_size
 from pri3d.networks.encoders import build_encoder
 from pri3d.networks.segmentation import build_segmentation
 from pri3d.networks.unet import UNet
-from pri3d.objectives import VIEWS
+from pri3d.objectives import VIEWS, any_decodes
 from pri3d.processes import KilledError, run_in_processes
 from pri3d.reproduction.matrix import Experiment, Matrix, PlannedRun, groups
 from pri3d.reproduction.work import (
@@ -185,7 +185,8 @@ def model_cost(
             # The query is learnt from, the key goes through alone.
             flops, numbers, parameters, kind = one.flops * 4, one.numbers, 2 * one.parameters, "moco"
         else:
-            one = _count_unet(settings.encoder, settings.unet.decoder, settings.unet.channels, size)
+            decoder = settings.unet.decoder if any_decodes(settings.active) else None
+            one = _count_unet(settings.encoder, decoder, settings.unet.channels if decoder else 0, size)
             shown: set[str] = set()  # images of a pair that the network sees
             for name in settings.active:
                 own = registry.load("objectives", registry.OBJECTIVES, name).views

@@ -33,7 +33,7 @@ from pri3d.networks.weights import save_state, stated_of
 Own = TypeVar("Own", bound=Options)
 T = TypeVar("T")
 _TOGETHER = 8  # images that a GPU predicts at once
-_PIXELS = 8_000_000  # that they have together at most; one alone may have more
+PIXELS = 8_000_000  #: that images in one batch have together at most; one alone may have more
 _LINES = 8  # of a prediction in words that are drawn
 
 
@@ -307,13 +307,16 @@ def prediction_batch(model: nn.Module) -> int:
 
 
 def in_groups(items: Iterable[T], most: int, pixels: Callable[[T], int] = lambda _item: 0) -> Iterator[list[T]]:
-    """Items in lists of ``most``, or of fewer where they have more than ``_PIXELS`` together or none is left."""
+    """Items in lists of ``most``, or of fewer where they have more than ``PIXELS`` together or none is left."""
     group: list[T] = []
+    total = 0
     for item in items:
-        if group and (len(group) == most or sum(map(pixels, group)) + pixels(item) > _PIXELS):
+        size = pixels(item)
+        if group and (len(group) == most or total + size > PIXELS):
             yield group
-            group = []
+            group, total = [], 0
         group.append(item)
+        total += size
     if group:
         yield group
 

@@ -189,13 +189,16 @@ class InstanceTask(Task):
 
     def predict(self, model: nn.Module, color: NDArray[np.uint8]) -> Detections:
         """Objects of one RGB image (H, W, 3) with a model in eval mode, best first, in pixels of that image."""
-        return self.predict_many(model, [color])[0]
+        return self._predict_together(model, [color])[0]
 
-    @torch.no_grad()
     def predict_many(self, model: nn.Module, colors: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         """:meth:`predict` of several images, which go through the detector together."""
-        if type(self).predict is not InstanceTask.predict:  # a task of another package
+        if type(self).predict is not InstanceTask.predict:  # a task of another package, which may ask this class's
             return super().predict_many(model, colors)
+        return self._predict_together(model, colors)
+
+    @torch.no_grad()
+    def _predict_together(self, model: nn.Module, colors: Sequence[NDArray[np.uint8]]) -> list[Detections]:
         return list(_find(model, [to_tensor(color).float() / 255 for color in colors]))
 
     def predictions(
@@ -293,7 +296,7 @@ class CocoResults(Predictions):
         """Write what a network finds in each image, as validation does in training."""
         meter = DetectionMeter(InstanceDataset(self.images, objects=False), lambda: self.truth)
         colors = counted(read_ahead(range(len(self.images.names)), self.images.color))
-        for group in in_groups(colors, prediction_batch(model)):
+        for group in in_groups(colors, prediction_batch(model), lambda color: color[..., 0].size):
             for found in task.predict_many(model, group):
                 meter.parts.append(detections_to_results(found, len(meter.parts) + 1, meter.numbers))
         write_atomic(folder / self.files[0], json.dumps(meter.results()).encode())

@@ -177,13 +177,16 @@ class SemanticTask(Task):
 
     def predict(self, model: nn.Module, color: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """RGB (H, W, 3) -> class ids (H, W); scores of the training size are enlarged before the best is taken."""
-        return self.predict_many(model, [color])[0]
+        return self._predict_together(model, [color])[0]
 
-    @torch.no_grad()
     def predict_many(self, model: nn.Module, colors: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
         """:meth:`predict` of several images; those of one size go through the network together."""
-        if type(self).predict is not SemanticTask.predict:  # a task of another package
+        if type(self).predict is not SemanticTask.predict:  # a task of another package, which may ask this class's
             return super().predict_many(model, colors)
+        return self._predict_together(model, colors)
+
+    @torch.no_grad()
+    def _predict_together(self, model: nn.Module, colors: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.uint8]]:
         device = next(model.parameters()).device
         images = [to_tensor(resize_color(color, self.size or (color.shape[1], color.shape[0]))) for color in colors]
         found: dict[int, NDArray[np.uint8]] = {}
@@ -272,7 +275,7 @@ class ClassMaps(Predictions):
         with replacing(folder / self.files[0]) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
             colors = read_ahead(range(len(self.images.names)), self._color)
             named = zip(self.images.names, counted(colors), strict=True)
-            for group in in_groups(named, prediction_batch(model)):
+            for group in in_groups(named, prediction_batch(model), lambda item: item[1][..., 0].size):
                 found = task.predict_many(model, [color for _, color in group])
                 for (name, _), classes in zip(group, found, strict=True):
                     archive.writestr(zipfile.ZipInfo(f"{name}.png"), encode(classes, "PNG"))

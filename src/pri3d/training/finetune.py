@@ -238,7 +238,9 @@ class FinetuneRun:
             stated[encoder] = {name: _agreed(f"{encoder}.{name}", mine.get(name), of_encoder) for name in of_encoder}
         if (own := self.task_type.options) is not None:
             mine = given.get(call.task, {})
-            known = {name: _agreed(f"{call.task}.{name}", mine.get(name), self.record) for name in _OF_NETWORK}
+            # Weights without a decoder say nothing of one.
+            record = self.record if job.weights != "scratch" and self.source.holds_unet else {}
+            known = {name: _agreed(f"{call.task}.{name}", mine.get(name), record) for name in _OF_NETWORK}
             stated[call.task] = {name: known[name] for name in _OF_NETWORK if name in hints_of(own)}
         if job.weights == "scratch":  # what a preset keeps as it was loaded would stay random
             stated |= {"tune": given.get("tune", "full"), "backbone": {"norm": "train"}}

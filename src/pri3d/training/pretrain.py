@@ -175,7 +175,6 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
     done = open_run(folder, "pretrain", settings, provenance, call.resume, options.launch.rank)
     facts = _facts(settings, provenance)
     first = options.launch.rank == 0
-    say = Terminal(stderr=True, highlight=False, soft_wrap=True, quiet=not first).print
     if done == 0 and first:
         module.save(folder.initial, {**facts, "steps": 0})
     guard = None
@@ -186,14 +185,14 @@ def pretrain_prepared(call: PretrainOptions) -> Run:
         guard = Guard(folder, done, every, held, collate, facts, workers, frames, margin)
     stopped = guard.stopped if guard else None
     if folder.weights.exists() and (stopped or done == settings.steps):
-        say(
+        options.say(
             f"{folder.path}: stopped at step {done}: {stopped}; nothing was trained"
             if stopped
             else folder.finished(done)
         )
         return Run(folder.path)
     for line in _introduce(settings, unet, data, held, done):
-        say(f"{folder.path.name}: {line}")
+        options.say(f"{folder.path.name}: {line}")
     if settings.compute.channels_last:
         module.to(memory_format=torch.channels_last)
     with folder.lock(options.launch.rank):
@@ -229,6 +228,10 @@ def _introduce(
     train, rest = (sum(map(len, rows)) for rows in zip(*((p.train, p.held) for p in data.portions), strict=True))
     measured = f"; {len(held)} of these are measured every {settings.validation.every:,} steps" if held else ""
     yield f"{train:,} {count} to train on, {rest:,} held out{measured}"
+    tables = [] if settings.crops_alone else [portion.store.pairs() for portion in data.portions]
+    few = sum(int((table.overlap < settings.min_overlap).sum()) for table in tables)
+    if few:
+        yield f"{few:,} further pairs overlap by less than --min-overlap {settings.min_overlap:g} and are left out"
     yield f"{settings.steps:,} steps of {settings.batch} {count}" + (f", {done:,} of them done" if done else "")
     if held is None and settings.weights != "scratch":
         reasons = {
